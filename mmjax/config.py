@@ -1,0 +1,171 @@
+"""Strict configs: every section of plain values becomes a frozen dataclass, or one clear error.
+
+A recipe, `configs/NAME.py`, returns an `ml_collections.ConfigDict` of plain values. `build` turns a section of it into
+the dataclass of the part that owns it. What is not in the dataclass is an error that names the nearest right key, and
+so is a value of another type or outside its range:
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        depth: Annotated[int, AtLeast(1)] = 12
+        pooling: Literal["mean", "attention"] = "mean"
+
+    config = build(Config, {"depth": 6}, where="model.encoders.image")
+
+A part that exists in several kinds is chosen by the key `kind` from a plain table, with `choose`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+from mmjax.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class AtLeast:
+    """A bound for `Annotated`: the value must be this or more."""
+
+    bound: float
+
+    def check(self, value: float) -> str | None:
+        return None if value >= self.bound else f"give a value of at least {self.bound}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """A bound for `Annotated`: the value must lie in [low, high], or [low, high) with `open_end`."""
+
+    low: float
+    high: float
+    open_end: bool = False
+
+    def check(self, value: float) -> str | None:
+        inside = self.low <= value and (value < self.high if self.open_end else value <= self.high)
+        end = ")" if self.open_end else "]"
+        return None if inside else f"give a value in [{self.low}, {self.high}{end}"
+
+
+Count = Annotated[int, AtLeast(1)]
+NonNegative = Annotated[int, AtLeast(0)]
+Rate = Annotated[float, Within(0.0, 1.0, open_end=True)]
+
+
+def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
+    """Makes the dataclass `cls` from a section of a config.
+
+    Args:
+      cls: a frozen dataclass; its annotations say what is right.
+      section: keys and plain values, for example a `ConfigDict`.
+      where: the section's place in the config, for messages.
+
+    Raises:
+      UserError: on an unknown or missing key, a wrong type, a value out of range, or what `cls.__post_init__` refuses
+        with a `ValueError` whose text is "problem; remedy".
+    """
+    if not isinstance(section, Mapping) and not hasattr(section, "items"):
+        raise UserError(where, f"{section!r} is not a section", "give a dict of keys and values")
+    hints = _hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    values = {}
+    for key, value in section.items():
+        if key not in fields:
+            raise UserError(f"{where}.{key}".lstrip("."), f"unknown key {key!r}", nearest(key, fields))
+        values[key] = _convert(value, hints[key], f"{where}.{key}".lstrip("."))
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise UserError(f"{where}.{name}".lstrip("."), "is missing", f"set it to a {_describe(hints[name])}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        problem, _, remedy = str(error).partition("; ")
+        raise UserError(where, problem, remedy or "see the docstring of this section") from error
+
+
+def choose(table: Mapping[str, type[T]], section: Mapping[str, Any], where: str) -> tuple[type[T], Any]:
+    """Returns the class that `section["kind"]` names in `table`, and its `Config` built from the other keys."""
+    if not hasattr(section, "items"):
+        raise UserError(where, f"{section!r} is not a section", "give a dict with the key 'kind'")
+    options = dict(section.items())
+    kind = options.pop("kind", None)
+    if kind is None:
+        raise UserError(f"{where}.kind", "is missing", nearest("", table))
+    if kind not in table:
+        raise UserError(f"{where}.kind", f"unknown kind {kind!r}", nearest(str(kind), table))
+    cls = table[kind]
+    return cls, build(cls.Config, options, where)  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def _describe(annotation: Any) -> str:
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _describe(typing.get_args(annotation)[0])
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(annotation)))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(option) for option in typing.get_args(annotation))
+    if origin is tuple:
+        return f"list of {_describe(typing.get_args(annotation)[0])}"
+    if origin in (dict, Mapping) or dataclasses.is_dataclass(annotation):
+        return "dict"
+    return {type(None): "None", str: "string", float: "number"}.get(annotation, getattr(annotation, "__name__", "value"))
+
+
+def _convert(value: Any, annotation: Any, where: str) -> Any:
+    """Returns `value` in the form that `annotation` asks for, or raises a `UserError` at `where`."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+
+    def refuse() -> typing.NoReturn:
+        kind = type(value).__name__
+        raise UserError(where, f"{value!r} is a {kind}", f"give a {_describe(annotation)}")
+
+    if annotation is Any:
+        return value.to_dict() if hasattr(value, "to_dict") else value
+    if origin is Annotated:
+        value = _convert(value, args[0], where)
+        for bound in args[1:]:
+            advice = bound.check(value)
+            if advice:
+                raise UserError(where, f"{value!r} is out of range", advice)
+        return value
+    if origin is Literal:
+        if value not in args:
+            raise UserError(where, f"{value!r} is not a choice", nearest(str(value), map(str, args)))
+        return value
+    if origin in (Union, types.UnionType):
+        for option in args:
+            try:
+                return _convert(value, option, where)
+            except UserError as error:
+                # Inside a nested section the inner message is the useful one.
+                if error.where != where or len(args) == 2 and type(None) in args and option is not type(None):
+                    raise
+        refuse()
+    if origin is tuple:
+        if isinstance(value, (str, bytes)) or not isinstance(value, (tuple, list)):
+            refuse()
+        return tuple(_convert(item, args[0], f"{where}[{i}]") for i, item in enumerate(value))
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
+        if not hasattr(value, "items"):
+            refuse()
+        inner = args[1] if args else Any
+        return {key: _convert(item, inner, f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(annotation):
+        return build(annotation, value, where)  # type: ignore[arg-type]
+    if annotation is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if annotation in (int, str, bool, type(None)) and type(value) is annotation:
+        return value
+    refuse()

@@ -1,0 +1,32 @@
+"""The layers that encoders, fusions and tasks are made of."""
+
+from mmjax.layers.attention import Attention, attend
+from mmjax.layers.block import Block
+from mmjax.layers.linear import Embedding, Linear
+from mmjax.layers.mlp import MLP
+from mmjax.layers.norms import GroupNorm, LayerNorm
+from mmjax.layers.pooling import AttentionPooling, mean_pool
+from mmjax.layers.positions import sincos_positions
+from mmjax.layers.precision import Precision
+from mmjax.layers.randomness import Randomness, drop_path, dropout
+from mmjax.layers.stack import REMATERIALISATION, Stack
+
+__all__ = [
+    "MLP",
+    "REMATERIALISATION",
+    "Attention",
+    "AttentionPooling",
+    "Block",
+    "Embedding",
+    "GroupNorm",
+    "LayerNorm",
+    "Linear",
+    "Precision",
+    "Randomness",
+    "Stack",
+    "attend",
+    "drop_path",
+    "dropout",
+    "mean_pool",
+    "sincos_positions",
+]

@@ -1,0 +1,43 @@
+"""Normalisation that no other example can influence; statistics are float32 whatever the input is."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from mmjax.sharding import parameter
+
+EPSILON = 1e-6
+
+
+class LayerNorm(nnx.Module):
+    """Layer Normalization (Ba et al., 2016) over the last dimension."""
+
+    def __init__(self, width: int):
+        self.scale = parameter(jnp.ones(width), "none")
+        self.bias = parameter(jnp.zeros(width), "none")
+
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(axis=-1, keepdims=True)
+        y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + EPSILON)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Group Normalization (Wu and He, 2018) over space and groups of channels; the channels come last."""
+
+    def __init__(self, channels: int, groups: int = 8):
+        while channels % groups:
+            groups -= 1
+        self.groups = groups
+        self.scale = parameter(jnp.ones(channels), "none")
+        self.bias = parameter(jnp.zeros(channels), "none")
+
+    def __call__(self, x: Float[Array, "batch *space channels"]) -> Float[Array, "batch *space channels"]:
+        y = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+        y = y - y.mean(axis=(1, 3), keepdims=True)
+        y = y * lax.rsqrt(jnp.mean(y * y, axis=(1, 3), keepdims=True) + EPSILON)
+        return (y.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(x.dtype)

@@ -1,0 +1,84 @@
+"""Random draws that depend on the example, the layer and the data step alone.
+
+A mask for dropout is the same whether its example stands first or last in the batch, on one device or on eight, in a
+microbatch or in the whole batch, and also when a forward pass is repeated. So equalities can be tested with dropout on.
+
+The draws are an integer hash of (seed of the example, layer, element), not `jax.random`: per-example Threefry keys make
+a training step on a CPU twice as slow, and the hardware generators give other bits for other layouts. The hash costs
+about ten integer operations an element, which the compiler fuses into the multiplication by the mask.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.tokens import pytree
+
+
+def _hash(x: jax.Array) -> jax.Array:
+    """A bijection of uint32 whose output bits each depend on all input bits (the "lowbias32" constants of C. Wellons)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+@pytree
+class Randomness:
+    """The state of all draws for a batch in one place of the model.
+
+    Attributes:
+      seeds: [B] uint32, one an example.
+    """
+
+    seeds: Any
+
+    @staticmethod
+    def make(seed: int | jax.Array, step: jax.Array, ids: jax.Array) -> Randomness:
+        """From the run's seed, the data step [] and the numbers of the examples [B]."""
+        state = _hash(jnp.uint32(seed) ^ jnp.uint32(0x9E3779B9))
+        state = _hash(state ^ step.astype(jnp.uint32))
+        return Randomness(_hash(state ^ _hash(ids.astype(jnp.uint32) + jnp.uint32(0x85EBCA6B))))
+
+    def fold(self, place: str | int | jax.Array) -> Randomness:
+        """The draws of a place inside this one: a name, or the number of a layer (which may be traced)."""
+        salt = zlib.crc32(place.encode()) if isinstance(place, str) else place
+        salt = jnp.uint32(salt) if isinstance(salt, int) else salt.astype(jnp.uint32)
+        return Randomness(_hash(self.seeds ^ _hash(salt + jnp.uint32(0xC2B2AE35))))
+
+    def bits(self, shape: tuple[int, ...]) -> jax.Array:
+        """[B, *shape] uint32, uniform."""
+        index = jnp.zeros(shape, jnp.uint32)
+        stride = 1
+        for axis in reversed(range(len(shape))):
+            index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+            stride *= shape[axis]
+        seeds = self.seeds.reshape((-1,) + (1,) * len(shape))
+        # Two rounds: with one, the draws of two examples would be the same sequence in another order.
+        return _hash(_hash(index[None] + seeds) ^ seeds)
+
+    def keep(self, rate: float, shape: tuple[int, ...]) -> jax.Array:
+        """[B, *shape] bool, True with probability 1 - rate."""
+        return self.bits(shape) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+def dropout(x: jax.Array, rate: float, random: Randomness | None) -> jax.Array:
+    """Dropout (Srivastava et al., 2014) of [B, ...]; the identity where `random` is None, in evaluation."""
+    if random is None or rate == 0.0:
+        return x
+    return jnp.where(random.keep(rate, x.shape[1:]), x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def drop_path(branch: jax.Array, rate: float | jax.Array, random: Randomness | None) -> jax.Array:
+    """Stochastic depth (Huang et al., 2016): drops the residual branch [B, ...] of whole examples.
+
+    `rate` may be traced, since it grows with the layer.
+    """
+    if random is None:
+        return branch
+    draw = random.bits(()).astype(jnp.float32) / 2.0**32
+    keep = (draw >= rate).reshape((-1,) + (1,) * (branch.ndim - 1))
+    return jnp.where(keep, branch / (1.0 - rate), 0).astype(branch.dtype)

@@ -1,0 +1,216 @@
+"""The command line: what it prints, and that wrong input is one line and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from absl import flags as absl_flags
+
+from mmjax import commands
+from mmjax.__main__ import main
+from mmjax.errors import UserError
+
+RECIPE = """
+import ml_collections
+
+def get_config(arg="small"):
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.size = arg
+    config.train = ml_collections.ConfigDict({"steps": 100, "batch_size": 32, "rate": 0.1, "shuffle": True})
+    config.views = [1, 2]
+    config.limit = None
+    return config
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "digits.py"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list:
+    """Adds the command `fake`, which takes a recipe, a required workdir and words; returns what it was run with."""
+    calls: list = []
+
+    def define_flags(flags):
+        commands.define_config(flags)
+        absl_flags.DEFINE_string("workdir", None, "where results go", required=True, flag_values=flags)
+        absl_flags.DEFINE_enum("split", "test", ["train", "test"], "which part", flag_values=flags)
+        absl_flags.DEFINE_integer("count", 1, "how many", flag_values=flags)
+
+    def run(flags, arguments):
+        calls.append((flags, arguments))
+
+    module = types.ModuleType("fake_command", "Does nothing.\n\n    mmjax fake --config=digits.py --workdir=runs\n")
+    module.define_flags, module.run = define_flags, run
+    monkeypatch.setitem(sys.modules, "fake_command", module)
+    monkeypatch.setitem(commands.COMMANDS, "fake", ("fake_command", "does nothing"))
+    return calls
+
+
+def refusal(capsys, *words: str) -> str:
+    """Runs a command that must be refused; returns its one line."""
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("mmjax: error: ") and err.count("\n") == 1, err
+    assert "Traceback" not in err
+    return err
+
+
+def test_without_a_command_every_command_is_listed_with_an_example(capsys):
+    for words in ([], ["--help"], ["help"]):
+        assert main(words) == 0
+        out = capsys.readouterr().out
+        assert all(re.search(rf"^  {name} +\w", out, re.MULTILINE) for name in commands.COMMANDS)
+        assert "example: mmjax train --config=" in out
+
+
+def test_listing_the_commands_imports_none_of_them_and_no_jax():
+    code = "import sys; from mmjax.__main__ import main; main(['--help']); print([m for m in sys.modules if m == 'jax'"
+    code += " or m.startswith('mmjax.commands.')])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+
+
+def test_help_of_a_command_shows_its_docstring_and_flags(capsys, seen):
+    assert main(["fake", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "usage: mmjax fake" in out and "mmjax fake --config=digits.py --workdir=runs" in out
+    assert "--workdir=STRING" in out and "(train, test) (default: test)" in out and "--config=RECIPE" in out
+    assert not seen
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert "did you mean 'doctor'?" in refusal(capsys, "docter")
+    assert "flags come after the command" in refusal(capsys, "--config=x.py", "train")
+
+
+def test_overrides_change_the_recipe_that_the_command_sees(recipe, seen):
+    words = [f"--config={recipe}:large", "--workdir=runs", "--config.train.steps=500", "--config.train.rate=1"]
+    words += ["--noconfig.train.shuffle", "--config.views=[3]", "--config.limit=7", "--split=train"]
+    assert main(["fake", *words]) == 0
+    flags, arguments = seen[0]
+    config = flags.config
+    assert (config.size, config.train.steps, config.train.rate, config.train.shuffle) == ("large", 500, 1.0, False)
+    assert (config.views, config.limit, config.train.batch_size) == ([3], 7, 32)
+    assert (flags.workdir, flags.split, arguments) == ("runs", "train", [])
+
+
+def test_two_calls_in_one_process_do_not_meet(recipe, seen):
+    for steps in (1, 2):
+        assert main(["fake", f"--config={recipe}", "--workdir=runs", f"--config.train.steps={steps}"]) == 0
+    assert [flags.config.train.steps for flags, _ in seen] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("--config.train.stpes=5", "--config.train.stpes: the recipe has no key 'stpes' here; did you mean 'steps'?"),
+        ("--config.trian.steps=5", "did you mean 'train'?"),
+        ("--config.train.zzz=5", "known are 'batch_size', 'rate', 'shuffle', 'steps'"),
+        ("--config.seed.more=5", "'more' stands under a value that is no section"),
+        ("--config.train.steps=abc", "give an int"),
+        ("--config.train.rate=fast", "give a float"),
+        ("--config.train.shuffle=perhaps", "give a bool"),
+        ("--config.views=3", "'3' is not a list; give a list"),
+        ("--config.train=3", "--config.train=3"),
+        ("--config.views[9]=3", "mmjax fake"),
+        ("--wrkdir=x", "--wrkdir: unknown flag; did you mean '--workdir'?"),
+        ("--split=tset", "did you mean 'test'?"),
+        ("--count=many", "--count=many"),
+        ("stray", "unexpected 'stray'; flags are written --name=value"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_with_what_would_be_right(capsys, recipe, seen, override, expected):
+    assert expected in refusal(capsys, "fake", f"--config={recipe}", "--workdir=runs", override)
+    assert not seen
+
+
+def test_missing_flags_and_wrong_order_are_named(capsys, recipe, seen):
+    assert "--workdir: is missing" in refusal(capsys, "fake", f"--config={recipe}")
+    assert "--config: is missing" in refusal(capsys, "fake", "--workdir=runs")
+    line = refusal(capsys, "fake", "--workdir=runs", "--config.train.steps=5")
+    assert "--config.train.steps: changes a value of --config, which is not given" in line
+    assert "--config.seed" in refusal(capsys, "fake", "--config.seed=5", f"--config={recipe}", "--workdir=runs")
+    assert "workdir" in refusal(capsys, "fake", f"--config={recipe}", "--workdir")
+
+
+def test_a_recipe_that_is_not_there_names_the_nearest_file(capsys, recipe, seen):
+    line = refusal(capsys, "fake", f"--config={recipe.parent}/digit.py", "--workdir=runs")
+    assert "there is no file" in line and f"did you mean '{recipe}'?" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("import nothing_of_this_name\n", "line 1 raises ModuleNotFoundError"),
+        ("def get_config():\n    return 1 / 0\n", "line 2 raises ZeroDivisionError: division by zero"),
+        ("def get_config():\n    open('not_there')\n", "line 2 raises FileNotFoundError"),
+        ("def get_config(:\n", "line 1 raises SyntaxError"),
+        ("x = 1\n", "the file has no function get_config"),
+        ("def get_config(arg):\n    return {}\n", "missing a required argument"),
+        ("def get_config():\n    return {}\n", "get_config returned a dict; return an ml_collections.ConfigDict"),
+        (
+            "from mmjax.errors import UserError\ndef get_config():\n    raise UserError('arg:x', 'is bad', 'say y')\n",
+            "arg:x: is bad; say y",
+        ),
+    ],
+)
+def test_a_recipe_that_fails_is_one_line_with_its_line_number(capsys, tmp_path, seen, text, expected):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    assert expected in refusal(capsys, "fake", f"--config={path}", "--workdir=runs")
+
+
+def test_exit_codes_tell_wrong_input_failure_and_interruption_apart(capsys, monkeypatch, recipe, seen):
+    def ending_with(error):
+        def run(flags, arguments):
+            raise error
+
+        monkeypatch.setattr(sys.modules["fake_command"], "run", run)
+        return main(["fake", f"--config={recipe}", "--workdir=runs"])
+
+    assert ending_with(UserError("train.steps", "is 0", "give\n  more")) == 2
+    assert capsys.readouterr().err == "mmjax: error: train.steps: is 0; give more\n"
+    assert ending_with(KeyboardInterrupt()) == 130
+    with pytest.raises(RuntimeError):  # Python prints the traceback and exits with 1
+        ending_with(RuntimeError("a bug"))
+
+
+def test_grain_finds_absl_flags_parsed(recipe, seen):
+    assert main(["fake", f"--config={recipe}", "--workdir=runs"]) == 0
+    assert absl_flags.FLAGS.is_parsed()
+
+
+def test_doctor_reports_versions_devices_and_what_is_missing(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "MMJAX_DATA": str(tmp_path / "data"), "COLUMNS": "80"}
+    command = [sys.executable, "-m", "mmjax", "doctor"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    facts = json.loads(done.stdout)
+    assert facts["versions"]["jax"] and facts["devices"][0]["platform"] == "cpu"
+    assert facts["data"]["folder"] == str(tmp_path / "data") and facts["data"]["free_bytes"] > 0
+    assert set(facts["extras"]) == {"demo", "tokenizers", "cuda", "tpu"}
+    table = subprocess.run(command, capture_output=True, text=True, env=environment).stdout
+    assert "python" in table and "data folder" in table and "device" in table
+
+
+def test_doctor_ends_with_1_where_no_device_starts():
+    environment = {**os.environ, "JAX_PLATFORMS": "no_such_platform"}
+    command = [sys.executable, "-m", "mmjax", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "no_such_platform" in json.loads(done.stdout)["devices_error"]
