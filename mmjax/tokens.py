@@ -179,3 +179,20 @@ class TargetSpec:
     shape: tuple[int, ...]
     dtype: str
     classes: tuple[str, ...] = ()
+
+
+def abstract_batch(inputs: dict[str, InputSpec], targets: dict[str, TargetSpec], size: int) -> Batch:
+    """A batch of shapes without data, for tracing."""
+
+    def shape(spec, dims):
+        return jax.ShapeDtypeStruct((size, *dims), spec)
+
+    return Batch(
+        inputs={
+            name: Input(shape(spec.dtype, spec.shape), shape("bool", spec.shape[: spec.mask_rank]))
+            for name, spec in inputs.items()
+        },
+        targets={name: Target(shape(spec.dtype, spec.shape), shape("float32", ())) for name, spec in targets.items()},
+        ids=shape("int32", ()),
+        step=jax.ShapeDtypeStruct((), "int32"),
+    )

@@ -10,10 +10,12 @@ from mmjax.layers.positions import sincos_positions
 from mmjax.layers.precision import Precision
 from mmjax.layers.randomness import Randomness, drop_path, dropout
 from mmjax.layers.stack import REMATERIALISATION, Stack
+from mmjax.layers.transformer import VARIANTS, Transformer, TransformerConfig
 
 __all__ = [
     "MLP",
     "REMATERIALISATION",
+    "VARIANTS",
     "Attention",
     "AttentionPooling",
     "Block",
@@ -24,6 +26,8 @@ __all__ = [
     "Precision",
     "Randomness",
     "Stack",
+    "Transformer",
+    "TransformerConfig",
     "attend",
     "drop_path",
     "dropout",

@@ -1,0 +1,62 @@
+"""An image shows a digit, a voice says another, a sentence asks: the recipe to start from, minutes on four CPU cores.
+
+`configs/digits.py:matched` instead aligns image, speech and a sentence about the same digit, and names the digit.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(task: str = "arithmetic") -> ConfigDict:
+    """`task` is "arithmetic" or "matched"."""
+    trunk = {"width": 128, "depth": 2, "heads": 4, "dropout": 0.0, "drop_path": 0.0}
+    config = ConfigDict()
+    config.seed = 0
+    config.data = {
+        "name": "digits",
+        "task": task,
+        "inputs": {"image": {}, "audio": {}, "text": {}},
+        # Each input is hidden from some training examples, so that the model also learns to do without it.
+        "absent": {"image": 0.15, "audio": 0.15, "text": 0.15},
+        "workers": 0,
+    }
+    config.model = {
+        "encoders": {
+            "image": {"kind": "vit", "patch": 4, "stride": 2, **trunk},
+            "audio": {"kind": "spectrogram_transformer", "reduction": 4, "bins": 64, **trunk},
+            "text": {"kind": "text_transformer", **trunk},
+        },
+        "fusion": {"kind": "cross_attention", "width": 128, "depth": 2, "heads": 4, "queries": 4},
+    }
+    if task == "arithmetic":
+        config.tasks = {
+            "answer": {"kind": "classification", "reads": "fused", "weight": 1.0},
+            # Each encoder also answers for itself: without these losses the fusion has nothing to read for a long time.
+            "image_digit": {"kind": "classification", "reads": "encoders.image", "weight": 0.3},
+            "audio_digit": {"kind": "classification", "reads": "encoders.audio", "weight": 0.3},
+            "operation": {"kind": "classification", "reads": "encoders.text", "weight": 0.3},
+        }
+    else:
+        config.tasks = {
+            "digit": {"kind": "classification", "reads": "fused", "weight": 1.0},
+            "image_audio": {
+                "kind": "contrastive",
+                "pair": ["encoders.image", "encoders.audio"],
+                "positives": "digit",
+                "weight": 0.3,
+            },
+            "image_text": {
+                "kind": "contrastive",
+                "pair": ["encoders.image", "encoders.text"],
+                "positives": "digit",
+                "weight": 0.3,
+            },
+        }
+    config.optimizer = {"name": "adamw", "weight_decay": 0.05, "b2": 0.98, "clip": 1.0}
+    config.schedule = {"kind": "cosine", "peak": 2e-3, "warmup": 100}
+    config.train = {"steps": 1500 if task == "arithmetic" else 600, "batch_size": 64, "accumulate": 1}
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    config.precision = {"compute": "float32"}
+    config.checkpoint = {"every": 500, "keep": 2}
+    config.evaluate = {"every": 500, "splits": ["test", "accents"], "batch_size": 256}
+    config.log = {"every": 50}
+    return config

@@ -1,0 +1,23 @@
+"""Data: what there is to learn from, and how it becomes batches.
+
+A dataset is chosen by its name in `DATASETS`; it is a class with a nested frozen dataclass `Config` and these members,
+which `mmjax.data.dataset.Dataset` describes:
+
+    prepare() -> pathlib.Path                     makes the files, once
+    splits -> tuple[str, ...]                     names of the splits, "train" first
+    inputs -> {name: kind}                        kinds are those of `mmjax.modalities.MODALITIES`
+    targets -> {name: TargetSpec}
+    source(split) -> Source                       len(source), and source[i] -> Record(inputs, targets)
+    ceilings(split) -> {target: {subset: accuracy}}
+
+Importing this package is quick: what takes seconds to import is imported where it is used.
+"""
+
+from __future__ import annotations
+
+from mmjax.data.dataset import Dataset, Record, Source
+from mmjax.data.digits import Digits
+
+DATASETS: dict[str, type[Dataset]] = {"digits": Digits}
+
+__all__ = ["DATASETS", "Dataset", "Digits", "Record", "Source"]

@@ -1,0 +1,106 @@
+"""One batch from its data step: reads the records, processes their inputs, and leaves absent what is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmjax.data.dataset import Record, Source, dropped
+from mmjax.modalities import Modality
+from mmjax.tokens import Batch, Input, Target, TargetSpec
+
+LARGEST_STEP = 2**31 - 1
+# Separates the draws of modality dropout from others that use the same seed.
+_DROPOUT = 0x6D6F64616C697479
+
+
+class BatchFunction:
+    """Maps a data step to its batch. It can be pickled, as worker processes call it too.
+
+    Args:
+      source: the records.
+      modalities: {name of an input: what processes it}.
+      targets: {name of a target: its shape and dtype}.
+      order: position in the sequence of all examples to come: number of the record. What is beyond its end is padding.
+      batch_size: of the global batch.
+      rows: which rows of the global batch to make.
+      seed: of modality dropout.
+      absent: {name of an input: rate of modality dropout}.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        modalities: Mapping[str, Modality],
+        targets: Mapping[str, TargetSpec],
+        order: Sequence[int],
+        batch_size: int,
+        rows: np.ndarray,
+        seed: int,
+        absent: Mapping[str, float],
+    ):
+        self._source, self._modalities, self._targets = source, modalities, targets
+        self._order, self._batch_size, self._rows = order, batch_size, rows
+        self._seed, self._absent = seed, absent
+
+    def __call__(self, step: int) -> tuple[Batch, tuple[str, ...]]:
+        """Returns the batch, and a line for each record or input that is broken."""
+        size, count = len(self._source), len(self._rows)
+        values, masks = {}, {}
+        for name, modality in self._modalities.items():
+            spec = modality.spec
+            values[name] = np.zeros((count, *spec.shape), spec.dtype)
+            masks[name] = np.zeros((count, *spec.shape[: spec.mask_rank]), bool)
+        targets = {
+            name: Target(np.zeros((count, *spec.shape), spec.dtype), np.zeros(count, np.float32))
+            for name, spec in self._targets.items()
+        }
+        ids = np.full(count, -1, np.int32)
+        troubles: list[str] = []
+        for slot, row in enumerate(self._rows):
+            position = int(step) * self._batch_size + int(row)
+            if position >= len(self._order):
+                continue
+            number = int(self._order[position])
+            # The epochs wrap around before the ids leave 32 bits.
+            ids[slot] = number + size * (position // size % (LARGEST_STEP // size))
+            record = self._read(number, troubles)
+            for name, raw in self._kept(record, step, row).items():
+                self._fill(values[name], masks[name], slot, name, raw, number, troubles)
+            for name, value in record.targets.items():
+                if value is not None and name in targets:
+                    targets[name].values[slot], targets[name].weight[slot] = value, 1.0
+        inputs = {name: Input(values[name], masks[name]) for name in self._modalities}
+        return Batch(inputs, targets, ids, np.asarray(step, np.int32)), tuple(troubles)
+
+    def _read(self, number: int, troubles: list[str]) -> Record:
+        try:
+            return self._source[number]
+        # A damaged file raises whatever its reader trips over; one of them must not end a run of days.
+        except Exception as error:
+            troubles.append(f"record {number}: {type(error).__name__}: {error}")
+            return Record({}, {})
+
+    def _kept(self, record: Record, step: int, row: int) -> dict[str, Any]:
+        """The raw inputs that the model takes, that the record has, and that modality dropout leaves."""
+        raws = {name: raw for name, raw in record.inputs.items() if raw is not None and name in self._modalities}
+        if self._absent:
+            philox = np.random.Philox(key=[self._seed % 2**64, _DROPOUT], counter=[0, int(row), int(step), 0])
+            for name in dropped(self._absent, raws, np.random.Generator(philox)):
+                del raws[name]
+        return raws
+
+    def _fill(self, values, masks, slot: int, name: str, raw: Any, number: int, troubles: list[str]) -> None:
+        """Processes one input into its slot, or leaves the slot absent."""
+        try:
+            value, mask = self._modalities[name].process(raw)
+            if value.shape != values.shape[1:] or mask.shape != masks.shape[1:]:
+                raise ValueError(f"values {value.shape} with mask {mask.shape} do not fit the input's specification")
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise ValueError("values that are not finite")
+        except Exception as error:
+            troubles.append(f"{name} of record {number}: {type(error).__name__}: {error}")
+            return
+        values[slot], masks[slot] = value, mask

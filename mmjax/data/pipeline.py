@@ -1,0 +1,246 @@
+"""From records to batches: a batch is a pure function of (seed, data step), and nothing else.
+
+Hosts, worker processes, threads and devices only decide who computes which rows of it. So there is no state to save: a
+run that resumes asks for the batches from its data step on. The order is Grain's: a shuffled range that repeats for
+ever, shuffled anew in each epoch; row r of data step s of a training batch of B is its element s * B + r.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags, logging
+
+from mmjax.data.batching import LARGEST_STEP, BatchFunction
+from mmjax.data.dataset import Dataset, Source, check_split
+from mmjax.errors import UserError, nearest
+from mmjax.modalities import Modality
+from mmjax.tokens import Batch, InputSpec
+
+# After this many records, more broken ones than whole ones mean a fault of the dataset and not of a few files.
+_ENOUGH_RECORDS = 100
+_BROKEN_RECORDS_TO_LOG = 10
+
+
+class Pipeline:
+    """Makes a dataset's records into batches.
+
+    Args:
+      dataset: where the records come from.
+      modalities: {name of an input: the modality that processes it}; inputs that are not named are left out.
+      seed: of the order of the training split and of modality dropout.
+      absent: {name of an input: rate}, modality dropout in training, drawn from (seed, data step, row). No example
+        loses all of its inputs; see `mmjax.data.dataset.dropped`.
+      workers: the number of processes that make training batches; 0 makes them in a thread of this process.
+      prefetch: how many batches are made ahead.
+
+    Attributes:
+      broken: how many records or inputs of records, of those in the batches handed out, could not be read or decoded.
+        They count as absent.
+
+    Raises:
+      UserError: if `modalities` or `absent` names an input that there is not.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        modalities: Mapping[str, Modality],
+        *,
+        seed: int = 0,
+        absent: Mapping[str, float] | None = None,
+        workers: int = 0,
+        prefetch: int = 4,
+    ):
+        for name in modalities:
+            if name not in dataset.inputs:
+                where, known = f"model.encoders.{name}", dataset.inputs
+                raise UserError(where, f"the data has no input {name!r}", nearest(name, known))
+        for name in absent or {}:
+            if name not in modalities:
+                raise UserError(f"data.absent.{name}", f"the model has no input {name!r}", nearest(name, modalities))
+        self.dataset, self.modalities, self.seed, self.absent = dataset, dict(modalities), seed, dict(absent or {})
+        self.workers, self.prefetch = workers, prefetch
+        self.broken = 0
+        self._seen = 0
+        self._sources: dict[str, Source] = {}
+
+    @property
+    def specs(self) -> dict[str, InputSpec]:
+        """{name of an input: its shape, dtype and mask}."""
+        return {name: modality.spec for name, modality in self.modalities.items()}
+
+    def size(self, split: str) -> int:
+        """The number of examples of a split."""
+        return len(self._source(split))
+
+    def train_batches(
+        self, split: str, batch_size: int, start_step: int = 0, rows: Sequence[int] | np.ndarray | None = None
+    ) -> BatchIterator:
+        """The batches of data steps `start_step`, `start_step` + 1, … without end.
+
+        Args:
+          split: the name of the split.
+          batch_size: of the global batch, B.
+          start_step: the first data step.
+          rows: which of the B rows to make, all by default; another process makes the others.
+
+        Returns:
+          An iterator of batches of NumPy arrays with `len(rows)` examples. Close it, or use it in a `with` statement.
+          An example's id is its number in the split plus a multiple of the split's size that grows with the epoch, so
+          that ids differ within a batch even where the batch exceeds the split.
+        """
+        batch_of = self._train_function(split, batch_size, rows)
+        return self._iterate(batch_of, start_step, LARGEST_STEP, self.workers)
+
+    def batch_at(self, split: str, batch_size: int, step: int, rows: Sequence[int] | np.ndarray | None = None) -> Batch:
+        """The batch that `train_batches` yields for data step `step`, made here and now."""
+        batch, troubles = self._train_function(split, batch_size, rows)(step)
+        self._note(batch, troubles)
+        return batch
+
+    def evaluation_batches(
+        self, split: str, batch_size: int, rows: Sequence[int] | np.ndarray | None = None, workers: int = 0
+    ) -> BatchIterator:
+        """The examples of a split in their order, once; an example's id is its number.
+
+        The last batch is filled up with examples of id -1, without inputs, whose targets weigh 0. `Batch.step` counts
+        the batches. Arguments as in `train_batches`; starting worker processes takes seconds, so `workers` pays only
+        for large splits.
+        """
+        source = self._source(split)
+        batch_of = self._function(source, range(len(source)), batch_size, rows, absent={})
+        return self._iterate(batch_of, 0, -(-len(source) // batch_size), workers)
+
+    def _source(self, split: str) -> Source:
+        if split not in self._sources:
+            check_split(split, self.dataset.splits)
+            source = self.dataset.source(split)
+            if not len(source):
+                raise UserError("data", f"the split {split!r} has no examples", "choose another, or prepare it anew")
+            self._sources[split] = source
+        return self._sources[split]
+
+    def _train_function(self, split: str, batch_size: int, rows: Sequence[int] | np.ndarray | None) -> BatchFunction:
+        # Grain takes two seconds to import.
+        import grain
+
+        source = self._source(split)
+        # Grain takes seeds of 32 bits.
+        order = grain.MapDataset.range(len(source)).seed(self.seed % 2**32).shuffle().repeat(None)
+        return self._function(source, order, batch_size, rows, self.absent)
+
+    def _function(self, source, order, batch_size, rows, absent) -> BatchFunction:
+        if batch_size < 1:
+            raise UserError("train.batch_size", f"{batch_size} examples make no batch", "give at least 1")
+        rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+        targets = dict(self.dataset.targets)
+        return BatchFunction(source, self.modalities, targets, order, batch_size, rows, self.seed, absent)
+
+    def _iterate(self, batch_of: BatchFunction, start: int, stop: int, workers: int) -> BatchIterator:
+        import grain
+
+        # Each element is a whole batch, so how elements are shared out cannot change what is in one.
+        batches = grain.MapDataset.range(start, stop).map(batch_of)
+        if workers:
+            # Grain hands its absl flags to the workers, which fails where nobody has parsed them.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            ahead = max(1, -(-self.prefetch // workers))
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
+            iterable = batches.to_iter_dataset(_read_options(1, 1)).mp_prefetch(options)
+        else:
+            # One thread: most of the work holds the interpreter's lock, and two together took 1.4 times as long as one.
+            iterable = batches.to_iter_dataset(_read_options(min(1, self.prefetch), self.prefetch))
+        return BatchIterator(iter(iterable), self._note)
+
+    def _note(self, batch: Batch, troubles: Sequence[str]) -> None:
+        """Counts what was broken in a batch that is handed out, and gives up where most of the data is."""
+        self._seen += int((batch.ids >= 0).sum())
+        for trouble in troubles:
+            if self.broken < _BROKEN_RECORDS_TO_LOG:
+                logging.warning("Broken data, taken as absent: %s", trouble)
+            self.broken += 1
+        if troubles and self._seen >= _ENOUGH_RECORDS and self.broken * 2 > self._seen:
+            raise RuntimeError(f"{self.broken} inputs of {self._seen} records are broken; the last: {troubles[-1]}")
+
+
+class BatchIterator:
+    """An iterator of batches that holds threads or processes until it is closed."""
+
+    def __init__(self, iterator: Any, note: Callable[[Batch, Sequence[str]], None]):
+        self._iterator, self._note = iterator, note
+
+    def __iter__(self) -> BatchIterator:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            raise StopIteration
+        batch, troubles = next(self._iterator)
+        self._note(batch, troubles)
+        return batch
+
+    def close(self) -> None:
+        """Ends the threads or processes; may be called twice."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def __enter__(self) -> BatchIterator:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _read_options(threads: int, buffer: int):
+    import grain
+
+    # The default buffer holds 500 elements, which are whole batches here.
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+
+
+def fingerprint(batch: Batch) -> str:
+    """The sha256 of everything in a batch: names, shapes, dtypes and bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(batch)[0]:
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {np.shape(leaf)} ".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def prefetch_to_device(batches: Iterable[Batch], place: Callable[[Batch], Batch], size: int = 2) -> Iterator[Batch]:
+    """Yields `place(batch)` for each batch, having called it `size` batches ahead.
+
+    `place` starts a transfer and returns at once, as `jax.device_put` does, so that transfers overlap the steps before
+    them. An exception of `batches` is raised after the batches before it. `batches` is closed at the end, however it
+    comes; close the generator if you leave it early.
+    """
+    source = iter(batches)
+    ahead: collections.deque[Batch] = collections.deque()
+    failure: BaseException | None = None
+    exhausted = False
+    try:
+        while True:
+            while not exhausted and len(ahead) < size:
+                try:
+                    ahead.append(place(next(source)))
+                except StopIteration:
+                    exhausted = True
+                except Exception as error:
+                    failure, exhausted = error, True
+            if not ahead:
+                break
+            yield ahead.popleft()
+        if failure is not None:
+            raise failure
+    finally:
+        close = getattr(batches, "close", None) or getattr(source, "close", None)
+        if close is not None:
+            close()

@@ -1,0 +1,21 @@
+"""Encoders: what turns the input of one modality into Tokens. A new one is a file here and a line in `ENCODERS`.
+
+An encoder is a `flax.nnx.Module` with a nested dataclass `Config`, made as
+`Encoder(config, spec, precision=precision, rngs=rngs)`, where `spec` is the `InputSpec` of what it reads. It is called
+as `encoder(input, random)` on an `Input` whose absent values are zeros already, and returns `Tokens` of width
+`encoder.width`. `random` is None outside training.
+"""
+
+from mmjax.encoders.resnet import ResNet
+from mmjax.encoders.spectrogram_transformer import SpectrogramTransformer
+from mmjax.encoders.text_transformer import TextTransformer
+from mmjax.encoders.vit import ViT
+from mmjax.encoders.waveform_cnn import WaveformCNN
+
+ENCODERS = {
+    "vit": ViT,
+    "resnet": ResNet,
+    "text_transformer": TextTransformer,
+    "spectrogram_transformer": SpectrogramTransformer,
+    "waveform_cnn": WaveformCNN,
+}

@@ -1,0 +1,51 @@
+"""A plain 1-D convolutional encoder on the waveform (after Dai et al., Very Deep CNNs for Raw Waveforms, 2017)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.config import Count
+from mmjax.layers import GroupNorm, Precision, Randomness
+from mmjax.layers.convolution import Convolution
+from mmjax.tokens import Input, InputSpec, Tokens
+
+
+class WaveformCNN(nnx.Module):
+    """Strided convolutions over a waveform [B, samples] with its mask; the steps of the last are the tokens."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Sizes.
+
+        Attributes:
+          channels: output channels of each convolution; the last is the width.
+          kernels, strides: of each convolution, in steps of its input.
+        """
+
+        channels: tuple[Count, ...] = (64, 128, 128, 256)
+        kernels: tuple[Count, ...] = (80, 8, 8, 4)
+        strides: tuple[Count, ...] = (20, 4, 4, 2)
+
+        def __post_init__(self):
+            if not len(self.channels) == len(self.kernels) == len(self.strides) > 0:
+                raise ValueError("channels, kernels and strides differ in length; give one of each per convolution")
+
+    def __init__(self, config: Config, spec: InputSpec, *, precision: Precision, rngs: nnx.Rngs):
+        self.dtype, self.width = precision.dtype, config.channels[-1]
+        layers, norms, inputs, self.reduction = [], [], 1, 1
+        for channels, kernel, stride in zip(config.channels, config.kernels, config.strides, strict=True):
+            layers.append(Convolution(inputs, channels, (kernel,), stride=(stride,), bias=False, rngs=rngs))
+            norms.append(GroupNorm(channels))
+            inputs, self.reduction = channels, self.reduction * stride
+        self.layers, self.norms = nnx.List(layers), nnx.List(norms)
+
+    def __call__(self, input: Input, random: Randomness | None) -> Tokens:
+        x = input.values.astype(self.dtype)[:, :, None]
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = jax.nn.relu(norm(layer(x)))
+        mask = input.mask[:, jnp.arange(x.shape[1]) * self.reduction]
+        return Tokens.make(x, mask)

@@ -1,0 +1,284 @@
+"""The one place that puts a config's data, model, step, hooks and evaluation together."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from mmjax.config import Count, Rate, build, choose
+from mmjax.data import DATASETS, Dataset
+from mmjax.data.pipeline import Pipeline, prefetch_to_device
+from mmjax.errors import UserError, nearest
+from mmjax.evaluation import EvaluateConfig, Evaluator, subset_name, subsets
+from mmjax.layers import Precision
+from mmjax.modalities import MODALITIES
+from mmjax.model import Model, ModelConfig
+from mmjax.sharding import MeshConfig, batch_rows, batch_shards, make_mesh, place_batch
+from mmjax.tokens import Batch, abstract_batch
+from mmjax.training import ESTIMATORS, LOSS_TRANSFORMS
+from mmjax.training.checkpoint import CheckpointConfig
+from mmjax.training.log_hook import LogConfig
+from mmjax.training.objective import Objective
+from mmjax.training.optimizer import make_optimizer
+from mmjax.training.schedules import make_schedule
+from mmjax.training.state import TrainState
+from mmjax.training.step import Trainer, compile_step, state_shardings
+
+CHANGEABLE = ("mesh", "log", "checkpoint", "data.workers", "data.prefetch", "train.steps")
+"""What may differ when a run is resumed: nothing that changes what is computed, but for its end."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The part of the section `data` that all datasets share; every other key is the dataset's own.
+
+    Attributes:
+      name: a name in `mmjax.data.DATASETS`.
+      inputs: {name of an input: options of its modality}; inputs that no encoder reads need not be named.
+      absent: {name of an input: the share of training examples that it is hidden from}, to learn to do without it.
+      workers: processes that load data; 0 loads in threads of the main process.
+      prefetch: batches that are loaded ahead.
+    """
+
+    name: str
+    inputs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    absent: dict[str, Rate] = dataclasses.field(default_factory=dict)
+    workers: int = 0
+    prefetch: Count = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The section `train`.
+
+    Attributes:
+      steps: data steps of the whole run.
+      batch_size: examples of a step over all devices of all processes.
+      accumulate: microbatches of a step; more of them need less memory, and give the same result.
+      average: decay of a moving average of the parameters, which evaluation then uses; None for none.
+      estimator: {"kind": a name in `ESTIMATORS`, …}; by default what `accumulate` asks for.
+      loss_transforms: each {"kind": a name in `LOSS_TRANSFORMS`, …}, the innermost first.
+      hooks: each {"kind": a name in `HOOKS`, …}.
+    """
+
+    steps: Count
+    batch_size: Count
+    accumulate: Count = 1
+    average: Rate | None = None
+    estimator: Any = None
+    loss_transforms: tuple[Any, ...] = ()
+    hooks: tuple[Any, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """A whole recipe; `docs/config.md` explains it section by section."""
+
+    data: Any
+    model: ModelConfig
+    tasks: dict[str, Any]
+    optimizer: Any
+    schedule: Any
+    train: TrainConfig
+    seed: int = 0
+    mesh: MeshConfig = MeshConfig()
+    precision: Precision = Precision()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    log: LogConfig = LogConfig()
+
+
+class Experiment:
+    """Everything that a config means, checked, before anything is computed or written.
+
+    Args:
+      raw: the recipe, a `ConfigDict` or a dict.
+      devices: of the mesh; all by default.
+      mesh: another section `mesh` than the recipe's, for reading a checkpoint elsewhere.
+
+    Raises:
+      UserError: wherever the recipe is wrong.
+    """
+
+    def __init__(self, raw: Any, devices: list[jax.Device] | None = None, mesh: MeshConfig | None = None):
+        self.raw = plain(raw)
+        self.config = config = build(ExperimentConfig, self.raw, "")
+        self.data_config, self.dataset = _dataset(config.data)
+        self.modalities = _modalities(self.data_config, self.dataset, config.model)
+        self.specs = {name: modality.spec for name, modality in self.modalities.items()}
+        self.targets = dict(self.dataset.targets)
+        self.mesh = make_mesh(mesh or config.mesh, devices)
+        self.schedule = make_schedule(config.schedule, "schedule", config.train.steps)
+        self.variables = nnx.state(nnx.eval_shape(functools.partial(self._model, 0)))
+        self.graph = nnx.graphdef(nnx.eval_shape(functools.partial(self._model, 0)))
+        self.objective = self._objective()
+        self.trainer = self._trainer()
+        self.shapes, self.shardings = self._shapes()
+
+    def _model(self, seed: int | jax.Array) -> Model:
+        config = self.config
+        rngs = nnx.Rngs(params=jax.random.key(seed))
+        return Model(
+            config.model, config.tasks, self.specs, self.targets, precision=config.precision, rngs=rngs
+        )
+
+    def _objective(self) -> Objective:
+        model = nnx.merge(self.graph, self.variables)
+        factors = {
+            name: make_schedule(section.get("weight", 1.0), f"tasks.{name}.weight", self.config.train.steps)
+            for name, section in self.config.tasks.items()
+        }
+        coupled = frozenset(name for name, task in model.tasks.items() if task.coupled)
+        self.chances = {name: task.chance(self.config.train.batch_size) for name, task in model.tasks.items()}
+        return Objective(self.graph, factors, self.config.seed, coupled)
+
+    def _trainer(self) -> Trainer:
+        train = self.config.train
+        objective = self.objective
+        for number, section in enumerate(train.loss_transforms):
+            cls, options = choose(LOSS_TRANSFORMS, section, f"train.loss_transforms[{number}]")
+            objective = cls(options)(objective)
+        section = train.estimator
+        if section is None:
+            section = {"kind": "accumulated", "microbatches": train.accumulate} if train.accumulate > 1 else {"kind": "plain"}
+        cls, options = choose(ESTIMATORS, section, "train.estimator")
+        estimator = cls(options)
+        parts = getattr(estimator, "microbatches", 1)
+        batch_rows(self.mesh, train.batch_size)
+        if train.batch_size % (parts * batch_shards(self.mesh)):
+            raise UserError(
+                "train.accumulate",
+                f"{parts} microbatches on {batch_shards(self.mesh)} parts of the mesh do not divide {train.batch_size} examples",
+                f"make train.batch_size a multiple of {parts * batch_shards(self.mesh)}",
+            )
+        optimizer = make_optimizer(self.config.optimizer, self.schedule)
+        return Trainer(objective, estimator, optimizer, train.average, self.config.log.every)
+
+    def _shapes(self) -> tuple[TrainState, TrainState]:
+        batch = abstract_batch(self.specs, self.targets, self.config.train.batch_size)
+        with jax.set_mesh(self.mesh):
+            shapes = jax.eval_shape(self.trainer.init, nnx.to_pure_dict(self.variables), batch)
+        return shapes, state_shardings(self.mesh, self.trainer, self.variables, shapes)
+
+    # State.
+
+    def init_state(self) -> TrainState:
+        """The first state, made where it lives: no device ever holds all of it."""
+
+        def init(seed):
+            parameters = nnx.to_pure_dict(nnx.state(self._model(seed)))
+            return self.trainer.init(parameters, self.abstract_batch)
+
+        with jax.set_mesh(self.mesh):
+            return jax.jit(init, out_shardings=self.shardings)(self.config.seed)
+
+    @property
+    def abstract_batch(self) -> Batch:
+        return abstract_batch(self.specs, self.targets, self.config.train.batch_size)
+
+    @property
+    def abstract_state(self) -> TrainState:
+        """Shapes with shardings, the target of a restore."""
+        return jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+            self.shapes,
+            self.shardings,
+        )
+
+    def compile_step(self):
+        return compile_step(self.trainer, self.mesh, self.shardings)
+
+    # Data.
+
+    @functools.cached_property
+    def pipeline(self) -> Pipeline:
+        data = self.data_config
+        return Pipeline(
+            self.dataset,
+            self.modalities,
+            seed=self.config.seed,
+            absent=data.absent,
+            workers=data.workers,
+            prefetch=data.prefetch,
+        )
+
+    def train_batches(self, start: int) -> Iterator[Batch]:
+        """The batches of the training split on the mesh, from data step `start` on, for ever."""
+        size = self.config.train.batch_size
+        rows = batch_rows(self.mesh, size)
+        batches = self.pipeline.train_batches("train", size, start_step=start, rows=rows)
+        return prefetch_to_device(batches, lambda batch: place_batch(self.mesh, batch, size))
+
+    def evaluation_batches(self, split: str) -> Iterable[Batch]:
+        """The batches of a split on the mesh, once, in order, the last one padded with absent examples."""
+        size = self.config.evaluate.batch_size or self.config.train.batch_size
+        rows = batch_rows(self.mesh, size, "evaluate.batch_size")
+        for batch in self.pipeline.evaluation_batches(split, size, rows=rows):
+            yield place_batch(self.mesh, batch, size)
+
+    # Evaluation.
+
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        return Evaluator(self.objective, self.mesh, self.evaluation_batches)
+
+    def evaluate_subsets(self, parameters: Any, split: str) -> dict[str, dict[str, float]]:
+        """{subset of the inputs, like "audio+image": metrics with only these present}."""
+        table = {}
+        for subset in subsets(self.specs):
+            without = [name for name in self.specs if name not in subset]
+            table[subset_name(subset)] = self.evaluator.run(parameters, split, without)
+        return table
+
+    def ceilings(self, split: str) -> dict[str, dict[str, float]]:
+        """{"TASK/accuracy": {subset: the best accuracy that it allows}}, of those tasks where this is known."""
+        known = self.dataset.ceilings(split)
+        targets = {name: section.get("target") or name for name, section in self.config.tasks.items()}
+        return {f"{name}/accuracy": known[target] for name, target in targets.items() if target in known}
+
+    def close(self) -> None:
+        """Ends what the pipeline keeps running."""
+
+
+def plain(raw: Any) -> dict[str, Any]:
+    """A config as it stands in `config.json`: dicts, lists and plain values only."""
+    raw = raw.to_dict() if hasattr(raw, "to_dict") else raw
+    try:
+        return json.loads(json.dumps(raw))
+    except TypeError as error:
+        raise UserError("config", str(error), "use numbers, strings, lists and dicts only") from error
+
+
+def _dataset(section: Any) -> tuple[DataConfig, Dataset]:
+    if not isinstance(section, Mapping):
+        raise UserError("data", f"{section!r} is not a section", "give a dict with the key 'name'")
+    shared = {field.name for field in dataclasses.fields(DataConfig)}
+    config = build(DataConfig, {key: value for key, value in section.items() if key in shared}, "data")
+    if config.name not in DATASETS:
+        raise UserError("data.name", f"unknown dataset {config.name!r}", nearest(config.name, DATASETS))
+    cls = DATASETS[config.name]
+    own = {field.name for field in dataclasses.fields(cls.Config)}
+    for key in section:
+        if key not in shared | own:
+            raise UserError(f"data.{key}", f"unknown key {key!r}", nearest(key, shared | own))
+    options = build(cls.Config, {key: value for key, value in section.items() if key in own}, "data")
+    return config, cls(options)
+
+
+def _modalities(config: DataConfig, dataset: Dataset, model: ModelConfig) -> dict[str, Any]:
+    for where, names in (("data.inputs", config.inputs), ("data.absent", config.absent), ("model.encoders", model.encoders)):
+        for name in names:
+            if name not in dataset.inputs:
+                raise UserError(f"{where}.{name}", f"the data has no input {name!r}", nearest(name, dataset.inputs))
+    modalities = {}
+    for name in model.encoders:
+        section = {"kind": dataset.inputs[name], **config.inputs.get(name, {})}
+        cls, options = choose(MODALITIES, section, f"data.inputs.{name}")
+        modalities[name] = cls(options)
+    return modalities

@@ -1,0 +1,42 @@
+"""The late-fusion baseline: pooled modalities side by side, through an MLP."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.config import Count, Rate
+from mmjax.fusion.names import FUSED
+from mmjax.layers import Linear, Precision, Randomness, dropout, mean_pool
+from mmjax.tokens import Tokens
+
+
+class Concatenation(nnx.Module):
+    """Means of each modality's tokens, concatenated; an absent modality is a vector of zeros and a flag."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Width of the result and of the MLP's hidden layer (4 x `width` by default)."""
+
+        width: Count = 256
+        hidden: Count | None = None
+        dropout: Rate = 0.0
+
+    def __init__(self, config: Config, widths: dict[str, int], *, precision: Precision, rngs: nnx.Rngs):
+        self.dtype, self.dropout, self.names = precision.dtype, config.dropout, tuple(widths)
+        hidden = config.hidden or 4 * config.width
+        self.up = Linear(sum(widths.values()) + len(widths), hidden, axes=("embed", "hidden"), rngs=rngs)
+        self.down = Linear(hidden, config.width, axes=("hidden", "embed"), rngs=rngs)
+        self.widths = {**widths, FUSED: config.width}
+
+    def __call__(self, tokens: dict[str, Tokens], random: Randomness | None) -> dict[str, Tokens]:
+        pooled = [mean_pool(tokens[name]) for name in self.names]
+        flags = [tokens[name].present[:, None].astype(jnp.float32) for name in self.names]
+        hidden = jax.nn.gelu(self.up(jnp.concatenate(pooled + flags, axis=-1).astype(self.dtype)))
+        if random is not None:
+            hidden = dropout(hidden, self.dropout, random.fold(FUSED))
+        fused = self.down(hidden)[:, None]
+        return {**tokens, FUSED: Tokens.make(fused, jnp.ones(fused.shape[:2], bool))}

@@ -1,0 +1,146 @@
+"""Cross-attention between modalities, and learned queries that read the result out.
+
+After Lu et al., ViLBERT (2019), for streams that query each other, and Jaegle et al., Perceiver (2021), for the readout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.config import Count, Rate
+from mmjax.errors import UserError, nearest
+from mmjax.fusion.names import FUSED
+from mmjax.layers import MLP, Attention, Block, LayerNorm, Linear, Precision, Randomness, Stack, drop_path, dropout
+from mmjax.sharding import parameter
+from mmjax.tokens import Tokens, concatenate
+
+
+class CrossBlock(nnx.Module):
+    """`queries` read `keys`, then an MLP, both added to the queries; the keys stay as they are."""
+
+    def __init__(self, width: int, heads: int, hidden: int, *, dropout: float, rngs: nnx.Rngs):
+        self.query_norm, self.key_norm, self.mlp_norm = LayerNorm(width), LayerNorm(width), LayerNorm(width)
+        self.attention = Attention(width, heads, rngs=rngs)
+        self.mlp = MLP(width, hidden, rngs=rngs)
+        self.dropout = dropout
+
+    def __call__(self, queries: Tokens, keys: Tokens, random: Randomness | None, drop: float | jax.Array) -> Tokens:
+        def add(tokens: Tokens, branch: jax.Array, place: str) -> Tokens:
+            if random is not None:
+                branch = dropout(branch, self.dropout, random.fold(place))
+                branch = drop_path(branch, drop, random.fold(place + "/path"))
+            return tokens.with_values(tokens.values + branch)
+
+        keys = keys.with_values(self.key_norm(keys.values))
+        normed = queries.with_values(self.query_norm(queries.values))
+        queries = add(queries, self.attention(normed, keys), "attention")
+        return add(queries, self.mlp(self.mlp_norm(queries.values)), "mlp")
+
+
+class FusionLayer(nnx.Module):
+    """One round: each modality reads those it queries, all at once, then the learned queries read every modality."""
+
+    def __init__(self, pairs: dict[str, tuple[str, ...]], make_cross, make_self):
+        self.pairs = pairs
+        self.streams = nnx.Dict({name: make_cross() for name in pairs})
+        self.readout = make_cross()
+        self.thought = make_self()
+
+    def __call__(self, carry: tuple[dict[str, Tokens], Tokens], random: Randomness | None, drop) -> tuple:
+        tokens, latents = carry
+        draws = {name: None if random is None else random.fold(name) for name in (*self.pairs, FUSED, "thought")}
+        read = dict(tokens)
+        for name, others in self.pairs.items():
+            keys = concatenate([tokens[other] for other in others])
+            read[name] = self.streams[name](tokens[name], keys, draws[name], drop)
+        latents = self.readout(latents, concatenate([read[name] for name in read]), draws[FUSED], drop)
+        return read, self.thought(latents, draws["thought"], drop)
+
+
+class CrossAttention(nnx.Module):
+    """Modalities query each other for `depth` rounds; learned queries read them out after each round.
+
+    An example without any modality gets the answer of the learned queries alone.
+    """
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Sizes.
+
+        Attributes:
+          width, depth, heads: of the rounds.
+          hidden: width inside the MLPs, 4 x `width` by default.
+          queries: number of learned queries, the length of what is read out.
+          pairs: which modalities each modality queries, {"text": ["image", "audio"]}; those not named stay as they are.
+            By default every modality queries all others.
+          dropout, drop_path, rematerialise, scan: as for a Transformer.
+        """
+
+        width: Count = 256
+        depth: Count = 2
+        heads: Count = 4
+        hidden: Count | None = None
+        queries: Count = 8
+        pairs: dict[str, tuple[str, ...]] | None = None
+        dropout: Rate = 0.0
+        drop_path: Rate = 0.0
+        rematerialise: Literal["none", "dots", "full"] = "none"
+        scan: bool = True
+
+        def __post_init__(self):
+            if self.width % self.heads:
+                raise ValueError(f"width {self.width} does not divide into {self.heads} heads; choose other heads")
+
+    def __init__(self, config: Config, widths: dict[str, int], *, precision: Precision, rngs: nnx.Rngs):
+        width, hidden = config.width, config.hidden or 4 * config.width
+        self.dtype = precision.dtype
+        pairs = config.pairs
+        if pairs is None:
+            pairs = {name: tuple(other for other in widths if other != name) for name in widths}
+        for name in (*pairs, *(other for others in pairs.values() for other in others)):
+            if name not in widths:
+                raise UserError("model.fusion.pairs", f"no encoder is named {name!r}", nearest(name, widths))
+        pairs = {name: tuple(others) for name, others in pairs.items() if others}
+        self.entrances = nnx.Dict({name: Linear(widths[name], width, rngs=rngs) for name in widths})
+        # Told apart by a vector for each modality, since all share one sequence of keys.
+        self.kinds = parameter(jax.random.normal(rngs.params(), (len(widths), width)) * 0.02, "none", "embed")
+        self.queries = parameter(jax.random.normal(rngs.params(), (config.queries, width)), "none", "embed")
+
+        def make(rngs):
+            def cross():
+                return CrossBlock(width, config.heads, hidden, dropout=config.dropout, rngs=rngs)
+
+            def thought():
+                return Block(width, config.heads, hidden, dropout=config.dropout, rngs=rngs)
+
+            return FusionLayer(pairs, cross, thought)
+
+        self.rounds = Stack(
+            make,
+            config.depth,
+            rngs=rngs,
+            rematerialise=config.rematerialise,
+            scan=config.scan,
+            drop_path=config.drop_path,
+        )
+        # One norm for all results: a task need not read each of them, and every parameter should have a gradient.
+        self.norm = LayerNorm(width)
+        self.widths = {name: width for name in (*widths, FUSED)}
+
+    def __call__(self, tokens: dict[str, Tokens], random: Randomness | None) -> dict[str, Tokens]:
+        entered = {}
+        for number, name in enumerate(self.entrances):
+            kind = self.kinds[...][number].astype(self.dtype)
+            # One segment an example: fusion of packed examples would need a query set for each.
+            entered[name] = tokens[name].with_values(self.entrances[name](tokens[name].values) + kind)
+        batch = next(iter(tokens.values())).values.shape[0]
+        queries = jnp.broadcast_to(self.queries[...].astype(self.dtype), (batch, *self.queries.shape))
+        latents = Tokens.make(queries, jnp.ones(queries.shape[:2], bool))
+        entered, latents = self.rounds((entered, latents), random=random)
+        results = {**entered, FUSED: latents}
+        return {name: result.with_values(self.norm(result.values)) for name, result in results.items()}

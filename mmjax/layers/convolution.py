@@ -1,0 +1,47 @@
+"""Convolution over any number of spatial axes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mmjax.sharding import parameter
+
+
+class Convolution(nnx.Module):
+    """Convolution of [B, *space, inputs] to [B, *space', outputs], in the dtype of its input.
+
+    Args:
+      kernel, stride: one number for each spatial axis.
+      padding: "SAME" or "VALID".
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: tuple[int, ...],
+        *,
+        rngs: nnx.Rngs,
+        stride: tuple[int, ...] | None = None,
+        padding: str = "SAME",
+        bias: bool = True,
+    ):
+        self.stride, self.padding = stride or (1,) * len(kernel), padding
+        shape = (*kernel, inputs, outputs)
+        init = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+        self.kernel = parameter(init(rngs.params(), shape, jnp.float32), *("none",) * (len(kernel) + 1), "embed")
+        self.bias = parameter(jnp.zeros(outputs), "none") if bias else None
+
+    def __call__(self, x: Float[Array, "batch *space inputs"]) -> Float[Array, "batch *space2 outputs"]:
+        space = "DHW"[-len(self.stride) :]
+        y = jax.lax.conv_general_dilated(
+            x,
+            self.kernel[...].astype(x.dtype),
+            window_strides=self.stride,
+            padding=self.padding,
+            dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+        )
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)

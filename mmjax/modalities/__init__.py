@@ -1,0 +1,42 @@
+"""What raw data of a kind becomes: arrays of one static shape, made with NumPy on the host.
+
+A modality is chosen by its name in `MODALITIES`. Each is a class with a nested frozen dataclass `Config` and the
+members of `Modality`. A new kind is one new file and one line in the table.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmjax.modalities.audio import Audio
+from mmjax.modalities.image import Image
+from mmjax.modalities.text import Text
+from mmjax.tokens import InputSpec
+
+
+class Modality(Protocol):
+    """What the pipeline, the model and the command line ask of a modality."""
+
+    def __init__(self, config: Any): ...
+
+    @property
+    def spec(self) -> InputSpec:
+        """Shape and dtype of the values of one example, and how many leading axes the mask covers."""
+
+    def process(self, raw: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Makes (values `spec.shape`, mask `spec.shape[:spec.mask_rank]`) of raw data, or raises ValueError."""
+
+    def absent(self) -> tuple[np.ndarray, np.ndarray]:
+        """(values, mask) of an example that lacks this modality: zeros and False."""
+
+    def read(self, argument: str, where: str) -> Any:
+        """Reads raw data as `--{where}=argument` gives it: a file's path, or a sentence. Raises UserError."""
+
+    def files(self) -> list[pathlib.Path]:
+        """Files that `process` depends on, for example a tokenizer's; a checkpoint keeps copies of them."""
+
+
+MODALITIES: dict[str, type[Modality]] = {"image": Image, "text": Text, "audio": Audio}

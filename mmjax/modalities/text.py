@@ -1,0 +1,129 @@
+"""Text: a sentence becomes int32 tokens of one length, with a mask of what is real."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import numpy as np
+
+from mmjax.config import AtLeast
+from mmjax.errors import UserError
+from mmjax.tokens import InputSpec
+
+
+class Text:
+    """Makes sentences into tokens.
+
+    Two tokens of our own follow the tokenizer's vocabulary of n: `begin` = n, for decoders, and `end` = n + 1. The end
+    stands after every sentence, so that an empty one that is present differs from one that is absent.
+    """
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """How a sentence becomes an array.
+
+        Attributes:
+          length: in tokens, the end included; a longer sentence loses its last tokens, but not the end.
+          tokenizer: "bytes" (the 256 bytes of UTF-8), or the path of a `.json` file of Hugging Face `tokenizers`, or of
+            a `.model` file of sentencepiece.
+          lowercase: whether to ignore case.
+        """
+
+        length: Annotated[int, AtLeast(2)] = 32
+        tokenizer: str = "bytes"
+        lowercase: bool = False
+
+    def __init__(self, config: Config):
+        self.config = config
+        self._encode, size = _load(config.tokenizer)
+        self.begin, self.end, self.vocabulary = size, size + 1, size + 2
+
+    @property
+    def spec(self) -> InputSpec:
+        """[length] int32, with a flag for each token."""
+        details = {"vocabulary": self.vocabulary, "begin": self.begin, "end": self.end}
+        return InputSpec((self.config.length,), "int32", mask_rank=1, details=details)
+
+    def process(self, raw: str) -> tuple[np.ndarray, np.ndarray]:
+        """Makes (values [length] int32, mask [length] bool) of a sentence.
+
+        Raises:
+          ValueError: if `raw` is not a string.
+        """
+        if not isinstance(raw, str):
+            raise ValueError(f"a text is a string, not {type(raw).__name__}")
+        tokens = list(self._encode(raw.lower() if self.config.lowercase else raw))
+        tokens = [*tokens[: self.config.length - 1], self.end]
+        values = np.zeros(self.config.length, np.int32)
+        values[: len(tokens)] = tokens
+        return values, np.arange(self.config.length) < len(tokens)
+
+    def absent(self) -> tuple[np.ndarray, np.ndarray]:
+        """Zeros and False."""
+        return np.zeros(self.config.length, np.int32), np.zeros(self.config.length, bool)
+
+    def read(self, argument: str, where: str) -> str:
+        """Returns the sentence, which is the argument itself. Raises UserError if it is not valid UTF-8."""
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(where, f"{argument!r} is not valid UTF-8", "give a sentence in UTF-8") from None
+        return argument
+
+    def files(self) -> list[pathlib.Path]:
+        """The tokenizer's file, if it has one."""
+        return [] if self.config.tokenizer == "bytes" else [pathlib.Path(self.config.tokenizer)]
+
+
+def _load(name: str) -> tuple[Callable[[str], list[int]], int]:
+    """Returns what makes a string into token numbers, and how many token numbers there are."""
+    if name == "bytes":
+        return _bytes, 256
+    where, path = "tokenizer", pathlib.Path(name)
+    if path.suffix not in (".json", ".model"):
+        raise UserError(where, f"unknown tokenizer {name!r}", "give 'bytes' or the path of a .json or .model file")
+    if not path.is_file():
+        raise UserError(where, f"there is no file {name!r}", "give the path of a tokenizer's file")
+    return _hugging_face(path, where) if path.suffix == ".json" else _sentencepiece(path, where)
+
+
+def _bytes(text: str) -> list[int]:
+    return list(text.encode("utf-8", "replace"))
+
+
+def _hugging_face(path: pathlib.Path, where: str) -> tuple[Callable[[str], list[int]], int]:
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError(where, f"{str(path)!r} needs tokenizers", "pip install 'mmjax[tokenizers]'") from None
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    # The package raises bare Exception.
+    except Exception as error:
+        raise UserError(where, f"{str(path)!r} cannot be read: {error}", "give a tokenizers file") from None
+    return _HuggingFace(tokenizer), tokenizer.get_vocab_size()
+
+
+@dataclasses.dataclass(frozen=True)
+class _HuggingFace:
+    """A class and not a closure, so that it can be sent to the pipeline's worker processes."""
+
+    tokenizer: Any
+
+    def __call__(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text).ids
+
+
+def _sentencepiece(path: pathlib.Path, where: str) -> tuple[Callable[[str], list[int]], int]:
+    try:
+        import sentencepiece
+    except ImportError:
+        raise UserError(where, f"{str(path)!r} needs sentencepiece", "pip install 'mmjax[tokenizers]'") from None
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise UserError(where, f"{str(path)!r} cannot be read: {error}", "give a sentencepiece model") from None
+    return processor.encode, processor.get_piece_size()

@@ -1,0 +1,1 @@
+"""Reporting: what people look at before, during and after a run."""

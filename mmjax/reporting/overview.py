@@ -1,0 +1,69 @@
+"""What will run, before it runs, and what came out, as tables on the console."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+
+def count(tree: Any) -> int:
+    """The number of elements of all arrays of a tree."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def parts(parameters: Mapping[str, Any]) -> dict[str, int]:
+    """{part of the model, as in the config: number of parameters}."""
+    found = {}
+    for name, node in parameters.items():
+        if name in ("encoders", "tasks"):
+            found |= {f"{name}.{inner}": count(tree) for inner, tree in node.items()}
+        else:
+            found[f"model.{name}"] = count(node)
+    return found
+
+
+def print_facts(console: Console, title: str, facts: Mapping[str, str]) -> None:
+    """Two columns, without lines."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    for name, value in facts.items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def print_subsets(
+    console: Console,
+    title: str,
+    rows: Mapping[str, Mapping[str, float]],
+    ceilings: Mapping[str, Mapping[str, float]],
+    metrics: list[str],
+) -> None:
+    """One row for each subset of the inputs, one column for each metric, beside the best that is possible."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("inputs")
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+        if metric in ceilings:
+            table.add_column("best possible", justify="right", style="dim")
+    for subset, row in rows.items():
+        cells = [subset]
+        for metric in metrics:
+            cells.append(f"{row[metric]:.4f}" if metric in row else "–")
+            if metric in ceilings:
+                cells.append(f"{ceilings[metric][subset]:.4f}")
+        table.add_row(*cells)
+    console.print(table)
+
+
+def headline_metrics(row: Mapping[str, float]) -> list[str]:
+    """The metric of each task that a table shows: accuracy or recall@1, else the loss."""
+    shown = []
+    for task in dict.fromkeys(name.partition("/")[0] for name in row if "/" in name):
+        shown.append(next(f"{task}/{m}" for m in ("accuracy", "recall@1", "loss") if f"{task}/{m}" in row))
+    return shown

@@ -1,0 +1,197 @@
+"""A run in a workdir: starts or resumes it, and leaves its result."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from mmjax.config import choose
+from mmjax.errors import UserError
+from mmjax.evaluation import EvaluationHook, subset_name
+from mmjax.experiment import CHANGEABLE, Experiment
+from mmjax.files import write_atomically, write_json
+from mmjax.reporting.overview import count, headline_metrics, parts, print_facts, print_subsets
+from mmjax.sharding import AXES, MeshConfig, whole_parameters
+from mmjax.training import HOOKS
+from mmjax.training.checkpoint import CheckpointHook, Checkpoints
+from mmjax.training.log_hook import LogHook
+from mmjax.training.loop import Hook, Loop
+from mmjax.training.metrics_log import MetricsLog, read_rows
+from mmjax.training.state import TrainState, parameters_hash
+from mmjax.workdir import check_same_config, provenance, read_config, write_config
+
+
+def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> dict[str, Any]:
+    """Trains a recipe, from the workdir's newest checkpoint if there is one, and evaluates it.
+
+    Returns:
+      What `result.json` holds.
+
+    Raises:
+      UserError: before anything is written, where the recipe or the workdir is wrong.
+    """
+    started = time.perf_counter()
+    writes = jax.process_index() == 0
+    console = console or Console(quiet=not writes)
+    experiment = Experiment(raw)
+    check_same_config(workdir, experiment.raw, CHANGEABLE)
+    experiment.dataset.prepare()
+    examples = experiment.pipeline.size("train")
+    if writes:
+        write_config(workdir, experiment.raw, experiment.modalities)
+    checkpoints = Checkpoints(workdir, experiment.config.checkpoint)
+    state, restored = _first_state(experiment, checkpoints)
+    if writes:
+        _print_overview(console, experiment, examples, checkpoints, restored, workdir)
+        _write_parameters(workdir, state)
+    log = MetricsLog(workdir, restored or 0) if writes else None
+    loop = Loop(state, experiment.config.train.steps, _hooks(experiment, checkpoints, log, workdir, console))
+    batches = experiment.train_batches(loop.step)
+    try:
+        state = loop.run(experiment.compile_step(), batches)
+    finally:
+        batches.close()
+        if log:
+            log.close()
+    trained = time.perf_counter() - started
+    if loop.stop:
+        console.print(f"stopped at step {loop.step}: {loop.stop}")
+    interrupted = loop.stop is not None and not loop.done and loop.stop.startswith("the machine")
+    if interrupted:
+        checkpoints.close()
+        raise SystemExit(f"mmjax: stopped at step {loop.step} with a checkpoint; run the same command to go on")
+    result = {
+        "seed": experiment.config.seed,
+        "steps": loop.step,
+        "parameters": count(state.parameters),
+        "parameters_hash": parameters_hash(state.parameters),
+        **evaluate_splits(experiment, state.evaluated, experiment.config.evaluate.splits, console),
+        **provenance(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "seconds": {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)},
+    }
+    checkpoints.close()
+    if writes:
+        write_json(workdir / "result.json", result)
+        _print_places(console, workdir, result)
+    return result
+
+
+def restore(workdir: pathlib.Path, mesh: MeshConfig | None = None) -> tuple[Experiment, TrainState]:
+    """The experiment of a workdir, and the state that its section `evaluate.use` asks for, on this machine's devices.
+
+    Raises:
+      UserError: where there is no run, or no checkpoint of it yet.
+    """
+    raw = read_config(workdir)
+    experiment = Experiment(raw, mesh=mesh or MeshConfig())
+    checkpoints = Checkpoints(workdir, experiment.config.checkpoint, read_only=True)
+    step = checkpoints.best() if experiment.config.evaluate.use == "best" else checkpoints.latest
+    if step is None:
+        raise UserError("--workdir", f"{workdir} has no checkpoint yet", "train longer, with a smaller checkpoint.every")
+    state = checkpoints.restore(step, experiment.abstract_state)
+    checkpoints.close()
+    return experiment, state
+
+
+def evaluate_splits(
+    experiment: Experiment, parameters: Any, splits: tuple[str, ...], console: Console
+) -> dict[str, dict[str, Any]]:
+    """Metrics of each split, printed as a table of subsets if the config asks for it.
+
+    Returns:
+      {split: metrics}, and under "subsets" and "ceilings" {split: {subset: metrics}}.
+    """
+    result: dict[str, dict[str, Any]] = {"subsets": {}, "ceilings": {}}
+    for split in splits:
+        if experiment.config.evaluate.subsets and len(experiment.specs) > 1:
+            table = experiment.evaluate_subsets(parameters, split)
+        else:
+            table = {subset_name(experiment.specs): experiment.evaluator.run(parameters, split)}
+        row = table[subset_name(experiment.specs)]
+        ceilings = experiment.ceilings(split)
+        result[split], result["subsets"][split], result["ceilings"][split] = row, table, ceilings
+        print_subsets(console, f"{split}: metrics with some inputs only", table, ceilings, headline_metrics(row))
+    return result
+
+
+def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:
+    step = checkpoints.latest
+    if step is None:
+        return experiment.init_state(), None
+    return checkpoints.restore(step, experiment.abstract_state), step
+
+
+def _hooks(
+    experiment: Experiment, checkpoints: Checkpoints, log: MetricsLog | None, workdir: pathlib.Path, console: Console
+) -> list[Hook]:
+    config = experiment.config
+    history = read_rows(workdir) if (workdir / "metrics.jsonl").exists() else []
+    hooks: list[Hook] = [
+        LogHook(config.log, log, console, experiment.schedule, config.train.batch_size),
+        EvaluationHook(experiment.evaluator, config.evaluate.every, log),
+    ]
+    for number, section in enumerate(config.train.hooks):
+        cls, options = choose(HOOKS, section, f"train.hooks[{number}]")
+        hooks.append(cls(options, history))
+    hooks.append(CheckpointHook(checkpoints, log.sync if log else lambda: None))
+    return hooks
+
+
+def _print_overview(
+    console: Console,
+    experiment: Experiment,
+    examples: int,
+    checkpoints: Checkpoints,
+    restored: int | None,
+    workdir: pathlib.Path,
+) -> None:
+    config, shapes = experiment.config, experiment.shapes
+    train = config.train
+    sizes = " x ".join(f"{axis}={experiment.mesh.shape[axis]}" for axis in AXES)
+    kind = experiment.mesh.devices.flat[0].device_kind
+    facts = {
+        "mesh": f"{sizes} on {experiment.mesh.size} {kind} device(s), {jax.process_count()} process(es)",
+        "precision": f"{config.precision.compute} products, float32 parameters",
+        "parameters": f"{count(shapes.parameters):,}",
+        **{f"  {name}": f"{number:,}" for name, number in parts(shapes.parameters).items()},
+        "optimizer": f"{dict(config.optimizer).get('name', 'adamw')}, {count(shapes.optimizer):,} numbers of state",
+        "batch": f"{train.batch_size} examples"
+        + (f" in {train.accumulate} microbatches" if train.accumulate > 1 else ""),
+        "examples": f"{examples:,} in train",
+        "steps": f"{train.steps:,} ({train.steps * train.batch_size / examples:.1f} epochs)",
+    }
+    for name, chance in experiment.chances.items():
+        facts[f"loss of {name} by chance"] = "unknown" if chance is None else f"{chance:.3f}"
+    for name in whole_parameters(experiment.mesh, experiment.shardings.parameters, shapes.parameters):
+        facts[f"warning: {name}"] = "does not divide by mesh.fsdp, each device holds all of it"
+    service = checkpoints.preemption_service()
+    facts["preemption"] = "agreed between hosts" if service else "saves on SIGTERM" if jax.process_count() == 1 else "not watched"
+    facts["workdir"] = str(workdir) + (f", resumed at step {restored:,}" if restored is not None else "")
+    print_facts(console, "what will run", facts)
+
+
+def _write_parameters(workdir: pathlib.Path, state: TrainState) -> None:
+    from clu import parameter_overview
+
+    write_atomically(workdir / "parameters.txt", parameter_overview.get_parameter_overview(state.parameters) + "\n")
+
+
+def _print_places(console: Console, workdir: pathlib.Path, result: dict[str, Any]) -> None:
+    print_facts(
+        console,
+        "where everything lies",
+        {
+            "results": str(workdir / "result.json"),
+            "curves": f"{workdir / 'metrics.jsonl'}, or `tensorboard --logdir {workdir}`",
+            "checkpoints": str(workdir / "checkpoints"),
+            "parameters": str(workdir / "parameters.txt"),
+            "time": f"{result['seconds']['train']} s to train, {result['seconds']['all']} s in all",
+        },
+    )
+
+

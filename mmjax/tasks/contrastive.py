@@ -1,0 +1,146 @@
+"""Contrastive alignment of two modalities: softmax (CLIP) or sigmoid (SigLIP) over all pairs of the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.config import Count
+from mmjax.layers import AttentionPooling, Linear, mean_pool
+from mmjax.sharding import parameter
+from mmjax.tasks.base import Task, TaskConfig, check_reads, count_present
+from mmjax.tasks.metrics import Ratio, States
+from mmjax.tokens import Batch, TargetSpec, Tokens
+
+NEVER = -1e30
+"""The logit of a pair that is not there."""
+
+
+class Contrastive(Task):
+    """Aligns the tokens of a pair of modalities: those of one example belong together, all others do not.
+
+    `loss="softmax"` is that of CLIP (Radford et al., 2021), both ways, `loss="sigmoid"` that of SigLIP (Zhai et al., 2023).
+    Examples that lack one of the two are neither positives nor negatives. Where the data has a target named
+    `positives`, examples with equal values of it belong together as well (Khosla et al., Supervised Contrastive
+    Learning, 2020).
+    """
+
+    coupled = True
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(TaskConfig):
+        """What is aligned and how.
+
+        Attributes:
+          pair: names of two tokens, like ("encoders.image", "encoders.text"); reading after a fusion would let one side
+            see the other.
+          loss: "softmax" or "sigmoid".
+          width: of the space that both are mapped to.
+          pooling: the mean of the tokens, or a learned query that attends to them with `heads` heads.
+          positives: name of a target with class indices, or None.
+          temperature, bias: initial values of the learned factor and of SigLIP's learned bias; by default 1 / 0.07 for
+            softmax, 10 and -10 for sigmoid, as in the papers.
+          recall_at: the k of the retrieval recalls that are reported.
+        """
+
+        pair: tuple[str, ...]
+        loss: Literal["softmax", "sigmoid"] = "softmax"
+        width: Count = 256
+        pooling: Literal["mean", "attention"] = "mean"
+        heads: Count = 4
+        positives: str | None = None
+        temperature: float | None = None
+        bias: float = -10.0
+        recall_at: tuple[Count, ...] = (1, 5)
+
+        def __post_init__(self):
+            if len(self.pair) != 2:
+                raise ValueError(f"pair {self.pair} has {len(self.pair)} names; give two")
+
+    def __init__(
+        self, config: Config, name: str, widths: dict[str, int], targets: dict[str, TargetSpec], *, rngs: nnx.Rngs
+    ):
+        for reads in config.pair:
+            check_reads(reads, widths, f"tasks.{name}.pair")
+        if config.positives is not None:
+            check_reads(config.positives, dict.fromkeys(targets, 0), f"tasks.{name}.positives")
+        self.config = config
+        self.pools = nnx.List([])
+        for reads in config.pair if config.pooling == "attention" else ():
+            self.pools.append(AttentionPooling(widths[reads], config.heads, 4 * widths[reads], rngs=rngs))
+        self.maps = nnx.List([Linear(widths[reads], config.width, bias=False, rngs=rngs) for reads in config.pair])
+        start = config.temperature or (1 / 0.07 if config.loss == "softmax" else 10.0)
+        self.log_temperature = parameter(jnp.log(jnp.array([start], jnp.float32)), "none")
+        self.bias = parameter(jnp.array([config.bias]), "none") if config.loss == "sigmoid" else None
+
+    def weights(self, batch: Batch) -> jax.Array:
+        first, second = self.config.pair
+        present = count_present(batch, first) * count_present(batch, second)
+        if self.config.positives is not None:
+            # Without a known value nobody knows whom the example belongs with.
+            present = present * (batch.targets[self.config.positives].weight > 0)
+        return present
+
+    def features(self, outputs: dict[str, Tokens]) -> tuple[jax.Array, jax.Array]:
+        """Two arrays [B, width] float32 of length 1, or 0 where the modality is absent."""
+        features = []
+        for side, reads in enumerate(self.config.pair):
+            tokens = outputs[reads]
+            pooled = self.pools[side](tokens) if len(self.pools) else mean_pool(tokens)
+            mapped = self.maps[side](pooled)
+            length = jnp.sqrt(jnp.sum(mapped * mapped, axis=-1, keepdims=True) + 1e-12)
+            features.append(mapped / length)
+        return features[0], features[1]
+
+    def _pairs(self, features, batch: Batch):
+        """Logits, which pairs belong together, and which are there at all: three arrays [B, B]."""
+        there = self.weights(batch) > 0
+        logits = jnp.exp(self.log_temperature[...]) * (features[0] @ features[1].T)
+        together = jnp.eye(batch.size, dtype=bool)
+        if self.config.positives is not None:
+            label = batch.targets[self.config.positives].values
+            together = label[:, None] == label[None, :]
+        return logits, together, there[:, None] & there[None, :]
+
+    def losses(self, features: tuple[jax.Array, jax.Array], batch: Batch) -> jax.Array:
+        logits, together, there = self._pairs(features, batch)
+        if self.config.loss == "sigmoid":
+            signed = jnp.where(together, 1.0, -1.0) * (logits + self.bias[...])
+            return -jnp.where(there, jax.nn.log_sigmoid(signed), 0.0).sum(axis=1)
+        logits = jnp.where(there, logits, NEVER)
+        positive = together & there
+
+        def one_way(logits, positive):
+            partners = positive.sum(axis=1)
+            mean = jnp.where(positive, jax.nn.log_softmax(logits, axis=1), 0.0).sum(axis=1)
+            return -mean / jnp.maximum(partners, 1)
+
+        return 0.5 * (one_way(logits, positive) + one_way(logits.T, positive.T))
+
+    def metrics(self, features: tuple[jax.Array, jax.Array], batch: Batch) -> States:
+        """Recall at k within the batch, over both directions, and the temperature."""
+        logits, together, there = self._pairs(features, batch)
+        logits = jnp.where(there, logits, NEVER)
+        weights = self.weights(batch)
+        states: States = {}
+        for k in self.config.recall_at:
+            found = []
+            for scores, right in ((logits, together & there), (logits.T, (together & there).T)):
+                best = jnp.where(right, scores, NEVER).max(axis=1, keepdims=True)
+                found.append(((scores > best).sum(axis=1) < k).astype(jnp.float32))
+            states[f"recall@{k}"] = Ratio.of(0.5 * (found[0] + found[1]), weights)
+        one = jnp.ones(1)
+        states["temperature"] = Ratio.of(jnp.exp(self.log_temperature[...]), one)
+        return states
+
+    def chance(self, batch_size: int) -> float:
+        if self.config.loss == "softmax":
+            return math.log(batch_size)
+        # At the start the best constant answer is the learned bias: all pairs but one are negatives.
+        rate = 1 / batch_size
+        return -batch_size * (rate * math.log(rate) + (1 - rate) * math.log(1 - rate)) if batch_size > 1 else 0.0

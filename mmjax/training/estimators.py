@@ -1,0 +1,106 @@
+"""Gradient estimators: `(objective, parameters, batch) -> gradients, metrics`, one of the four plug points.
+
+Random draws need no key: they depend on the batch's ids and step and on the objective's seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.config import Count
+from mmjax.sharding import shard
+from mmjax.tasks.metrics import Ratio, States, merge
+from mmjax.tokens import Batch
+from mmjax.training.objective import Objective, Parameters
+
+
+class Plain:
+    """The gradient of the whole batch at once."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        pass
+
+    def __init__(self, config: Config):
+        self.microbatches = 1
+
+    def __call__(self, objective: Objective, parameters: Parameters, batch: Batch) -> tuple[Parameters, States]:
+        gradients, states = jax.grad(objective, has_aux=True)(parameters, batch)
+        return gradients, states
+
+
+class Accumulated:
+    """The same gradient in the memory of a microbatch.
+
+    Losses of single examples add up over a scan. Losses that look at several examples at once need the features of the
+    whole batch first, so they take two passes (Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory
+    Limited Setup, 2021): features without gradients; the loss and its gradient with respect to features; then each
+    microbatch again, pulling that gradient back. Dropout draws are those of the example, so both passes agree.
+    """
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """`microbatches`: how many parts the batch is cut into."""
+
+        microbatches: Count
+
+    def __init__(self, config: Config):
+        self.microbatches = config.microbatches
+
+    def __call__(self, objective: Objective, parameters: Parameters, batch: Batch) -> tuple[Parameters, States]:
+        totals = objective.totals(parameters, batch)
+        coupled = sorted(objective.coupled)
+        single = [name for name in objective.factors if name not in objective.coupled]
+        parts = self._cut(batch)
+        gradients = jax.tree.map(jnp.zeros_like, parameters)
+        loss, states, pull = jnp.zeros(()), {}, {}
+        if coupled:
+
+            def forward(part):
+                features = objective.features(parameters, part)
+                return {name: features[name] for name in coupled}
+
+            features = self._join(jax.lax.map(forward, parts))
+            (loss, states), (gradients, pull) = jax.value_and_grad(
+                lambda parameters, features: objective.loss(parameters, features, batch, totals, coupled),
+                argnums=(0, 1),
+                has_aux=True,
+            )(parameters, features)
+            pull = self._cut(pull)
+
+        def one(part, pull):
+            def partial(parameters):
+                features = objective.features(parameters, part)
+                loss, states = objective.loss(parameters, features, part, totals, single)
+                pulled = jax.tree.map(jnp.vdot, {name: features[name] for name in coupled}, pull)
+                return loss + sum(jax.tree.leaves(pulled)), (loss, states)
+
+            return jax.grad(partial, has_aux=True)(parameters)
+
+        first = jax.tree.map(lambda x: x[0], (parts, pull))
+        empty = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(one, *first))
+        summed, _ = jax.lax.scan(lambda carry, part: (merge(carry, one(*part)), None), empty, (parts, pull))
+        more, (more_loss, more_states) = summed
+        return merge(gradients, more), {**states, **more_states, "loss": Ratio(loss + more_loss, jnp.ones(()))}
+
+    def _cut(self, tree: Any) -> Any:
+        """[B, ...] to [microbatches, B / microbatches, ...]; each microbatch takes rows from every device's share."""
+
+        def cut(x):
+            if x.ndim == 0:
+                return jnp.broadcast_to(x, (self.microbatches,))
+            x = x.reshape(-1, self.microbatches, *x.shape[1:]).swapaxes(0, 1)
+            return shard(x, "none", "batch", *("none",) * (x.ndim - 2))
+
+        return jax.tree.map(cut, tree)
+
+    def _join(self, tree: Any) -> Any:
+        """The inverse of `_cut` for features."""
+        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
+ESTIMATORS = {"plain": Plain, "accumulated": Accumulated}

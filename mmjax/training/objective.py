@@ -1,0 +1,87 @@
+"""The objective: L = sum over tasks of w_i(step) * (sum of losses / sum of weights), in parts that estimators can use.
+
+The sums of weights, `totals`, are counted over the whole batch before any microbatch is looked at: the mean of
+the means of microbatches is another number as soon as examples are missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmjax.layers import Randomness
+from mmjax.model import Model
+from mmjax.tasks.metrics import Ratio, States
+from mmjax.tokens import Batch
+from mmjax.training.schedules import Schedule
+
+Parameters = Any
+"""Plain nested dicts of arrays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The loss of a model on a batch, as a pure function of parameters.
+
+    A loss transform is a subclass, or an object with these methods, that wraps another objective.
+
+    Attributes:
+      graph: the model without its parameters, from `nnx.split`.
+      factors: {task: w_i}, schedules over the data step.
+      seed: of dropout and stochastic depth.
+      coupled: tasks whose losses look at several examples at once.
+    """
+
+    graph: Any
+    factors: Mapping[str, Schedule]
+    seed: int
+    coupled: frozenset[str] = frozenset()
+
+    def model(self, parameters: Parameters) -> Model:
+        return nnx.merge(self.graph, parameters)
+
+    def totals(self, parameters: Parameters, batch: Batch) -> dict[str, jax.Array]:
+        """{task: the sum of its weights over the batch}."""
+        tasks = self.model(parameters).tasks
+        batch = batch.zero_absent()
+        return {name: tasks[name].weights(batch).sum(dtype=jnp.float32) for name in self.factors}
+
+    def features(self, parameters: Parameters, batch: Batch, train: bool = True) -> dict[str, Any]:
+        """{task: what its head makes of each example}, with dropout if `train`."""
+        random = Randomness.make(self.seed, batch.step, batch.ids) if train else None
+        return self.model(parameters).features(batch, random)
+
+    def loss(
+        self,
+        parameters: Parameters,
+        features: Mapping[str, Any],
+        batch: Batch,
+        totals: Mapping[str, jax.Array],
+        names: Collection[str] | None = None,
+    ) -> tuple[jax.Array, States]:
+        """The part of the named tasks (default: all) and of these examples in the loss, and the metrics' states."""
+        tasks = self.model(parameters).tasks
+        batch = batch.zero_absent()
+        loss, states = jnp.zeros(()), {}
+        for name in self.factors if names is None else names:
+            weights = tasks[name].weights(batch)
+            summed = (tasks[name].losses(features[name], batch) * weights).sum()
+            total = totals[name]
+            factor = self.factors[name](batch.step)
+            # A task without any example adds 0, whatever its sum is.
+            loss += factor * jnp.where(total > 0, summed / jnp.where(total > 0, total, 1.0), 0.0)
+            states[f"{name}/loss"] = Ratio(summed, weights.sum(dtype=jnp.float32))
+            for metric, state in tasks[name].metrics(features[name], batch).items():
+                states[f"{name}/{metric}"] = state
+        return loss, jax.lax.stop_gradient(states)
+
+    def __call__(self, parameters: Parameters, batch: Batch, train: bool = True) -> tuple[jax.Array, States]:
+        """The loss of a whole batch and the metrics' states, "loss" among them."""
+        features = self.features(parameters, batch, train)
+        loss, states = self.loss(parameters, features, batch, self.totals(parameters, batch))
+        return loss, {**states, "loss": Ratio(jax.lax.stop_gradient(loss), jnp.ones(()))}

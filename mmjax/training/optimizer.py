@@ -1,0 +1,83 @@
+"""The optimiser: any of Optax by name, with a schedule, weight decay where it belongs, and transforms before it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from typing import Annotated, Any
+
+import jax
+import optax
+
+from mmjax.config import AtLeast, build, choose
+from mmjax.errors import UserError, nearest
+from mmjax.training.schedules import Schedule, call_optax
+from mmjax.training.transforms import TRANSFORMS
+
+NO_DECAY = (r"(^|/)(bias|scale|log_temperature)$", r"(^|/)(queries|query|kinds)$")
+"""Parameters that are not maps of their input: shrinking them does not make a model simpler."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The section `optimizer`; every further key is an argument of the Optax function `name`.
+
+    Attributes:
+      name: a function of Optax that takes `learning_rate`: "adamw", "lion", "adafactor", "sgd", …
+      weight_decay: decoupled where the optimiser has it, else added to the gradients.
+      no_decay: regular expressions of parameter names, like "encoders/image/…/bias", that do not decay.
+      clip: gradients of a larger global norm are scaled down to this; None leaves them.
+      transforms: what changes gradients before the optimiser, each {"kind": a name in `TRANSFORMS`, …}.
+    """
+
+    name: str = "adamw"
+    weight_decay: Annotated[float, AtLeast(0)] = 0.0
+    no_decay: tuple[str, ...] = NO_DECAY
+    clip: Annotated[float, AtLeast(0)] | None = 1.0
+    transforms: tuple[Any, ...] = ()
+
+
+def path_name(path) -> str:
+    """The name of a leaf of the parameters: its keys, joined by "/"."""
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+
+
+def make_optimizer(section: Any, schedule: Schedule) -> optax.GradientTransformation:
+    """Makes the optimiser from the section `optimizer` and the schedule of the learning rate.
+
+    Raises:
+      UserError: where Optax has no such optimiser, or the optimiser no such argument.
+    """
+    own = {field.name for field in dataclasses.fields(OptimizerConfig)}
+    given = dict(section.items())
+    config = build(OptimizerConfig, {key: value for key, value in given.items() if key in own}, "optimizer")
+    options = {key: value for key, value in given.items() if key not in own}
+    function = getattr(optax, config.name, None)
+    known = inspect.signature(function).parameters if callable(function) else {}
+    if "learning_rate" not in known:
+        candidates = [name for name in ("adamw", "adam", "lion", "adafactor", "sgd", "lamb", "adabelief", "rmsprop")]
+        raise UserError("optimizer.name", f"Optax has no optimiser {config.name!r}", nearest(config.name, candidates))
+    for key in options:
+        if key not in known:
+            raise UserError(f"optimizer.{key}", f"unknown key {key!r}", nearest(key, {*own, *known} - {"learning_rate"}))
+
+    def decays(parameters):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: not any(re.search(pattern, path_name(path)) for pattern in config.no_decay), parameters
+        )
+
+    parts = [choose(TRANSFORMS, part, f"optimizer.transforms[{i}]") for i, part in enumerate(config.transforms)]
+    chain = [transform()(options) for transform, options in parts]
+    if config.clip is not None:
+        chain.append(optax.clip_by_global_norm(config.clip))
+    decay = next((key for key in ("weight_decay", "weight_decay_rate") if key in known), None)
+    if decay is None and config.weight_decay:
+        chain.append(optax.add_decayed_weights(config.weight_decay, mask=decays))
+    if decay is not None:
+        options[decay] = config.weight_decay or (None if decay == "weight_decay_rate" else 0.0)
+        mask = next((key for key in ("mask", "weight_decay_mask") if key in known), None)
+        if mask is not None:
+            options[mask] = decays
+    chain.append(call_optax(config.name, {"learning_rate": schedule, **options}, "optimizer"))
+    return optax.chain(*chain)

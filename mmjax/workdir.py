@@ -1,0 +1,105 @@
+"""The folder of a run: its names and forms are stable, and other programs may rely on them.
+
+config.json (resolved), metrics.jsonl, result.json, parameters.txt, checkpoints/, preprocessing/, tensorboard/.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from mmjax import __version__
+from mmjax.errors import UserError
+from mmjax.files import write_json
+from mmjax.modalities import Modality
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+    """The places where two nested configs differ: (place, old value, new value), None where there is none."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(old.keys() | new.keys()):
+            found += differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+        return found
+    return [] if old == new else [(where, old, new)]
+
+
+def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable: tuple[str, ...]) -> None:
+    """Raises a UserError if the workdir holds a run of another config than `raw`, save for what may change."""
+    path = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError("--workdir", f"{workdir} is a file", "give a folder")
+    if not path.exists():
+        if workdir.exists() and any(workdir.iterdir()):
+            raise UserError("--workdir", f"{workdir} is not empty and holds no run", "give an empty or a new folder")
+        return
+    for where, old, new in differences(json.loads(path.read_text()), raw):
+        if not any(where == key or where.startswith(key + ".") for key in changeable):
+            raise UserError(
+                "--workdir",
+                f"{workdir} holds a run with {where} = {old!r}, not {new!r}",
+                "give another workdir, or the config of that run",
+            )
+
+
+def write_config(workdir: pathlib.Path, raw: Mapping[str, Any], modalities: Mapping[str, Modality]) -> None:
+    """Writes config.json, after copies of the files that preprocessing depends on."""
+    for name, modality in modalities.items():
+        for file in modality.files():
+            folder = workdir / "preprocessing" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / file.name).exists():
+                shutil.copyfile(file, folder / file.name)
+    write_json(workdir / "config.json", dict(raw))
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The config of a run, its preprocessing files taken from the workdir.
+
+    Raises:
+      UserError: where there is no run.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError("--workdir", f"{workdir} holds no run", "give the workdir of `mmjax train`")
+    raw = json.loads(path.read_text())
+    for name, section in raw["data"].get("inputs", {}).items():
+        for key, value in section.items():
+            copy = workdir / "preprocessing" / name / pathlib.Path(str(value)).name
+            if isinstance(value, str) and value and copy.is_file():
+                section[key] = str(copy)
+    return raw
+
+
+def provenance() -> dict[str, Any]:
+    """What made a result: versions, machine and commit, as far as they are known."""
+    versions = {"mmjax": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {"versions": versions, "git_commit": _commit(), "machine": platform.machine(), "system": platform.system()}
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, with a "+" if it was changed."""
+    folder = pathlib.Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--", "."], cwd=folder, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changed else "")

@@ -1,0 +1,18 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def digits_cache(tmp_path_factory, worker_id) -> pathlib.Path:
+    """A cache folder for `Digits`, which prepares into it once for all of pytest's workers."""
+    configured = os.environ.get("MMJAX_CACHE")
+    if configured:
+        return pathlib.Path(configured)
+    base = tmp_path_factory.getbasetemp()
+    return (base if worker_id == "master" else base.parent) / "mmjax-cache"

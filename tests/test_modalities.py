@@ -1,0 +1,304 @@
+"""Modalities: any raw data becomes arrays of one shape, and what cannot is refused in one line."""
+
+from __future__ import annotations
+
+import struct
+import wave
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from mmjax.config import build
+from mmjax.errors import UserError
+from mmjax.modalities import MODALITIES, Audio, Image, Text
+
+RAW = {
+    "image": np.arange(64, dtype=np.uint8).reshape(8, 8),
+    "audio": (np.arange(1000, dtype=np.int16), 8_000),
+    "text": "a sentence",
+}
+
+
+def make(kind: str, **fields):
+    return MODALITIES[kind](build(MODALITIES[kind].Config, fields, kind))
+
+
+def tone(rate: int, seconds: float = 0.5, hertz: float = 440.0) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)
+
+
+def write_wav(path, samples: np.ndarray, rate: int, bits: int) -> None:
+    """Writes float samples [n] or [n, channels] with the standard library, which is not what reads them."""
+    scaled = np.rint(samples * (2 ** (bits - 1) - 1)).astype(np.int64)
+    if bits == 8:
+        scaled += 128
+    data = b"".join(int(value).to_bytes(bits // 8, "little", signed=bits > 8) for value in scaled.ravel())
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1 if samples.ndim == 1 else samples.shape[1])
+        file.setsampwidth(bits // 8)
+        file.setframerate(rate)
+        file.writeframes(data)
+
+
+@pytest.mark.parametrize("kind", MODALITIES)
+def test_values_and_masks_have_the_shapes_of_the_spec(kind):
+    modality = make(kind)
+    spec = modality.spec
+    for values, mask in (modality.process(RAW[kind]), modality.absent()):
+        assert values.shape == spec.shape and values.dtype == spec.dtype
+        assert mask.shape == spec.shape[: spec.mask_rank] and mask.dtype == bool
+    assert modality.process(RAW[kind])[1].any()
+    assert not modality.absent()[1].any() and not modality.absent()[0].any()
+
+
+@pytest.mark.parametrize("kind", MODALITIES)
+def test_raw_data_of_another_kind_is_a_value_error(kind):
+    for raw in (np.zeros((3, 3, 3, 3)), b"bytes", np.zeros((4, 4), np.float32)):
+        if kind == "audio":
+            raw = (np.asarray(raw), 16_000) if not isinstance(raw, np.ndarray) or raw.ndim != 2 else (raw[:0], 16_000)
+        with pytest.raises(ValueError):
+            make(kind).process(raw)
+
+
+class TestImage:
+    def test_values_are_scaled_by_mean_and_deviation(self):
+        values, mask = make("image", size=(1, 2), channels=1, mean=(0.25,), std=(0.5,)).process(
+            np.array([[0, 255]], np.uint8)
+        )
+        np.testing.assert_allclose(values[0, :, 0], [-0.5, 1.5])
+        assert mask.shape == () and mask
+
+    def test_each_channel_can_have_its_own_mean(self):
+        values, _ = make("image", size=(1, 1), mean=(0.0, 0.5, 1.0), std=(1.0,)).process(np.full((1, 1), 255, np.uint8))
+        np.testing.assert_allclose(values[0, 0], [1.0, 0.5, 0.0])
+
+    @pytest.mark.parametrize("shape", [(8, 8), (20, 31), (20, 31, 1), (20, 31, 2), (7, 5, 3), (50, 50, 4)])
+    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
+    def test_a_flat_picture_of_any_form_stays_flat(self, shape, channels, fit):
+        raw = np.full(shape, 255, np.uint8)
+        values, _ = make("image", size=(16, 24), channels=channels, fit=fit, mean=(0.0,), std=(1.0,)).process(raw)
+        np.testing.assert_allclose(values, 1.0)
+
+    def test_a_picture_of_the_right_size_is_not_touched(self):
+        raw = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+        values, _ = make("image", size=(8, 8), channels=1, mean=(0.0,), std=(1.0,)).process(raw)
+        np.testing.assert_allclose(values[..., 0] * 255, raw, atol=1e-4)
+
+    def test_dark_ink_on_white_becomes_light_on_black_and_light_on_black_stays(self):
+        light = np.zeros((8, 8), np.uint8)
+        light[2:6, 3:5] = 200
+        modality = make("image", size=(8, 8), channels=1, background="dark")
+        np.testing.assert_array_equal(modality.process(255 - light)[0], modality.process(light)[0])
+        plain = make("image", size=(8, 8), channels=1)
+        np.testing.assert_array_equal(modality.process(light)[0], plain.process(light)[0])
+
+    def test_what_is_transparent_is_white(self):
+        raw = np.zeros((4, 4, 4), np.uint8)
+        values, _ = make("image", size=(4, 4), channels=3, mean=(0.0,), std=(1.0,)).process(raw)
+        np.testing.assert_allclose(values, 1.0)
+
+    def test_padding_keeps_the_aspect_ratio_and_the_background(self):
+        raw = np.full((10, 30), 60, np.uint8)
+        raw[2:8, 5:25] = 255
+        values, _ = make("image", size=(30, 30), channels=1, fit="pad", mean=(0.0,), std=(1.0,)).process(raw)
+        np.testing.assert_allclose(values[:9], 60 / 255)
+        assert values[15, 15] == 1.0
+
+    @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
+    def test_files_of_all_common_forms_are_read(self, tmp_path, mode, suffix):
+        if mode == "I;16" and suffix not in ("png", "tiff"):
+            pytest.skip("16 bits do not fit this format")
+        grey = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (16, 1))
+        picture = PIL.Image.fromarray(grey)
+        picture = PIL.Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+        path = tmp_path / f"a.{suffix}"
+        try:
+            picture.save(path)
+        except (OSError, ValueError):
+            pytest.skip(f"there is no {suffix} of mode {mode}")
+        modality = make("image", size=(16, 32), channels=1, mean=(0.0,), std=(1.0,))
+        values, mask = modality.process(modality.read(str(path), "--image"))
+        assert mask
+        # One bit a pixel keeps only the average.
+        compared = (values.mean(), grey.mean() / 255) if mode == "1" else (values[..., 0], grey / 255)
+        np.testing.assert_allclose(*compared, atol=0.06)
+
+    def test_a_photo_stands_upright(self, tmp_path):
+        picture = PIL.Image.fromarray(np.zeros((10, 20, 3), np.uint8))
+        exif = PIL.Image.Exif()
+        exif[0x0112] = 6
+        picture.save(tmp_path / "a.jpg", exif=exif)
+        assert make("image").read(str(tmp_path / "a.jpg"), "--image").shape[:2] == (20, 10)
+
+    @pytest.mark.parametrize("damage", ["missing", "folder", "text", "empty", "cut", "cut png"])
+    def test_an_unreadable_file_is_a_user_error_of_one_line(self, tmp_path, damage):
+        path = tmp_path / "a.png"
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        PIL.Image.fromarray(noise).save(path, format="JPEG" if damage == "cut" else "PNG")
+        if damage == "missing":
+            path.unlink()
+        elif damage == "folder":
+            path = tmp_path
+        else:
+            data = path.read_bytes()
+            path.write_bytes({"text": b"hello", "empty": b""}.get(damage, data[: len(data) // 2]))
+        with pytest.raises(UserError) as caught:
+            make("image").read(str(path), "--image")
+        assert str(caught.value).startswith("--image: ") and "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("fields", [{"size": (8,)}, {"mean": (0.1, 0.2)}, {"std": (0.0,)}, {"size": (0, 8)}])
+    def test_a_config_that_cannot_be_is_a_user_error(self, fields):
+        with pytest.raises(UserError):
+            build(Image.Config, fields, "image")
+
+
+class TestAudio:
+    @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000])
+    @pytest.mark.parametrize("bits", [8, 16, 24, 32])
+    @pytest.mark.parametrize("channels", [1, 2])
+    def test_wav_files_of_any_rate_and_depth_hold_the_same_tone(self, tmp_path, rate, bits, channels):
+        samples = tone(rate)
+        write_wav(tmp_path / "a.wav", samples if channels == 1 else np.stack([samples] * 2, axis=1), rate, bits)
+        modality = make("audio", normalise="none")
+        values, mask = modality.process(modality.read(str(tmp_path / "a.wav"), "--audio"))
+        assert abs(int(mask.sum()) - 8_000) <= 1
+        # The filter rings at both ends.
+        np.testing.assert_allclose(values[500:7500], tone(16_000)[500:7500], atol=0.02 if bits == 8 else 0.002)
+        assert not values[~mask].any()
+
+    def test_floating_point_wav_files_are_read(self, tmp_path):
+        samples = tone(16_000).astype("<f4").tobytes()
+        header = (
+            b"RIFF"
+            + struct.pack("<I", 36 + len(samples))
+            + b"WAVEfmt "
+            + struct.pack("<IHHIIHH", 16, 3, 1, 16_000, 64_000, 4, 32)
+        )
+        (tmp_path / "a.wav").write_bytes(header + b"data" + struct.pack("<I", len(samples)) + samples)
+        modality = make("audio", normalise="none")
+        values, _ = modality.process(modality.read(str(tmp_path / "a.wav"), "--audio"))
+        np.testing.assert_allclose(values[:8000], tone(16_000), atol=1e-6)
+
+    @pytest.mark.parametrize("damage", ["missing", "folder", "text", "empty", "header", "cut", "silent", "infinite"])
+    def test_an_unreadable_file_is_a_user_error_of_one_line(self, tmp_path, damage):
+        path = tmp_path / "a.wav"
+        write_wav(path, tone(16_000), 16_000, 16)
+        data = path.read_bytes()
+        if damage == "missing":
+            path.unlink()
+        elif damage == "folder":
+            path = tmp_path
+        elif damage == "silent":
+            write_wav(path, np.zeros(0), 16_000, 16)
+        elif damage == "infinite":
+            samples = np.full(10, np.inf, "<f4").tobytes()
+            fields = struct.pack("<IHHIIHH", 16, 3, 1, 16_000, 64_000, 4, 32)
+            path.write_bytes(
+                b"RIFF" + struct.pack("<I", 76) + b"WAVEfmt " + fields + b"data" + struct.pack("<I", 40) + samples
+            )
+        else:
+            path.write_bytes({"text": b"hello", "empty": b"", "header": data[:30], "cut": data[:-1000]}[damage])
+        with pytest.raises(UserError) as caught:
+            make("audio").read(str(path), "--audio")
+        assert str(caught.value).startswith("--audio: ") and "\n" not in str(caught.value)
+
+    def test_loudness_is_normalised_over_what_is_real(self):
+        for gain in (0.01, 0.9):
+            values, mask = make("audio", normalise="rms").process(((gain * tone(16_000)).astype(np.float32), 16_000))
+            assert np.sqrt(np.mean(values[mask] ** 2)) == pytest.approx(0.1, rel=1e-4)
+            values, mask = make("audio", normalise="peak").process(((gain * tone(16_000)).astype(np.float32), 16_000))
+            assert np.abs(values).max() == pytest.approx(1.0, rel=1e-4)
+
+    def test_silence_stays_silent_and_finite_and_is_present(self):
+        for config in ({}, {"normalise": "peak"}, {"trim": 30.0}):
+            values, mask = make("audio", **config).process((np.zeros(400, np.int16), 16_000))
+            assert not values.any() and mask.sum() == 400
+
+    def test_trimming_finds_the_word(self):
+        silence = np.zeros(20_000)
+        recording = np.concatenate([silence, tone(16_000), silence])
+        values, mask = make("audio", trim=40.0, normalise="none").process((recording, 16_000))
+        assert abs(int(mask.sum()) - 8_000) < 20
+        np.testing.assert_allclose(values[1:7000], tone(16_000)[2:7001], atol=0.1)
+
+    def test_a_long_recording_is_cut_as_if_it_had_been_resampled_whole(self):
+        samples = np.random.default_rng(0).standard_normal(5 * 44_100) * 0.1
+        short = make("audio", normalise="none").process((samples, 44_100))[0]
+        long = make("audio", normalise="none", seconds=5.0).process((samples, 44_100))[0]
+        np.testing.assert_array_equal(short, long[:16_000])
+
+    def test_values_that_are_not_finite_are_refused(self):
+        with pytest.raises(ValueError, match="finite"):
+            make("audio").process((np.array([0.0, np.nan]), 16_000))
+
+
+class TestText:
+    def test_bytes_are_their_own_tokens_and_an_end_follows(self):
+        modality = make("text", length=6)
+        values, mask = modality.process("né")
+        assert values.tolist() == [ord("n"), 0xC3, 0xA9, modality.end, 0, 0]
+        assert mask.tolist() == [True] * 4 + [False] * 2
+        assert modality.spec.details == {"vocabulary": 258, "begin": 256, "end": 257}
+
+    def test_a_long_sentence_loses_its_tail_but_not_its_end(self):
+        modality = make("text", length=4)
+        values, mask = modality.process("abcdef")
+        assert values.tolist() == [97, 98, 99, modality.end] and mask.all()
+
+    def test_an_empty_sentence_is_present(self):
+        values, mask = make("text").process("")
+        assert mask.sum() == 1 and values[0] == 257
+
+    def test_case_can_be_ignored(self):
+        modality = make("text", lowercase=True)
+        np.testing.assert_array_equal(modality.process("WHAT?")[0], modality.process("what?")[0])
+
+    def test_a_tokenizers_file_is_used(self, tmp_path):
+        tokenizers = pytest.importorskip("tokenizers")
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "hello": 1, "world": 2}, "[UNK]"))
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        path = tmp_path / "words.json"
+        tokenizer.save(str(path))
+        modality = make("text", tokenizer=str(path), length=5)
+        assert modality.process("hello big world")[0].tolist() == [1, 0, 2, 4, 0]
+        assert modality.spec.details["vocabulary"] == 5
+        assert modality.files() == [path]
+
+    def test_a_sentencepiece_file_is_used(self, tmp_path):
+        sentencepiece = pytest.importorskip("sentencepiece")
+        corpus = tmp_path / "corpus.txt"
+        corpus.write_text("the cat sat on the mat\nthe dog sat on the log\n" * 20)
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(corpus), model_prefix=str(tmp_path / "m"), vocab_size=19, minloglevel=3
+        )
+        path = tmp_path / "m.model"
+        modality = make("text", tokenizer=str(path), length=40)
+        values, mask = modality.process("the cat sat")
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        assert processor.decode(values[mask][:-1].tolist()) == "the cat sat"
+        assert values[mask][-1] == 20 and modality.files() == [path]
+
+    @pytest.mark.parametrize("name", ["nowhere.json", "nowhere.model", "byte", "broken.json", "broken.model"])
+    def test_a_tokenizer_that_cannot_be_loaded_is_a_user_error(self, tmp_path, name):
+        if name.startswith("broken"):
+            (tmp_path / name).write_text("not a tokenizer")
+            name = str(tmp_path / name)
+        with pytest.raises(UserError):
+            Text(Text.Config(tokenizer=name))
+
+    def test_the_sentence_is_the_argument_itself(self):
+        assert make("text").read("what is it?", "--text") == "what is it?"
+        with pytest.raises(UserError, match="UTF-8"):
+            make("text").read("bad \udcff", "--text")
+
+
+def test_modalities_can_be_sent_to_worker_processes(tmp_path):
+    # Only processes of our own are sent to; nothing is ever loaded from a file this way.
+    import multiprocessing.reduction
+
+    for kind in MODALITIES:
+        multiprocessing.reduction.ForkingPickler.dumps(make(kind))
+    assert Audio.Config().sample_rate == 16_000
