@@ -14,7 +14,7 @@ def get_config(task: str = "arithmetic") -> ConfigDict:
     config.data = {
         "name": "digits",
         "task": task,
-        "inputs": {"image": {}, "audio": {}, "text": {}},
+        "inputs": {"image": {"size": [8, 8], "channels": 1, "background": "dark"}, "audio": {"seconds": 1.0}, "text": {"length": 32}},
         # Each input is hidden from some training examples, so that the model also learns to do without it.
         "absent": {"image": 0.15, "audio": 0.15, "text": 0.15},
         "workers": 0,
