@@ -25,7 +25,7 @@ def get_config(task: str = "arithmetic") -> ConfigDict:
             "audio": {"kind": "spectrogram_transformer", "reduction": 4, "bins": 64, **trunk},
             "text": {"kind": "text_transformer", **trunk},
         },
-        "fusion": {"kind": "cross_attention", "width": 128, "depth": 2, "heads": 4, "queries": 4},
+        "fusion": {"kind": "cross_attention", "width": 128, "depth": 2, "heads": 4, "queries": 4, "pairs": {"text": ["image", "audio"]}},
     }
     if task == "arithmetic":
         config.tasks = {
@@ -53,7 +53,7 @@ def get_config(task: str = "arithmetic") -> ConfigDict:
         }
     config.optimizer = {"name": "adamw", "weight_decay": 0.05, "b2": 0.98, "clip": 1.0}
     config.schedule = {"kind": "cosine", "peak": 2e-3, "warmup": 100}
-    config.train = {"steps": 1500 if task == "arithmetic" else 600, "batch_size": 64, "accumulate": 1}
+    config.train = {"steps": 900 if task == "arithmetic" else 600, "batch_size": 64, "accumulate": 1}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     config.precision = {"compute": "float32"}
     config.checkpoint = {"every": 500, "keep": 2}

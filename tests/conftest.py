@@ -7,6 +7,9 @@ import pathlib
 
 import pytest
 
+# Eight simulated devices; set before JAX starts.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
 
 @pytest.fixture(scope="session")
 def digits_cache(tmp_path_factory, worker_id) -> pathlib.Path:

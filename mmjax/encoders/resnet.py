@@ -7,6 +7,7 @@ these networks train as well (Kolesnikov et al., Big Transfer, 2020).
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,8 @@ class ResidualBlock(nnx.Module):
 
 class ResNet(nnx.Module):
     """Stages of residual blocks over an image [B, height, width, channels]; the last map's cells are the tokens."""
+
+    example: ClassVar[InputSpec] = InputSpec((8, 8, 3), "float32", mask_rank=0)
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:

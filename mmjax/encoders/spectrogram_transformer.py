@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ class SpectrogramTransformer(nnx.Module):
 
     The spectrogram is made inside the step. Two convolutions over time shorten it by `reduction`.
     """
+
+    example: ClassVar[InputSpec] = InputSpec((2400,), "float32", mask_rank=1, details={"sample_rate": 16_000})
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(TransformerConfig):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from flax import nnx
 
@@ -12,6 +13,8 @@ from mmjax.tokens import Input, InputSpec, Tokens
 
 class TextTransformer(nnx.Module):
     """Token ids [B, length] with their mask, as tokens with positions (index)."""
+
+    example: ClassVar[InputSpec] = InputSpec((6,), "int32", mask_rank=1, details={"vocabulary": 17})
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(TransformerConfig):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,6 +17,8 @@ from mmjax.tokens import Input, InputSpec, Tokens
 
 class ViT(nnx.Module):
     """Patches of an image [B, height, width, channels], as tokens with positions (row, column)."""
+
+    example: ClassVar[InputSpec] = InputSpec((8, 8, 3), "float32", mask_rank=0)
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(TransformerConfig):

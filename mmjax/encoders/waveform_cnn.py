@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from mmjax.tokens import Input, InputSpec, Tokens
 
 class WaveformCNN(nnx.Module):
     """Strided convolutions over a waveform [B, samples] with its mask; the steps of the last are the tokens."""
+
+    example: ClassVar[InputSpec] = InputSpec((2400,), "float32", mask_rank=1, details={"sample_rate": 16_000})
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:

@@ -10,6 +10,34 @@ from jaxtyping import Array, Float, Int
 from mmjax.sharding import parameter
 
 
+@jax.custom_vjp
+def project(x: Float[Array, "... inputs"], kernel: Float[Array, "inputs outputs"]) -> Float[Array, "... outputs"]:
+    """`x @ kernel`, with a gradient that no compiler has to transpose.
+
+    The derivative that JAX makes of the product asks for (dy^T x)^T, which XLA for CPUs carries out with copies: the
+    gradient of an MLP of width 128 takes twice the time (`benchmarks/linear.py`). Here it is x^T dy from the start.
+    """
+    return (_flat(x) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _project_forward(x, kernel):
+    return project(x, kernel), (x, kernel)
+
+
+def _project_backward(saved, dy):
+    x, kernel = saved
+    flat = _flat(dy)
+    dx = jax.lax.dot_general(flat, kernel, (((1,), (1,)), ((), ())))
+    return dx.reshape(x.shape), jax.lax.dot_general(_flat(x), flat, (((0,), (0,)), ((), ())))
+
+
+project.defvjp(_project_forward, _project_backward)
+
+
 class Linear(nnx.Module):
     """`x @ kernel + bias` over the last dimension; the kernel's logical axes say how it is split.
 
@@ -35,7 +63,7 @@ class Linear(nnx.Module):
         self.bias = parameter(jnp.zeros(outputs), "none" if axes[1] == "embed" else axes[1]) if bias else None
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = project(x, self.kernel[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

@@ -1,0 +1,278 @@
+"""What whatever stands in a table has to keep: encoders, fusions, tasks, loss transforms, estimators.
+
+A new file is tested the moment it has its line in a table: `tests/test_contracts.py` goes through the tables and calls
+each `check_…` here on a small model with the new part in it. Sizes are set by the usual names of fields (`SMALL`).
+
+The promises: what is absent changes nothing, whatever is written there; 1 device = 8 devices; accumulated = whole batch;
+scanned = unrolled; bfloat16 is close to float32; what is saved is restored; every parameter has a gradient, and the
+loss falls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from mmjax.encoders import ENCODERS
+from mmjax.fusion import FUSIONS
+from mmjax.layers import Precision
+from mmjax.model import Model, ModelConfig
+from mmjax.sharding import MeshConfig, make_mesh, place_batch
+from mmjax.tasks import TASKS
+from mmjax.tokens import Batch, Input, InputSpec, Target, TargetSpec
+from mmjax.training import ESTIMATORS, LOSS_TRANSFORMS
+from mmjax.training.objective import Objective
+from mmjax.training.step import Trainer, compile_step, state_shardings
+
+SMALL: dict[str, Any] = {
+    "width": 16,
+    "depth": 2,
+    "heads": 2,
+    "hidden": 32,
+    "patch": 4,
+    "channels": 16,
+    "blocks": (1, 1),
+    "bins": 16,
+    "queries": 2,
+    "dropout": 0.1,
+    "drop_path": 0.1,
+}
+"""Sizes for fields of these names, where a part has them and they are numbers of the same form."""
+
+TOLERANCE = 1e-5
+"""Of each leaf's largest gradient, in float32 with matmul precision "highest"."""
+
+TARGETS = {
+    "label": TargetSpec((), "int32", ("a", "b", "c", "d", "e")),
+    "soft": TargetSpec((5,), "float32", ("a", "b", "c", "d", "e")),
+}
+BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A line of a table, and the small model around it."""
+
+    table: str
+    kind: str
+
+    def __str__(self):
+        return f"{self.table}-{self.kind}"
+
+
+PARTS = [
+    *(Part("encoder", kind) for kind in ENCODERS),
+    *(Part("fusion", kind) for kind in FUSIONS),
+    *(Part("task", kind) for kind in TASKS),
+    *(Part("loss_transform", kind) for kind in LOSS_TRANSFORMS),
+]
+
+
+def small(cls: type, **overrides: Any) -> dict[str, Any]:
+    """Options for `cls.Config` with small sizes and the given values, as far as it has such fields."""
+    fields = {field.name: field for field in dataclasses.fields(cls.Config)}
+    options = {}
+    for name, value in {**SMALL, **overrides}.items():
+        if name in fields:
+            default = fields[name].default
+            if isinstance(default, tuple) != isinstance(value, tuple) and default is not None:
+                continue
+            options[name] = value
+    return options
+
+
+def sections(part: Part, **overrides: Any) -> tuple[ModelConfig, dict[str, Any], dict[str, InputSpec]]:
+    """The config's sections of a small model with two inputs, with `part` in its place."""
+    kinds = {"first": "vit", "second": "text_transformer"}
+    if part.table == "encoder":
+        kinds["first"] = part.kind
+    encoders = {name: {"kind": kind, **small(ENCODERS[kind], **overrides)} for name, kind in kinds.items()}
+    specs = {name: ENCODERS[kind].example for name, kind in kinds.items()}
+    fusion = part.kind if part.table == "fusion" else "cross_attention"
+    config = ModelConfig(encoders=encoders, fusion={"kind": fusion, **small(FUSIONS[fusion], **overrides)})
+    tasks = {"task": {"kind": "classification", "target": "label"}}
+    if part.table == "task":
+        named = {"target": "label", "pair": ("encoders.first", "encoders.second")}
+        tasks["other"] = {"kind": part.kind, "weight": 0.5, **small(TASKS[part.kind], **named)}
+    return config, tasks, specs
+
+
+class Case:
+    """A small model with `part` in it, ready to train."""
+
+    def __init__(self, part: Part, precision: str = "float32", estimator: dict | None = None, **overrides: Any):
+        config, tasks, self.specs = sections(part, **overrides)
+        make = functools.partial(
+            Model, config, tasks, self.specs, TARGETS, precision=Precision(compute=precision)
+        )
+        with jax.default_matmul_precision("highest"):
+            self.graph, self.variables = nnx.split(make(rngs=nnx.Rngs(params=jax.random.key(1))))
+        # A fresh head of zeros, or a bias of zeros, would hide a missing term: move every parameter.
+        leaves, tree = jax.tree.flatten(nnx.to_pure_dict(self.variables))
+        keys = jax.random.split(jax.random.key(2), len(leaves))
+        moved = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+        self.parameters = jax.tree.unflatten(tree, moved)
+        coupled = frozenset(name for name, section in tasks.items() if TASKS[section["kind"]].coupled)
+        factors = {name: optax.constant_schedule(section.get("weight", 1.0)) for name, section in tasks.items()}
+        self.plain = objective = Objective(self.graph, factors, 7, coupled)
+        if part.table == "loss_transform":
+            cls = LOSS_TRANSFORMS[part.kind]
+            objective = cls(cls.Config())(objective)
+        self.objective = objective
+        estimator = dict(estimator or {"kind": "plain"})
+        cls = ESTIMATORS[estimator.pop("kind")]
+        self.trainer = Trainer(objective, cls(cls.Config(**estimator)), optax.adam(3e-3))
+
+    def gradients(self, batch: Batch) -> tuple[Any, dict[str, Any]]:
+        """Gradients and metrics of the trainer's estimator on one device."""
+        with jax.default_matmul_precision("highest"):
+            return jax.jit(lambda p, b: self.trainer.estimator(self.trainer.objective, p, b))(self.parameters, batch)
+
+    def gradients_on(self, batch: Batch, mesh_config: MeshConfig) -> tuple[Any, dict[str, Any]]:
+        """The same on a mesh of simulated devices."""
+        mesh = make_mesh(mesh_config)
+        with jax.default_matmul_precision("highest"), jax.set_mesh(mesh):
+            shapes = jax.eval_shape(self.trainer.init, self.parameters, batch)
+            shardings = state_shardings(mesh, self.trainer, self.variables, shapes)
+            parameters = jax.device_put(self.parameters, shardings.parameters)
+            step = jax.jit(lambda p, b: self.trainer.estimator(self.trainer.objective, p, b))
+            return jax.device_get(step(parameters, place_batch(mesh, batch, batch.size)))
+
+
+def make_batch(specs: dict[str, InputSpec], garbage: bool = False, size: int = BATCH, seed: int = 0) -> Batch:
+    """A batch with unequal presence, lengths and weights; with `garbage`, absurd values stand wherever nothing is.
+
+    One example has no input at all, one no target, and ids do not start at 0.
+    """
+    draws = np.random.default_rng(seed)
+    inputs, targets = {}, {}
+    for number, (name, spec) in enumerate(specs.items()):
+        mask = np.ones((size, *spec.shape[: spec.mask_rank]), bool)
+        for row in range(size):
+            if spec.mask_rank and row % 3:
+                mask[row, (spec.shape[0] * (row % 3)) // 3 :] = False
+            if (row + number) % 4 == 0 or row == 5:
+                mask[row] = False
+        if np.issubdtype(spec.dtype, np.integer):
+            values = draws.integers(0, spec.details["vocabulary"], (size, *spec.shape)).astype(spec.dtype)
+            absurd: Any = np.iinfo(np.int32).max
+        else:
+            values, absurd = draws.normal(size=(size, *spec.shape)).astype(spec.dtype), np.nan
+        spread = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
+        inputs[name] = Input(np.where(spread, values, absurd if garbage else 0).astype(spec.dtype), mask)
+    weight = np.where(np.arange(size) % 5 == 1, 0.0, 0.5 + np.arange(size) % 3).astype(np.float32)
+    labels = draws.integers(0, 5, size).astype(np.int32)
+    soft = draws.dirichlet(np.ones(5), size).astype(np.float32)
+    gone = weight == 0
+    targets["label"] = Target(np.where(gone, -77 if garbage else 0, labels).astype(np.int32), weight)
+    targets["soft"] = Target(np.where(gone[:, None], np.nan if garbage else 0, soft).astype(np.float32), weight)
+    return Batch(inputs, targets, np.arange(100, 100 + size, dtype=np.int32), np.int32(3))
+
+
+def assert_close(found: Any, truth: Any, tolerance: float = TOLERANCE) -> None:
+    """Each leaf is equal to within `tolerance` of its largest value (or of 1e-3 of the largest of all leaves)."""
+    found, truth = jax.device_get((found, truth))
+    floor = 1e-3 * max(float(np.abs(leaf).max(initial=0)) for leaf in jax.tree.leaves(truth))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(truth), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        scale = max(np.abs(b).max(initial=0), floor)
+        worst = np.abs(a - b).max(initial=0)
+        assert np.isfinite(a).all() and worst <= tolerance * scale, (
+            f"{jax.tree_util.keystr(path)}: off by {worst:.2e}, {worst / scale:.2e} of {scale:.2e}"
+        )
+
+
+def assert_identical(found: Any, truth: Any) -> None:
+    found, truth = jax.device_get((found, truth))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(truth), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path))
+
+
+# The promises.
+
+
+def check_absence(part: Part) -> None:
+    """NaN, ids out of range and labels out of range where nothing is move no output, loss, metric or gradient."""
+    case = Case(part)
+    clean, dirty = make_batch(case.specs), make_batch(case.specs, garbage=True)
+    assert any(np.isnan(x.values).any() for x in dirty.inputs.values() if x.values.dtype.kind == "f")
+    features = jax.jit(lambda p, b: case.objective.features(p, b))
+    assert_identical(features(case.parameters, dirty), features(case.parameters, clean))
+    gradients, metrics = case.gradients(clean)
+    assert_identical(case.gradients(dirty), (gradients, metrics))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, metrics)))
+
+
+def check_devices(part: Part) -> None:
+    """One device gives what eight give, on a mesh with all three axes."""
+    case = Case(part)
+    batch = make_batch(case.specs)
+    assert_close(case.gradients_on(batch, MeshConfig(data=2, fsdp=2, tensor=2)), case.gradients(batch))
+
+
+def check_accumulation(part: Part) -> None:
+    """Four microbatches with unequal presence and weights give what the whole batch gives, with dropout on."""
+    batch = make_batch(Case(part).specs)
+    whole = Case(part).gradients(batch)
+    assert_close(Case(part, estimator={"kind": "accumulated", "microbatches": 4}).gradients(batch), whole)
+
+
+def check_scan(part: Part) -> None:
+    """Scanned and unrolled layers are one function."""
+    case = Case(part, scan=True)
+    batch = make_batch(case.specs)
+    assert_close(Case(part, scan=False).gradients(batch), case.gradients(batch))
+
+
+def check_precision(part: Part) -> None:
+    """bfloat16 products change the loss by less than a few percent, and no gradient is lost."""
+    case = Case(part)
+    batch = make_batch(case.specs)
+    gradients, metrics = case.gradients(batch)
+    rough_gradients, rough = Case(part, precision="bfloat16").gradients(batch)
+    np.testing.assert_allclose(rough["loss"].compute(), metrics["loss"].compute(), rtol=0.05)
+    exact, close = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(g)]) for g in (gradients, rough_gradients))
+    cosine = jnp.vdot(exact, close) / jnp.linalg.norm(exact) / jnp.linalg.norm(close)
+    assert cosine > 0.98, f"cosine of the gradients {cosine}"
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rough_gradients))
+
+
+def check_restore(part: Part, folder) -> None:
+    """A state saved after a step from one device comes back bit for bit, and onto eight devices."""
+    case = Case(part)
+    batch = make_batch(case.specs)
+    state = jax.jit(case.trainer.step)(case.trainer.init(case.parameters, batch), batch)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "state", state)
+        checkpointer.wait_until_finished()
+        mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+        shardings = state_shardings(mesh, case.trainer, case.variables, jax.eval_shape(lambda: state))
+        abstract = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, shardings
+        )
+        assert_identical(checkpointer.restore(folder / "state", abstract), state)
+
+
+def check_learning(part: Part) -> None:
+    """Every parameter receives a gradient, and the loss falls."""
+    case = Case(part, dropout=0.0, drop_path=0.0)
+    batch = make_batch(case.specs)
+    gradients, metrics = case.gradients(batch)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.abs(leaf).max() > 0, f"no gradient for {jax.tree_util.keystr(path)}"
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    state = case.trainer.init(jax.tree.map(jnp.copy, case.parameters), batch)
+    shapes = jax.eval_shape(lambda: state)
+    step = compile_step(case.trainer, mesh, state_shardings(mesh, case.trainer, case.variables, shapes))
+    for _ in range(20):
+        state = step(state, batch)
+    final = case.plain(state.parameters, batch)[0]
+    assert final < 0.9 * case.plain(case.parameters, batch)[0], "the loss does not fall"

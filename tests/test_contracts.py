@@ -1,0 +1,38 @@
+"""Goes through the tables of encoders, fusions, tasks and loss transforms with the promises of `contracts.py`."""
+
+import pytest
+
+from tests import contracts
+
+
+@pytest.fixture(params=contracts.PARTS, ids=str)
+def part(request):
+    return request.param
+
+
+def test_what_is_absent_changes_nothing(part):
+    contracts.check_absence(part)
+
+
+def test_one_device_gives_what_eight_give(part):
+    contracts.check_devices(part)
+
+
+def test_microbatches_give_what_the_whole_batch_gives(part):
+    contracts.check_accumulation(part)
+
+
+def test_scanned_layers_give_what_unrolled_layers_give(part):
+    contracts.check_scan(part)
+
+
+def test_bfloat16_is_close_to_float32(part):
+    contracts.check_precision(part)
+
+
+def test_what_is_saved_is_restored_bit_for_bit(part, tmp_path):
+    contracts.check_restore(part, tmp_path)
+
+
+def test_every_parameter_has_a_gradient_and_the_loss_falls(part):
+    contracts.check_learning(part)
