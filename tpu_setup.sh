@@ -12,7 +12,7 @@ on every chip of this machine and ends with `mmjax doctor`.
   --tpu       a Cloud TPU VM (the default)
   --gpu       a machine with NVIDIA GPUs and their driver
   --cpu       any machine, no accelerator
-  --data=DIR  where datasets and caches go (default: $MMJAX_DATA or ~/.cache/mmjax); give a disk with room
+  --data=DIR  where datasets and caches go (default: $MMJAX_CACHE or ~/.cache/mmjax); give a disk with room
   --help      this text
 
 It needs Python 3.11 to 3.13 and chooses the newest of the tested ones; PYTHON=/path/to/python chooses another. Where
@@ -31,7 +31,7 @@ fail() {
 }
 
 machine=tpu
-data="${MMJAX_DATA:-$HOME/.cache/mmjax}"
+data="${MMJAX_CACHE:-$HOME/.cache/mmjax}"
 for argument in "$@"; do
   case "$argument" in
     --tpu | --gpu | --cpu) machine="${argument#--}" ;;
@@ -122,8 +122,8 @@ mkdir -p "$data"
 [[ -w "$data" ]] || fail "cannot write to $data; give another folder with --data=DIR"
 # Whoever activates .venv gets the folder too. Written anew each time, so that the last --data counts.
 sed -i '/# data folder of mmjax$/d' .venv/bin/activate
-printf 'export MMJAX_DATA=%q # data folder of mmjax\n' "$data" >>.venv/bin/activate
-export MMJAX_DATA="$data"
+printf 'export MMJAX_CACHE=%q # data folder of mmjax\n' "$data" >>.venv/bin/activate
+export MMJAX_CACHE="$data"
 
 say "smoke test: every chip of this machine multiplies two matrices"
 if [[ $machine == cpu ]]; then

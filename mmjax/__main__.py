@@ -52,7 +52,10 @@ def _run(words: list[str]) -> int:
     flags = absl_flags.FlagValues()
     command.define_flags(flags)
     before_dashes = words[: words.index("--")] if "--" in words else words
-    if {"-h", "-help", "--help"} & set(before_dashes):
+    asks_help = bool({"-h", "-help", "--help"} & set(before_dashes))
+    if hasattr(command, "define_more_flags"):
+        command.define_more_flags(flags, words, asks_help)
+    if asks_help:
         print(_help(name, command, flags))
         return 0
     arguments = _parse(name, flags, words)

@@ -16,11 +16,12 @@ A part that exists in several kinds is chosen by the key `kind` from a plain tab
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from mmjax.errors import UserError, nearest
@@ -89,6 +90,18 @@ def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
         raise UserError(where, problem, remedy or "see the docstring of this section") from error
 
 
+@contextlib.contextmanager
+def refusals(where: str) -> Iterator[None]:
+    """Makes a `ValueError` whose text is "problem; remedy" a `UserError` at `where`; others are bugs and pass."""
+    try:
+        yield
+    except ValueError as error:
+        problem, semicolon, remedy = str(error).partition("; ")
+        if not semicolon:
+            raise
+        raise UserError(where, problem, remedy) from error
+
+
 def choose(table: Mapping[str, type[T]], section: Mapping[str, Any], where: str) -> tuple[type[T], Any]:
     """Returns the class that `section["kind"]` names in `table`, and its `Config` built from the other keys."""
     if not hasattr(section, "items"):
@@ -120,7 +133,9 @@ def _describe(annotation: Any) -> str:
         return f"list of {_describe(typing.get_args(annotation)[0])}"
     if origin in (dict, Mapping) or dataclasses.is_dataclass(annotation):
         return "dict"
-    return {type(None): "None", str: "string", float: "number"}.get(annotation, getattr(annotation, "__name__", "value"))
+    return {type(None): "None", str: "string", float: "number"}.get(
+        annotation, getattr(annotation, "__name__", "value")
+    )
 
 
 def _convert(value: Any, annotation: Any, where: str) -> Any:
@@ -145,6 +160,8 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
             raise UserError(where, f"{value!r} is not a choice", nearest(str(value), map(str, args)))
         return value
     if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
         for option in args:
             try:
                 return _convert(value, option, where)

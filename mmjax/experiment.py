@@ -9,10 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from mmjax.config import Count, Rate, build, choose
+from mmjax.config import Count, NonNegative, Rate, build, choose
 from mmjax.data import DATASETS, Dataset
+from mmjax.data.dataset import check_split
 from mmjax.data.pipeline import Pipeline, prefetch_to_device
 from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluateConfig, Evaluator, subset_name, subsets
@@ -20,8 +23,9 @@ from mmjax.layers import Precision
 from mmjax.modalities import MODALITIES
 from mmjax.model import Model, ModelConfig
 from mmjax.sharding import MeshConfig, batch_rows, batch_shards, make_mesh, place_batch
+from mmjax.tasks.metrics import finalise
 from mmjax.tokens import Batch, abstract_batch
-from mmjax.training import ESTIMATORS, LOSS_TRANSFORMS
+from mmjax.training import ESTIMATORS, HOOKS, LOSS_TRANSFORMS
 from mmjax.training.checkpoint import CheckpointConfig
 from mmjax.training.log_hook import LogConfig
 from mmjax.training.objective import Objective
@@ -49,7 +53,7 @@ class DataConfig:
     name: str
     inputs: dict[str, Any] = dataclasses.field(default_factory=dict)
     absent: dict[str, Rate] = dataclasses.field(default_factory=dict)
-    workers: int = 0
+    workers: NonNegative = 0
     prefetch: Count = 4
 
 
@@ -109,7 +113,7 @@ class Experiment:
     def __init__(self, raw: Any, devices: list[jax.Device] | None = None, mesh: MeshConfig | None = None):
         self.raw = plain(raw)
         self.config = config = build(ExperimentConfig, self.raw, "")
-        self.data_config, self.dataset = _dataset(config.data)
+        self.data_config, self.dataset = make_dataset(config.data)
         self.modalities = _modalities(self.data_config, self.dataset, config.model)
         self.specs = {name: modality.spec for name, modality in self.modalities.items()}
         self.targets = dict(self.dataset.targets)
@@ -120,6 +124,8 @@ class Experiment:
         self.objective = self._objective()
         self.trainer = self._trainer()
         self.shapes, self.shardings = self._shapes()
+        self.hooks = [choose(HOOKS, hook, f"train.hooks[{number}]") for number, hook in enumerate(config.train.hooks)]
+        self._check_evaluation()
 
     def _model(self, seed: int | jax.Array) -> Model:
         config = self.config
@@ -161,10 +167,42 @@ class Experiment:
         return Trainer(objective, estimator, optimizer, train.average, self.config.log.every)
 
     def _shapes(self) -> tuple[TrainState, TrainState]:
-        batch = abstract_batch(self.specs, self.targets, self.config.train.batch_size)
+        def init():
+            return self.trainer.init(_zeros(nnx.to_pure_dict(self.variables)), _zeros(self.abstract_batch))
+
         with jax.set_mesh(self.mesh):
-            shapes = jax.eval_shape(self.trainer.init, nnx.to_pure_dict(self.variables), batch)
+            shapes = jax.eval_shape(init)
         return shapes, state_shardings(self.mesh, self.trainer, self.variables, shapes)
+
+    def _check_evaluation(self) -> None:
+        """Finds now what would end the run hours later: splits, metrics and batches that there are not."""
+        evaluate, checkpoint = self.config.evaluate, self.config.checkpoint
+        for number, split in enumerate(evaluate.splits):
+            check_split(split, self.dataset.splits, f"evaluate.splits[{number}]")
+        if evaluate.every:
+            check_split("validation", self.dataset.splits, "evaluate.every")
+        if evaluate.batch_size:
+            batch_rows(self.mesh, evaluate.batch_size, "evaluate.batch_size")
+        watched = {"checkpoint.best": checkpoint.best} if checkpoint.best else {}
+        for number, (_, options) in enumerate(self.hooks):
+            if hasattr(options, "metric"):
+                watched[f"train.hooks[{number}].metric"] = options.metric
+        for where, metric in watched.items():
+            if not evaluate.every:
+                raise UserError(where, f"{metric!r} is never measured, as evaluate.every is 0", "set evaluate.every")
+            if metric not in self.evaluated_metrics:
+                raise UserError(where, f"no metric is named {metric!r}", nearest(metric, self.evaluated_metrics))
+        if evaluate.use == "best" and not checkpoint.best:
+            raise UserError("evaluate.use", "'best' has no meaning without checkpoint.best", "set it to a metric")
+
+    @functools.cached_property
+    def evaluated_metrics(self) -> list[str]:
+        """The names of the metrics of an evaluation in which everything occurs."""
+        parameters = nnx.to_pure_dict(self.variables)
+        with jax.set_mesh(self.mesh):
+            measure = functools.partial(self.objective, train=False)
+            _, states = jax.eval_shape(measure, parameters, self.abstract_batch)
+        return sorted(finalise(jax.tree.map(lambda shape: np.ones(shape.shape, shape.dtype), states)))
 
     # State.
 
@@ -173,7 +211,7 @@ class Experiment:
 
         def init(seed):
             parameters = nnx.to_pure_dict(nnx.state(self._model(seed)))
-            return self.trainer.init(parameters, self.abstract_batch)
+            return self.trainer.init(parameters, _zeros(self.abstract_batch))
 
         with jax.set_mesh(self.mesh):
             return jax.jit(init, out_shardings=self.shardings)(self.config.seed)
@@ -246,16 +284,23 @@ class Experiment:
         """Ends what the pipeline keeps running."""
 
 
+def _zeros(shapes: Any) -> Any:
+    """Arrays in the place of shapes. JAX then finds the step's trace again, which it does not with bare shapes."""
+    return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+
 def plain(raw: Any) -> dict[str, Any]:
     """A config as it stands in `config.json`: dicts, lists and plain values only."""
     raw = raw.to_dict() if hasattr(raw, "to_dict") else raw
     try:
-        return json.loads(json.dumps(raw))
+        # Sorted, as config.json is and as a ConfigDict is: random draws and the fusion go by the order of the encoders.
+        return json.loads(json.dumps(raw, sort_keys=True))
     except TypeError as error:
         raise UserError("config", str(error), "use numbers, strings, lists and dicts only") from error
 
 
-def _dataset(section: Any) -> tuple[DataConfig, Dataset]:
+def make_dataset(section: Any) -> tuple[DataConfig, Dataset]:
+    """Makes the dataset of the section `data`; nothing is prepared yet. Raises UserError where the section is wrong."""
     if not isinstance(section, Mapping):
         raise UserError("data", f"{section!r} is not a section", "give a dict with the key 'name'")
     shared = {field.name for field in dataclasses.fields(DataConfig)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import nnx
 
-from mmjax.config import choose
+from mmjax.config import choose, refusals
 from mmjax.encoders import ENCODERS
 from mmjax.errors import UserError, nearest
 from mmjax.fusion import FUSIONS
@@ -61,21 +61,25 @@ class Model(nnx.Module):
             if name not in inputs:
                 raise UserError(where, f"the data has no input {name!r}", nearest(name, inputs))
             cls, options = choose(ENCODERS, section, where)
-            self.encoders[name] = cls(options, inputs[name], precision=precision, rngs=rngs)
+            _check_kind(cls, section["kind"], inputs[name], where)
+            with refusals(where):
+                self.encoders[name] = cls(options, inputs[name], precision=precision, rngs=rngs)
         widths = {name: encoder.width for name, encoder in self.encoders.items()}
         readable = {ENCODED + name: width for name, width in widths.items()}
         if config.fusion is None:
             self.fusion = None
         else:
             cls, options = choose(FUSIONS, config.fusion, "model.fusion")
-            self.fusion = cls(options, widths, precision=precision, rngs=rngs)
+            with refusals("model.fusion"):
+                self.fusion = cls(options, widths, precision=precision, rngs=rngs)
             readable |= self.fusion.widths
         if not tasks:
             raise UserError("tasks", "is empty", "name at least one task")
         self.tasks = nnx.Dict()
         for name, section in tasks.items():
             cls, options = choose(TASKS, section, f"tasks.{name}")
-            self.tasks[name] = cls(options, name, readable, dict(targets), rngs=rngs)
+            with refusals(f"tasks.{name}"):
+                self.tasks[name] = cls(options, name, readable, dict(targets), rngs=rngs)
 
     def outputs(self, batch: Batch, random: Randomness | None = None) -> dict[str, Tokens]:
         """All tokens that a task may read, from a batch after `Batch.zero_absent`."""
@@ -92,3 +96,15 @@ class Model(nnx.Module):
         """What each task's head makes of each example, from any batch."""
         outputs = self.outputs(batch.zero_absent(), random)
         return {name: task.features(outputs) for name, task in self.tasks.items()}
+
+
+def _check_kind(cls: type, kind: str, spec: InputSpec, where: str) -> None:
+    """Raises a UserError where an encoder of this kind cannot read such an input: an image as text, for example."""
+
+    def form(spec: InputSpec) -> tuple[int, str, int]:
+        return len(spec.shape), "numbers" if spec.dtype.startswith("float") else "token ids", spec.mask_rank
+
+    if form(cls.example) != form(spec):  # type: ignore[attr-defined]
+        fitting = [name for name, other in ENCODERS.items() if form(other.example) == form(spec)]
+        remedy = f"choose {' or '.join(map(repr, fitting))}" if fitting else "write an encoder for this input"
+        raise UserError(f"{where}.kind", f"{kind!r} does not read {list(spec.shape)} {spec.dtype}", remedy)

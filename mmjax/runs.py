@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import time
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from mmjax.config import choose
-from mmjax.errors import UserError
+from mmjax.data.dataset import check_split
+from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
 from mmjax.experiment import CHANGEABLE, Experiment
 from mmjax.files import write_atomically, write_json
-from mmjax.reporting.overview import count, headline_metrics, parts, print_facts, print_subsets
-from mmjax.sharding import AXES, MeshConfig, whole_parameters
-from mmjax.training import HOOKS
+from mmjax.reporting.overview import count, headline_metrics, parts, print_facts, print_metrics, print_subsets
+from mmjax.sharding import AXES, MeshConfig, together, whole_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.log_hook import LogHook
 from mmjax.training.loop import Hook, Loop
 from mmjax.training.metrics_log import MetricsLog, read_rows
 from mmjax.training.state import TrainState, parameters_hash
-from mmjax.workdir import check_same_config, provenance, read_config, write_config
+from mmjax.workdir import check_same_config, check_same_files, provenance, read_config, write_config
 
 
 def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> dict[str, Any]:
@@ -37,18 +38,25 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
     started = time.perf_counter()
     writes = jax.process_index() == 0
     console = console or Console(quiet=not writes)
-    experiment = Experiment(raw)
-    check_same_config(workdir, experiment.raw, CHANGEABLE)
-    experiment.dataset.prepare()
-    examples = experiment.pipeline.size("train")
+    # No process writes before all of them have looked, and what one refuses none begins.
+    with together("the check of the config and the workdir"):
+        experiment = Experiment(raw)
+        check_same_config(workdir, experiment.raw, CHANGEABLE)
+        check_same_files(workdir, experiment.modalities)
+    with together("the preparation of the data"):
+        _check_not_beyond(workdir, experiment)
+        experiment.dataset.prepare()
+        examples = _check_examples(experiment)
     if writes:
         write_config(workdir, experiment.raw, experiment.modalities)
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint)
     state, restored = _first_state(experiment, checkpoints)
     if writes:
         _print_overview(console, experiment, examples, checkpoints, restored, workdir)
-        _write_parameters(workdir, state)
-    log = MetricsLog(workdir, restored or 0) if writes else None
+    _write_parameters(workdir, state, writes)
+    # Hooks of all processes read the rows that are left after a crash.
+    with together("the repair of metrics.jsonl"):
+        log = MetricsLog(workdir, restored or 0) if writes else None
     loop = Loop(state, experiment.config.train.steps, _hooks(experiment, checkpoints, log, workdir, console))
     batches = experiment.train_batches(loop.step)
     try:
@@ -88,27 +96,76 @@ def restore(workdir: pathlib.Path, mesh: MeshConfig | None = None) -> tuple[Expe
       UserError: where there is no run, or no checkpoint of it yet.
     """
     raw = read_config(workdir)
-    experiment = Experiment(raw, mesh=mesh or MeshConfig())
+    missing = UserError("--workdir", f"{workdir} has no checkpoint", "train, with a small checkpoint.every if need be")
+    if not (workdir / "checkpoints").is_dir():
+        raise missing
+    experiment = Experiment(raw, None if mesh else _fitting_devices(raw), mesh or MeshConfig())
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint, read_only=True)
     step = checkpoints.best() if experiment.config.evaluate.use == "best" else checkpoints.latest
     if step is None:
-        raise UserError("--workdir", f"{workdir} has no checkpoint yet", "train longer, with a smaller checkpoint.every")
+        raise missing
     state = checkpoints.restore(step, experiment.abstract_state)
     checkpoints.close()
     return experiment, state
 
 
+def evaluate(
+    workdir: pathlib.Path,
+    splits: Sequence[str] | None = None,
+    *,
+    without: Collection[str] = (),
+    all_subsets: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Metrics of a trained run, printed as tables.
+
+    Args:
+      splits: by default those of the run's section `evaluate`.
+      without: inputs that are absent from every example.
+      all_subsets: whether to go through all subsets of the inputs instead.
+
+    Returns:
+      {"step", "without", split: metrics}, and as in `result.json` "subsets" and "ceilings" if `all_subsets`.
+
+    Raises:
+      UserError: where there is no checkpoint, or a split or an input that there is not.
+    """
+    console = console or Console(quiet=jax.process_index() != 0)
+    experiment, state = restore(workdir)
+    splits = tuple(experiment.config.evaluate.splits if splits is None else splits)
+    for split in splits:
+        check_split(split, experiment.dataset.splits, "--split")
+    for name in without:
+        if name not in experiment.specs:
+            raise UserError("--without", f"the run has no input {name!r}", nearest(name, experiment.specs))
+    if set(without) == set(experiment.specs):
+        raise UserError("--without", f"{','.join(without)} leaves no input", "leave one of them in")
+    result: dict[str, Any] = {"step": int(state.data_step), "without": sorted(set(without))}
+    if all_subsets:
+        return result | evaluate_splits(experiment, state.evaluated, splits, console, all_subsets=True)
+    present = subset_name([name for name in experiment.specs if name not in without])
+    for split in splits:
+        result[split] = experiment.evaluator.run(state.evaluated, split, without)
+        print_metrics(console, f"{split}, step {result['step']:,}, with {present}", result[split])
+    return result
+
+
 def evaluate_splits(
-    experiment: Experiment, parameters: Any, splits: tuple[str, ...], console: Console
+    experiment: Experiment,
+    parameters: Any,
+    splits: tuple[str, ...],
+    console: Console,
+    all_subsets: bool | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of each split, printed as a table of subsets if the config asks for it.
+    """Metrics of each split, printed as a table of subsets if `all_subsets`, by default if the config asks for it.
 
     Returns:
       {split: metrics}, and under "subsets" and "ceilings" {split: {subset: metrics}}.
     """
     result: dict[str, dict[str, Any]] = {"subsets": {}, "ceilings": {}}
+    all_subsets = experiment.config.evaluate.subsets if all_subsets is None else all_subsets
     for split in splits:
-        if experiment.config.evaluate.subsets and len(experiment.specs) > 1:
+        if all_subsets and len(experiment.specs) > 1:
             table = experiment.evaluate_subsets(parameters, split)
         else:
             table = {subset_name(experiment.specs): experiment.evaluator.run(parameters, split)}
@@ -117,6 +174,35 @@ def evaluate_splits(
         result[split], result["subsets"][split], result["ceilings"][split] = row, table, ceilings
         print_subsets(console, f"{split}: metrics with some inputs only", table, ceilings, headline_metrics(row))
     return result
+
+
+def _fitting_devices(raw: Mapping[str, Any]) -> list[jax.Device]:
+    """As many devices as the run's batches divide over: a run need not be read where it was trained."""
+    devices = jax.devices()
+    if jax.process_count() > 1:
+        return devices
+    train, evaluation = raw["train"], raw.get("evaluate", {})
+    parts = max(train.get("accumulate", 1), (train.get("estimator") or {}).get("microbatches", 1))
+    common = math.gcd(train["batch_size"] // parts, evaluation.get("batch_size") or train["batch_size"])
+    return devices[: max(count for count in range(1, len(devices) + 1) if common % count == 0)]
+
+
+def _check_not_beyond(workdir: pathlib.Path, experiment: Experiment) -> None:
+    """Raises a UserError where the run has gone further than `train.steps` already."""
+    folder, steps = workdir / "checkpoints", experiment.config.train.steps
+    saved = [int(child.name) for child in folder.iterdir() if child.name.isdigit()] if folder.is_dir() else []
+    step = max(saved, default=0)
+    if step > steps:
+        problem = f"{steps} lies before the checkpoint of step {step} in {workdir}"
+        raise UserError("train.steps", problem, f"give at least {step}, or another workdir")
+
+
+def _check_examples(experiment: Experiment) -> int:
+    """The number of examples to train on; raises a UserError where a split that the run will read has none."""
+    config = experiment.config.evaluate
+    for split in (*config.splits, *(("validation",) if config.every else ())):
+        experiment.pipeline.size(split)
+    return experiment.pipeline.size("train")
 
 
 def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:
@@ -135,9 +221,7 @@ def _hooks(
         LogHook(config.log, log, console, experiment.schedule, config.train.batch_size),
         EvaluationHook(experiment.evaluator, config.evaluate.every, log),
     ]
-    for number, section in enumerate(config.train.hooks):
-        cls, options = choose(HOOKS, section, f"train.hooks[{number}]")
-        hooks.append(cls(options, history))
+    hooks += [cls(options, history) for cls, options in experiment.hooks]
     hooks.append(CheckpointHook(checkpoints, log.sync if log else lambda: None))
     return hooks
 
@@ -170,15 +254,20 @@ def _print_overview(
     for name in whole_parameters(experiment.mesh, experiment.shardings.parameters, shapes.parameters):
         facts[f"warning: {name}"] = "does not divide by mesh.fsdp, each device holds all of it"
     service = checkpoints.preemption_service()
-    facts["preemption"] = "agreed between hosts" if service else "saves on SIGTERM" if jax.process_count() == 1 else "not watched"
+    facts["preemption"] = (
+        "agreed between hosts" if service else "saves on SIGTERM" if jax.process_count() == 1 else "not watched"
+    )
     facts["workdir"] = str(workdir) + (f", resumed at step {restored:,}" if restored is not None else "")
     print_facts(console, "what will run", facts)
 
 
-def _write_parameters(workdir: pathlib.Path, state: TrainState) -> None:
+def _write_parameters(workdir: pathlib.Path, state: TrainState, writes: bool) -> None:
     from clu import parameter_overview
 
-    write_atomically(workdir / "parameters.txt", parameter_overview.get_parameter_overview(state.parameters) + "\n")
+    # All processes compute the means and deviations: each holds a part of the parameters.
+    overview = parameter_overview.get_parameter_overview(state.parameters)
+    if writes:
+        write_atomically(workdir / "parameters.txt", overview + "\n")
 
 
 def _print_places(console: Console, workdir: pathlib.Path, result: dict[str, Any]) -> None:
@@ -193,5 +282,3 @@ def _print_places(console: Console, workdir: pathlib.Path, result: dict[str, Any
             "time": f"{result['seconds']['train']} s to train, {result['seconds']['all']} s in all",
         },
     )
-
-

@@ -6,6 +6,7 @@ config.json (resolved), metrics.jsonl, result.json, parameters.txt, checkpoints/
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import platform
 import shutil
@@ -35,19 +36,37 @@ def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any
 def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable: tuple[str, ...]) -> None:
     """Raises a UserError if the workdir holds a run of another config than `raw`, save for what may change."""
     path = workdir / "config.json"
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError("--workdir", f"{workdir} is a file", "give a folder")
+    above = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise UserError("--workdir", f"{above} is a file", "give a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError("--workdir", f"{above} is not yours to write in", "give another folder")
     if not path.exists():
-        if workdir.exists() and any(workdir.iterdir()):
+        if workdir.exists() and not all(_is_beginning(child) for child in workdir.iterdir()):
             raise UserError("--workdir", f"{workdir} is not empty and holds no run", "give an empty or a new folder")
         return
-    for where, old, new in differences(json.loads(path.read_text()), raw):
+    for where, old, new in differences(_load(path), raw):
         if not any(where == key or where.startswith(key + ".") for key in changeable):
             raise UserError(
                 "--workdir",
                 f"{workdir} holds a run with {where} = {old!r}, not {new!r}",
                 "give another workdir, or the config of that run",
             )
+
+
+def _is_beginning(path: pathlib.Path) -> bool:
+    """Whether a run that was killed while it wrote config.json leaves such a file."""
+    return path.name == "preprocessing" or path.name.startswith(".config.json.")
+
+
+def check_same_files(workdir: pathlib.Path, modalities: Mapping[str, Modality]) -> None:
+    """Raises a UserError if a file that preprocessing depends on has changed since the run began."""
+    for name, modality in modalities.items():
+        for file in modality.files():
+            copy = workdir / "preprocessing" / name / file.name
+            if copy.is_file() and copy.read_bytes() != file.read_bytes():
+                remedy = f"restore it from {copy}, or give another workdir"
+                raise UserError(f"data.inputs.{name}", f"{file} has changed since the run began", remedy)
 
 
 def write_config(workdir: pathlib.Path, raw: Mapping[str, Any], modalities: Mapping[str, Modality]) -> None:
@@ -57,7 +76,10 @@ def write_config(workdir: pathlib.Path, raw: Mapping[str, Any], modalities: Mapp
             folder = workdir / "preprocessing" / name
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / file.name).exists():
-                shutil.copyfile(file, folder / file.name)
+                # A kill must not leave half a copy under the name.
+                temporary = folder / f".{file.name}.{os.getpid()}"
+                shutil.copyfile(file, temporary)
+                os.replace(temporary, folder / file.name)
     write_json(workdir / "config.json", dict(raw))
 
 
@@ -70,13 +92,20 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError("--workdir", f"{workdir} holds no run", "give the workdir of `mmjax train`")
-    raw = json.loads(path.read_text())
+    raw = _load(path)
     for name, section in raw["data"].get("inputs", {}).items():
         for key, value in section.items():
             copy = workdir / "preprocessing" / name / pathlib.Path(str(value)).name
             if isinstance(value, str) and value and copy.is_file():
                 section[key] = str(copy)
     return raw
+
+
+def _load(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError("--workdir", f"{path} is not JSON: {error}", "restore it, or give another workdir") from error
 
 
 def provenance() -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -19,3 +22,19 @@ def digits_cache(tmp_path_factory, worker_id) -> pathlib.Path:
         return pathlib.Path(configured)
     base = tmp_path_factory.getbasetemp()
     return (base if worker_id == "master" else base.parent) / "mmjax-cache"
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory, worker_id, digits_cache) -> pathlib.Path:
+    """The workdir of a run of `tests/matched_recipe.py`, trained once for all of pytest's workers. Only to be read."""
+    base = tmp_path_factory.getbasetemp()
+    workdir = (base if worker_id == "master" else base.parent) / "trained-run"
+    with open(f"{workdir}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (workdir / "result.json").exists():
+            tests = pathlib.Path(__file__).parent
+            command = [sys.executable, "-m", "mmjax", "train", f"--config={tests / 'matched_recipe.py'}"]
+            # One device, which is quicker; who reads the run has eight.
+            environment = {**os.environ, "MMJAX_CACHE": str(digits_cache), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+            subprocess.run([*command, f"--workdir={workdir}"], check=True, cwd=tests.parent, env=environment)
+    return workdir

@@ -53,6 +53,8 @@ TOLERANCE = 1e-5
 TARGETS = {
     "label": TargetSpec((), "int32", ("a", "b", "c", "d", "e")),
     "soft": TargetSpec((5,), "float32", ("a", "b", "c", "d", "e")),
+    # Of those tasks that need another.
+    **{kind: task.example for kind, task in TASKS.items() if task.example is not None},
 }
 BATCH = 16
 
@@ -83,7 +85,8 @@ def small(cls: type, **overrides: Any) -> dict[str, Any]:
     for name, value in {**SMALL, **overrides}.items():
         if name in fields:
             default = fields[name].default
-            if isinstance(default, tuple) != isinstance(value, tuple) and default is not None:
+            known = default is not None and default is not dataclasses.MISSING
+            if known and isinstance(default, tuple) != isinstance(value, tuple):
                 continue
             options[name] = value
     return options
@@ -100,8 +103,9 @@ def sections(part: Part, **overrides: Any) -> tuple[ModelConfig, dict[str, Any],
     config = ModelConfig(encoders=encoders, fusion={"kind": fusion, **small(FUSIONS[fusion], **overrides)})
     tasks = {"task": {"kind": "classification", "target": "label"}}
     if part.table == "task":
-        named = {"target": "label", "pair": ("encoders.first", "encoders.second")}
-        tasks["other"] = {"kind": part.kind, "weight": 0.5, **small(TASKS[part.kind], **named)}
+        target = part.kind if part.kind in TARGETS else "label"
+        named = {"target": target, "pair": ("encoders.first", "encoders.second")}
+        tasks["other"] = {"kind": part.kind, "weight": 0.5, **small(TASKS[part.kind], **{**named, **overrides})}
     return config, tasks, specs
 
 
@@ -169,11 +173,17 @@ def make_batch(specs: dict[str, InputSpec], garbage: bool = False, size: int = B
         spread = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
         inputs[name] = Input(np.where(spread, values, absurd if garbage else 0).astype(spec.dtype), mask)
     weight = np.where(np.arange(size) % 5 == 1, 0.0, 0.5 + np.arange(size) % 3).astype(np.float32)
-    labels = draws.integers(0, 5, size).astype(np.int32)
-    soft = draws.dirichlet(np.ones(5), size).astype(np.float32)
-    gone = weight == 0
-    targets["label"] = Target(np.where(gone, -77 if garbage else 0, labels).astype(np.int32), weight)
-    targets["soft"] = Target(np.where(gone[:, None], np.nan if garbage else 0, soft).astype(np.float32), weight)
+    for name, target in TARGETS.items():
+        shape = (size, *target.shape)
+        absurd = np.nan
+        if np.issubdtype(target.dtype, np.integer):
+            values, absurd = draws.integers(0, max(len(target.classes), 2), shape), -77
+        elif target.classes:
+            values = draws.dirichlet(np.ones(len(target.classes)), shape[:-1])
+        else:
+            values = draws.normal(size=shape)
+        gone = (weight == 0).reshape(-1, *(1,) * len(target.shape))
+        targets[name] = Target(np.where(gone, absurd if garbage else 0, values).astype(target.dtype), weight)
     return Batch(inputs, targets, np.arange(100, 100 + size, dtype=np.int32), np.int32(3))
 
 

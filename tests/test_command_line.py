@@ -195,7 +195,7 @@ def test_grain_finds_absl_flags_parsed(recipe, seen):
 
 
 def test_doctor_reports_versions_devices_and_what_is_missing(tmp_path):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "MMJAX_DATA": str(tmp_path / "data"), "COLUMNS": "80"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "MMJAX_CACHE": str(tmp_path / "data"), "COLUMNS": "80"}
     command = [sys.executable, "-m", "mmjax", "doctor"]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

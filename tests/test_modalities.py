@@ -302,3 +302,16 @@ def test_modalities_can_be_sent_to_worker_processes(tmp_path):
     for kind in MODALITIES:
         multiprocessing.reduction.ForkingPickler.dumps(make(kind))
     assert Audio.Config().sample_rate == 16_000
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (40, 30, 3)])
+def test_cropping_leaves_the_margins_of_a_picture_out(shape):
+    sheet = np.full(shape, 250, np.uint8)
+    sheet[5, 3] = 240  # a shadow
+    sheet[10:30, 12:22] = 20
+    image = Image(Image.Config(size=(20, 20), channels=1, crop="content", fit="pad", mean=(0.0,), std=(1.0,)))
+    values, _ = image.process(sheet)
+    expected = np.full((20, 20, 1), 20 / 255, np.float32)
+    np.testing.assert_allclose(values[:, 5:15], expected[:, 5:15], atol=0.01)
+    blank, _ = image.process(np.full(shape, 7, np.uint8))
+    np.testing.assert_allclose(blank, 7 / 255, atol=0.01)

@@ -5,6 +5,8 @@ A command is a module with
     a docstring                 shown by `mmjax NAME --help`, with an example
     ARGUMENTS = "EXPERIMENT"    only where it takes words that are no flags, for the usage line
     define_flags(flags)         defines its flags in `flags`, an absl `FlagValues` of its own
+    define_more_flags(flags, words, asks_help)
+                                only where further flags depend on the words that are given, such as --workdir=…
     run(flags, arguments)       does the work; returns None or an exit code
 
 The table has the one line that `mmjax --help` prints, so that listing the commands imports none of them.
@@ -120,7 +122,7 @@ class _RecipeParser(absl_flags.ArgumentParser):
     def parse(self, argument: str) -> ConfigDict:
         config = load_recipe(argument, f"--{self.name}")
         for key in self._overrides():
-            _check_key(config, key, f"--{self.name}.{key}")
+            check_key(config, key, f"--{self.name}.{key}")
         return config.lock()
 
     def flag_type(self) -> str:
@@ -134,7 +136,8 @@ class _RecipeParser(absl_flags.ArgumentParser):
                 yield match[1]
 
 
-def _check_key(config: ConfigDict, key: str, where: str) -> None:
+def check_key(config: ConfigDict, key: str, where: str) -> None:
+    """Raises a UserError unless the recipe has the key, like "train.steps"."""
     from ml_collections import ConfigDict
 
     node: Any = config

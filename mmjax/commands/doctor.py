@@ -48,7 +48,7 @@ def examine() -> dict[str, Any]:
     """Returns the facts as plain values, the same as `--json` prints."""
     extras = {name: _has(groups) for name, groups in EXTRAS.items()}
     devices, error = _devices()
-    data = Path(os.environ.get("MMJAX_DATA") or Path.home() / ".cache" / "mmjax").expanduser()
+    data = Path(os.environ.get("MMJAX_CACHE") or Path.home() / ".cache" / "mmjax").expanduser()
     return {
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},
@@ -65,7 +65,7 @@ def examine() -> dict[str, Any]:
             "folder": str(data),
             "exists": data.is_dir(),
             "free_bytes": _free_bytes(data),
-            "MMJAX_DATA": os.environ.get("MMJAX_DATA"),
+            "MMJAX_CACHE": os.environ.get("MMJAX_CACHE"),
         },
         "extras": extras,
         "advice": _advice(extras, devices, error),
@@ -174,7 +174,7 @@ def _print_table(facts: dict[str, Any]) -> None:
     table.add_row("memory", _gibibytes(host["memory_bytes"]))
     made = "" if data["exists"] else " (not there yet)"
     table.add_row("data folder", f"{data['folder']}{made}, {_gibibytes(data['free_bytes'])} free")
-    table.add_row("MMJAX_DATA", data["MMJAX_DATA"] or "not set: the data folder is the default")
+    table.add_row("MMJAX_CACHE", data["MMJAX_CACHE"] or "not set: the data folder is the default")
     for extra, there in facts["extras"].items():
         table.add_row(f"extra {extra}", "[green]installed[/green]" if there else "not installed")
     console = Console(soft_wrap=True, highlight=False)

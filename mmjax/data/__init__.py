@@ -18,6 +18,8 @@ from __future__ import annotations
 from mmjax.data.dataset import Dataset, Record, Source
 from mmjax.data.digits import Digits
 
-DATASETS: dict[str, type[Dataset]] = {"digits": Digits}
+DATASETS: dict[str, type[Dataset]] = {
+    "digits": Digits,
+}
 
 __all__ = ["DATASETS", "Dataset", "Digits", "Record", "Source"]

@@ -61,10 +61,10 @@ class Dataset(Protocol):
         """{target: {subset of inputs, as "audio+image": the best accuracy it allows}}, {} where nobody knows."""
 
 
-def check_split(split: str, splits: Collection[str]) -> None:
-    """Raises UserError unless `split` is one of `splits`."""
+def check_split(split: str, splits: Collection[str], where: str = "split") -> None:
+    """Raises UserError at `where` unless `split` is one of `splits`."""
     if split not in splits:
-        raise UserError("split", f"there is no split {split!r}", nearest(split, splits))
+        raise UserError(where, f"there is no split {split!r}", nearest(split, splits))
 
 
 def dropped(rates: Mapping[str, float], present: Collection[str], draws: np.random.Generator) -> set[str]:

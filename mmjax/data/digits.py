@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mmjax.config import Rate
-from mmjax.data import arithmetic, cache
+from mmjax.data import arithmetic, cache, speech
 from mmjax.data.dataset import Record, check_split, dropped
 from mmjax.errors import UserError, nearest
 from mmjax.tokens import TargetSpec
@@ -94,6 +94,9 @@ class Digits:
         Raises:
           UserError: if espeakng-loader is not installed, or the cache cannot be written.
         """
+        if not self._folder.exists():
+            # Before anything is written.
+            speech.check_installed()
         return cache.prepare_once(self._folder, self._write, cache.records_checksum)
 
     def source(self, split: str) -> DigitsSource:

@@ -79,6 +79,11 @@ def synthesise(
         return [samples for part in spoken for samples in part]
 
 
+def check_installed() -> None:
+    """Raises UserError if espeakng-loader is not installed."""
+    _data_folder()
+
+
 def variants() -> list[str]:
     """The names of all of espeak-ng's voice variants."""
     return sorted(path.name for path in (_data_folder() / "voices" / "!v").iterdir())

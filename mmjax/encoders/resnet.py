@@ -53,7 +53,7 @@ class ResNet(nnx.Module):
         Attributes:
           channels: of the first stage; each next stage has twice as many and half the resolution.
           blocks: number of blocks in each stage.
-          stem: side of the first convolution; `stem_stride` is its stride.
+          stem, stem_stride: side and stride of the first convolution.
           drop_path: stochastic depth, the rate at the last block.
         """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable
+from typing import Literal
 
 import jax
 from jax.sharding import Mesh
@@ -23,7 +24,8 @@ class EvaluateConfig:
 
     Attributes:
       every: data steps from one evaluation on "validation" to the next; 0 evaluates at the end only.
-      splits: what is evaluated after the last step, each over all subsets of the modalities if `subsets`.
+      splits: what is evaluated after the last step.
+      subsets: whether each of them is evaluated with every subset of the inputs.
       use: which checkpoint `mmjax evaluate` and `mmjax predict` read, the newest or the best.
       batch_size: examples at once; the training batch by default.
     """
@@ -31,7 +33,7 @@ class EvaluateConfig:
     every: NonNegative = 0
     splits: tuple[str, ...] = ("test",)
     subsets: bool = True
-    use: str = "latest"
+    use: Literal["latest", "best"] = "latest"
     batch_size: Count | None = None
 
 

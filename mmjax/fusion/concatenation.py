@@ -19,7 +19,13 @@ class Concatenation(nnx.Module):
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Width of the result and of the MLP's hidden layer (4 x `width` by default)."""
+        """Sizes.
+
+        Attributes:
+          width: of the result.
+          hidden: width inside the MLP, 4 x `width` by default.
+          dropout: rate on the MLP's hidden layer.
+        """
 
         width: Count = 256
         hidden: Count | None = None

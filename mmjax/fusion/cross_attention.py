@@ -78,7 +78,7 @@ class CrossAttention(nnx.Module):
           queries: number of learned queries, the length of what is read out.
           pairs: which modalities each modality queries, {"text": ["image", "audio"]}; those not named stay as they are.
             By default every modality queries all others.
-          dropout, drop_path, rematerialise, scan: as for a Transformer.
+          dropout, drop_path, rematerialise, scan: as for a Transformer encoder.
         """
 
         width: Count = 256

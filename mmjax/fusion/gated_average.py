@@ -23,7 +23,11 @@ class GatedAverage(nnx.Module):
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Width of the result."""
+        """Sizes.
+
+        Attributes:
+          width: of the result.
+        """
 
         width: Count = 256
 

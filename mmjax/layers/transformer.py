@@ -34,7 +34,10 @@ class TransformerConfig:
     """Sizes of a trunk: a variant by name, or width, depth and heads; what is given beside a variant overrides it.
 
     Attributes:
-      variant: a name in `VARIANTS`.
+      variant: a name in `VARIANTS`, like "S", and for a ViT its patch too, "S/16".
+      width: of the tokens.
+      depth: number of layers.
+      heads: of each attention; they divide `width`.
       hidden: width inside the MLPs, 4 x `width` by default.
       dropout: rate on each residual branch.
       drop_path: stochastic depth, the rate at the last layer.

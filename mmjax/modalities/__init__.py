@@ -39,4 +39,8 @@ class Modality(Protocol):
         """Files that `process` depends on, for example a tokenizer's; a checkpoint keeps copies of them."""
 
 
-MODALITIES: dict[str, type[Modality]] = {"image": Image, "text": Text, "audio": Audio}
+MODALITIES: dict[str, type[Modality]] = {
+    "image": Image,
+    "text": Text,
+    "audio": Audio,
+}

@@ -43,6 +43,8 @@ class Image:
           background: "any" leaves pictures as they are. "dark" inverts a picture whose border is light, so that dark
             ink on white paper, which is what people photograph and draw, looks like the light digits on black that
             `digits` and MNIST train on.
+          crop: "content" first cuts off the margins, which have the colour of the border. With `fit="pad"` a digit on a
+            large sheet then resembles those of `digits`, which fill their picture. "none" keeps them.
           mean, std: subtracted from and divided into values in [0, 1]; one number for all channels, or one for each.
         """
 
@@ -51,6 +53,7 @@ class Image:
         fit: Literal["stretch", "pad", "crop"] = "stretch"
         resize: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bicubic"
         background: Literal["any", "dark"] = "any"
+        crop: Literal["none", "content"] = "none"
         mean: tuple[float, ...] = (0.5,)
         std: tuple[Annotated[float, AtLeast(1e-6)], ...] = (0.5,)
 
@@ -79,6 +82,8 @@ class Image:
           ValueError: if `raw` is not such an array.
         """
         pixels = self._pixels(np.asarray(raw))
+        if self.config.crop == "content":
+            pixels = _content(pixels)
         picture = PIL.Image.fromarray(pixels)
         if picture.size != self.config.size[::-1]:
             picture = self._resized(picture)
@@ -149,6 +154,19 @@ class Image:
             color = tuple(int(level) for level in np.atleast_1d(border))
             return PIL.ImageOps.pad(picture, (width, height), method, color=color if len(color) > 1 else color[0])
         return picture.resize((width, height), method)
+
+
+def _content(pixels: np.ndarray) -> np.ndarray:
+    """The part of a picture that differs from its border by a quarter of what the most different pixel does.
+
+    The quarter leaves shadows and the noise of paper out. A picture of one colour stays whole.
+    """
+    difference = np.abs(pixels.astype(np.float32) - np.median(_border(pixels), axis=0))
+    if difference.ndim == 3:
+        difference = difference.max(axis=2)
+    rows = np.flatnonzero(difference.max(axis=1) > difference.max() / 4)
+    columns = np.flatnonzero(difference.max(axis=0) > difference.max() / 4)
+    return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else pixels
 
 
 def _border(pixels: np.ndarray) -> np.ndarray:

@@ -29,7 +29,9 @@ def parts(parameters: Mapping[str, Any]) -> dict[str, int]:
 
 def print_facts(console: Console, title: str, facts: Mapping[str, str]) -> None:
     """Two columns, without lines."""
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    # A table's own title is broken to the width of the table.
+    console.print(title, style="bold", markup=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()
     for name, value in facts.items():
@@ -46,11 +48,12 @@ def print_subsets(
 ) -> None:
     """One row for each subset of the inputs, one column for each metric, beside the best that is possible."""
     table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("inputs")
+    # Cut short, "audio+image" and "audio+image+text" would look the same.
+    table.add_column("inputs", no_wrap=True, min_width=max(map(len, rows)))
     for metric in metrics:
-        table.add_column(metric, justify="right")
+        table.add_column(metric.replace("/", "\n"), justify="right")
         if metric in ceilings:
-            table.add_column("best possible", justify="right", style="dim")
+            table.add_column("best\npossible", justify="right", style="dim")
     for subset, row in rows.items():
         cells = [subset]
         for metric in metrics:
@@ -59,6 +62,11 @@ def print_subsets(
                 cells.append(f"{ceilings[metric][subset]:.4f}")
         table.add_row(*cells)
     console.print(table)
+
+
+def print_metrics(console: Console, title: str, row: Mapping[str, float]) -> None:
+    """One line for each metric."""
+    print_facts(console, title, {name: f"{value:.4f}" for name, value in row.items()})
 
 
 def headline_metrics(row: Mapping[str, float]) -> list[str]:

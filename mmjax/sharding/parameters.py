@@ -78,7 +78,8 @@ def whole_parameters(mesh: Mesh, shardings: dict[str, Any], shapes: dict[str, An
     for (path, sharding), shape in zip(
         jax.tree_util.tree_leaves_with_path(shardings), jax.tree.leaves(shapes), strict=True
     ):
-        axes = {axis for part in sharding.spec if part for axis in part}
+        # JAX writes a single axis of a dimension as its name, not as a tuple.
+        axes = {axis for part in sharding.spec if part for axis in ((part,) if isinstance(part, str) else part)}
         if "fsdp" not in axes and math.prod(shape.shape) >= WHOLE_SIZE:
             whole.append("/".join(str(key.key) for key in path))
     return whole

@@ -51,7 +51,8 @@ def place_batch(mesh: Mesh, batch: Batch, batch_size: int) -> Batch:
     def place(local):
         local = np.asarray(local)
         if local.ndim == 0:
-            return jax.device_put(local, replicated(mesh))
+            # `jax.device_put` would compare the processes' numbers with each other, a collective for each batch.
+            return jax.make_array_from_callback((), replicated(mesh), lambda _: local)
         return jax.make_array_from_process_local_data(sharding, local, (batch_size, *local.shape[1:]))
 
     return jax.tree.map(place, batch)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from mmjax.errors import UserError, nearest
 from mmjax.tasks.metrics import States
-from mmjax.tokens import Batch, Tokens
+from mmjax.tokens import Batch, TargetSpec, Tokens
 
 ENCODED = "encoders."
 """A task that reads "encoders.NAME" gets that encoder's tokens as they were before the fusion."""
@@ -46,6 +46,9 @@ class Task(nnx.Module):
     coupled: ClassVar[bool] = False
     """Whether the loss of one example depends on other examples of the batch."""
 
+    example: ClassVar[TargetSpec | None] = None
+    """A small target with which `tests/contracts.py` tries the task; by default one with five classes."""
+
     def weights(self, batch: Batch) -> jax.Array:
         """[B] float32: how much each example counts, from the batch alone."""
         raise NotImplementedError
@@ -60,7 +63,10 @@ class Task(nnx.Module):
         raise NotImplementedError
 
     def answers(self, features: Any) -> list[dict[str, Any]] | None:
-        """For `predict`: one answer an example, on the host; None for tasks that answer nothing about one example."""
+        """For `predict`: {"answer", "probability", "top": [{"answer", "probability"}…]} of each example, on the host.
+
+        Tasks without classes give {"answer"} alone; None is for tasks that answer nothing about one example.
+        """
         return None
 
     def chance(self, batch_size: int) -> float | None:

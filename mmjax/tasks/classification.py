@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,8 @@ class Classification(Task):
         Attributes:
           reads: name of the tokens: an encoder's name, "fused", or "encoders.NAME" for what comes before the fusion.
           target: name of the dataset's target; the task's own name by default.
-          pooling: the mean of the tokens, or a learned query that attends to them with `heads` heads.
+          pooling: the mean of the tokens, or a learned query that attends to them.
+          heads: of that query.
           label_smoothing: share of the target that is spread evenly over all classes (Szegedy et al., 2016).
         """
 
@@ -86,9 +87,14 @@ class Classification(Task):
             "by_class": ClassCounts.of(answers, labels, weights, len(self.classes)),
         }
 
-    def answers(self, features: jax.Array) -> list[dict]:
-        chances = np.asarray(jax.nn.softmax(features, axis=-1))
-        return [{"answer": self.classes[row.argmax()], "probability": float(row.max())} for row in chances]
+    def answers(self, features: jax.Array) -> list[dict[str, Any]]:
+        """The most probable class, with the five most probable ones under "top"."""
+        answers = []
+        for row in np.asarray(jax.nn.softmax(features, axis=-1)):
+            best = np.argsort(-row, kind="stable")[:5]
+            top = [{"answer": self.classes[number], "probability": float(row[number])} for number in best]
+            answers.append({**top[0], "top": top})
+        return answers
 
     def chance(self, batch_size: int) -> float:
         return math.log(len(self.classes))

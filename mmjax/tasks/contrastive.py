@@ -41,7 +41,8 @@ class Contrastive(Task):
             see the other.
           loss: "softmax" or "sigmoid".
           width: of the space that both are mapped to.
-          pooling: the mean of the tokens, or a learned query that attends to them with `heads` heads.
+          pooling: the mean of the tokens, or a learned query that attends to them.
+          heads: of that query.
           positives: name of a target with class indices, or None.
           temperature, bias: initial values of the learned factor and of SigLIP's learned bias; by default 1 / 0.07 for
             softmax, 10 and -10 for sigmoid, as in the papers.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from mmjax.config import AtLeast, Rate
 from mmjax.tasks.metrics import States
 from mmjax.tokens import Batch, Input
-from mmjax.training.objective import Objective, Parameters
+from mmjax.training.objective import Objective, Parameters, Wrapper
 
 
 class Adversarial:
@@ -38,8 +38,7 @@ class Adversarial:
         self.config = config
 
     def __call__(self, objective: Objective) -> Objective:
-        fields = {field.name: getattr(objective, field.name) for field in dataclasses.fields(Objective)}
-        return _Moved(**fields, inner=objective, config=self.config)
+        return _Moved.around(objective, config=self.config)
 
 
 def _length(values: jax.Array) -> jax.Array:
@@ -47,8 +46,7 @@ def _length(values: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Moved(Objective):
-    inner: Any = None
+class _Moved(Wrapper):
     config: Any = None
 
     def features(self, parameters: Parameters, batch: Batch, train: bool = True) -> dict[str, Any]:

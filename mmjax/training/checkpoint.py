@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from mmjax.config import Count
@@ -54,14 +55,21 @@ class Checkpoints:
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
-            save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
-            read_only=read_only,
-            create=not read_only,
-            cleanup_tmp_directories=not read_only,
-        )
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        verbosity = logging.get_verbosity()
+        try:
+            if read_only:
+                # Orbax warns of what is asked for here, and standard error is for what is wrong.
+                logging.set_verbosity(logging.ERROR)
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+                save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
+                read_only=read_only,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
+            )
+            self.manager = ocp.CheckpointManager(self.folder, options=options)
+        finally:
+            logging.set_verbosity(verbosity)
 
     @property
     def latest(self) -> int | None:
@@ -116,12 +124,16 @@ class CheckpointHook(Hook):
         self.checkpoints, self.before = checkpoints, before
         self.terminated = False
         self.handler: Any = None
+        self.watched = False
 
     def start(self, loop: Loop) -> None:
         def on_signal(number, frame):
             self.terminated = True
 
-        self.handler = signal.signal(signal.SIGTERM, on_signal)
+        # JAX's preemption service has its own handler of the signal, which ours would replace.
+        self.watched = not self.checkpoints.preemption_service()
+        if self.watched:
+            self.handler = signal.signal(signal.SIGTERM, on_signal)
 
     def after_step(self, loop: Loop) -> None:
         # Several hosts agree through the preemption service, where it runs; one host knows by itself.
@@ -133,4 +145,5 @@ class CheckpointHook(Hook):
 
     def finish(self, loop: Loop) -> None:
         self.checkpoints.wait()
-        signal.signal(signal.SIGTERM, self.handler)
+        if self.watched:
+            signal.signal(signal.SIGTERM, self.handler)

@@ -19,7 +19,14 @@ class EarlyStopping(Hook):
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """`metric` of the validation split; `best_is` "max" or "min"; `least` is the smallest change that counts."""
+        """When to stop.
+
+        Attributes:
+          metric: of the validation split, for example "answer/accuracy".
+          patience: evaluations in a row without a new best value.
+          best_is: whether the largest or the smallest value is best.
+          least: the smallest change that counts.
+        """
 
         metric: str
         patience: Count = 5
@@ -45,6 +52,7 @@ class EarlyStopping(Hook):
         for row in self.history:
             if row["split"] == "validation" and row["step"] <= loop.step:
                 self._add(row)
+        self._stop_if_due(loop)
         self.latest = loop.latest.get("validation")
 
     def after_step(self, loop: Loop) -> None:
@@ -53,5 +61,8 @@ class EarlyStopping(Hook):
             return
         self.latest = row
         self._add(row)
+        self._stop_if_due(loop)
+
+    def _stop_if_due(self, loop: Loop) -> None:
         if self.waited >= self.config.patience:
             loop.stop = f"{self.config.metric} has not improved for {self.waited} evaluations"

@@ -44,7 +44,11 @@ class Accumulated:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """`microbatches`: how many parts the batch is cut into."""
+        """How.
+
+        Attributes:
+          microbatches: how many parts the batch is cut into.
+        """
 
         microbatches: Count
 
@@ -103,4 +107,7 @@ class Accumulated:
         return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
-ESTIMATORS = {"plain": Plain, "accumulated": Accumulated}
+ESTIMATORS = {
+    "plain": Plain,
+    "accumulated": Accumulated,
+}

@@ -18,7 +18,11 @@ from mmjax.training.schedules import Schedule
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """The section `log`: data steps from one row of metrics to the next; each row is the mean since the last."""
+    """The section `log`.
+
+    Attributes:
+      every: data steps from one row of metrics to the next; each row is the mean since the last.
+    """
 
     every: Count = 50
 

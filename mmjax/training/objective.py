@@ -28,7 +28,7 @@ Parameters = Any
 class Objective:
     """The loss of a model on a batch, as a pure function of parameters.
 
-    A loss transform is a subclass, or an object with these methods, that wraps another objective.
+    A loss transform makes a `Wrapper` around another objective.
 
     Attributes:
       graph: the model without its parameters, from `nnx.split`.
@@ -85,3 +85,28 @@ class Objective:
         features = self.features(parameters, batch, train)
         loss, states = self.loss(parameters, features, batch, self.totals(parameters, batch))
         return loss, {**states, "loss": Ratio(jax.lax.stop_gradient(loss), jnp.ones(()))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapper(Objective):
+    """An objective around another one: what a subclass does not override is the inner one's.
+
+    Made with `around`, so that it has the graph, factors and all else of the inner one.
+    """
+
+    inner: Any = None
+
+    @classmethod
+    def around(cls, objective: Objective, **own: Any) -> Wrapper:
+        """Wraps `objective`; `own` are the subclass's further fields."""
+        fields = {field.name: getattr(objective, field.name) for field in dataclasses.fields(Objective)}
+        return cls(**fields, inner=objective, **own)
+
+    def totals(self, parameters, batch):
+        return self.inner.totals(parameters, batch)
+
+    def features(self, parameters, batch, train=True):
+        return self.inner.features(parameters, batch, train)
+
+    def loss(self, parameters, features, batch, totals, names=None):
+        return self.inner.loss(parameters, features, batch, totals, names)

@@ -37,6 +37,13 @@ class OptimizerConfig:
     clip: Annotated[float, AtLeast(0)] | None = 1.0
     transforms: tuple[Any, ...] = ()
 
+    def __post_init__(self):
+        for pattern in self.no_decay:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"no_decay {pattern!r}: {error}; give a regular expression") from error
+
 
 def path_name(path) -> str:
     """The name of a leaf of the parameters: its keys, joined by "/"."""
@@ -49,6 +56,8 @@ def make_optimizer(section: Any, schedule: Schedule) -> optax.GradientTransforma
     Raises:
       UserError: where Optax has no such optimiser, or the optimiser no such argument.
     """
+    if not hasattr(section, "items"):
+        raise UserError("optimizer", f"{section!r} is not a section", "give a dict with the key 'name'")
     own = {field.name for field in dataclasses.fields(OptimizerConfig)}
     given = dict(section.items())
     config = build(OptimizerConfig, {key: value for key, value in given.items() if key in own}, "optimizer")

@@ -80,6 +80,13 @@ class Step:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(ScheduleConfig):
+        """Where and by how much.
+
+        Attributes:
+          boundaries: steps after the warmup.
+          factor: what the value is multiplied by at each of them.
+        """
+
         boundaries: tuple[Count, ...] = ()
         factor: float = 0.1
 
@@ -87,7 +94,13 @@ class Step:
         return optax.piecewise_constant_schedule(config.peak, dict.fromkeys(config.boundaries, config.factor))
 
 
-SCHEDULES = {"constant": Constant, "cosine": Cosine, "linear": Linear, "exponential": Exponential, "step": Step}
+SCHEDULES = {
+    "constant": Constant,
+    "cosine": Cosine,
+    "linear": Linear,
+    "exponential": Exponential,
+    "step": Step,
+}
 
 
 def make_schedule(section: Any, where: str, steps: int) -> Schedule:
@@ -126,6 +139,11 @@ def call_optax(name: str, options: dict[str, Any], where: str) -> Any:
     for key in options:
         if key not in known:
             raise UserError(f"{where}.{key}", f"optax.{name} has no argument {key!r}", nearest(key, known))
+        number = isinstance(known[key].default, float) or known[key].annotation in (float, jax.typing.ArrayLike)
+        if number and isinstance(options[key], (str, bool, dict, list)):
+            # Optax would not look at it before the first step.
+            kind = type(options[key]).__name__
+            raise UserError(f"{where}.{key}", f"{options[key]!r} is a {kind}", "give a number")
     missing = [key for key, value in known.items() if value.default is value.empty and key not in options]
     missing = [key for key in missing if known[key].kind is not inspect.Parameter.VAR_KEYWORD]
     if missing:

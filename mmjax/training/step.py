@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,7 @@ class Trainer:
 
     def init(self, parameters: Parameters, batch: Batch) -> TrainState:
         """The state before the first step; `batch` gives the shapes of the metrics only."""
-        _, states = jax.eval_shape(self._measure, parameters, batch)
+        _, states = jax.eval_shape(self.measure, parameters, batch)
         return TrainState(
             parameters=parameters,
             optimizer=self.optimizer.init(parameters),
@@ -48,6 +49,11 @@ class Trainer:
             data_step=jnp.zeros((), jnp.int32),
             window=jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), states),
         )
+
+    @functools.cached_property
+    def measure(self) -> Callable[[Parameters, Batch], tuple[Parameters, States]]:
+        """Gradients and metrics' states. Jitted, since tracing a model takes seconds and three callers need it."""
+        return jax.jit(self._measure)
 
     def _measure(self, parameters: Parameters, batch: Batch) -> tuple[Parameters, States]:
         gradients, states = self.estimator(self.objective, parameters, batch)
@@ -62,7 +68,7 @@ class Trainer:
 
     def step(self, state: TrainState, batch: Batch) -> TrainState:
         """One update; where a gradient is not finite, nothing changes but the counters of data."""
-        gradients, states = self._measure(state.parameters, batch)
+        gradients, states = self.measure(state.parameters, batch)
         finite = states["optimizer/skipped"].total == 0
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
@@ -125,5 +131,9 @@ def compile_step(trainer: Trainer, mesh: Mesh, shardings: TrainState) -> Callabl
         with jax.set_mesh(mesh):
             return jitted(state, batch)
 
-    step.lower = jitted.lower  # type: ignore[attr-defined]
+    def lower(state: Any, batch: Any):
+        with jax.set_mesh(mesh):
+            return jitted.lower(state, batch)
+
+    step.lower = lower  # type: ignore[attr-defined]
     return step

@@ -16,6 +16,12 @@ class AdaptiveClip:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
+        """How much.
+
+        Attributes:
+          clipping: the largest norm of a unit's gradient, as a share of the norm of its weights.
+        """
+
         clipping: float = 0.01
 
     def __call__(self, config: Config) -> optax.GradientTransformation:
@@ -33,4 +39,7 @@ class Centralize:
         return optax.centralize()
 
 
-TRANSFORMS = {"adaptive_clip": AdaptiveClip, "centralize": Centralize}
+TRANSFORMS = {
+    "adaptive_clip": AdaptiveClip,
+    "centralize": Centralize,
+}

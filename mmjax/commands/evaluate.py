@@ -1,0 +1,44 @@
+"""Metrics of a trained run, with all inputs, without some, or with each subset of them.
+
+    mmjax evaluate --workdir=runs/digits
+    mmjax evaluate --workdir=runs/digits --split=accents --without=audio
+    mmjax evaluate --workdir=runs/digits --subsets --json
+
+--json prints what result.json holds: {"step", "without", SPLIT: {metric: value}, and with --subsets "subsets" and
+"ceilings": {SPLIT: …}}.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from absl import flags as absl_flags
+
+from mmjax.errors import UserError
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_string("workdir", None, "folder of the run", flag_values=flags, required=True)
+    absl_flags.DEFINE_list("split", None, "which splits; by default those of the recipe", flag_values=flags)
+    absl_flags.DEFINE_list("without", [], "inputs to leave out, like audio,image", flag_values=flags)
+    absl_flags.DEFINE_bool("subsets", False, "a row for each subset of the inputs", flag_values=flags)
+    absl_flags.DEFINE_bool("json", False, "print one JSON object instead of tables", flag_values=flags)
+
+
+def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    from rich.console import Console
+
+    from mmjax.runs import evaluate
+
+    if flags["subsets"].value and flags["without"].value:
+        raise UserError("--without", "cannot be joined with --subsets", "give one of the two")
+    result = evaluate(
+        pathlib.Path(flags["workdir"].value),
+        flags["split"].value,
+        without=flags["without"].value,
+        all_subsets=flags["subsets"].value,
+        console=Console(quiet=flags["json"].value, highlight=False),
+    )
+    if flags["json"].value:
+        print(json.dumps(result))

@@ -1,0 +1,83 @@
+"""Pictures of results, made from numbers that were recorded."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Points = Sequence[tuple[int, float]]
+
+# Colours that people with any colour vision tell apart (Okabe and Ito, 2008); one a seed.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_GREY = "#555555"
+
+
+def plot_experiment(
+    path: pathlib.Path,
+    metric: str,
+    curves: Mapping[str, Mapping[str, Points]],
+    subsets: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Draws the curves of all seeds, and beside them each subset of the inputs with its ceiling, as a PNG.
+
+    Args:
+      metric: what the curves show.
+      curves: {seed: {"train" or "validation": [(step, value)]}}.
+      subsets: {subset: {"mean", "smallest", "largest", "ceiling"}}; without any, the curves stand alone.
+    """
+    # Not pyplot, which would choose a window system and keep the figure alive.
+    from matplotlib.figure import Figure
+
+    panels = 2 if subsets else 1
+    figure = Figure(figsize=(5.6 * panels, 3.9), dpi=150, layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    _draw_curves(axes[0], metric, curves)
+    if subsets:
+        _draw_subsets(axes[1], metric, subsets)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _draw_curves(axis: Any, metric: str, curves: Mapping[str, Mapping[str, Points]]) -> None:
+    for number, (seed, splits) in enumerate(curves.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        if splits.get("train"):
+            axis.plot(*zip(*splits["train"], strict=True), color=colour, linewidth=1, alpha=0.4)
+        if splits.get("validation"):
+            steps, values = zip(*splits["validation"], strict=True)
+            axis.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=4, label=f"seed {seed}")
+        else:
+            axis.plot([], [], color=colour, linewidth=1.8, label=f"seed {seed}")
+    axis.set_title(f"{metric}: validation (bold) and training (pale)", fontsize=10, loc="left")
+    axis.set_xlabel("step")
+    axis.set_ylim(0, 1.02)
+    axis.set_xlim(left=0)
+    axis.grid(axis="y", color="#E5E5E5")
+    axis.set_axisbelow(True)
+    axis.legend(frameon=False, loc="lower right", fontsize=9)
+
+
+def _draw_subsets(axis: Any, metric: str, subsets: Mapping[str, Mapping[str, Any]]) -> None:
+    names = list(subsets)[::-1]
+    for place, name in enumerate(names):
+        row = subsets[name]
+        axis.barh(place, row["mean"], height=0.62, color=_COLOURS[0], alpha=0.85)
+        reach = [[row["mean"] - row["smallest"]], [row["largest"] - row["mean"]]]
+        axis.errorbar(row["mean"], place, xerr=reach, color="black", capsize=2.5, linewidth=1)
+        axis.plot([row["ceiling"]] * 2, [place - 0.42, place + 0.42], color=_COLOURS[1], linewidth=2.2)
+        # Beyond both the bar and the mark, where it hides neither.
+        right = max(row["largest"], row["ceiling"])
+        axis.text(right + 0.015, place, f"{row['mean']:.3f}", va="center", fontsize=9, color=_GREY)
+    axis.plot([], [], color=_COLOURS[1], linewidth=2.2, label="best possible")
+    axis.set_yticks(range(len(names)), [name.replace("+", " + ") for name in names])
+    axis.set_title(f"{metric} with some inputs only", fontsize=10, loc="left")
+    axis.set_xlabel("mean, and range over seeds")
+    axis.set_xlim(0, 1.12)
+    axis.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
+    axis.grid(axis="x", color="#E5E5E5")
+    axis.set_axisbelow(True)
+    axis.tick_params(axis="y", length=0)
+    # On the line of the title: everywhere else there are bars.
+    axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.985), borderaxespad=0, fontsize=9)

@@ -1,0 +1,93 @@
+"""Runs `mmjax` so that it is killed at an exact step: `python tests/killable.py train --config=… --workdir=…`.
+
+The variable MMJAX_TEST_KILL says when; everything else is what the command does anyway.
+
+    step:5      SIGKILL after step 5 and all that belongs to it
+    begin:8     SIGKILL as soon as the temporary folder of checkpoint 8 exists
+    commit:8    SIGKILL when all of checkpoint 8 is written and gets its final name next
+    term:13     SIGTERM after step 13
+    pace:0.05   waits so many seconds after each step, for someone outside who kills
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+
+from mmjax.training import checkpoint
+
+WHEN, _, NUMBER = os.environ["MMJAX_TEST_KILL"].partition(":")
+PATIENCE = 60
+
+
+def kill(number: int = signal.SIGKILL) -> None:
+    os.kill(os.getpid(), number)
+
+
+def after_each_step() -> None:
+    original = checkpoint.CheckpointHook.after_step
+
+    def after_step(self, loop):
+        if (WHEN, loop.step) == ("term", int(float(NUMBER))):
+            # The signal comes at any time; its handler runs before the next operation.
+            kill(signal.SIGTERM)
+        original(self, loop)
+        if (WHEN, loop.step) == ("step", int(float(NUMBER))):
+            kill()
+        if WHEN == "pace":
+            time.sleep(float(NUMBER))
+
+    checkpoint.CheckpointHook.after_step = after_step
+
+
+def in_checkpoint() -> None:
+    """Holds the renaming that makes the checkpoint valid, and kills before it."""
+
+    def is_it(name) -> bool:
+        return pathlib.Path(name).name.startswith(f"{NUMBER}.") and "tmp" in pathlib.Path(name).name
+
+    for function in ("rename", "replace"):
+        original = getattr(os, function)
+
+        def held(source, target, *rest, original=original, **options):
+            if is_it(source):
+                if WHEN == "commit":
+                    kill()
+                time.sleep(PATIENCE)
+            return original(source, target, *rest, **options)
+
+        setattr(os, function, held)
+
+    if WHEN == "begin":
+        workdir = next(word.partition("=")[2] for word in sys.argv if word.startswith("--workdir="))
+
+        def found():
+            folder = pathlib.Path(workdir, "checkpoints")
+            return {child.stat().st_ino for child in folder.glob("*") if is_it(child)}
+
+        left = found()  # by an earlier process that was killed
+
+        def watch():
+            while True:
+                # A folder may vanish between the listing and the look at it.
+                with contextlib.suppress(FileNotFoundError):
+                    if found() - left:
+                        kill()
+                time.sleep(0.001)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    from mmjax.__main__ import main
+
+    if WHEN in ("begin", "commit"):
+        in_checkpoint()
+    else:
+        after_each_step()
+    sys.exit(main())

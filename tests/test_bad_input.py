@@ -1,0 +1,367 @@
+"""Input that is wrong: one line that says what and what would be right, exit code 2, and nothing written or changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from mmjax import data
+from mmjax.__main__ import main
+from mmjax.tokens import TargetSpec
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+RECIPE = """
+from tests import matched_recipe
+
+def get_config():
+    config = matched_recipe.get_config()
+    # A recipe written with another type from the start, which a ConfigDict would refuse to be changed to.
+    with config.ignore_type():
+        {line}
+    return config
+"""
+
+SMALLEST = """
+config.data.absent = {}
+        config.model = {"encoders": {"text": {"kind": "text_transformer", "width": 16, "depth": 1, "heads": 2}}}
+        config.tasks = {"digit": {"kind": "classification", "reads": "encoders.text"}}
+        config.schedule.warmup = 0
+        config.train.steps = 2
+        config.train.batch_size = 16
+        config.evaluate.splits = []
+""".strip()
+"""A run that trains in seconds."""
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, digits_cache):
+    monkeypatch.setenv("MMJAX_CACHE", str(digits_cache))
+    monkeypatch.chdir(ROOT)
+
+
+def snapshot(folder: pathlib.Path) -> dict[str, str]:
+    """{path: what lies there}, of everything under a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+        if "__pycache__" not in path.parts
+    }
+
+
+def refused(capsys, folder: pathlib.Path, *words: str) -> str:
+    """Runs a command that must be refused and leave `folder` as it is; returns its one line."""
+    before = snapshot(folder)
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("mmjax: error: ") and err.count("\n") == 1, err
+    assert "; " in err, "no remedy"
+    assert snapshot(folder) == before
+    return err
+
+
+def write_recipe(folder: pathlib.Path, line: str) -> str:
+    """Writes a recipe that has `line` in it; returns the flag that names it."""
+    path = folder / "recipe.py"
+    path.write_text(RECIPE.format(line=line))
+    return f"--config={path}"
+
+
+WRONG_RECIPES = {
+    # Keys and types.
+    "config.trian = {}": "trian: unknown key 'trian'; did you mean 'train'?",
+    "config.train.stpes = 3": "train.stpes: unknown key 'stpes'; did you mean 'steps'?",
+    "del config['tasks']": "tasks: is missing; set it to a dict",
+    "config.tasks = {}": "tasks: is empty",
+    "config.train = 5": "train: 5 is not a section",
+    "config.optimizer = None": "optimizer: None is not a section",
+    "config.train.steps = 'many'": "train.steps: 'many' is a str; give a int",
+    "config.train.steps = 2.5": "train.steps: 2.5 is a float",
+    "config.seed = 'zero'": "seed: 'zero' is a str",
+    "config.seed = object()": "use numbers, strings, lists and dicts only",
+    "config.evaluate.splits = 'test'": "evaluate.splits: 'test' is a str; give a list of string",
+    # Sizes.
+    "config.train.steps = -5": "train.steps: -5 is out of range; give a value of at least 1",
+    "config.train.batch_size = 0": "train.batch_size: 0 is out of range",
+    "config.model.encoders.image.width = -8": "model.encoders.image.width: -8 is out of range",
+    "config.model.encoders.image.patch = 16": "patch 16 exceeds the image 8x8",
+    "config.data.workers = -1": "data.workers: -1 is out of range",
+    "config.data.absent.image = 1.5": "data.absent.image: 1.5 is out of range; give a value in [0.0, 1.0)",
+    "config.checkpoint.every = 0": "checkpoint.every: 0 is out of range",
+    "config.evaluate.every = -1": "evaluate.every: -1 is out of range",
+    # What does not divide, on eight devices.
+    "config.mesh.data = 3": "mesh: data=3 x fsdp=1 x tensor=1 does not divide 8 device(s)",
+    "config.mesh.fsdp = 16": "mesh: data=-1 x fsdp=16 x tensor=1 does not divide 8 device(s)",
+    "config.mesh.fsdp = -1": "has more than one -1; give all sizes but one",
+    "config.mesh.tensor = 0": "has a size below 1",
+    "config.mesh.dta = 8": "mesh.dta: unknown key 'dta'; did you mean 'data'?",
+    "config.train.batch_size = 12": "train.batch_size: 12 does not divide over the 8 parts of the mesh; choose",
+    "config.evaluate.batch_size = 12": "evaluate.batch_size: 12 does not divide over the 8 parts of the mesh",
+    "config.train.accumulate = 3": "train.accumulate: 3 microbatches",
+    "config.model.encoders.image.heads = 5": "model.encoders.image: width 48 does not divide into 5 heads",
+    "config.model.fusion = {'kind': 'cross_attention', 'width': 48, 'heads': 5}": "model.fusion: width 48",
+    "config.tasks.digit.update({'pooling': 'attention', 'heads': 5})": "tasks.digit: width 48 does not divide into 5",
+    # Names.
+    "config.data.name = 'digtis'": "data.name: unknown dataset 'digtis'; did you mean 'digits'?",
+    "config.data.taks = 'matched'": "data.taks: unknown key 'taks'; did you mean 'task'?",
+    "config.data.task = 'mached'": "data.task: 'mached' is not a choice; did you mean 'matched'?",
+    "config.data.inputs.imgae = {}": "data.inputs.imgae: the data has no input 'imgae'; did you mean 'image'?",
+    "config.data.inputs.image.sise = [8, 8]": "data.inputs.image.sise: unknown key 'sise'; did you mean 'size'?",
+    "config.data.inputs.image.size = [8]": "data.inputs.image: size = (8,) has 1 numbers; give (height, width)",
+    "config.data.inputs.audio.trim = 'much'": "data.inputs.audio.trim: 'much' is a str; give a number",
+    "config.data.inputs.text.tokenizer = 'bites'": "unknown tokenizer 'bites'",
+    "config.data.inputs.text.tokenizer = 'not/there.json'": "there is no file 'not/there.json'",
+    "config.data.absent.imgae = 0.1": "data.absent.imgae: the data has no input 'imgae'; did you mean 'image'?",
+    "config.data.missing = {'digti': 0.1}": "data.missing.digti: there is no input or target 'digti'",
+    "config.model.encoders = {}": "encoders is empty",
+    "config.model.encoders.imgae = {'kind': 'vit', 'variant': 'mu/4'}": "the data has no input 'imgae'",
+    "config.model.encoders.image.kind = 'vti'": "model.encoders.image.kind: unknown kind 'vti'; did you mean 'vit'?",
+    "config.model.encoders.text.kind = 'vit'; config.model.encoders.text.patch = 4": (
+        "model.encoders.text.kind: 'vit' does not read [16] int32; choose 'text_transformer'"
+    ),
+    "config.model.fusion.kind = 'concatination'": "model.fusion.kind: unknown kind 'concatination'; did you mean 'conc",
+    "config.model.fusion = {'kind': 'cross_attention', 'pairs': {'text': ['imgae']}}": "no encoder is named 'imgae'",
+    "config.tasks.digit.kind = 'clasification'": "tasks.digit.kind: unknown kind 'clasification'; did you mean",
+    "config.tasks.digit.reads = 'fusde'": "tasks.digit.reads: the model has no tokens named 'fusde'; did you mean",
+    "config.tasks.seen.target = 'digti'": "tasks.seen.target: the data has no target 'digti'; did you mean 'digit'?",
+    "config.tasks.digit.weight = 'heavy'": "tasks.digit.weight: 'heavy' is no schedule",
+    "config.tasks.digit.weight = {'kind': 'cosin'}": "tasks.digit.weight.kind: unknown kind 'cosin'",
+    "config.optimizer.name = 'adamv'": "optimizer.name: Optax has no optimiser 'adamv'; did you mean 'adam",
+    "config.optimizer.momentun = 0.9": "optimizer.momentun: unknown key 'momentun'",
+    "config.optimizer.b2 = 'big'": "optimizer.b2: 'big' is a str; give a number",
+    "config.optimizer.no_decay = ['(']": "optimizer: no_decay '('",
+    "config.optimizer.transforms = [{'kind': 'adaptive'}]": "optimizer.transforms[0].kind: unknown kind 'adaptive'",
+    "config.schedule.kind = 'cosin'": "schedule.kind: unknown kind 'cosin'; did you mean 'cosine'?",
+    "config.schedule.kind = 'optax.cosine_decay'": "schedule: Optax has no 'cosine_decay'; did you mean",
+    "config.schedule.warmup = 300": "schedule.warmup: 300 is not below the 300 steps; make the warmup shorter",
+    "config.precision.compute = 'float16'": "precision.compute: 'float16' is not a choice; did you mean",
+    "config.train.estimator = {'kind': 'acumulated'}": "train.estimator.kind: unknown kind 'acumulated'",
+    "config.train.loss_transforms = [{'kind': 'adversary'}]": "train.loss_transforms[0].kind: unknown kind",
+    "config.train.hooks = [{'kind': 'early_stoping'}]": "train.hooks[0].kind: unknown kind 'early_stoping'",
+    # What would be missed hours later only.
+    "config.evaluate.splits = ['test', 'acents']": "evaluate.splits[1]: there is no split 'acents'; did you mean 'acc",
+    "config.evaluate.use = 'bset'": "evaluate.use: 'bset' is not a choice; did you mean 'best'?",
+    "config.evaluate.use = 'best'": "evaluate.use: 'best' has no meaning without checkpoint.best",
+    "config.evaluate.every = 9; config.checkpoint.best = 'digit/acuracy'": (
+        "checkpoint.best: no metric is named 'digit/acuracy'; did you mean 'digit/accuracy'?"
+    ),
+    "config.checkpoint.best = 'digit/accuracy'": "checkpoint.best: 'digit/accuracy' is never measured",
+    "config.checkpoint.best_is = 'maximum'": "checkpoint.best_is: 'maximum' is not a choice; did you mean 'max'?",
+    "config.evaluate.every = 9; config.train.hooks = [{'kind': 'early_stopping', 'metric': 'digit/lss'}]": (
+        "train.hooks[0].metric: no metric is named 'digit/lss'; did you mean 'digit/loss'?"
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "expected"), WRONG_RECIPES.items())
+def test_a_wrong_recipe_is_refused(capsys, tmp_path, line, expected):
+    recipe = write_recipe(tmp_path, line)
+    assert expected in refused(capsys, tmp_path, "train", recipe, f"--workdir={tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("--config.train.stpes=5", "--config.train.stpes: the recipe has no key 'stpes' here; did you mean 'steps'?"),
+        ("--config.train.steps=many", "--config.train.steps=many: 'many' is not"),
+        ("--config.train.steps=0", "train.steps: 0 is out of range"),
+        ("--config.optimizer.name=adamv", "optimizer.name: Optax has no optimiser 'adamv'"),
+        ("--config.mesh.fsdp=3", "mesh: data=-1 x fsdp=3 x tensor=1 does not divide 8 device(s)"),
+        ("--config.evaluate.splits=['tset']", "evaluate.splits[0]: there is no split 'tset'; did you mean 'test'?"),
+    ],
+)
+def test_a_wrong_override_is_refused(capsys, tmp_path, override, expected):
+    recipe = write_recipe(tmp_path, "pass")
+    line = refused(capsys, tmp_path, "train", recipe, f"--workdir={tmp_path / 'run'}", override)
+    assert expected in line.replace("invalid literal for int() with base 10: 'many'", "'many' is not")
+
+
+@pytest.mark.parametrize("command", ["train", "prepare"])
+def test_a_recipe_that_is_not_there_is_refused(capsys, tmp_path, command):
+    words = [f"--workdir={tmp_path / 'run'}"] if command == "train" else []
+    assert "there is no file" in refused(capsys, tmp_path, command, f"--config={tmp_path / 'digits.py'}", *words)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _NoOptions:
+    pass
+
+
+class Empty:
+    """A dataset without an example in some splits."""
+
+    Config = _NoOptions
+    splits = ("train", "test")
+    inputs = {"text": "text"}
+    targets = {"digit": TargetSpec((), "int32", ("0", "1"))}
+    empty = "train"
+
+    def __init__(self, config):
+        pass
+
+    def prepare(self):
+        return pathlib.Path()
+
+    def source(self, split):
+        return [] if split == self.empty else [None]
+
+    def ceilings(self, split):
+        return {}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_dataset_without_examples_is_refused(capsys, monkeypatch, tmp_path, split):
+    monkeypatch.setitem(data.DATASETS, "empty", type("OneEmpty", (Empty,), {"empty": split}))
+    line = "\n        ".join([SMALLEST, "config.data = {'name': 'empty'}", "config.evaluate.splits = ['test']"])
+    recipe = write_recipe(tmp_path, line)
+    expected = f"the split {split!r} has no examples"
+    assert expected in refused(capsys, tmp_path, "train", recipe, f"--workdir={tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize("command", ["train", "prepare"])
+def test_digits_without_espeak_are_refused_before_anything_is_written(capsys, monkeypatch, tmp_path, command):
+    monkeypatch.setenv("MMJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    words = [f"--workdir={tmp_path / 'run'}"] if command == "train" else []
+    line = refused(capsys, tmp_path, command, write_recipe(tmp_path, SMALLEST), *words)
+    assert "needs the package espeakng-loader; pip install 'mmjax[demo]'" in line
+
+
+# Workdirs.
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory, digits_cache) -> pathlib.Path:
+    """The workdir `run` beside the recipe of a run of two steps. Only to be read."""
+    folder = tmp_path_factory.mktemp("small")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMJAX_CACHE", str(digits_cache))
+        patch.chdir(ROOT)
+        assert main(["train", write_recipe(folder, SMALLEST), f"--workdir={folder / 'run'}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied_run(small_run, tmp_path) -> list[str]:
+    """The words that train a copy of it on, in `tmp_path / "run"`."""
+    shutil.copytree(small_run, tmp_path, dirs_exist_ok=True)
+    return ["train", f"--config={tmp_path / 'recipe.py'}", f"--workdir={tmp_path / 'run'}"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("--config.seed=1", "holds a run with seed = 0, not 1; give another workdir, or the config of that run"),
+        ("--config.train.batch_size=32", "train.batch_size = 16, not 32"),
+        ("--config.schedule.peak=0.5", "schedule.peak = 0.004, not 0.5"),
+        ("--config.model.encoders.text.width=32", "model.encoders.text.width = 16, not 32"),
+        ("--config.data.inputs.text.length=20", "data.inputs.text.length = 16, not 20"),
+        ("--config.train.steps=1", "train.steps: 1 lies before the checkpoint of step 2"),
+    ],
+)
+def test_a_workdir_of_another_config_is_refused(capsys, tmp_path, copied_run, override, expected):
+    assert expected in refused(capsys, tmp_path, *copied_run, override)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["--config.train.steps=3"],
+        ["--config.mesh.data=2", "--config.mesh.fsdp=4"],
+        ["--config.log.every=7"],
+        ["--config.checkpoint.keep=5", "--config.checkpoint.every=1", "--config.train.steps=3"],
+        pytest.param(["--config.data.workers=1", "--config.train.steps=3"], marks=pytest.mark.slow),
+    ],
+)
+def test_mesh_workers_log_checkpoint_and_steps_may_change(capsys, tmp_path, copied_run, overrides):
+    assert main([*copied_run, *overrides]) == 0
+    assert "resumed at step 2" in " ".join(capsys.readouterr().out.split())
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["steps"] == (3 if "--config.train.steps=3" in overrides else 2)
+
+
+def test_a_workdir_that_is_no_folder_of_a_run_is_refused(capsys, tmp_path):
+    recipe = write_recipe(tmp_path, SMALLEST)
+    (tmp_path / "file").write_text("something")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("all of it")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"seed": ')
+    for name, expected in {
+        "file": "file is a file; give a folder",
+        "file/below": "file is a file; give a folder",
+        "other": "is not empty and holds no run; give an empty or a new folder",
+        "broken": "config.json is not JSON",
+    }.items():
+        assert expected in refused(capsys, tmp_path, "train", recipe, f"--workdir={tmp_path / name}")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_workdir_without_a_checkpoint_is_refused(capsys, tmp_path, copied_run, command):
+    words = ["--text=seven"] if command == "predict" else []
+    workdir = tmp_path / "run"
+    assert "holds no run" in refused(capsys, tmp_path, command, f"--workdir={tmp_path / 'rnu'}")
+    assert "--workdir: is missing" in refused(capsys, tmp_path, command, *words)
+    for child in (workdir / "checkpoints").iterdir():
+        shutil.rmtree(child) if child.is_dir() else child.unlink()
+    assert "has no checkpoint" in refused(capsys, tmp_path, command, f"--workdir={workdir}", *words)
+    (workdir / "checkpoints").rmdir()
+    assert "has no checkpoint" in refused(capsys, tmp_path, command, f"--workdir={workdir}", *words)
+
+
+# What is given to `predict`.
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--audio={0}/cut.wav"], "cut.wav' cannot be read as WAV"),
+        (["--audio={0}/text.wav"], "text.wav' cannot be read as WAV"),
+        (["--audio={0}/not_there.wav"], "not_there.wav'; give the path of a WAV file"),
+        (["--image={0}/text.wav"], "text.wav' is not a picture; give a PNG, JPEG or WebP file"),
+        (["--image={0}"], "cannot be read"),
+        ([], "no input is given; give --audio or --image or --text"),
+        (["--picture=x.png"], "--picture: unknown flag; known are '--audio', '--image'"),
+        (["--input", "imgae=x.png"], "the run has no input 'imgae'; did you mean 'image'?"),
+        (["--input", "image"], "is not NAME=VALUE; write --input audio=VALUE"),
+        (["--text=one", "--input", "text=two"], "the input 'text' is given twice"),
+    ],
+)
+def test_what_predict_cannot_read_is_refused(capsys, tmp_path, trained_run, words, expected):
+    (tmp_path / "cut.wav").write_bytes(b"RIFF\xff\x00\x00\x00WAVEfmt \x10\x00")
+    (tmp_path / "text.wav").write_text("not a sound")
+    words = [word.format(tmp_path) for word in words]
+    assert expected in refused(capsys, tmp_path, "predict", f"--workdir={trained_run}", *words)
+    assert expected in refused(capsys, trained_run, "predict", f"--workdir={trained_run}", *words)
+
+
+# As a process of its own, where nothing is caught by the test.
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["train", "--config={0}/recipe.py", "--workdir={0}/run", "--config.mesh.data=3"],
+            "does not divide 8 device(s)",
+        ),
+        (["predict", "--workdir={1}", "--audio={0}/recipe.py"], "cannot be read as WAV"),
+    ],
+)
+def test_a_process_writes_one_line_and_ends_with_2(tmp_path, trained_run, words, expected):
+    write_recipe(tmp_path, "pass")
+    before = snapshot(tmp_path)
+    command = [sys.executable, "-m", "mmjax", *(word.format(tmp_path, trained_run) for word in words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert expected in done.stderr and done.stderr.count("\n") == 1
+    assert snapshot(tmp_path) == before

@@ -1,0 +1,323 @@
+"""Would the tests notice a mistake? Each mutation breaks a copy of the package in one place, and they have to fail.
+
+The list covers what no shape and no type checks: masks, weights, the order of rows, keys of random draws, the guard,
+and what a resumed run relies on. Each text to replace has to occur exactly once, so that the list cannot rot silently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PATIENCE = 280
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """`before` becomes `after` in a file of the package; `tests` are arguments of pytest that must then fail."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+    slow: bool = True
+
+    def __str__(self):
+        return self.name
+
+
+ABSENCE = ("tests/test_contracts.py", "-k", "absent_changes and fusion-concatenation")
+MICROBATCHES = ("tests/test_contracts.py", "-k", "microbatches and fusion-concatenation")
+MICROBATCHES_OF_PAIRS = ("tests/test_contracts.py", "-k", "microbatches and task-contrastive")
+WEIGHTS = ("tests/test_masks.py", "-k", "counts_as_often")
+PAIRS = ("tests/test_masks.py", "-k", "lacks_one_of_a_pair")
+GUARD = ("tests/test_step.py", "-k", "not_finite")
+WINDOW = ("tests/test_step.py", "-k", "window")
+ROWS = ("tests/test_step.py", "-k", "restored_step or torn")
+
+MUTATIONS = [
+    # Masks.
+    Mutation(
+        "tokens keep what is masked",
+        "tokens.py",
+        "        values = jnp.where(mask[..., None], values, 0)\n        return Tokens(values, mask",
+        "        return Tokens(values, mask",
+        ("tests/test_masks.py", "-k", "zero_where"),
+    ),
+    Mutation(
+        "tokens keep what is masked after a layer",
+        "tokens.py",
+        "values=jnp.where(self.mask[..., None], values, 0))",
+        "values=values)",
+        ("tests/test_masks.py", "-k", "zero_where"),
+    ),
+    Mutation(
+        "absent inputs stay",
+        "tokens.py",
+        "return jnp.where(spread(flag, values), values, jnp.zeros((), values.dtype))",
+        "return values",
+        ABSENCE,
+    ),
+    Mutation(
+        "targets without weight stay",
+        "tokens.py",
+        "Target(zero(t.weight > 0, t.values), t.weight)",
+        "Target(t.values, t.weight)",
+        # Class indices out of range make a row of zeros: only soft targets carry a NaN.
+        ("tests/test_masks.py", "-k", "soft_targets"),
+    ),
+    Mutation(
+        "a query that sees nothing averages everything",
+        "layers/attention.py",
+        "    weights = jnp.where(visible, weights, 0.0)\n",
+        "",
+        ("tests/test_masks.py", "-k", "sees_no_key"),
+    ),
+    Mutation(
+        "the largest hidden key scales the visible ones",
+        "layers/attention.py",
+        "logits = jnp.where(visible, logits * query.shape[-1] ** -0.5, NEVER)",
+        "logits = logits * query.shape[-1] ** -0.5",
+        ("tests/test_masks.py", "-k", "not_visible"),
+    ),
+    Mutation(
+        "padding is seen",
+        "layers/attention.py",
+        " & keys.mask[:, None, :]",
+        "",
+        ("tests/test_masks.py", "-k", "padding"),
+    ),
+    Mutation(
+        "segments see each other",
+        "layers/attention.py",
+        "    same = queries.segments[:, :, None] == keys.segments[:, None, :]\n    return same & ",
+        "    return ",
+        ("tests/test_masks.py", "-k", "segments"),
+    ),
+    Mutation(
+        "pooling divides by the length of the padding",
+        "layers/pooling.py",
+        "count = tokens.mask.sum(axis=1, dtype=jnp.float32)",
+        "count = jnp.ones_like(tokens.mask).sum(axis=1, dtype=jnp.float32)",
+        ("tests/test_masks.py", "-k", "padding"),
+    ),
+    Mutation(
+        "pairs that are not there are negatives",
+        "tasks/contrastive.py",
+        "        logits = jnp.where(there, logits, NEVER)\n        positive = together & there\n",
+        "        positive = together & there\n",
+        PAIRS,
+    ),
+    Mutation(
+        "pairs that are not there are positives",
+        "tasks/contrastive.py",
+        "        positive = together & there\n",
+        "        positive = together\n",
+        PAIRS,
+    ),
+    # Weights.
+    Mutation(
+        "all examples weigh the same",
+        "training/objective.py",
+        "(tasks[name].losses(features[name], batch) * weights).sum()",
+        "tasks[name].losses(features[name], batch).sum()",
+        WEIGHTS,
+        slow=False,
+    ),
+    Mutation(
+        "examples without input count",
+        "tasks/classification.py",
+        "batch.targets[self.target].weight * count_present(batch, self.config.reads)",
+        "batch.targets[self.target].weight",
+        WEIGHTS,
+    ),
+    Mutation(
+        "metrics forget the weights",
+        "tasks/metrics.py",
+        "return cls((values * weights).sum(dtype=jnp.float32), weights.sum(dtype=jnp.float32))",
+        "return cls(values.sum(dtype=jnp.float32), weights.sum(dtype=jnp.float32))",
+        WEIGHTS,
+    ),
+    Mutation(
+        "each microbatch divides by its own weights",
+        "training/estimators.py",
+        "objective.loss(parameters, features, part, totals, single)",
+        "objective.loss(parameters, features, part, objective.totals(parameters, part), single)",
+        MICROBATCHES,
+    ),
+    # What belongs together over microbatches, devices and processes.
+    Mutation(
+        "features come back in another order than the examples",
+        "training/estimators.py",
+        "lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])",
+        "lambda x: x.reshape(-1, *x.shape[2:])",
+        MICROBATCHES_OF_PAIRS,
+    ),
+    Mutation(
+        "the second pass pulls no gradient back",
+        "training/estimators.py",
+        "return loss + sum(jax.tree.leaves(pulled)), (loss, states)",
+        "return loss, (loss, states)",
+        MICROBATCHES_OF_PAIRS,
+    ),
+    Mutation(
+        "dropout depends on the row",
+        "training/objective.py",
+        "Randomness.make(self.seed, batch.step, batch.ids)",
+        "Randomness.make(self.seed, batch.step, jnp.arange(batch.size))",
+        MICROBATCHES,
+    ),
+    Mutation(
+        "every process loads the first rows",
+        "sharding/placement.py",
+        "    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))",
+        "    return np.arange(len(np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))))",
+        ("tests/test_processes.py", "-k", "gradients"),
+    ),
+    Mutation(
+        "activations are not constrained",
+        "sharding/rules.py",
+        "    return jax.lax.with_sharding_constraint(x, spec_for(mesh, names, x.shape))",
+        "    return x",
+        ("tests/test_equivalence.py", "-k", "constrains"),
+    ),
+    Mutation(
+        "moments stay whole on every device",
+        "training/step.py",
+        "return sharding if tuple(leaf.shape) == tuple(shape) else whole",
+        "return whole",
+        ("tests/test_equivalence.py", "-k", "moments"),
+    ),
+    # What a run and a resumed run rely on.
+    Mutation(
+        "the window never begins anew",
+        "training/step.py",
+        "fresh = state.data_step % self.log_every == 0",
+        "fresh = state.data_step < 0",
+        WINDOW,
+    ),
+    Mutation(
+        "a gradient that is not finite is applied",
+        "training/step.py",
+        "lambda n, o: jnp.where(finite, n, o), new, old",
+        "lambda n, o: n, new, old",
+        GUARD,
+        slow=False,
+    ),
+    Mutation(
+        "a skipped step stays in the metrics",
+        "training/step.py",
+        "        states = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), states)\n",
+        "",
+        GUARD,
+    ),
+    Mutation(
+        "rows after the restored step stay",
+        "training/metrics_log.py",
+        ' and json.loads(line)["step"] <= step',
+        "",
+        ROWS,
+        slow=False,
+    ),
+    Mutation(
+        "a torn row is read",
+        "training/metrics_log.py",
+        'line.endswith("\\n") and ',
+        "",
+        ROWS,
+        slow=False,
+    ),
+    Mutation(
+        "a resumed run begins with the first batch",
+        "data/pipeline.py",
+        "return self._iterate(batch_of, start_step, LARGEST_STEP, self.workers)",
+        "return self._iterate(batch_of, 0, LARGEST_STEP, self.workers)",
+        ("tests/test_pipeline.py",),
+    ),
+    Mutation(
+        "a resumed run forgets the moments",
+        "training/checkpoint.py",
+        "return self.manager.restore(step, args=ocp.args.StandardRestore(abstract))",
+        "state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))\n"
+        "        import dataclasses\n"
+        "        zeros = jax.tree.map(jax.numpy.zeros_like, state.optimizer)\n"
+        "        return dataclasses.replace(state, optimizer=zeros)",
+        ("tests/test_resume.py", "-k", "again_and_again"),
+    ),
+    Mutation(
+        "the window is not saved at its middle",
+        "training/checkpoint.py",
+        "return self.manager.restore(step, args=ocp.args.StandardRestore(abstract))",
+        "state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))\n"
+        "        import dataclasses\n"
+        "        return dataclasses.replace(state, window=jax.tree.map(jax.numpy.zeros_like, state.window))",
+        ("tests/test_resume.py", "-k", "again_and_again"),
+    ),
+]
+
+
+class Copy:
+    """A copy of the package and its tests. Only the copy is ever changed."""
+
+    def __init__(self, folder: pathlib.Path, cache: pathlib.Path):
+        self.folder = folder
+        for name in ("mmjax", "tests", "configs"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        self.environment = {**os.environ, "PYTHONPATH": str(folder), "MMJAX_CACHE": str(cache)}
+        # Two files of one length within one second would be one to the cache of byte code.
+        self.environment["PYTHONDONTWRITEBYTECODE"] = "1"
+
+    def run(self, tests: tuple[str, ...]) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=PATIENCE
+        )
+
+    def mutated(self, mutation: Mutation) -> subprocess.CompletedProcess:
+        path = self.folder / "mmjax" / mutation.file
+        text = path.read_text()
+        path.write_text(text.replace(mutation.before, mutation.after))
+        try:
+            return self.run(mutation.tests)
+        finally:
+            path.write_text(text)
+
+
+@pytest.fixture(scope="module")
+def copy(digits_cache, tmp_path_factory) -> Copy:
+    return Copy(tmp_path_factory.mktemp("copy"), digits_cache)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_the_text_of_each_mutation_occurs_once(mutation):
+    text = (ROOT / "mmjax" / mutation.file).read_text()
+    assert text.count(mutation.before) == 1
+
+
+def marked(mutation: Mutation):
+    return pytest.param(mutation, id=mutation.name, marks=[pytest.mark.slow] if mutation.slow else [])
+
+
+@pytest.mark.parametrize("mutation", [marked(mutation) for mutation in MUTATIONS])
+def test_the_tests_notice(mutation, copy):
+    done = copy.mutated(mutation)
+    # 1 means that tests failed; 2 and more that they could not run, which would notice nothing.
+    assert done.returncode == 1, f"survives {mutation.tests}:\n{done.stdout}{done.stderr}"
+    assert " failed" in done.stdout and " error" not in done.stdout.splitlines()[-1], done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tests", dict.fromkeys(mutation.tests for mutation in MUTATIONS), ids=" ".join)
+def test_the_same_tests_pass_on_an_unchanged_copy(tests, copy):
+    done = copy.run(tests)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr

@@ -1,0 +1,208 @@
+"""Two processes with four devices each do what one process with eight does, and never wait for ever for each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax.errors import UserError
+from mmjax.sharding import initialize, together
+from tests.contracts import assert_close
+
+TESTS = pathlib.Path(__file__).parent
+PATIENCE = 240
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def environment(digits_cache) -> dict[str, str]:
+    paths = {"MMJAX_CACHE": str(digits_cache), "PYTHONPATH": str(TESTS.parent), "COLUMNS": "500"}
+    return {**os.environ, **paths, "JAX_PLATFORMS": "cpu"}
+
+
+def run_processes(environment, count: int, *command: str, devices: int = 8) -> list[str]:
+    """Runs a command as `count` processes with `devices` devices in all; returns what each printed."""
+    port = free_port()
+    running = []
+    for number in range(count):
+        identity = {}
+        if count > 1:
+            identity = {
+                "MMJAX_COORDINATOR": f"127.0.0.1:{port}",
+                "MMJAX_PROCESS_COUNT": str(count),
+                "MMJAX_PROCESS_ID": str(number),
+            }
+        flags = f"--xla_force_host_platform_device_count={devices // count}"
+        running.append(
+            subprocess.Popen(
+                [sys.executable, *command],
+                env={**environment, **identity, "XLA_FLAGS": flags},
+                cwd=TESTS.parent,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    outputs, end = [], time.monotonic() + PATIENCE
+    try:
+        for process in running:
+            outputs.append(process.communicate(timeout=max(1, end - time.monotonic()))[0])
+    finally:
+        for process in running:
+            process.kill()
+    for number, process in enumerate(running):
+        assert process.returncode == 0, f"process {number} of {count}:\n{outputs[number]}"
+    return outputs
+
+
+def test_two_processes_have_the_gradients_of_one(environment, tmp_path):
+    found = {}
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        run_processes(environment, count, str(TESTS / "together.py"), str(folder), "0", "gradients")
+        found[count] = [dict(np.load(folder / f"found.{number}.npz")) for number in range(count)]
+    one, (first, second) = found[1][0], found[2]
+    for name in ("data", "both"):
+        rows = [list(process[f"rows/{name}"]) for process in (first, second)]
+        assert sorted(rows[0] + rows[1]) == list(range(32)), "each row is loaded by one process"
+        for process in (first, second):
+            loss = process[f"loss/{name}"]
+            np.testing.assert_allclose(loss, one[f"loss/{name}"], rtol=1e-5)
+            mine = {key: value for key, value in process.items() if key.startswith(f"gradients/{name}/")}
+            truth = {key: one[key] for key in mine}
+            assert mine and any(np.abs(value).max() > 0 for value in truth.values())
+            assert_close(mine, truth)
+
+
+def test_two_processes_train_one_run_and_one_of_them_writes_it(environment, tmp_path):
+    first_output, second_output = run_processes(
+        environment, 2, str(TESTS / "together.py"), str(tmp_path), "10", "train"
+    )
+    first, second = (json.loads((tmp_path / f"result.{number}.json").read_text()) for number in range(2))
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert first["processes"] == second["processes"] == 2
+    assert first["result"]["parameters_hash"] == second["result"]["parameters_hash"] == written["parameters_hash"]
+    assert first["result"]["validation"] == second["result"]["validation"] == written["validation"]
+    assert second["written"] == [] and {"config.json", "result.json", "parameters.txt"} <= set(first["written"])
+    for said in ("what will run", "step 10/10", "where everything lies"):
+        assert said in first_output and said not in second_output
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    expected = [*((step, "train") for step in (2, 4, 6, 8, 10)), *((step, "validation") for step in (6, 10))]
+    assert sorted((row["step"], row["split"]) for row in rows) == sorted(expected)
+    assert all(np.isfinite(row["loss"]) for row in rows)
+
+    # The same command again, in one process: the checkpoints of two are those of one run.
+    run_processes(environment, 1, str(TESTS / "together.py"), str(tmp_path), "10", "train")
+    again = json.loads((tmp_path / "result.0.json").read_text())
+    assert again["processes"] == 1
+    assert again["result"]["parameters_hash"] == written["parameters_hash"]
+
+
+def start(environment, workdir, port: int, number: int, *overrides: str, kill: str = "") -> subprocess.Popen:
+    program = [str(TESTS / "killable.py")] if kill else ["-m", "mmjax"]
+    recipe = f"--config={TESTS / 'small_recipe.py'}"
+    where = [f"--coordinator=127.0.0.1:{port}", "--process_count=2", f"--process_id={number}"]
+    return subprocess.Popen(
+        [sys.executable, *program, "train", recipe, f"--workdir={workdir}", *where, *overrides],
+        env={**environment, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "MMJAX_TEST_KILL": kill},
+        cwd=TESTS.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_what_one_process_refuses_none_begins(environment, tmp_path):
+    port, workdir = free_port(), tmp_path / "run"
+    running = [
+        start(environment, workdir, port, 0),
+        start(environment, workdir, port, 1, "--config.tasks.digit.kind=no"),
+    ]
+    try:
+        outputs = [process.communicate(timeout=PATIENCE)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [2, 2], outputs
+    assert "process 1: tasks.digit.kind: unknown kind 'no'" in outputs[0]
+    assert "tasks.digit.kind: unknown kind 'no'" in outputs[1]
+    assert not workdir.exists()
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_at_one_step_with_a_checkpoint(environment, tmp_path):
+    workdir = tmp_path / "run"
+    for kills, status, said in (
+        (("pace:0.01", "term:5"), 1, "with a checkpoint; run the same command to go on"),
+        (("", ""), 0, ""),
+    ):
+        port = free_port()
+        running = [start(environment, workdir, port, number, kill=kill) for number, kill in enumerate(kills)]
+        try:
+            outputs = [process.communicate(timeout=PATIENCE)[0] for process in running]
+        finally:
+            for process in running:
+                process.kill()
+        assert [process.returncode for process in running] == [status, status], outputs
+        assert all(said in output for output in outputs)
+    stopped = int(re.search(r"resumed at step (\d+)", outputs[0])[1])
+    assert 5 < stopped < 28
+    assert json.loads((workdir / "result.json").read_text())["steps"] == 28
+
+
+def test_a_process_whose_fellows_do_not_come_says_so():
+    program = f"from mmjax.sharding import initialize; initialize('127.0.0.1:{free_port()}', 2, 0, start_seconds=3)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=TESTS.parent, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("mmjax: error: --coordinator=127.0.0.1:") and done.stderr.count("\n") == 1
+    assert "not all processes came within 3 s; start the same command on every host" in done.stderr
+
+
+def test_one_process_needs_no_coordinator(monkeypatch):
+    for name in ("MMJAX_COORDINATOR", "MMJAX_PROCESS_COUNT", "MMJAX_PROCESS_ID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    initialize()
+    initialize(process_count=1)
+    # A batch script of Slurm outside `srun` is one process, however many tasks the job may start.
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    initialize()
+    assert not jax.distributed.is_initialized()
+    with together("nothing"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "environment_variables, arguments, expected",
+    [
+        ({}, {"process_count": 2, "process_id": 0}, "--coordinator: is missing beside --process_count, --process_id"),
+        ({"MMJAX_COORDINATOR": "host:1"}, {"process_id": 0}, "--process_count: is missing"),
+        ({}, {"coordinator": "host", "process_count": 2, "process_id": 0}, "give HOST:PORT of process 0"),
+        ({}, {"coordinator": "host:1", "process_count": 2, "process_id": 2}, "--process_id: 2 is none of 2 processes"),
+        ({}, {"coordinator": "host:1", "process_count": 0, "process_id": 0}, "--process_count: 0 processes"),
+        ({"MMJAX_PROCESS_COUNT": "two"}, {}, "MMJAX_PROCESS_COUNT: 'two' is not a number"),
+    ],
+)
+def test_half_an_identity_is_refused(monkeypatch, environment_variables, arguments, expected):
+    for name, value in environment_variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=expected):
+        initialize(**arguments)

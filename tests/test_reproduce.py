@@ -1,0 +1,158 @@
+"""`mmjax reproduce` compares an experiment with its recorded result, and records it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from mmjax.__main__ import main
+from mmjax.reporting.records import BEGINS, ENDS, judge, spread
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXPERIMENT = {
+    "question": "Does it work?",
+    "config": "configs/small.py",
+    "seeds": [0],
+    "metrics": {"test": {"digit/accuracy": 0.02}},
+    "subsets": {"split": "test", "metric": "digit/accuracy", "within": 0.15},
+}
+TWO_STEPS = """
+from tests import matched_recipe
+
+def get_config():
+    config = matched_recipe.get_config()
+    config.data.absent = {}
+    config.model = {"encoders": {"text": {"kind": "text_transformer", "width": 16, "depth": 1, "heads": 2}}}
+    config.tasks = {"digit": {"kind": "classification", "reads": "encoders.text"}}
+    config.schedule.warmup = 0
+    config.evaluate.every = 1
+    return config
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, digits_cache):
+    monkeypatch.setenv("MMJAX_CACHE", str(digits_cache))
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def experiment(tmp_path) -> pathlib.Path:
+    """The folder of an experiment without a result, and its recipe where it belongs."""
+    folder = tmp_path / "experiments" / "01_small"
+    folder.mkdir(parents=True)
+    (tmp_path / "configs").mkdir()
+    shutil.copyfile(ROOT / "tests" / "matched_recipe.py", tmp_path / "configs" / "small.py")
+    write(folder)
+    return folder
+
+
+@pytest.fixture
+def trained(tmp_path, trained_run) -> str:
+    """The flag of a workdir in which seed 0 is trained already."""
+    shutil.copytree(trained_run, tmp_path / "runs" / "seed_0")
+    return f"--workdir={tmp_path / 'runs'}"
+
+
+def write(folder: pathlib.Path, **changes) -> None:
+    (folder / "experiment.json").write_text(json.dumps({**EXPERIMENT, **changes}))
+
+
+def test_a_recorded_result_is_found_again_and_another_one_is_not(capsys, experiment, trained):
+    before, after = "# Small\n\nWhat we wanted to know.\n\n", "\n\nWhat we learned.\n"
+    (experiment / "README.md").write_text(f"{before}{BEGINS}\nold\n{ENDS}{after}")
+    assert main(["reproduce", str(experiment), trained, "--record"]) == 0
+    text = (experiment / "README.md").read_text()
+    assert text.startswith(before) and text.endswith(after) and "\nold\n" not in text
+    assert "| audio + image + text |" in text and "plot.png" in text
+    assert (experiment / "plot.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((experiment / "results.json").read_text())
+    assert results["seeds"]["0"]["test"]["digit/accuracy"] == results["metrics"]["test"]["digit/accuracy"]["mean"]
+    assert len(results["subsets"]) == 7 and results["versions"]["jax"]
+    assert str(ROOT) not in json.dumps(results)
+
+    capsys.readouterr()
+    assert main(["reproduce", str(experiment), trained]) == 0
+    out = capsys.readouterr().out
+    assert "seed 0: the same parameters, bit for bit" in out and out.rstrip().endswith("\nreproduced")
+
+    results["metrics"]["test"]["digit/accuracy"]["mean"] -= 0.5
+    (experiment / "results.json").write_text(json.dumps(results))
+    assert main(["reproduce", str(experiment), trained]) == 1
+    assert "NOT reproduced" in capsys.readouterr().out
+
+
+def test_what_is_not_trained_is_trained_and_overrides_hold(capsys, tmp_path, experiment):
+    (tmp_path / "configs" / "small.py").write_text(TWO_STEPS)
+    write(experiment, subsets=None, seeds=[3, 4], overrides={"train.steps": 2})
+    words = ["reproduce", str(experiment), f"--workdir={tmp_path / 'runs'}"]
+    assert main([*words, "--record"]) == 0
+    configs = [json.loads((tmp_path / "runs" / f"seed_{seed}" / "config.json").read_text()) for seed in (3, 4)]
+    assert [config["seed"] for config in configs] == [3, 4]
+    assert [config["train"]["steps"] for config in configs] == [2, 2]
+    results = json.loads((experiment / "results.json").read_text())
+    assert results["seeds"]["3"]["parameters_hash"] != results["seeds"]["4"]["parameters_hash"]
+    assert [step for step, _ in results["curves"]["3"]["validation"]] == [1, 2]
+    assert main([*words, "--seeds=4"]) in (0, 1)
+    assert "seed 4: the same parameters, bit for bit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "expected"),
+    [
+        ({}, [], "results.json: is not there: nothing is recorded yet; run with --record first"),
+        ({}, ["--seeds=one"], "--seeds: 'one' is not a seed"),
+        ({}, ["--record", "--seeds=1"], "are not those of"),
+        ({"sedes": [1]}, ["--record"], "unknown key 'sedes'; did you mean 'seeds'?"),
+        ({"config": "configs/smal.py"}, ["--record"], "there is no file"),
+        ({"overrides": {"train.stpes": 2}}, ["--record"], "no key 'stpes' here; did you mean 'steps'?"),
+        ({"overrides": {"train.steps": "two"}}, ["--record"], "train.steps: 'two' is a str"),
+        ({"metrics": {"tset": {"digit/accuracy": 0.1}}}, ["--record"], "no split 'tset'; did you mean 'test'?"),
+        ({"metrics": {"test": {"digit/acuracy": 0.1}}}, ["--record"], "did you mean 'digit/accuracy'?"),
+        ({"metrics": {"test": {"digit/accuracy": -1}}}, ["--record"], "-1.0 is out of range"),
+        ({"subsets": {"split": "test", "metric": "digit/f1", "within": 1}}, ["--record"], "nobody knows the ceilings"),
+    ],
+)
+def test_a_wrong_experiment_is_refused_before_anything_is_trained(
+    capsys, tmp_path, experiment, changes, words, expected
+):
+    write(experiment, **changes)
+    before = sorted(tmp_path.rglob("*.*"))
+    assert main(["reproduce", str(experiment), f"--workdir={tmp_path / 'runs'}", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and expected in err and err.count("\n") == 1
+    assert [path for path in sorted(tmp_path.rglob("*.*")) if path.suffix != ".pyc"] == before
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_experiment_has_to_be_named(capsys, experiment):
+    assert main(["reproduce"]) == 2
+    assert "no experiment is named; give one folder" in capsys.readouterr().err
+    assert main(["reproduce", str(experiment) + "x"]) == 2
+    assert f"did you mean '{experiment}'?" in capsys.readouterr().err
+
+
+def test_the_recorded_experiments_can_be_run():
+    for path in sorted((ROOT / "experiments").glob("*/experiment.json")):
+        content = json.loads(path.read_text())
+        assert (ROOT / content["config"].partition(":")[0]).is_file()
+        readme = (path.parent / "README.md").read_text()
+        assert readme.index(BEGINS) < readme.index(ENDS)
+        assert f"mmjax reproduce experiments/{path.parent.name}" in readme
+
+
+def test_a_verdict_allows_for_sampling_error_above_and_for_points_below():
+    # One standard error of 0.5 on 400 examples is 0.025.
+    assert judge(0.549, 0.5, 400, 0.05) == "as expected"
+    assert judge(0.551, 0.5, 400, 0.05) == "ABOVE by 5.1 points"
+    assert judge(0.451, 0.5, 400, 0.05) == "as expected"
+    assert judge(0.44, 0.5, 400, 0.05) == "SHORT by 6.0 points"
+    assert judge(1.0, 1.0, 400, 0.05) == "as expected"
+
+
+def test_a_spread_is_that_of_a_sample():
+    assert spread([1.0, 2.0, 3.0]) == {"mean": 2.0, "deviation": 1.0, "smallest": 1.0, "largest": 3.0}
+    assert spread([0.5])["deviation"] is None

@@ -1,0 +1,94 @@
+"""One of several processes that train as one; `tests/test_processes.py` starts them, and one alone to compare with.
+
+    python tests/together.py FOLDER STEPS WHAT
+
+WHAT is "gradients" (of the first step) or "train" (through `mmjax.runs.train`). MMJAX_COORDINATOR and its fellows say
+who is who. Each process writes what it found to FOLDER/found.I.npz or FOLDER/result.I.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+
+def recipe(mesh: dict[str, int], steps: int):
+    from tests import small_recipe
+
+    config = small_recipe.get_config()
+    config.mesh = mesh
+    config.train.steps = steps
+    config.train.batch_size = 32
+    # Two-pass accumulation and all pairs of the batch: the examples of one process meet those of the other.
+    config.tasks["pair"] = {
+        "kind": "contrastive",
+        "pair": ["encoders.image", "encoders.text"],
+        "positives": "digit",
+        "width": 16,
+    }
+    config.log.every = 2
+    config.evaluate.every = 6
+    config.checkpoint.every = 4
+    return config
+
+
+def gradients(folder: pathlib.Path) -> None:
+    from mmjax.experiment import Experiment
+
+    process, found = jax.process_index(), {}
+    for name, mesh in (("data", {"data": 8}), ("both", {"data": 2, "fsdp": 2, "tensor": 2})):
+        experiment = Experiment(recipe({"fsdp": 1, "tensor": 1, **mesh}, steps=10))
+        read = experiment.pipeline.train_batches
+
+        def noted(*arguments, rows, read=read, name=name, **options):
+            found[f"rows/{name}"] = rows
+            return read(*arguments, rows=rows, **options)
+
+        experiment.pipeline.train_batches = noted
+        with jax.default_matmul_precision("highest"):
+            state = experiment.init_state()
+            with contextlib.closing(experiment.train_batches(0)) as batches, jax.set_mesh(experiment.mesh):
+                measured, states = experiment.trainer.measure(state.parameters, next(batches))
+                whole = jax.jit(lambda x: x, out_shardings=jax.NamedSharding(experiment.mesh, jax.P()))
+                measured = whole(measured)
+        found[f"loss/{name}"] = np.float64(jax.device_get(states["loss"]).compute())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(measured):
+            found[f"gradients/{name}/{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
+    np.savez(folder / f"found.{process}.npz", **found)
+
+
+def train(folder: pathlib.Path, steps: int) -> None:
+    from mmjax import files, runs, workdir
+    from mmjax.training import metrics_log
+
+    process, written = jax.process_index(), []
+    for module in (files, workdir, runs, metrics_log):
+        for name in ("write_json", "write_atomically"):
+            if hasattr(module, name):
+                original = getattr(module, name)
+
+                def noted(path, *rest, original=original):
+                    written.append(path.name)
+                    original(path, *rest)
+
+                setattr(module, name, noted)
+    result = runs.train(recipe({"data": 2, "fsdp": 2, "tensor": 2}, steps), folder / "run")
+    result = {"result": result, "written": written, "processes": jax.process_count()}
+    (folder / f"result.{process}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    from mmjax.sharding import initialize
+
+    initialize()
+    assert jax.device_count() == 8
+    place, number, what = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    if what == "gradients":
+        gradients(place)
+    else:
+        train(place, number)
