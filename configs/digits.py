@@ -14,7 +14,11 @@ def get_config(task: str = "arithmetic") -> ConfigDict:
     config.data = {
         "name": "digits",
         "task": task,
-        "inputs": {"image": {"size": [8, 8], "channels": 1, "background": "dark"}, "audio": {"seconds": 1.0}, "text": {"length": 32}},
+        "inputs": {
+            "image": {"size": [8, 8], "channels": 1, "background": "dark"},
+            "audio": {"seconds": 1.0},
+            "text": {"length": 32},
+        },
         # Each input is hidden from some training examples, so that the model also learns to do without it.
         "absent": {"image": 0.15, "audio": 0.15, "text": 0.15},
         "workers": 0,
@@ -25,7 +29,14 @@ def get_config(task: str = "arithmetic") -> ConfigDict:
             "audio": {"kind": "spectrogram_transformer", "reduction": 4, "bins": 64, **trunk},
             "text": {"kind": "text_transformer", **trunk},
         },
-        "fusion": {"kind": "cross_attention", "width": 128, "depth": 2, "heads": 4, "queries": 4, "pairs": {"text": ["image", "audio"]}},
+        "fusion": {
+            "kind": "cross_attention",
+            "width": 128,
+            "depth": 2,
+            "heads": 4,
+            "queries": 4,
+            "pairs": {"text": ["image", "audio"]},
+        },
     }
     if task == "arithmetic":
         config.tasks = {

@@ -130,9 +130,7 @@ class Experiment:
     def _model(self, seed: int | jax.Array) -> Model:
         config = self.config
         rngs = nnx.Rngs(params=jax.random.key(seed))
-        return Model(
-            config.model, config.tasks, self.specs, self.targets, precision=config.precision, rngs=rngs
-        )
+        return Model(config.model, config.tasks, self.specs, self.targets, precision=config.precision, rngs=rngs)
 
     def _objective(self) -> Objective:
         model = nnx.merge(self.graph, self.variables)
@@ -152,7 +150,9 @@ class Experiment:
             objective = cls(options)(objective)
         section = train.estimator
         if section is None:
-            section = {"kind": "accumulated", "microbatches": train.accumulate} if train.accumulate > 1 else {"kind": "plain"}
+            section = (
+                {"kind": "accumulated", "microbatches": train.accumulate} if train.accumulate > 1 else {"kind": "plain"}
+            )
         cls, options = choose(ESTIMATORS, section, "train.estimator")
         estimator = cls(options)
         parts = getattr(estimator, "microbatches", 1)
@@ -317,7 +317,11 @@ def make_dataset(section: Any) -> tuple[DataConfig, Dataset]:
 
 
 def _modalities(config: DataConfig, dataset: Dataset, model: ModelConfig) -> dict[str, Any]:
-    for where, names in (("data.inputs", config.inputs), ("data.absent", config.absent), ("model.encoders", model.encoders)):
+    for where, names in (
+        ("data.inputs", config.inputs),
+        ("data.absent", config.absent),
+        ("model.encoders", model.encoders),
+    ):
         for name in names:
             if name not in dataset.inputs:
                 raise UserError(f"{where}.{name}", f"the data has no input {name!r}", nearest(name, dataset.inputs))

@@ -149,9 +149,7 @@ class Batch:
 
     def without(self, names: Collection[str]) -> Batch:
         """The same batch with the named inputs absent from every example."""
-        inputs = {
-            name: Input(x.values, x.mask & False) if name in names else x for name, x in self.inputs.items()
-        }
+        inputs = {name: Input(x.values, x.mask & False) if name in names else x for name, x in self.inputs.items()}
         return dataclasses.replace(self, inputs=inputs)
 
 

@@ -114,9 +114,7 @@ class Case:
 
     def __init__(self, part: Part, precision: str = "float32", estimator: dict | None = None, **overrides: Any):
         config, tasks, self.specs = sections(part, **overrides)
-        make = functools.partial(
-            Model, config, tasks, self.specs, TARGETS, precision=Precision(compute=precision)
-        )
+        make = functools.partial(Model, config, tasks, self.specs, TARGETS, precision=Precision(compute=precision))
         with jax.default_matmul_precision("highest"):
             self.graph, self.variables = nnx.split(make(rngs=nnx.Rngs(params=jax.random.key(1))))
         # A fresh head of zeros, or a bias of zeros, would hide a missing term: move every parameter.

@@ -45,7 +45,9 @@ class ViT(nnx.Module):
     def __init__(self, config: Config, spec: InputSpec, *, precision: Precision, rngs: nnx.Rngs):
         height, width, channels = spec.shape
         if min(height, width) < config.patch:
-            raise UserError("model.encoders", f"patch {config.patch} exceeds the image {height}x{width}", "make it smaller")
+            raise UserError(
+                "model.encoders", f"patch {config.patch} exceeds the image {height}x{width}", "make it smaller"
+            )
         self.config, self.dtype, self.width = config, precision.dtype, config.width
         self.patches = Convolution(
             channels, config.width, (config.patch,) * 2, stride=(config.stride,) * 2, padding="VALID", rngs=rngs

@@ -130,7 +130,7 @@ class CrossAttention(nnx.Module):
         )
         # One norm for all results: a task need not read each of them, and every parameter should have a gradient.
         self.norm = LayerNorm(width)
-        self.widths = {name: width for name in (*widths, FUSED)}
+        self.widths = dict.fromkeys((*widths, FUSED), width)
 
     def __call__(self, tokens: dict[str, Tokens], random: Randomness | None) -> dict[str, Tokens]:
         entered = {}

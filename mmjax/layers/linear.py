@@ -74,5 +74,5 @@ class Embedding(nnx.Module):
         table = jax.random.normal(rngs.params(), (entries, width)) * width**-0.5
         self.table = parameter(table, "vocabulary" if entries % 128 == 0 else "none", "embed")
 
-    def __call__(self, indices: Int[Array, "..."], dtype=jnp.float32) -> Float[Array, "... width"]:
+    def __call__(self, indices: Int[Array, ...], dtype=jnp.float32) -> Float[Array, "... width"]:
         return self.table[...].at[indices].get(mode="clip").astype(dtype)

@@ -58,7 +58,9 @@ class TransformerConfig:
     def __post_init__(self):
         name = self.variant.partition("/")[0]
         if name and name not in VARIANTS:
-            raise ValueError(f"unknown variant {self.variant!r}; known are {', '.join(VARIANTS)}, like 'S/16' for a ViT")
+            raise ValueError(
+                f"unknown variant {self.variant!r}; known are {', '.join(VARIANTS)}, like 'S/16' for a ViT"
+            )
         width, depth, heads, hidden = VARIANTS.get(name, (None, None, None, None))
         if self.width:
             hidden = 4 * self.width

@@ -40,7 +40,9 @@ class EarlyStopping(Hook):
     def _add(self, row: dict) -> None:
         if self.config.metric not in row:
             raise UserError(
-                "train.hooks", f"no validation metric is named {self.config.metric!r}", "set evaluate.every and a metric"
+                "train.hooks",
+                f"no validation metric is named {self.config.metric!r}",
+                "set evaluate.every and a metric",
             )
         value = row[self.config.metric] * (1 if self.config.best_is == "max" else -1)
         if value > self.best + self.config.least:

@@ -30,7 +30,9 @@ class LogConfig:
 class LogHook(Hook):
     """Writes the training metrics and shows progress; without a terminal, a line every tenth of the run."""
 
-    def __init__(self, config: LogConfig, log: MetricsLog | None, console: Console, schedule: Schedule, batch_size: int):
+    def __init__(
+        self, config: LogConfig, log: MetricsLog | None, console: Console, schedule: Schedule, batch_size: int
+    ):
         self.config, self.log, self.console = config, log, console
         self.schedule, self.batch_size = schedule, batch_size
         self.progress = Progress(

@@ -69,7 +69,9 @@ def make_optimizer(section: Any, schedule: Schedule) -> optax.GradientTransforma
         raise UserError("optimizer.name", f"Optax has no optimiser {config.name!r}", nearest(config.name, candidates))
     for key in options:
         if key not in known:
-            raise UserError(f"optimizer.{key}", f"unknown key {key!r}", nearest(key, {*own, *known} - {"learning_rate"}))
+            raise UserError(
+                f"optimizer.{key}", f"unknown key {key!r}", nearest(key, {*own, *known} - {"learning_rate"})
+            )
 
     def decays(parameters):
         return jax.tree_util.tree_map_with_path(

@@ -152,5 +152,3 @@ def call_optax(name: str, options: dict[str, Any], where: str) -> Any:
         return function(**options)
     except (TypeError, ValueError) as error:
         raise UserError(where, f"optax.{name} refuses: {error}", "see the documentation of Optax") from error
-
-
