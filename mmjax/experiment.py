@@ -155,13 +155,13 @@ class Experiment:
             )
         cls, options = choose(ESTIMATORS, section, "train.estimator")
         estimator = cls(options)
-        parts = getattr(estimator, "microbatches", 1)
+        parts, shards = getattr(estimator, "microbatches", 1), batch_shards(self.mesh)
         batch_rows(self.mesh, train.batch_size)
-        if train.batch_size % (parts * batch_shards(self.mesh)):
+        if train.batch_size % (parts * shards):
             raise UserError(
                 "train.accumulate",
-                f"{parts} microbatches on {batch_shards(self.mesh)} parts of the mesh do not divide {train.batch_size} examples",
-                f"make train.batch_size a multiple of {parts * batch_shards(self.mesh)}",
+                f"{parts} microbatches on {shards} parts of the mesh do not divide {train.batch_size} examples",
+                f"make train.batch_size a multiple of {parts * shards}",
             )
         optimizer = make_optimizer(self.config.optimizer, self.schedule)
         return Trainer(objective, estimator, optimizer, train.average, self.config.log.every)

@@ -1,7 +1,8 @@
 """Tokens, the only currency between the parts of a model, and Batch, the only form of data that a step sees.
 
-Shapes are static. What is absent is a mask of zeros: `Batch.zero_absent` replaces absent values by zeros before the first
-operation, because a mask that is applied afterwards lets a NaN through into the gradients of weights (0 * NaN = NaN).
+Shapes are static. What is absent is a mask of zeros: `Batch.zero_absent` replaces absent values by zeros before the
+first operation, because a mask that is applied afterwards lets a NaN through into the gradients of weights
+(0 * NaN = NaN).
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 A new file is tested the moment it has its line in a table: `tests/test_contracts.py` goes through the tables and calls
 each `check_…` here on a small model with the new part in it. Sizes are set by the usual names of fields (`SMALL`).
 
-The promises: what is absent changes nothing, whatever is written there; 1 device = 8 devices; accumulated = whole batch;
-scanned = unrolled; bfloat16 is close to float32; what is saved is restored; every parameter has a gradient, and the
-loss falls.
+The promises: what is absent changes nothing, whatever is written there; 1 device = 8 devices; accumulated = whole
+batch; scanned = unrolled; bfloat16 is close to float32; what is saved is restored; every parameter has a gradient, and
+the loss falls.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Residual network (He et al., Deep Residual Learning, 2016; pre-activation form, He et al., 2016b) with GroupNorm.
 
-BatchNorm would make an example's result depend on who else is in its batch; with GroupNorm and weights of variance 1 / fan-in
-these networks train as well (Kolesnikov et al., Big Transfer, 2020).
+BatchNorm would make an example's result depend on who else is in its batch; with GroupNorm and weights of variance
+1 / fan-in these networks train as well (Kolesnikov et al., Big Transfer, 2020).
 """
 
 from __future__ import annotations

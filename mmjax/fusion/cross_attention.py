@@ -1,6 +1,7 @@
 """Cross-attention between modalities, and learned queries that read the result out.
 
-After Lu et al., ViLBERT (2019), for streams that query each other, and Jaegle et al., Perceiver (2021), for the readout.
+After Lu et al., ViLBERT (2019), for streams that query each other, and Jaegle et al., Perceiver (2021), for the
+readout.
 """
 
 from __future__ import annotations

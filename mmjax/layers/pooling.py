@@ -24,7 +24,7 @@ def mean_pool(tokens: Tokens) -> Float[Array, "batch width"]:
 
 
 class AttentionPooling(nnx.Module):
-    """A learned query reads all tokens, then an MLP (the MAP head of Zhai et al., Scaling Vision Transformers, 2022)."""
+    """A learned query reads all tokens, then an MLP (MAP head of Scaling Vision Transformers, Zhai et al., 2022)."""
 
     def __init__(self, width: int, heads: int, hidden: int, *, rngs: nnx.Rngs):
         query = jax.random.normal(rngs.params(), (1, width)) * width**-0.5

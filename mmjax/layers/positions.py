@@ -11,8 +11,8 @@ def sincos_positions(
 ) -> Float[Array, "batch tokens width"]:
     """Sine and cosine embedding of positions of any number of axes (Vaswani et al., 2017; He et al., MAE, 2022).
 
-    Each axis has an equal share of the width, with wavelengths from 2 pi to 2 pi `longest`. What does not divide stays 0.
-    Packed tokens need nothing else: their positions start anew in each segment.
+    Each axis has an equal share of the width, with wavelengths from 2 pi to 2 pi `longest`. What does not divide stays
+    0. Packed tokens need nothing else: their positions start anew in each segment.
     """
     axes = positions.shape[-1]
     pairs = width // (2 * axes)

@@ -20,7 +20,7 @@ from mmjax.tokens import pytree
 
 
 def _hash(x: jax.Array) -> jax.Array:
-    """A bijection of uint32 whose output bits each depend on all input bits (the "lowbias32" constants of C. Wellons)."""
+    """A bijection of uint32 whose output bits each depend on all input bits ("lowbias32", by C. Wellons)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)

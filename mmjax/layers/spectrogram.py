@@ -12,7 +12,7 @@ FLOOR = 1e-5
 
 
 def mel_filters(bins: int, fft: int, sample_rate: int, low: float = 20.0) -> np.ndarray:
-    """Triangular filters [fft // 2 + 1, bins], evenly spaced on the mel scale of O'Shaughnessy (1987), with peaks of 1."""
+    """Triangular filters [fft // 2 + 1, bins], evenly spaced on O'Shaughnessy's mel scale (1987), with peaks of 1."""
 
     def to_mel(hertz):
         return 2595.0 * np.log10(1.0 + hertz / 700.0)

@@ -36,8 +36,8 @@ class Task(nnx.Module):
        says `coupled = True`, as contrastive losses do.
     3. `metrics(features, batch)`: additive states by name.
 
-    The training step multiplies the losses with `weights(batch)` and divides by their sum over the whole batch, whatever
-    the microbatches and devices are.
+    The training step multiplies the losses with `weights(batch)` and divides by their sum over the whole batch,
+    whatever the microbatches and devices are.
 
     A subclass is made as `cls(config, name, widths, targets, rngs=rngs)`, where `widths` maps the names of what can be
     read to their widths and `targets` maps the names of the dataset's targets to their `TargetSpec`.

@@ -24,8 +24,8 @@ NEVER = -1e30
 class Contrastive(Task):
     """Aligns the tokens of a pair of modalities: those of one example belong together, all others do not.
 
-    `loss="softmax"` is that of CLIP (Radford et al., 2021), both ways, `loss="sigmoid"` that of SigLIP (Zhai et al., 2023).
-    Examples that lack one of the two are neither positives nor negatives. Where the data has a target named
+    `loss="softmax"` is that of CLIP (Radford et al., 2021), both ways, `loss="sigmoid"` that of SigLIP (Zhai et al.,
+    2023). Examples that lack one of the two are neither positives nor negatives. Where the data has a target named
     `positives`, examples with equal values of it belong together as well (Khosla et al., Supervised Contrastive
     Learning, 2020).
     """

@@ -65,7 +65,7 @@ def make_optimizer(section: Any, schedule: Schedule) -> optax.GradientTransforma
     function = getattr(optax, config.name, None)
     known = inspect.signature(function).parameters if callable(function) else {}
     if "learning_rate" not in known:
-        candidates = [name for name in ("adamw", "adam", "lion", "adafactor", "sgd", "lamb", "adabelief", "rmsprop")]
+        candidates = ("adamw", "adam", "lion", "adafactor", "sgd", "lamb", "adabelief", "rmsprop")
         raise UserError("optimizer.name", f"Optax has no optimiser {config.name!r}", nearest(config.name, candidates))
     for key in options:
         if key not in known:

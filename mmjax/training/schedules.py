@@ -1,7 +1,7 @@
 """Schedules: numbers that depend on the step, for learning rates and for the weights of tasks.
 
-A config names one by `kind`, from `SCHEDULES` or "optax.NAME" for any schedule of Optax with that one's arguments; a plain
-number is constant. Each starts with `warmup` steps in which it grows linearly from 0 to `peak`.
+A config names one by `kind`, from `SCHEDULES` or "optax.NAME" for any schedule of Optax with that one's arguments; a
+plain number is constant. Each starts with `warmup` steps in which it grows linearly from 0 to `peak`.
 """
 
 from __future__ import annotations

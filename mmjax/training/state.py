@@ -1,4 +1,4 @@
-"""What a training step changes: parameters, optimiser, their average, two counters, and the metrics since the last log."""
+"""What a training step changes: parameters, their average, optimiser, two counters, metrics since the last log."""
 
 from __future__ import annotations
 
