@@ -22,7 +22,7 @@ import functools
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
 from mmjax.errors import UserError, nearest
 
@@ -57,6 +57,14 @@ Count = Annotated[int, AtLeast(1)]
 NonNegative = Annotated[int, AtLeast(0)]
 Rate = Annotated[float, Within(0.0, 1.0, open_end=True)]
 
+if TYPE_CHECKING:
+    Derived = int
+else:
+    # A count that a recipe may leave out, or None. `__post_init__` fills it in, so whoever reads it finds a number.
+    Derived = Count | None
+DERIVED: Any = None
+"""The default of a `Derived` count."""
+
 
 def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
     """Makes the dataclass `cls` from a section of a config.
@@ -72,7 +80,7 @@ def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
     """
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
         raise UserError(where, f"{section!r} is not a section", "give a dict of keys and values")
-    hints = _hints(cls)
+    hints = _hints(typing.cast(type, cls))
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     values = {}
     for key, value in section.items():
@@ -102,7 +110,7 @@ def refusals(where: str) -> Iterator[None]:
         raise UserError(where, problem, remedy) from error
 
 
-def choose(table: Mapping[str, type[T]], section: Mapping[str, Any], where: str) -> tuple[type[T], Any]:
+def choose(table: Mapping[str, Any], section: Mapping[str, Any], where: str) -> tuple[Any, Any]:
     """Returns the class that `section["kind"]` names in `table`, and its `Config` built from the other keys."""
     if not hasattr(section, "items"):
         raise UserError(where, f"{section!r} is not a section", "give a dict with the key 'kind'")
@@ -113,7 +121,7 @@ def choose(table: Mapping[str, type[T]], section: Mapping[str, Any], where: str)
     if kind not in table:
         raise UserError(f"{where}.kind", f"unknown kind {kind!r}", nearest(str(kind), table))
     cls = table[kind]
-    return cls, build(cls.Config, options, where)  # type: ignore[attr-defined]
+    return cls, build(cls.Config, options, where)
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -246,7 +246,7 @@ class Experiment:
             prefetch=data.prefetch,
         )
 
-    def train_batches(self, start: int) -> Iterator[Batch]:
+    def train_batches(self, start: int) -> Generator[Batch, None, None]:
         """The batches of the training split on the mesh, from data step `start` on, for ever."""
         size = self.config.train.batch_size
         rows = batch_rows(self.mesh, size)
@@ -307,7 +307,7 @@ def make_dataset(section: Any) -> tuple[DataConfig, Dataset]:
     config = build(DataConfig, {key: value for key, value in section.items() if key in shared}, "data")
     if config.name not in DATASETS:
         raise UserError("data.name", f"unknown dataset {config.name!r}", nearest(config.name, DATASETS))
-    cls = DATASETS[config.name]
+    cls: Any = DATASETS[config.name]
     own = {field.name for field in dataclasses.fields(cls.Config)}
     for key in section:
         if key not in shared | own:

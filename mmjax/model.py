@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from flax import nnx
 
@@ -55,7 +55,7 @@ class Model(nnx.Module):
         precision: Precision,
         rngs: nnx.Rngs,
     ):
-        self.encoders = nnx.Dict()
+        self.encoders: nnx.Dict[Any] = nnx.Dict()
         for name, section in config.encoders.items():
             where = f"model.encoders.{name}"
             if name not in inputs:
@@ -75,7 +75,7 @@ class Model(nnx.Module):
             readable |= self.fusion.widths
         if not tasks:
             raise UserError("tasks", "is empty", "name at least one task")
-        self.tasks = nnx.Dict()
+        self.tasks: nnx.Dict[Any] = nnx.Dict()
         for name, section in tasks.items():
             cls, options = choose(TASKS, section, f"tasks.{name}")
             with refusals(f"tasks.{name}"):
@@ -98,13 +98,13 @@ class Model(nnx.Module):
         return {name: task.features(outputs) for name, task in self.tasks.items()}
 
 
-def _check_kind(cls: type, kind: str, spec: InputSpec, where: str) -> None:
+def _check_kind(cls: Any, kind: str, spec: InputSpec, where: str) -> None:
     """Raises a UserError where an encoder of this kind cannot read such an input: an image as text, for example."""
 
     def form(spec: InputSpec) -> tuple[int, str, int]:
         return len(spec.shape), "numbers" if spec.dtype.startswith("float") else "token ids", spec.mask_rank
 
-    if form(cls.example) != form(spec):  # type: ignore[attr-defined]
-        fitting = [name for name, other in ENCODERS.items() if form(other.example) == form(spec)]
+    if form(cls.example) != form(spec):
+        fitting = [name for name, other in ENCODERS.items() if form(cast(Any, other).example) == form(spec)]
         remedy = f"choose {' or '.join(map(repr, fitting))}" if fitting else "write an encoder for this input"
         raise UserError(f"{where}.kind", f"{kind!r} does not read {list(spec.shape)} {spec.dtype}", remedy)

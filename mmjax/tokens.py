@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array | np.ndarray
+T = TypeVar("T")
 
 
-def pytree(cls: type) -> type:
-    """Registers a frozen dataclass whose fields are all arrays, or trees of arrays, as a JAX pytree."""
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    return jax.tree_util.register_dataclass(cls, [field.name for field in dataclasses.fields(cls)], [])
+@dataclass_transform(frozen_default=True)
+def pytree(cls: type[T]) -> type[T]:
+    """Makes a frozen dataclass whose fields are all arrays, or trees of arrays, and registers it as a JAX pytree."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
 @pytree

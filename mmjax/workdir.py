@@ -110,7 +110,7 @@ def _load(path: pathlib.Path) -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """What made a result: versions, machine and commit, as far as they are known."""
-    versions = {"mmjax": __version__, "python": platform.python_version()}
+    versions: dict[str, str | None] = {"mmjax": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)

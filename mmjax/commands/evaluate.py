@@ -31,14 +31,14 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
     from mmjax.runs import evaluate
 
-    if flags["subsets"].value and flags["without"].value:
+    if flags.subsets and flags.without:
         raise UserError("--without", "cannot be joined with --subsets", "give one of the two")
     result = evaluate(
-        pathlib.Path(flags["workdir"].value),
-        flags["split"].value,
-        without=flags["without"].value,
-        all_subsets=flags["subsets"].value,
-        console=Console(quiet=flags["json"].value, highlight=False),
+        pathlib.Path(flags.workdir),
+        flags.split,
+        without=flags.without,
+        all_subsets=flags.subsets,
+        console=Console(quiet=flags.json, highlight=False),
     )
-    if flags["json"].value:
+    if flags.json:
         print(json.dumps(result))

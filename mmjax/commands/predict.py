@@ -50,14 +50,14 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from mmjax.evaluation.predictor import Predictor, check_answers, read_inputs
     from mmjax.runs import restore
 
-    workdir = pathlib.Path(flags["workdir"].value)
+    workdir = pathlib.Path(flags.workdir)
     experiment, state = restore(workdir)
     given = _given(flags, list(experiment.modalities))
     inputs = read_inputs(experiment.modalities, given)
     predictor = Predictor(experiment.objective, experiment.mesh, experiment.targets)
     answers = predictor.run(state.evaluated, inputs)
     check_answers(answers, given, experiment.modalities)
-    if flags["json"].value:
+    if flags.json:
         print(json.dumps(answers))
         return
     width = max(map(len, answers))
@@ -82,14 +82,15 @@ def _workdir(words: list[str]) -> str | None:
         scan(["mmjax", *words], known_only=True)
     except absl_flags.Error:
         return None
-    return scan["workdir"].value
+    return scan.workdir
 
 
 def _given(flags: absl_flags.FlagValues, names: list[str]) -> dict[str, str]:
     """{name of an input: what was given for it}, by --NAME=VALUE or --input NAME=VALUE."""
     own = {"workdir", "input", "json"}
-    given = {name: flags[name].value for name in names if name not in own and flags[name].value is not None}
-    for word in flags["input"].value:
+    values = {name: flags[name].value for name in names if name not in own}
+    given = {name: value for name, value in values.items() if value is not None}
+    for word in flags.input:
         name, equals, value = word.partition("=")
         if not equals:
             raise UserError(f"--input {word}", "is not NAME=VALUE", f"write --input {names[0]}=VALUE")

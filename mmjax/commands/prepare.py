@@ -24,7 +24,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from mmjax.experiment import ExperimentConfig, make_dataset, plain
     from mmjax.reporting.overview import print_facts
 
-    config = build(ExperimentConfig, plain(flags["config"].value), "")
+    config = build(ExperimentConfig, plain(flags.config), "")
     shared, dataset = make_dataset(config.data)
     facts = {"folder": str(dataset.prepare())}
     for split in dataset.splits:

@@ -34,9 +34,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
         problem = f"{len(arguments)} experiments are named" if arguments else "no experiment is named"
         raise UserError("mmjax reproduce", problem, "give one folder, like experiments/01_digits")
     folder = pathlib.Path(arguments[0])
-    seeds = None if flags["seeds"].value is None else [_number(word) for word in flags["seeds"].value]
-    workdir = pathlib.Path(flags["workdir"].value or pathlib.Path("runs", folder.resolve().name))
-    return 0 if reproduce(folder, seeds, workdir, record=flags["record"].value) else 1
+    seeds = None if flags.seeds is None else [_number(word) for word in flags.seeds]
+    workdir = pathlib.Path(flags.workdir or pathlib.Path("runs", folder.resolve().name))
+    return 0 if reproduce(folder, seeds, workdir, record=flags.record) else 1
 
 
 def _number(word: str) -> int:

@@ -28,5 +28,5 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from mmjax.runs import train
     from mmjax.sharding import initialize
 
-    initialize(flags["coordinator"].value, flags["process_count"].value, flags["process_id"].value)
-    train(flags["config"].value, pathlib.Path(flags["workdir"].value))
+    initialize(flags.coordinator, flags.process_count, flags.process_id)
+    train(flags.config, pathlib.Path(flags.workdir))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -215,7 +215,9 @@ def fingerprint(batch: Batch) -> str:
     return digest.hexdigest()
 
 
-def prefetch_to_device(batches: Iterable[Batch], place: Callable[[Batch], Batch], size: int = 2) -> Iterator[Batch]:
+def prefetch_to_device(
+    batches: Iterable[Batch], place: Callable[[Batch], Batch], size: int = 2
+) -> Generator[Batch, None, None]:
     """Yields `place(batch)` for each batch, having called it `size` batches ahead.
 
     `place` starts a transfer and returns at once, as `jax.device_put` does, so that transfers overlap the steps before

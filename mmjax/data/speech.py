@@ -122,7 +122,7 @@ def _speak_in_a_process(utterances: Sequence[Utterance], advance: Callable[[int]
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
     )
     assert process.stdin is not None and process.stdout is not None
-    spoken = []
+    spoken: list[np.ndarray] = []
     try:
         process.stdin.write(json.dumps([dataclasses.astuple(utterance) for utterance in utterances]).encode())
         process.stdin.close()

@@ -44,7 +44,7 @@ def log_mel(
     basis = np.concatenate([hann * np.cos(angle), hann * np.sin(angle)], axis=1).astype(np.float32)
     # Framing as a convolution with the basis: no copy of the overlapping frames.
     spectrum = jax.lax.conv_general_dilated(
-        x[:, :, None], basis[:, None, :], (hop,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+        x[:, :, None], jnp.asarray(basis[:, None, :]), (hop,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
     )[:, :frames]
     real, imaginary = jnp.split(spectrum, 2, axis=-1)
     power = (real * real + imaginary * imaginary) / window

@@ -7,7 +7,7 @@ from typing import Literal
 
 from flax import nnx
 
-from mmjax.config import Count, Rate
+from mmjax.config import DERIVED, Derived, Rate
 from mmjax.layers.block import Block
 from mmjax.layers.norms import LayerNorm
 from mmjax.layers.randomness import Randomness
@@ -46,10 +46,10 @@ class TransformerConfig:
     """
 
     variant: str = ""
-    width: Count | None = None
-    depth: Count | None = None
-    heads: Count | None = None
-    hidden: Count | None = None
+    width: Derived = DERIVED
+    depth: Derived = DERIVED
+    heads: Derived = DERIVED
+    hidden: Derived = DERIVED
     dropout: Rate = 0.0
     drop_path: Rate = 0.0
     rematerialise: Literal["none", "dots", "full"] = "none"

@@ -18,7 +18,7 @@ def count(tree: Any) -> int:
 
 def parts(parameters: Mapping[str, Any]) -> dict[str, int]:
     """{part of the model, as in the config: number of parameters}."""
-    found = {}
+    found: dict[str, int] = {}
     for name, node in parameters.items():
         if name in ("encoders", "tasks"):
             found |= {f"{name}.{inner}": count(tree) for inner, tree in node.items()}

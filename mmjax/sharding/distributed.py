@@ -18,6 +18,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -67,7 +68,7 @@ def initialize(
         "--process_count": _number("--process_count", process_count),
         "--process_id": _number("--process_id", process_id),
     }
-    options = {}
+    options: dict[str, Any] = {}
     if any(value is not None for value in given.values()):
         _check(given)
         if given["--process_count"] == 1:
@@ -135,7 +136,7 @@ def _exchange(what: str, message: str, seconds: int) -> list[str]:
     """Every process's message, in the order of their numbers. Goes over the coordinator and needs no device."""
     from jax._src import distributed
 
-    client = distributed.global_state.client
+    client: Any = distributed.global_state.client
     # Names may be used once only, and all processes count alike.
     key = f"mmjax/{next(_meetings)}/{what}"
     client.key_value_set(f"{key}/{jax.process_index()}", message)

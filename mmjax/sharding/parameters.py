@@ -57,7 +57,7 @@ def parameter_shardings(mesh: Mesh, state: nnx.State) -> dict[str, Any]:
     Raises:
       UserError: where the mesh's tensor axis does not divide a dimension that is split over it.
     """
-    shardings: dict[str, Any] = {}
+    shardings: dict[Any, Any] = {}
     for path, variable in nnx.to_flat_state(state):
         name = "/".join(map(str, path))
         axes = variable.get_metadata().get("axes")

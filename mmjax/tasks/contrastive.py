@@ -71,7 +71,7 @@ class Contrastive(Task):
         if config.positives is not None:
             check_reads(config.positives, dict.fromkeys(targets, 0), f"tasks.{name}.positives")
         self.config = config
-        self.pools = nnx.List([])
+        self.pools: nnx.List[AttentionPooling] = nnx.List([])
         for reads in config.pair if config.pooling == "attention" else ():
             self.pools.append(AttentionPooling(widths[reads], config.heads, 4 * widths[reads], rngs=rngs))
         self.maps = nnx.List([Linear(widths[reads], config.width, bias=False, rngs=rngs) for reads in config.pair])
@@ -110,7 +110,7 @@ class Contrastive(Task):
 
     def losses(self, features: tuple[jax.Array, jax.Array], batch: Batch) -> jax.Array:
         logits, together, there = self._pairs(features, batch)
-        if self.config.loss == "sigmoid":
+        if self.bias is not None:
             signed = jnp.where(together, 1.0, -1.0) * (logits + self.bias[...])
             return -jnp.where(there, jax.nn.log_sigmoid(signed), 0.0).sum(axis=1)
         logits = jnp.where(there, logits, NEVER)

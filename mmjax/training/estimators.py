@@ -61,7 +61,9 @@ class Accumulated:
         single = [name for name in objective.factors if name not in objective.coupled]
         parts = self._cut(batch)
         gradients = jax.tree.map(jnp.zeros_like, parameters)
-        loss, states, pull = jnp.zeros(()), {}, {}
+        loss = jnp.zeros(())
+        states: States = {}
+        pull: dict[str, Any] = {}
         if coupled:
 
             def forward(part):

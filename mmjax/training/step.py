@@ -57,7 +57,7 @@ class Trainer:
 
     def _measure(self, parameters: Parameters, batch: Batch) -> tuple[Parameters, States]:
         gradients, states = self.estimator(self.objective, parameters, batch)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(norm)
         # A broken step leaves no trace in the metrics but its count.
         states = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), states)
