@@ -21,6 +21,7 @@ from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluateConfig, Evaluator, subset_name, subsets
 from mmjax.layers import Precision
 from mmjax.modalities import MODALITIES
+from mmjax.modalities.augmentation import AUGMENTATIONS
 from mmjax.model import Model, ModelConfig
 from mmjax.sharding import MeshConfig, batch_rows, batch_shards, make_mesh, place_batch
 from mmjax.tasks.metrics import finalise
@@ -46,6 +47,7 @@ class DataConfig:
       name: a name in `mmjax.data.DATASETS`.
       inputs: {name of an input: options of its modality}; inputs that no encoder reads need not be named.
       absent: {name of an input: the share of training examples that it is hidden from}, to learn to do without it.
+      augment: {name of an input: changes of its raw training data, in order, each {"kind": a name in `AUGMENTATIONS`, …}}.
       workers: processes that load data; 0 loads in threads of the main process.
       prefetch: batches that are loaded ahead.
     """
@@ -53,6 +55,7 @@ class DataConfig:
     name: str
     inputs: dict[str, Any] = dataclasses.field(default_factory=dict)
     absent: dict[str, Rate] = dataclasses.field(default_factory=dict)
+    augment: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     workers: NonNegative = 0
     prefetch: Count = 4
 
@@ -115,6 +118,7 @@ class Experiment:
         self.config = config = build(ExperimentConfig, self.raw, "")
         self.data_config, self.dataset = make_dataset(config.data)
         self.modalities = _modalities(self.data_config, self.dataset, config.model)
+        self.augmentations = _augmentations(self.data_config, self.dataset)
         self.specs = {name: modality.spec for name, modality in self.modalities.items()}
         self.targets = dict(self.dataset.targets)
         self.mesh = make_mesh(mesh or config.mesh, devices)
@@ -242,6 +246,7 @@ class Experiment:
             self.modalities,
             seed=self.config.seed,
             absent=data.absent,
+            augment=self.augmentations,
             workers=data.workers,
             prefetch=data.prefetch,
         )
@@ -320,6 +325,7 @@ def _modalities(config: DataConfig, dataset: Dataset, model: ModelConfig) -> dic
     for where, names in (
         ("data.inputs", config.inputs),
         ("data.absent", config.absent),
+        ("data.augment", config.augment),
         ("model.encoders", model.encoders),
     ):
         for name in names:
@@ -331,3 +337,13 @@ def _modalities(config: DataConfig, dataset: Dataset, model: ModelConfig) -> dic
         cls, options = choose(MODALITIES, section, f"data.inputs.{name}")
         modalities[name] = cls(options)
     return modalities
+
+
+def _augmentations(config: DataConfig, dataset: Dataset) -> dict[str, list[Any]]:
+    made: dict[str, list[Any]] = {}
+    for name, sections in config.augment.items():
+        table = AUGMENTATIONS.get(dataset.inputs[name], {})
+        for number, section in enumerate(sections):
+            cls, options = choose(table, section, f"data.augment.{name}[{number}]")
+            made.setdefault(name, []).append(cls(options))
+    return made

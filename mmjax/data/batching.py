@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 
 from mmjax.data.dataset import Record, Source, dropped
 from mmjax.modalities import Modality
+from mmjax.modalities.augmentation import Augmentation
 from mmjax.tokens import Batch, Input, Target, TargetSpec
 
 LARGEST_STEP = 2**31 - 1
-# Separates the draws of modality dropout from others that use the same seed.
+# Separate the draws of modality dropout and of augmentation from others that use the same seed.
 _DROPOUT = 0x6D6F64616C697479
+_AUGMENT = 0x6175676D656E7421
 
 
 class BatchFunction:
@@ -26,8 +29,9 @@ class BatchFunction:
       order: position in the sequence of all examples to come: number of the record. What is beyond its end is padding.
       batch_size: of the global batch.
       rows: which rows of the global batch to make.
-      seed: of modality dropout.
+      seed: of modality dropout and augmentation.
       absent: {name of an input: rate of modality dropout}.
+      augment: {name of an input: what changes its raw data, in order}.
     """
 
     def __init__(
@@ -40,10 +44,11 @@ class BatchFunction:
         rows: np.ndarray,
         seed: int,
         absent: Mapping[str, float],
+        augment: Mapping[str, Sequence[Augmentation]],
     ):
         self._source, self._modalities, self._targets = source, modalities, targets
         self._order, self._batch_size, self._rows = order, batch_size, rows
-        self._seed, self._absent = seed, absent
+        self._seed, self._absent, self._augment = seed, absent, augment
 
     def __call__(self, step: int) -> tuple[Batch, tuple[str, ...]]:
         """Returns the batch, and a line for each record or input that is broken."""
@@ -68,7 +73,7 @@ class BatchFunction:
             ids[slot] = number + size * (position // size % (LARGEST_STEP // size))
             record = self._read(number, troubles)
             for name, raw in self._kept(record, step, row).items():
-                self._fill(values[name], masks[name], slot, name, raw, number, troubles)
+                self._fill(values[name], masks[name], slot, name, raw, (number, int(step), int(row)), troubles)
             for name, value in record.targets.items():
                 if value is not None and name in targets:
                     targets[name].values[slot], targets[name].weight[slot] = value, 1.0
@@ -87,14 +92,23 @@ class BatchFunction:
         """The raw inputs that the model takes, that the record has, and that modality dropout leaves."""
         raws = {name: raw for name, raw in record.inputs.items() if raw is not None and name in self._modalities}
         if self._absent:
-            philox = np.random.Philox(key=[self._seed % 2**64, _DROPOUT], counter=[0, int(row), int(step), 0])
-            for name in dropped(self._absent, raws, np.random.Generator(philox)):
+            for name in dropped(self._absent, raws, self._draws(_DROPOUT, step, row)):
                 del raws[name]
         return raws
 
-    def _fill(self, values, masks, slot: int, name: str, raw: Any, number: int, troubles: list[str]) -> None:
-        """Processes one input into its slot, or leaves the slot absent."""
+    def _draws(self, purpose: int, step: int, row: int, place: str = "") -> np.random.Generator:
+        """Random numbers that belong to the seed, the purpose, the row of the data step, and the place."""
+        philox = np.random.Philox(
+            key=[self._seed % 2**64, purpose], counter=[0, int(row), int(step), zlib.crc32(place.encode())]
+        )
+        return np.random.Generator(philox)
+
+    def _fill(self, values, masks, slot: int, name: str, raw: Any, place: tuple[int, int, int], troubles) -> None:
+        """Augments and processes one input into its slot, or leaves the slot absent."""
+        number, step, row = place
         try:
+            for turn, augmentation in enumerate(self._augment.get(name, ())):
+                raw = augmentation(raw, self._draws(_AUGMENT, step, row, f"{name}/{turn}"))
             value, mask = self._modalities[name].process(raw)
             if value.shape != values.shape[1:] or mask.shape != masks.shape[1:]:
                 raise ValueError(f"values {value.shape} with mask {mask.shape} do not fit the input's specification")

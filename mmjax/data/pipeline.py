@@ -20,6 +20,7 @@ from mmjax.data.batching import LARGEST_STEP, BatchFunction
 from mmjax.data.dataset import Dataset, Source, check_split
 from mmjax.errors import UserError, nearest
 from mmjax.modalities import Modality
+from mmjax.modalities.augmentation import Augmentation
 from mmjax.tokens import Batch, InputSpec
 
 # After this many records, more broken ones than whole ones mean a fault of the dataset and not of a few files.
@@ -36,6 +37,7 @@ class Pipeline:
       seed: of the order of the training split and of modality dropout.
       absent: {name of an input: rate}, modality dropout in training, drawn from (seed, data step, row). No example
         loses all of its inputs; see `mmjax.data.dataset.dropped`.
+      augment: {name of an input: what changes its raw data in training, in order}, drawn from the same.
       workers: the number of processes that make training batches; 0 makes them in a thread of this process.
       prefetch: how many batches are made ahead.
 
@@ -54,6 +56,7 @@ class Pipeline:
         *,
         seed: int = 0,
         absent: Mapping[str, float] | None = None,
+        augment: Mapping[str, Sequence[Augmentation]] | None = None,
         workers: int = 0,
         prefetch: int = 4,
     ):
@@ -65,7 +68,7 @@ class Pipeline:
             if name not in modalities:
                 raise UserError(f"data.absent.{name}", f"the model has no input {name!r}", nearest(name, modalities))
         self.dataset, self.modalities, self.seed, self.absent = dataset, dict(modalities), seed, dict(absent or {})
-        self.workers, self.prefetch = workers, prefetch
+        self.augment, self.workers, self.prefetch = dict(augment or {}), workers, prefetch
         self.broken = 0
         self._seen = 0
         self._sources: dict[str, Source] = {}
@@ -114,7 +117,7 @@ class Pipeline:
         for large splits.
         """
         source = self._source(split)
-        batch_of = self._function(source, range(len(source)), batch_size, rows, absent={})
+        batch_of = self._function(source, range(len(source)), batch_size, rows, absent={}, augment={})
         return self._iterate(batch_of, 0, -(-len(source) // batch_size), workers)
 
     def _source(self, split: str) -> Source:
@@ -133,14 +136,14 @@ class Pipeline:
         source = self._source(split)
         # Grain takes seeds of 32 bits.
         order = grain.MapDataset.range(len(source)).seed(self.seed % 2**32).shuffle().repeat(None)
-        return self._function(source, order, batch_size, rows, self.absent)
+        return self._function(source, order, batch_size, rows, self.absent, self.augment)
 
-    def _function(self, source, order, batch_size, rows, absent) -> BatchFunction:
+    def _function(self, source, order, batch_size, rows, absent, augment) -> BatchFunction:
         if batch_size < 1:
             raise UserError("train.batch_size", f"{batch_size} examples make no batch", "give at least 1")
         rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
         targets = dict(self.dataset.targets)
-        return BatchFunction(source, self.modalities, targets, order, batch_size, rows, self.seed, absent)
+        return BatchFunction(source, self.modalities, targets, order, batch_size, rows, self.seed, absent, augment)
 
     def _iterate(self, batch_of: BatchFunction, start: int, stop: int, workers: int) -> BatchIterator:
         import grain

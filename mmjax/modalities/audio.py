@@ -58,7 +58,7 @@ class Audio:
           ValueError: if there are no samples, or some are not finite, or the shape or type is none of those above.
         """
         samples, rate = raw
-        samples = _mono(np.asarray(samples))
+        samples = mono(np.asarray(samples))
         if self.config.trim is not None:
             samples = _trimmed(samples, self.config.trim)
         # A long recording is cut before it is resampled, with a margin wider than the filter reaches.
@@ -102,7 +102,7 @@ class Audio:
             # SciPy gives 24 bits in the upper bytes of 32.
             samples = (samples / 2.0 ** (8 * samples.dtype.itemsize - 1)).astype(np.float32)
         try:
-            _mono(samples)
+            mono(samples)
         except ValueError as error:
             raise UserError(where, f"{argument!r}: {error}", remedy) from None
         if rate < 1:
@@ -144,7 +144,7 @@ def _low_pass(factor: int) -> np.ndarray:
     return scipy.signal.firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)).astype(np.float32)
 
 
-def _mono(samples: np.ndarray) -> np.ndarray:
+def mono(samples: np.ndarray) -> np.ndarray:
     """Makes [n] or [n, channels], int16 or floating, float32 [n]: the mean of the channels."""
     if samples.ndim not in (1, 2) or not (samples.dtype == np.int16 or samples.dtype.kind == "f"):
         raise ValueError(f"audio is int16 or float [n] or [n, channels], not {samples.dtype} {list(samples.shape)}")

@@ -136,7 +136,7 @@ class Image:
             raw = np.rint(colour * alpha + 255 * (1 - alpha)).astype(np.uint8)
         if raw.shape[2] == 1:
             raw = raw[..., 0]
-        if self.config.background == "dark" and np.median(_border(raw)) > 127:
+        if self.config.background == "dark" and np.median(border(raw)) > 127:
             raw = 255 - raw
         if self.config.channels == 3 and raw.ndim == 2:
             return np.repeat(raw[..., None], 3, axis=2)
@@ -150,9 +150,7 @@ class Image:
         if self.config.fit == "crop":
             return PIL.ImageOps.fit(picture, (width, height), method)
         if self.config.fit == "pad":
-            border = np.median(_border(np.asarray(picture)), axis=0)
-            color = tuple(int(level) for level in np.atleast_1d(border))
-            return PIL.ImageOps.pad(picture, (width, height), method, color=color if len(color) > 1 else color[0])
+            return PIL.ImageOps.pad(picture, (width, height), method, color=border_colour(np.asarray(picture)))
         return picture.resize((width, height), method)
 
 
@@ -161,7 +159,7 @@ def _content(pixels: np.ndarray) -> np.ndarray:
 
     The quarter leaves shadows and the noise of paper out. A picture of one colour stays whole.
     """
-    difference = np.abs(pixels.astype(np.float32) - np.median(_border(pixels), axis=0))
+    difference = np.abs(pixels.astype(np.float32) - np.median(border(pixels), axis=0))
     if difference.ndim == 3:
         difference = difference.max(axis=2)
     rows = np.flatnonzero(difference.max(axis=1) > difference.max() / 4)
@@ -169,9 +167,15 @@ def _content(pixels: np.ndarray) -> np.ndarray:
     return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else pixels
 
 
-def _border(pixels: np.ndarray) -> np.ndarray:
+def border(pixels: np.ndarray) -> np.ndarray:
     """The pixels along the four edges, [count] or [count, channels]."""
     return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+
+
+def border_colour(pixels: np.ndarray) -> int | tuple[int, ...]:
+    """The median of the border, in Pillow's form: a number for grey, or one for each channel."""
+    colour = tuple(int(level) for level in np.atleast_1d(np.median(border(pixels), axis=0)))
+    return colour if len(colour) > 1 else colour[0]
 
 
 def _eight_bits(picture: PIL.Image.Image) -> np.ndarray:

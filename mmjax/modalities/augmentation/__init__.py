@@ -1,0 +1,31 @@
+"""Augmentation: raw data of training examples, changed at random in ways that leave its meaning.
+
+`AUGMENTATIONS` has a table for each kind of modality. Each entry is a class with a nested frozen dataclass `Config`,
+called as `augmentation(raw, draws)`, which returns raw data of the same form; `draws` is a `numpy.random.Generator` that
+belongs to the seed, the data step, the row and the place in the config, so that a batch stays a function of those. A new
+one is one new file and one line in the table.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmjax.modalities.augmentation.affine import Affine
+from mmjax.modalities.augmentation.noise import Noise
+from mmjax.modalities.augmentation.shift import Shift
+from mmjax.modalities.augmentation.speed import Speed
+
+
+class Augmentation(Protocol):
+    """One random change of raw data."""
+
+    def __init__(self, config: Any): ...
+
+    def __call__(self, raw: Any, draws: np.random.Generator) -> Any: ...
+
+
+IMAGE: dict[str, type] = {"affine": Affine}
+AUDIO: dict[str, type] = {"noise": Noise, "shift": Shift, "speed": Speed}
+AUGMENTATIONS: dict[str, dict[str, type]] = {"image": IMAGE, "audio": AUDIO}
