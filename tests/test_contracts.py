@@ -5,7 +5,8 @@ import pytest
 from tests import contracts
 
 
-@pytest.fixture(params=contracts.PARTS, ids=str)
+# Of the module's scope, so that pytest goes part by part: what the checks of one part share is compiled once.
+@pytest.fixture(scope="module", params=contracts.PARTS, ids=str)
 def part(request):
     return request.param
 
