@@ -47,7 +47,7 @@ class DataConfig:
       name: a name in `mmjax.data.DATASETS`.
       inputs: {name of an input: options of its modality}; inputs that no encoder reads need not be named.
       absent: {name of an input: the share of training examples that it is hidden from}, to learn to do without it.
-      augment: {name of an input: changes of its raw training data, in order, each {"kind": a name in `AUGMENTATIONS`, …}}.
+      augment: {name of an input: what changes its raw training data, a list of {"kind": a name in `AUGMENTATIONS`, …}}.
       workers: processes that load data; 0 loads in threads of the main process.
       prefetch: batches that are loaded ahead.
     """
@@ -142,6 +142,7 @@ class Experiment:
             name: make_schedule(section.get("weight", 1.0), f"tasks.{name}.weight", self.config.train.steps)
             for name, section in self.config.tasks.items()
         }
+        self.headlines = [f"{name}/{task.headline}" for name, task in model.tasks.items()]
         coupled = frozenset(name for name, task in model.tasks.items() if task.coupled)
         self.chances = {name: task.chance(self.config.train.batch_size) for name, task in model.tasks.items()}
         return Objective(self.graph, factors, self.config.seed, coupled)
@@ -284,9 +285,6 @@ class Experiment:
         known = self.dataset.ceilings(split)
         targets = {name: section.get("target") or name for name, section in self.config.tasks.items()}
         return {f"{name}/accuracy": known[target] for name, target in targets.items() if target in known}
-
-    def close(self) -> None:
-        """Ends what the pipeline keeps running."""
 
 
 def _zeros(shapes: Any) -> Any:

@@ -16,7 +16,7 @@ from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
 from mmjax.experiment import CHANGEABLE, Experiment
 from mmjax.files import write_atomically, write_json
-from mmjax.reporting.overview import count, headline_metrics, parts, print_facts, print_metrics, print_subsets
+from mmjax.reporting.overview import count, parts, print_facts, print_metrics, print_subsets
 from mmjax.sharding import AXES, MeshConfig, together, whole_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.log_hook import LogHook
@@ -172,7 +172,8 @@ def evaluate_splits(
         row = table[subset_name(experiment.specs)]
         ceilings = experiment.ceilings(split)
         result[split], result["subsets"][split], result["ceilings"][split] = row, table, ceilings
-        print_subsets(console, f"{split}: metrics with some inputs only", table, ceilings, headline_metrics(row))
+        shown = [metric for metric in experiment.headlines if metric in row]
+        print_subsets(console, f"{split}: metrics with some inputs only", table, ceilings, shown)
     return result
 
 

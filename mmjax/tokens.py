@@ -67,21 +67,6 @@ class Tokens:
         return self.mask.any(axis=1)
 
 
-def concatenate(parts: Collection[Tokens]) -> Tokens:
-    """Joins tokens along N. Positions of other numbers of axes are padded with zeros, as none of them is compared."""
-    axes = max(part.positions.shape[-1] for part in parts)
-
-    def padded(positions):
-        return jnp.pad(positions, ((0, 0), (0, 0), (0, axes - positions.shape[-1])))
-
-    return Tokens(
-        values=jnp.concatenate([part.values for part in parts], axis=1),
-        mask=jnp.concatenate([part.mask for part in parts], axis=1),
-        positions=jnp.concatenate([padded(part.positions) for part in parts], axis=1),
-        segments=jnp.concatenate([part.segments for part in parts], axis=1),
-    )
-
-
 @pytree
 class Input:
     """What one modality gives the model.

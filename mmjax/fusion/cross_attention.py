@@ -18,48 +18,57 @@ from mmjax.errors import UserError, nearest
 from mmjax.fusion.names import FUSED
 from mmjax.layers import MLP, Attention, Block, LayerNorm, Linear, Precision, Randomness, Stack, drop_path, dropout
 from mmjax.sharding import parameter
-from mmjax.tokens import Tokens, concatenate
+from mmjax.tokens import Tokens
 
 
 class CrossBlock(nnx.Module):
-    """`queries` read `keys`, then an MLP, both added to the queries; the keys stay as they are."""
+    """`queries` read each of `names` through an attention of its own, then an MLP, all added to the queries.
 
-    def __init__(self, width: int, heads: int, hidden: int, *, dropout: float, rngs: nnx.Rngs):
-        self.query_norm, self.key_norm, self.mlp_norm = LayerNorm(width), LayerNorm(width), LayerNorm(width)
-        self.attention = Attention(width, heads, rngs=rngs)
+    With one softmax over the tokens of all modalities, those with many tokens would drown the others at first, and an
+    absent one would change how the others are weighted. Here it adds exactly 0.
+    """
+
+    def __init__(self, names: tuple[str, ...], width: int, heads: int, hidden: int, *, dropout: float, rngs: nnx.Rngs):
+        self.names, self.dropout = names, dropout
+        self.query_norm, self.mlp_norm = LayerNorm(width), LayerNorm(width)
+        self.key_norms = nnx.Dict({name: LayerNorm(width) for name in names})
+        self.attentions = nnx.Dict({name: Attention(width, heads, rngs=rngs) for name in names})
         self.mlp = MLP(width, hidden, rngs=rngs)
-        self.dropout = dropout
 
-    def __call__(self, queries: Tokens, keys: Tokens, random: Randomness | None, drop: float | jax.Array) -> Tokens:
+    def __call__(
+        self, queries: Tokens, keys: dict[str, Tokens], random: Randomness | None, drop: float | jax.Array
+    ) -> Tokens:
         def add(tokens: Tokens, branch: jax.Array, place: str) -> Tokens:
             if random is not None:
                 branch = dropout(branch, self.dropout, random.fold(place))
                 branch = drop_path(branch, drop, random.fold(place + "/path"))
             return tokens.with_values(tokens.values + branch)
 
-        keys = keys.with_values(self.key_norm(keys.values))
         normed = queries.with_values(self.query_norm(queries.values))
-        queries = add(queries, self.attention(normed, keys), "attention")
+        read = [
+            self.attentions[name](normed, keys[name].with_values(self.key_norms[name](keys[name].values)))
+            for name in self.names
+        ]
+        queries = add(queries, sum(read[1:], start=read[0]), "attention")
         return add(queries, self.mlp(self.mlp_norm(queries.values)), "mlp")
 
 
 class FusionLayer(nnx.Module):
     """One round: each modality reads those it queries, all at once, then the learned queries read every modality."""
 
-    def __init__(self, pairs: dict[str, tuple[str, ...]], make_cross, make_self):
+    def __init__(self, names: tuple[str, ...], pairs: dict[str, tuple[str, ...]], make_cross, make_self):
         self.pairs = pairs
-        self.streams = nnx.Dict({name: make_cross() for name in pairs})
-        self.readout = make_cross()
+        self.streams = nnx.Dict({name: make_cross(others) for name, others in pairs.items()})
+        self.readout = make_cross(names)
         self.thought = make_self()
 
     def __call__(self, carry: tuple[dict[str, Tokens], Tokens], random: Randomness | None, drop) -> tuple:
         tokens, latents = carry
         draws = {name: None if random is None else random.fold(name) for name in (*self.pairs, FUSED, "thought")}
         read = dict(tokens)
-        for name, others in self.pairs.items():
-            keys = concatenate([tokens[other] for other in others])
-            read[name] = self.streams[name](tokens[name], keys, draws[name], drop)
-        latents = self.readout(latents, concatenate([read[name] for name in read]), draws[FUSED], drop)
+        for name in self.pairs:
+            read[name] = self.streams[name](tokens[name], tokens, draws[name], drop)
+        latents = self.readout(latents, read, draws[FUSED], drop)
         return read, self.thought(latents, draws["thought"], drop)
 
 
@@ -108,18 +117,18 @@ class CrossAttention(nnx.Module):
                 raise UserError("model.fusion.pairs", f"no encoder is named {name!r}", nearest(name, widths))
         pairs = {name: tuple(others) for name, others in pairs.items() if others}
         self.entrances = nnx.Dict({name: Linear(widths[name], width, rngs=rngs) for name in widths})
-        # Told apart by a vector for each modality, since all share one sequence of keys.
-        self.kinds = parameter(jax.random.normal(rngs.params(), (len(widths), width)) * 0.02, "none", "embed")
-        self.queries = parameter(jax.random.normal(rngs.params(), (config.queries, width)), "none", "embed")
+        # Small, so that what is read outweighs them in the norm of the MLP from the first step on.
+        queries = jax.random.normal(rngs.params(), (config.queries, width)) * 0.02
+        self.queries = parameter(queries, "none", "embed")
 
         def make(rngs):
-            def cross():
-                return CrossBlock(width, config.heads, hidden, dropout=config.dropout, rngs=rngs)
+            def cross(names):
+                return CrossBlock(names, width, config.heads, hidden, dropout=config.dropout, rngs=rngs)
 
             def thought():
                 return Block(width, config.heads, hidden, dropout=config.dropout, rngs=rngs)
 
-            return FusionLayer(pairs, cross, thought)
+            return FusionLayer(tuple(widths), pairs, cross, thought)
 
         self.rounds = Stack(
             make,
@@ -134,11 +143,10 @@ class CrossAttention(nnx.Module):
         self.widths = dict.fromkeys((*widths, FUSED), width)
 
     def __call__(self, tokens: dict[str, Tokens], random: Randomness | None) -> dict[str, Tokens]:
-        entered = {}
-        for number, name in enumerate(self.entrances):
-            kind = self.kinds[...][number].astype(self.dtype)
-            # One segment an example: fusion of packed examples would need a query set for each.
-            entered[name] = tokens[name].with_values(self.entrances[name](tokens[name].values) + kind)
+        # One segment an example: fusion of packed examples would need a query set for each.
+        entered = {
+            name: tokens[name].with_values(entrance(tokens[name].values)) for name, entrance in self.entrances.items()
+        }
         batch = next(iter(tokens.values())).values.shape[0]
         queries = jnp.broadcast_to(self.queries[...].astype(self.dtype), (batch, *self.queries.shape))
         latents = Tokens.make(queries, jnp.ones(queries.shape[:2], bool))

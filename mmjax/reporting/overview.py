@@ -67,11 +67,3 @@ def print_subsets(
 def print_metrics(console: Console, title: str, row: Mapping[str, float]) -> None:
     """One line for each metric."""
     print_facts(console, title, {name: f"{value:.4f}" for name, value in row.items()})
-
-
-def headline_metrics(row: Mapping[str, float]) -> list[str]:
-    """The metric of each task that a table shows: accuracy or recall@1, else the loss."""
-    shown = []
-    for task in dict.fromkeys(name.partition("/")[0] for name in row if "/" in name):
-        shown.append(next(f"{task}/{m}" for m in ("accuracy", "recall@1", "loss") if f"{task}/{m}" in row))
-    return shown

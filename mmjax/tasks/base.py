@@ -49,6 +49,11 @@ class Task(nnx.Module):
     example: ClassVar[TargetSpec | None] = None
     """A small target with which `tests/contracts.py` tries the task; by default one with five classes."""
 
+    @property
+    def headline(self) -> str:
+        """The name of the metric that tables show first."""
+        return "loss"
+
     def weights(self, batch: Batch) -> jax.Array:
         """[B] float32: how much each example counts, from the batch alone."""
         raise NotImplementedError

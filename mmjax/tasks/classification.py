@@ -61,6 +61,10 @@ class Classification(Task):
         self.norm = LayerNorm(width)
         self.head = Linear(width, len(self.classes), rngs=rngs, scale=0.1)
 
+    @property
+    def headline(self) -> str:
+        return "accuracy"
+
     def weights(self, batch: Batch) -> jax.Array:
         return batch.targets[self.target].weight * count_present(batch, self.config.reads)
 

@@ -79,6 +79,10 @@ class Contrastive(Task):
         self.log_temperature = parameter(jnp.log(jnp.array([start], jnp.float32)), "none")
         self.bias = parameter(jnp.array([config.bias]), "none") if config.loss == "sigmoid" else None
 
+    @property
+    def headline(self) -> str:
+        return f"recall@{self.config.recall_at[0]}" if self.config.recall_at else "loss"
+
     def weights(self, batch: Batch) -> jax.Array:
         first, second = self.config.pair
         present = count_present(batch, first) * count_present(batch, second)

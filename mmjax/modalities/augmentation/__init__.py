@@ -1,9 +1,9 @@
 """Augmentation: raw data of training examples, changed at random in ways that leave its meaning.
 
 `AUGMENTATIONS` has a table for each kind of modality. Each entry is a class with a nested frozen dataclass `Config`,
-called as `augmentation(raw, draws)`, which returns raw data of the same form; `draws` is a `numpy.random.Generator` that
-belongs to the seed, the data step, the row and the place in the config, so that a batch stays a function of those. A new
-one is one new file and one line in the table.
+called as `augmentation(raw, draws)`, which returns raw data of the same form; `draws` is a `numpy.random.Generator`
+that belongs to the seed, the data step, the row and the place in the config, so that a batch stays a function of those.
+A new one is one new file and one line in the table.
 """
 
 from __future__ import annotations
