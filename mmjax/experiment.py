@@ -274,11 +274,10 @@ class Experiment:
 
     def evaluate_subsets(self, parameters: Any, split: str) -> dict[str, dict[str, float]]:
         """{subset of the inputs, like "audio+image": metrics with only these present}."""
-        table = {}
-        for subset in subsets(self.specs):
-            without = [name for name in self.specs if name not in subset]
-            table[subset_name(subset)] = self.evaluator.run(parameters, split, without)
-        return table
+        present = subsets(self.specs)
+        absences = [[name for name in self.specs if name not in subset] for subset in present]
+        rows = self.evaluator.run_each(parameters, split, absences)
+        return {subset_name(subset): row for subset, row in zip(present, rows, strict=True)}
 
     def ceilings(self, split: str) -> dict[str, dict[str, float]]:
         """{"TASK/accuracy": {subset: the best accuracy that it allows}}, of those tasks where this is known."""

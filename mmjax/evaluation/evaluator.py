@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal
 
 import jax
@@ -57,12 +57,19 @@ class Evaluator:
 
     def run(self, parameters: Parameters, split: str, without: Collection[str] = ()) -> dict[str, float]:
         """The split's metrics by name, with the named inputs absent."""
-        total: States | None = None
+        return self.run_each(parameters, split, [without])[0]
+
+    def run_each(
+        self, parameters: Parameters, split: str, absences: Sequence[Collection[str]]
+    ) -> list[dict[str, float]]:
+        """The same for several sets of absent inputs, with each batch loaded once."""
+        totals: list[States | None] = [None] * len(absences)
         with jax.set_mesh(self.mesh):
             for batch in self.batches(split):
-                states = self.measure(parameters, batch.without(without))
-                total = states if total is None else merge(total, states)
-        return finalise(jax.device_get(total or {}))
+                for number, without in enumerate(absences):
+                    states, total = self.measure(parameters, batch.without(without)), totals[number]
+                    totals[number] = states if total is None else merge(total, states)
+        return [finalise(jax.device_get(total or {})) for total in totals]
 
 
 class EvaluationHook(Hook):
