@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+from tests.conftest import QUICK_FLAGS
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "extending.md"
 COPIED = ("mmjax", "configs", "tests", "pyproject.toml")
@@ -72,7 +74,7 @@ def extended(tmp_path_factory) -> pathlib.Path:
 
 def run(folder: pathlib.Path, *words: str, timeout: int = 300) -> str:
     environment = {**os.environ, "PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu", "COLUMNS": "120"}
-    environment.pop("XLA_FLAGS", None)
+    environment["XLA_FLAGS"] = QUICK_FLAGS
     done = subprocess.run(
         [sys.executable, *words],
         cwd=folder,

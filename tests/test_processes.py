@@ -17,6 +17,7 @@ import pytest
 
 from mmjax.errors import UserError
 from mmjax.sharding import initialize, together
+from tests.conftest import QUICK_FLAGS
 from tests.contracts import assert_close
 
 TESTS = pathlib.Path(__file__).parent
@@ -47,7 +48,7 @@ def run_processes(environment, count: int, *command: str, devices: int = 8) -> l
                 "MMJAX_PROCESS_COUNT": str(count),
                 "MMJAX_PROCESS_ID": str(number),
             }
-        flags = f"--xla_force_host_platform_device_count={devices // count}"
+        flags = f"--xla_force_host_platform_device_count={devices // count} {QUICK_FLAGS}"
         running.append(
             subprocess.Popen(
                 [sys.executable, *command],
@@ -120,7 +121,11 @@ def start(environment, workdir, port: int, number: int, *overrides: str, kill: s
     where = [f"--coordinator=127.0.0.1:{port}", "--process_count=2", f"--process_id={number}"]
     return subprocess.Popen(
         [sys.executable, *program, "train", recipe, f"--workdir={workdir}", *where, *overrides],
-        env={**environment, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "MMJAX_TEST_KILL": kill},
+        env={
+            **environment,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {QUICK_FLAGS}",
+            "MMJAX_TEST_KILL": kill,
+        },
         cwd=TESTS.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -26,6 +26,7 @@ from mmjax.data.pipeline import fingerprint
 from mmjax.experiment import Experiment
 from mmjax.training.checkpoint import CheckpointConfig, Checkpoints
 from tests import small_recipe
+from tests.conftest import QUICK_FLAGS
 
 TESTS = pathlib.Path(__file__).parent
 ENDED_BY_KILL = -signal.SIGKILL
@@ -106,7 +107,7 @@ def environment(digits_cache, tmp_path_factory) -> dict[str, str]:
     compiled = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": QUICK_FLAGS,
     }
     paths = {"MMJAX_CACHE": str(digits_cache), "PYTHONPATH": str(TESTS.parent)}
     return {**os.environ, **compiled, **paths, "COLUMNS": "500", "JAX_PLATFORMS": "cpu"}
