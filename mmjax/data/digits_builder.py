@@ -1,7 +1,6 @@
 """Makes the records of `digits`: which picture, which voice and which sentence go together, and TFDS writes them.
 
-This file imports TFDS and scikit-learn; only preparation imports it. Every draw comes from `Philox(key)` through
-`random()` alone, as NumPy promises the stream of no other method to stay the same from version to version.
+This file imports TFDS and scikit-learn; only preparation imports it.
 """
 
 from __future__ import annotations
@@ -16,27 +15,9 @@ import sklearn.datasets
 import tensorflow_datasets as tfds
 
 from mmjax.data import arithmetic, digits, speech
-
-# Left out of espeak-ng's 104 variants: whispers, robots and monsters; Klatt synthesisers and others that differ from a
-# kept one by hardly anything measurable; and those whose words are too long, end abruptly or are poorly understood.
-VOICES = {
-    "train": (  # noqa: SIM905 a list of 42 strings is harder to read
-        "Alex Andy Denis Gene Henrique Lee Mario Michael Reed adam announcer antonio aunty boris croak ed edward "
-        "f2 f3 f5 gustave iven john linda m1 m2 m5 m6 m7 m8 marcelo max michel mike2 norbert paul pedro quincy "
-        "rob robert sandro shelby"
-    ).split(),
-    "validation": ["Jacky", "f1", "grandma", "ian", "m3", "victor"],
-    "test": ["Annie", "Mike", "Nguyen", "david", "f4", "grandpa", "m4", "pablo", "steph", "travis"],
-}
-VOICES["accents"] = VOICES["test"]
-
-_FAMILIAR = ["en", "en-us", "en-us-nyc"]
-ACCENTS = {
-    "train": _FAMILIAR,
-    "validation": _FAMILIAR,
-    "test": _FAMILIAR,
-    "accents": ["en-gb-x-rp", "en-029", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd"],
-}
+from mmjax.data.draws import between, draws, shuffled
+from mmjax.data.paired_digits import features, latents
+from mmjax.data.voices import utterance
 
 # How often each (a, b, operation), or each digit, occurs.
 COPIES = {
@@ -47,8 +28,6 @@ COPIES = {
 _PICTURES = {"train": slice(0, 120), "validation": slice(120, 140), "test": slice(140, None)}
 _PICTURES["accents"] = _PICTURES["test"]
 
-_SPEEDS = (130, 210)
-_PITCHES = (25, 75)
 _LONGEST_PAUSE = 0.1
 _GAINS = (0.3, 1.0)
 
@@ -76,38 +55,20 @@ class Plan:
 
 def plan(task: str, split: str) -> list[Plan]:
     """All examples of a split, with every combination of latents equally often."""
-    copies = COPIES[task][split]
-    if task == "arithmetic":
-        latents = [(q.a, q.b, q.text, _targets(q)) for q in arithmetic.balanced_questions(copies)]
-    else:
-        latents = [
-            (digit, digit, arithmetic.digit_sentence(digit, copy + digit), {"digit": str(digit)})
-            for copy in range(copies)
-            for digit in range(10)
-        ]
-    draws = _draws(task, split).random((len(latents), 6))
+    examples = latents(task, COPIES[task][split])
+    drawn = draws(f"{task}:{split}".encode()).random((len(examples), 6))
     pictures = {digit: _pictures(split, digit) for digit in range(10)}
     taken = dict.fromkeys(range(10), 0)
     result = []
-    for (seen, heard, text, targets), draw in zip(latents, draws, strict=True):
+    for example, draw in zip(examples, drawn, strict=True):
         # The pictures of a digit take turns, so that none is much more frequent than another.
-        picture = pictures[seen][taken[seen] % len(pictures[seen])]
-        taken[seen] += 1
-        voice = f"{_pick(ACCENTS[split], draw[0])}+{_pick(VOICES[split], draw[1])}"
-        speed, pitch = _between(_SPEEDS, draw[2]), _between(_PITCHES, draw[3])
-        utterance = speech.Utterance(arithmetic.WORDS[heard], voice, round(speed), round(pitch))
+        own = pictures[example.seen]
+        picture = own[taken[example.seen] % len(own)]
+        taken[example.seen] += 1
+        spoken = utterance(arithmetic.WORDS[example.heard], split, draw[:4])
         pause = round(_LONGEST_PAUSE * speech.RATE * draw[4])
-        result.append(Plan(picture, utterance, text, targets, pause, _between(_GAINS, draw[5])))
+        result.append(Plan(picture, spoken, example.text, example.targets, pause, between(_GAINS, draw[5])))
     return result
-
-
-def _targets(question: arithmetic.Question) -> dict[str, str]:
-    return {
-        "answer": question.answer,
-        "image_digit": str(question.a),
-        "audio_digit": str(question.b),
-        "operation": question.operation,
-    }
 
 
 class DigitsBuilder(tfds.core.GeneratorBasedBuilder):
@@ -128,27 +89,16 @@ class DigitsBuilder(tfds.core.GeneratorBasedBuilder):
 
     @property
     def size(self) -> int:
-        """The number of examples of all splits."""
+        """The number of examples of all splits, each of which is spoken and written."""
         per_copy = 600 if self.builder_config.name == "arithmetic" else 10
-        return per_copy * sum(COPIES[self.builder_config.name].values())
+        return 2 * per_copy * sum(COPIES[self.builder_config.name].values())
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "key": tfds.features.Text(),
-            # Tensors and not an Image or Audio feature: TFDS needs TensorFlow to write those. Raw bytes, since numbers
-            # in a tf.train.Example take 64 bits each.
-            "image": tfds.features.Tensor(shape=(8, 8), dtype=np.uint8, encoding="bytes"),
-            "audio": tfds.features.Tensor(shape=(None,), dtype=np.int16, encoding="bytes"),
-            "text": tfds.features.Text(),
-            "voice": tfds.features.Text(),
-            "picture": tfds.features.Scalar(dtype=np.int32),
-        }
-        for name, spec in digits.TARGETS[self.builder_config.name].items():
-            features[name] = tfds.features.ClassLabel(names=list(spec.classes))
+        stored = features(tfds, self.builder_config.name, (8, 8)) | {"voice": tfds.features.Text()}
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.builder_config.description,
-            features=tfds.features.FeaturesDict(features),
+            features=tfds.features.FeaturesDict(stored),
             homepage="https://archive.ics.uci.edu/dataset/80",
         )
 
@@ -169,7 +119,7 @@ class DigitsBuilder(tfds.core.GeneratorBasedBuilder):
                 raise RuntimeError(f"{example.utterance} takes {len(audio) / speech.RATE:.2f} s, more than 1 s")
             key = f"{split}-{number:05}"
             self.advance(1)
-            features = {
+            stored = {
                 "key": key,
                 "image": np.rint(images[example.picture] * (255 / 16)).astype(np.uint8),
                 "audio": np.rint(audio).astype(np.int16),
@@ -178,30 +128,15 @@ class DigitsBuilder(tfds.core.GeneratorBasedBuilder):
                 "picture": example.picture,
                 **example.targets,
             }
-            yield key, features
-
-
-def _draws(*names: Any) -> np.random.Generator:
-    """Random numbers that belong to the names and to nothing else."""
-    key = list(":".join(map(str, names)).encode().ljust(16, b"\0")[:16])
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(bytes(key), "<u8").astype(np.uint64)))
+            yield key, stored
 
 
 def _pictures(split: str, digit: int) -> list[int]:
     """The numbers of a split's pictures of one digit, in a fixed random order."""
     numbers = np.flatnonzero(_scikit_learn().target == digit)
-    order = np.argsort(_draws("pictures", digit).random(len(numbers)), kind="stable")
-    return [int(number) for number in numbers[order]][_PICTURES[split]]
+    return shuffled([int(number) for number in numbers], draws(f"pictures:{digit}".encode()))[_PICTURES[split]]
 
 
 @functools.cache
 def _scikit_learn() -> Any:
     return sklearn.datasets.load_digits()
-
-
-def _pick(options: list[str], draw: float) -> str:
-    return options[int(draw * len(options))]
-
-
-def _between(bounds: tuple[float, float], draw: float) -> float:
-    return bounds[0] + (bounds[1] - bounds[0]) * float(draw)
