@@ -114,7 +114,8 @@ def test_eight_devices_give_what_one_gives(mesh):
     assert_close(gradients(make_batch(), MESHES[mesh]), truth())
 
 
-@pytest.mark.parametrize("mesh", [None, "data=8"])
+# On one device the contract suite shows it too.
+@pytest.mark.parametrize("mesh", ["data=8", pytest.param(None, marks=pytest.mark.slow)])
 def test_four_microbatches_give_what_the_whole_batch_gives(mesh):
     assert_close(gradients(make_batch(), MESHES.get(mesh), microbatches=4), truth())
 
@@ -182,23 +183,28 @@ def test_a_large_parameter_that_does_not_divide_is_split_otherwise_or_listed():
     assert whole_parameters(mesh, shardings, nnx.to_pure_dict(state)) == ["whole"]
 
 
-@pytest.mark.parametrize("name", ["data=8", "tensor=2 x fsdp=4"])
-def test_the_step_on_a_mesh_constrains_its_activations(name):
+@functools.cache
+def lowered(name: str):
+    """The whole step on a mesh, traced but not compiled."""
     mesh, shardings, state = placed(name)
     step = compile_step(experiment().trainer, mesh, shardings)
-    lowered = step.lower(state, place_batch(mesh, make_batch(), SIZE)).as_text()
-    constraints = [line for line in lowered.splitlines() if "sharding_constraint" in line or "@Sharding" in line]
+    return step.lower(state, place_batch(mesh, make_batch(), SIZE))
+
+
+@pytest.mark.parametrize("name", ["data=8", "tensor=2 x fsdp=4"])
+def test_the_step_on_a_mesh_constrains_its_activations(name):
+    constraints = [
+        line for line in lowered(name).as_text().splitlines() if "sharding_constraint" in line or "@Sharding" in line
+    ]
     by_batch = [line for line in constraints if '"data"' in line and '"fsdp"' in line]
     # Attention and MLP of each encoder and of the fusion, forwards at least.
     assert len(by_batch) >= 8, f"{len(constraints)} constraints, none of them over the batch"
-    if mesh.shape["tensor"] > 1:
+    if MESHES[name].tensor > 1:
         assert any('"tensor"' in line for line in constraints), "heads and hidden units are not split"
 
 
 def test_no_device_computes_on_the_whole_batch():
-    mesh, shardings, state = placed("data=8")
-    step = compile_step(experiment().trainer, mesh, shardings)
-    compiled = step.lower(state, place_batch(mesh, make_batch(), SIZE)).compile().as_text()
+    compiled = lowered("data=8").compile().as_text()
     hidden = experiment().specs["text"].shape[0], 4 * WIDTH
     assert f"[{SIZE // 8},{hidden[0]},{hidden[1]}]" in compiled, "the share of one device"
     assert f"[{SIZE},{hidden[0]},{hidden[1]}]" not in compiled, "each device holds the activations of all examples"

@@ -71,30 +71,25 @@ def run_processes(environment, count: int, *command: str, devices: int = 8) -> l
     return outputs
 
 
-def test_two_processes_have_the_gradients_of_one(environment, tmp_path):
+@pytest.mark.parametrize("mesh", ["data=2 x fsdp=2 x tensor=2", pytest.param("data=8", marks=pytest.mark.slow)])
+def test_two_processes_have_the_gradients_of_one(environment, tmp_path, mesh):
     found = {}
     for count in (1, 2):
         folder = tmp_path / str(count)
         folder.mkdir()
-        run_processes(environment, count, str(TESTS / "together.py"), str(folder), "0", "gradients")
+        run_processes(environment, count, str(TESTS / "together.py"), str(folder), mesh)
         found[count] = [dict(np.load(folder / f"found.{number}.npz")) for number in range(count)]
-    one, (first, second) = found[1][0], found[2]
-    for name in ("data", "both"):
-        rows = [list(process[f"rows/{name}"]) for process in (first, second)]
-        assert sorted(rows[0] + rows[1]) == list(range(32)), "each row is loaded by one process"
-        for process in (first, second):
-            loss = process[f"loss/{name}"]
-            np.testing.assert_allclose(loss, one[f"loss/{name}"], rtol=1e-5)
-            mine = {key: value for key, value in process.items() if key.startswith(f"gradients/{name}/")}
-            truth = {key: one[key] for key in mine}
-            assert mine and any(np.abs(value).max() > 0 for value in truth.values())
-            assert_close(mine, truth)
+    one, both = found[1][0], found[2]
+    assert sorted(row for process in both for row in process["rows"]) == list(range(32)), "one process loads each row"
+    for process in both:
+        np.testing.assert_allclose(process["loss"], one["loss"], rtol=1e-5)
+        mine, truth = ({k: v for k, v in x.items() if k.startswith("gradients/")} for x in (process, one))
+        assert truth and any(np.abs(value).max() > 0 for value in truth.values())
+        assert_close(mine, truth)
 
 
 def test_two_processes_train_one_run_and_one_of_them_writes_it(environment, tmp_path):
-    first_output, second_output = run_processes(
-        environment, 2, str(TESTS / "together.py"), str(tmp_path), "10", "train"
-    )
+    first_output, second_output = run_processes(environment, 2, str(TESTS / "together.py"), str(tmp_path))
     first, second = (json.loads((tmp_path / f"result.{number}.json").read_text()) for number in range(2))
     written = json.loads((tmp_path / "run" / "result.json").read_text())
     assert first["processes"] == second["processes"] == 2
@@ -109,7 +104,7 @@ def test_two_processes_train_one_run_and_one_of_them_writes_it(environment, tmp_
     assert all(np.isfinite(row["loss"]) for row in rows)
 
     # The same command again, in one process: the checkpoints of two are those of one run.
-    run_processes(environment, 1, str(TESTS / "together.py"), str(tmp_path), "10", "train")
+    run_processes(environment, 1, str(TESTS / "together.py"), str(tmp_path))
     again = json.loads((tmp_path / "result.0.json").read_text())
     assert again["processes"] == 1
     assert again["result"]["parameters_hash"] == written["parameters_hash"]

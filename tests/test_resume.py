@@ -210,9 +210,9 @@ def test_runs_that_are_killed_at_random_moments_end_like_one_that_was_not(undist
     assert_same_end(disturbed, undisturbed)
 
 
-def trained(experiment: Experiment, state, count: int) -> tuple[object, list[str], list[float]]:
+def trained(experiment: Experiment, step, state, count: int) -> tuple[object, list[str], list[float]]:
     """The state after `count` steps, the fingerprints of their batches, and their losses."""
-    step, prints, losses = experiment.compile_step(), [], []
+    prints, losses = [], []
     with contextlib.closing(experiment.train_batches(int(state.data_step))) as batches:
         for _ in range(count):
             batch = next(batches)
@@ -238,14 +238,15 @@ def test_a_run_goes_on_with_eight_devices_where_one_stopped_and_back(digits_cach
         return checkpoints.restore(int(state.data_step), experiment.abstract_state)
 
     with jax.default_matmul_precision("highest"):
-        start, _, _ = trained(one, one.init_state(), 3)
+        step_of_one, step_of_eight = one.compile_step(), eight.compile_step()
+        start, _, _ = trained(one, step_of_one, one.init_state(), 3)
         on_eight = moved(start, eight)
         assert len(on_eight.step.sharding.device_set) == 8
-        on_eight, prints, losses = trained(eight, on_eight, 4)
+        on_eight, prints, losses = trained(eight, step_of_eight, on_eight, 4)
         after = moved(on_eight, one)
         assert len(after.step.sharding.device_set) == 1
-        _, prints_after, losses_after = trained(one, after, 3)
-        _, expected_prints, expected = trained(one, checkpoints.restore(3, one.abstract_state), 7)
+        _, prints_after, losses_after = trained(one, step_of_one, after, 3)
+        _, expected_prints, expected = trained(one, step_of_one, checkpoints.restore(3, one.abstract_state), 7)
     checkpoints.close()
     assert prints + prints_after == expected_prints
     np.testing.assert_allclose(losses + losses_after, expected, rtol=1e-5)

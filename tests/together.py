@@ -1,9 +1,10 @@
 """One of several processes that train as one; `tests/test_processes.py` starts them, and one alone to compare with.
 
-    python tests/together.py FOLDER STEPS WHAT
+    python tests/together.py FOLDER [MESH]
 
-WHAT is "gradients" (of the first step) or "train" (through `mmjax.runs.train`). MMJAX_COORDINATOR and its fellows say
-who is who. Each process writes what it found to FOLDER/found.I.npz or FOLDER/result.I.json.
+With a mesh, like "data=2 x tensor=4", measures the gradients of the first step; without one, trains 10 steps by
+`mmjax.runs.train`. MMJAX_COORDINATOR and its fellows say who is who. Each process writes what it found to
+FOLDER/found.I.npz or FOLDER/result.I.json.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import jax
 import numpy as np
 
 
-def recipe(mesh: dict[str, int], steps: int):
+def recipe(mesh: dict[str, int]):
     from tests import small_recipe
 
     config = small_recipe.get_config()
-    config.mesh = mesh
-    config.train.steps = steps
+    config.mesh = {"fsdp": 1, "tensor": 1, **mesh}
+    config.train.steps = 10
     config.train.batch_size = 32
     # Two-pass accumulation and all pairs of the batch: the examples of one process meet those of the other.
     config.tasks["pair"] = {
@@ -37,32 +38,31 @@ def recipe(mesh: dict[str, int], steps: int):
     return config
 
 
-def gradients(folder: pathlib.Path) -> None:
+def gradients(folder: pathlib.Path, mesh: dict[str, int]) -> None:
     from mmjax.experiment import Experiment
 
-    process, found = jax.process_index(), {}
-    for name, mesh in (("data", {"data": 8}), ("both", {"data": 2, "fsdp": 2, "tensor": 2})):
-        experiment = Experiment(recipe({"fsdp": 1, "tensor": 1, **mesh}, steps=10))
-        read = experiment.pipeline.train_batches
+    found = {}
+    experiment = Experiment(recipe(mesh))
+    read = experiment.pipeline.train_batches
 
-        def noted(*arguments, rows, read=read, name=name, **options):
-            found[f"rows/{name}"] = rows
-            return read(*arguments, rows=rows, **options)
+    def noted(*arguments, rows, **options):
+        found["rows"] = rows
+        return read(*arguments, rows=rows, **options)
 
-        experiment.pipeline.train_batches = noted
-        with jax.default_matmul_precision("highest"):
-            state = experiment.init_state()
-            with contextlib.closing(experiment.train_batches(0)) as batches, jax.set_mesh(experiment.mesh):
-                measured, states = experiment.trainer.measure(state.parameters, next(batches))
-                whole = jax.jit(lambda x: x, out_shardings=jax.NamedSharding(experiment.mesh, jax.P()))
-                measured = whole(measured)
-        found[f"loss/{name}"] = np.float64(jax.device_get(states["loss"]).compute())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(measured):
-            found[f"gradients/{name}/{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
-    np.savez(folder / f"found.{process}.npz", **found)
+    experiment.pipeline.train_batches = noted
+    with jax.default_matmul_precision("highest"):
+        state = experiment.init_state()
+        with contextlib.closing(experiment.train_batches(0)) as batches, jax.set_mesh(experiment.mesh):
+            measured, states = experiment.trainer.measure(state.parameters, next(batches))
+            whole = jax.jit(lambda x: x, out_shardings=jax.NamedSharding(experiment.mesh, jax.P()))
+            measured = whole(measured)
+    found["loss"] = np.float64(jax.device_get(states["loss"]).compute())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(measured):
+        found[f"gradients/{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
+    np.savez(folder / f"found.{jax.process_index()}.npz", **found)
 
 
-def train(folder: pathlib.Path, steps: int) -> None:
+def train(folder: pathlib.Path) -> None:
     from mmjax import files, runs, workdir
     from mmjax.training import metrics_log
 
@@ -77,7 +77,7 @@ def train(folder: pathlib.Path, steps: int) -> None:
                     original(path, *rest)
 
                 setattr(module, name, noted)
-    result = runs.train(recipe({"data": 2, "fsdp": 2, "tensor": 2}, steps), folder / "run")
+    result = runs.train(recipe({"data": 2, "fsdp": 2, "tensor": 2}), folder / "run")
     result = {"result": result, "written": written, "processes": jax.process_count()}
     (folder / f"result.{process}.json").write_text(json.dumps(result))
 
@@ -87,8 +87,9 @@ if __name__ == "__main__":
 
     initialize()
     assert jax.device_count() == 8
-    place, number, what = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    if what == "gradients":
-        gradients(place)
+    place = pathlib.Path(sys.argv[1])
+    if len(sys.argv) > 2:
+        sizes = (axis.split("=") for axis in sys.argv[2].split(" x "))
+        gradients(place, {axis: int(size) for axis, size in sizes})
     else:
-        train(place, number)
+        train(place)
