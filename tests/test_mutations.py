@@ -80,6 +80,7 @@ MUTATIONS = [
         "    weights = jnp.where(visible, weights, 0.0)\n",
         "",
         ("tests/test_masks.py", "-k", "sees_no_key"),
+        slow=False,
     ),
     Mutation(
         "the largest hidden key scales the visible ones",
@@ -152,6 +153,7 @@ MUTATIONS = [
         "objective.loss(parameters, features, part, totals, single)",
         "objective.loss(parameters, features, part, objective.totals(parameters, part), single)",
         MICROBATCHES,
+        slow=False,
     ),
     # What belongs together over microbatches, devices and processes.
     Mutation(
@@ -210,7 +212,6 @@ MUTATIONS = [
         "lambda n, o: jnp.where(finite, n, o), new, old",
         "lambda n, o: n, new, old",
         GUARD,
-        slow=False,
     ),
     Mutation(
         "a skipped step stays in the metrics",
@@ -225,7 +226,6 @@ MUTATIONS = [
         ' and json.loads(line)["step"] <= step',
         "",
         ROWS,
-        slow=False,
     ),
     Mutation(
         "a torn row is read",
