@@ -15,11 +15,13 @@ Importing this package is quick: what takes seconds to import is imported where 
 
 from __future__ import annotations
 
+from mmjax.data.avmnist import Avmnist
 from mmjax.data.dataset import Dataset, Record, Source
 from mmjax.data.digits import Digits
 
 DATASETS: dict[str, type[Dataset]] = {
+    "avmnist": Avmnist,
     "digits": Digits,
 }
 
-__all__ = ["DATASETS", "Dataset", "Digits", "Record", "Source"]
+__all__ = ["DATASETS", "Avmnist", "Dataset", "Digits", "Record", "Source"]
