@@ -32,9 +32,9 @@ def get_config(task: str = "arithmetic") -> ConfigDict:
     config.model = {
         "encoders": {
             "image": {"kind": "vit", "patch": 4, "stride": 2, **trunk},
-            "audio": {"kind": "spectrogram_transformer", "reduction": 4, "bins": 64, **trunk},
-            # Two dozen sentences: half the width does.
-            "text": {"kind": "text_transformer", **trunk, "width": 64, "heads": 2},
+            "audio": {"kind": "spectrogram_transformer", "reduction": 6, "bins": 64, **trunk},
+            # Two dozen sentences need little.
+            "text": {"kind": "text_transformer", **trunk, "width": 64, "depth": 1, "heads": 2},
         },
         # Learned queries read the three encoders. `pairs` may let these read each other first, at twice the cost:
         # {"image": ["audio", "text"]}.

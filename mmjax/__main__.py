@@ -20,11 +20,14 @@ from absl import logging
 
 from mmjax import __version__
 from mmjax.commands import COMMANDS
+from mmjax.commands.huge_pages import use_huge_pages
 from mmjax.errors import UserError, nearest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code."""
+    """Runs one command; returns the exit code. Without `arguments`, those of this process."""
+    if arguments is None:
+        use_huge_pages()
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:

@@ -15,6 +15,7 @@ from absl import flags as absl_flags
 
 from mmjax import commands
 from mmjax.__main__ import main
+from mmjax.commands import huge_pages
 from mmjax.errors import UserError
 
 RECIPE = """
@@ -214,3 +215,25 @@ def test_doctor_ends_with_1_where_no_device_starts():
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1
     assert "no_such_platform" in json.loads(done.stdout)["devices_error"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "setting", "libc", "begins_again"),
+    [
+        ({}, "always [madvise] never", "glibc 2.36", True),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=1"}, "always [madvise] never", "glibc 2.36", True),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "always [madvise] never", "glibc 2.36", False),
+        ({}, "[always] madvise never", "glibc 2.36", False),
+        ({}, "always madvise [never]", "glibc 2.36", False),
+        ({}, "always [madvise] never", "glibc 2.31", False),
+        ({}, "always [madvise] never", "", False),
+    ],
+)
+def test_a_command_begins_again_only_where_huge_pages_help_and_nobody_chose(environment, setting, libc, begins_again):
+    result = huge_pages.tuned(environment, setting, libc)
+    assert (result is not None) == begins_again
+    if result:
+        assert huge_pages.tuned(result, setting, libc) is None, "it would begin again for ever"
+        assert set(filter(None, environment.get("GLIBC_TUNABLES", "").split(":"))) < set(
+            result["GLIBC_TUNABLES"].split(":")
+        )
