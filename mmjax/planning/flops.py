@@ -88,7 +88,7 @@ def _rounds(name: str, options: dict[str, Any]) -> int:
     if name == "scan":
         return options["length"]
     if name == "shard_map":
-        return math.prod(options["mesh"].shape[axis] for axis in options["manual_axes"])
+        return math.prod(options["mesh"].shape[axis] for axis in options["newly_manual_axes"])
     if name == "pallas_call":
         return math.prod(options["grid_mapping"].grid)
     return 1
