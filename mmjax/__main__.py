@@ -20,8 +20,8 @@ from absl import logging
 
 from mmjax import __version__
 from mmjax.commands import COMMANDS
-from mmjax.commands.huge_pages import use_huge_pages
 from mmjax.errors import UserError, nearest
+from mmjax.huge_pages import use_huge_pages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mmjax import runs
-from mmjax.commands import check_key, load_recipe
 from mmjax.config import AtLeast, NonNegative, build
 from mmjax.data.dataset import check_split
 from mmjax.errors import UserError, nearest
 from mmjax.experiment import CHANGEABLE, Experiment, plain
 from mmjax.files import write_atomically, write_json
+from mmjax.recipe import check_key, load_recipe
 from mmjax.reporting.records import BEGINS, ENDS, judge, markdown, spread
 from mmjax.training.metrics_log import read_rows
 from mmjax.workdir import check_same_config

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from absl import flags as absl_flags
 
-from mmjax import commands
+from mmjax import commands, huge_pages
 from mmjax.__main__ import main
-from mmjax.commands import huge_pages
+from mmjax.commands.config_flag import define_config
 from mmjax.errors import UserError
 
 RECIPE = """
@@ -45,7 +45,7 @@ def seen(monkeypatch) -> list:
     calls: list = []
 
     def define_flags(flags):
-        commands.define_config(flags)
+        define_config(flags)
         absl_flags.DEFINE_string("workdir", None, "where results go", required=True, flag_values=flags)
         absl_flags.DEFINE_enum("split", "test", ["train", "test"], "which part", flag_values=flags)
         absl_flags.DEFINE_integer("count", 1, "how many", flag_values=flags)

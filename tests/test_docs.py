@@ -11,12 +11,13 @@ import sys
 import pytest
 from absl import flags as absl_flags
 
-from mmjax.commands import COMMANDS, check_key, load_recipe
+from mmjax.commands import COMMANDS
 from mmjax.data import DATASETS
 from mmjax.encoders import ENCODERS
 from mmjax.experiment import ExperimentConfig
 from mmjax.fusion import FUSIONS
 from mmjax.modalities import MODALITIES
+from mmjax.recipe import check_key, load_recipe
 from mmjax.tasks import TASKS
 from mmjax.training import ESTIMATORS, HOOKS, LOSS_TRANSFORMS, TRANSFORMS
 from mmjax.training.schedules import SCHEDULES

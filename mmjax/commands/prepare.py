@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from absl import flags as absl_flags
 
-from mmjax.commands import define_config
+from mmjax.commands.config_flag import define_config
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:

@@ -1,0 +1,85 @@
+"""Recipes: Python files, such as `configs/digits.py`, whose `get_config(argument)` returns a `ConfigDict`."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mmjax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+def load_recipe(path_and_argument: str, flag: str = "--config") -> ConfigDict:
+    """Returns `get_config(argument)` of the file in `path.py` or `path.py:argument`.
+
+    Raises:
+      UserError: where the file is not there, cannot be run, or returns something else than a `ConfigDict`.
+    """
+    from ml_collections import ConfigDict
+
+    name, *argument = path_and_argument.split(":", 1)
+    path, where = Path(name), f"{flag}={path_and_argument}"
+    if not path.is_file():
+        remedy = "give the path of a recipe"
+        siblings = [str(sibling) for sibling in path.parent.glob("*.py") if sibling.name != "__init__.py"]
+        raise UserError(where, f"there is no file {name!r}", nearest(name, siblings) if siblings else remedy)
+    try:
+        get_config = getattr(_run_file(path), "get_config", None)
+        if not callable(get_config):
+            raise UserError(where, "the file has no function get_config", "define get_config(), as in configs/")
+        try:
+            inspect.signature(get_config).bind(*argument)
+        except TypeError as error:
+            takes = str(inspect.signature(get_config))
+            raise UserError(where, f"get_config{takes}: {error}", f"write {name}:ARGUMENT or {name}") from error
+        config = get_config(*argument)
+    except UserError:
+        raise
+    except Exception as error:
+        # The recipe is what the user edits, so its failure is input that is wrong: say the line, not our own frames.
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [error.lineno] if isinstance(error, SyntaxError) else []
+        lines += [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = lines[-1] if lines else "?"
+        problem = f"line {line} raises {type(error).__name__}: {error}"
+        raise UserError(where, problem, "correct the recipe") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(where, f"get_config returned a {type(config).__name__}", "return an ml_collections.ConfigDict")
+    return config
+
+
+def check_key(config: ConfigDict, key: str, where: str) -> None:
+    """Raises a UserError unless the recipe has the key, like "train.steps"."""
+    from ml_collections import ConfigDict
+
+    node: Any = config
+    names = key.split(".")
+    for depth, name in enumerate(names, 1):
+        if not isinstance(node, ConfigDict):
+            raise UserError(where, f"{name!r} stands under a value that is no section", "leave it out")
+        if name not in node:
+            raise UserError(where, f"the recipe has no key {name!r} here", nearest(name, node.keys()))
+        if depth < len(names):  # the last may be a placeholder, which cannot be read before it is set
+            node = node[name]
+
+
+def _run_file(path: Path) -> ModuleType:
+    """Runs a recipe as a module. `from configs import digits` works in it, as it does under `python -m mmjax`."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    # Under a name of its own: a recipe called `random.py` must not replace the module that others import.
+    spec = importlib.util.spec_from_file_location(f"mmjax_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(str(path), "is not a Python file", "give a recipe, a file that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up here
+    spec.loader.exec_module(module)
+    return module
