@@ -1,0 +1,183 @@
+"""Measures the training step of any recipe on any mesh, from the command to what it makes of the device.
+
+    python benchmarks/step.py --config=configs/digits.py
+    python benchmarks/step.py --config=configs/digits.py:matched --config.mesh.fsdp=4 --json
+
+Starts the recipe twice in fresh processes, with an empty and with a filled compilation cache, and measures its step in
+a third. The data is prepared before. Steps are timed with one batch that stays on the devices; batches from the
+pipeline take turns with it, and what they add is the time of waiting for input. A recipe may take its data from
+`benchmarks/synthetic.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from absl import flags as absl_flags
+
+from mmjax.commands.config_flag import define_config
+from mmjax.commands.huge_pages import use_huge_pages
+from mmjax.errors import UserError
+
+# The depths whose host overhead is compared: with scanned layers it must not grow.
+DEPTHS = (12, 48)
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    define_config(flags)
+    integer, boolean, string = absl_flags.DEFINE_integer, absl_flags.DEFINE_bool, absl_flags.DEFINE_string
+    integer("steps", 60, "timed steps with and without the pipeline", lower_bound=4, flag_values=flags)
+    boolean("starts", True, "whether to start the recipe with and without a compilation cache", flag_values=flags)
+    boolean("json", False, "print one JSON object instead of a table", flag_values=flags)
+    string("part", "", "what a process of this benchmark does itself: start or measure", flag_values=flags)
+    string("result", "", "where that process writes what it found", flag_values=flags)
+    absl_flags.DEFINE_float("started", 0.0, "when that process was started", flag_values=flags)
+
+
+def main(arguments: list[str]) -> int:
+    flags = absl_flags.FlagValues()
+    define_flags(flags)
+    try:
+        flags(arguments)
+        if flags.part:
+            found = start(flags) if flags.part == "start" else measure(flags)
+            pathlib.Path(flags.result).write_text(json.dumps(found))
+            return 0
+        found = in_processes(flags, arguments[1:])
+    except (UserError, absl_flags.Error) as error:
+        print(f"step.py: error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found, indent=2) if flags.json else table(found))
+    return 0
+
+
+def in_processes(flags: absl_flags.FlagValues, arguments: list[str]) -> dict[str, Any]:
+    """Everything, measured in processes of their own: this one must not hold the devices."""
+    import synthetic
+
+    from mmjax.experiment import make_dataset, plain
+
+    synthetic.install()
+    # Also brings the libraries into the system's file cache, so that the first start has no drawback.
+    make_dataset(plain(flags.config)["data"])[1].prepare()
+    with tempfile.TemporaryDirectory() as folder:
+        found: dict[str, Any] = {"recipe": next(word for word in arguments if word.startswith("--config"))}
+        if flags.starts:
+            found["cold"] = _in_a_process("start", arguments, folder)
+            found["warm"] = _in_a_process("start", arguments, folder)
+        return found | _in_a_process("measure", arguments, folder)
+
+
+def _in_a_process(part: str, arguments: list[str], folder: str) -> dict[str, Any]:
+    result = pathlib.Path(folder) / f"{part}.json"
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache",
+        # By default what compiles in less than a second is not kept, and most programs of a start do.
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
+    }
+    own = [f"--part={part}", f"--result={result}", f"--started={time.time()}"]
+    done = subprocess.run([sys.executable, __file__, *arguments, *own], env=environment, stdout=sys.stderr)
+    if done.returncode == 2:
+        # It has said why.
+        raise SystemExit(2)
+    done.check_returncode()
+    return json.loads(result.read_text())
+
+
+def start(flags: absl_flags.FlagValues) -> dict[str, float]:
+    """Does what `mmjax train` does, from the command to the end of the first step."""
+    import synthetic
+    from measurements import compile_seconds, first_step
+
+    synthetic.install()
+    with compile_seconds() as seconds, tempfile.TemporaryDirectory() as workdir:
+        until = first_step(flags.config, pathlib.Path(workdir))
+    return {"to_first_step": until - flags.started, **seconds}
+
+
+def measure(flags: absl_flags.FlagValues) -> dict[str, Any]:
+    import measurements
+    import synthetic
+
+    from mmjax.experiment import Experiment
+
+    synthetic.install()
+    experiment = Experiment(flags.config)
+    run = measurements.Run(experiment)
+    found: dict[str, Any] = measurements.machine(experiment)
+    found |= measurements.steps_and_waiting(run, flags.steps)
+    found["overhead_ms"] = {"recipe": measurements.overhead_ms(run, flags.steps)}
+    found |= measurements.utilisation(experiment, found["step_ms"] / 1e3)
+    found |= measurements.memory(run)
+    run.close()
+    found["overhead_ms"] |= {f"{depth} layers": _overhead(flags, depth) for depth in DEPTHS}
+    return found
+
+
+def _overhead(flags: absl_flags.FlagValues, depth: int) -> tuple[float, float]:
+    import measurements
+    import synthetic
+
+    from mmjax.experiment import Experiment
+
+    run = measurements.Run(Experiment(synthetic.transformer_recipe(depth)))
+    found = measurements.overhead_ms(run, max(100, flags.steps))
+    run.close()
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as lines for people."""
+    overhead = ", ".join(f"{name} {median:.2f} ms ({low:.2f})" for name, (median, low) in found["overhead_ms"].items())
+    gibibyte = 2.0**30
+    if found["device_peak_bytes"]:
+        peak = f"{found['device_peak_bytes'] / gibibyte:.2f} GiB of a device"
+    else:
+        peak = f"{found['process_peak_bytes'] / gibibyte:.2f} GiB of the process"
+    if "step_bytes" in found:
+        peak += f"; the compiled step needs {found['step_bytes'] / gibibyte:.2f} GiB a device"
+    if found["flops"] is None:
+        used = f"unknown: {found['flops_unknown']}"
+    else:
+        used = f"{found['tflops_per_device']:.3g} TFLOP/s a device ({found['flops']:.3g} FLOPs a step)"
+        share = found["utilisation"]
+        used += ", peak of this device unknown" if share is None else f", {share:.1%} of the bfloat16 peak"
+    rows = {name: found[name] for name in ("recipe", "device", "host", "versions", "mesh")} | {
+        "step": f"{found['step_ms']:.2f} ms median, {found['step_ms_p90']:.2f} ms 90th percentile",
+        "throughput": f"{found['examples_per_second']:,.0f} examples/s",
+        "host overhead a step": f"{overhead}: median (10th percentile)",
+        "waiting for input": (
+            f"{found['input_share']:.2%} of a step ({found['input_ms']:.2f} ms); with the pipeline it takes "
+            f"{found['real_over_same']:.3f} times as long as with one batch "
+            f"({found['real_over_same_low']:.3f} to {found['real_over_same_high']:.3f})"
+        ),
+        "peak memory": peak,
+        "utilisation": used,
+    }
+    if "cold" in found:
+        cold, warm = found["cold"], found["warm"]
+        for name, keys in (
+            ("compiling", ["compile"]),
+            ("tracing and lowering", ["trace", "lower"]),
+            ("command to first step", ["to_first_step"]),
+        ):
+            first, second = (sum(each[key] for key in keys) for each in (cold, warm))
+            ratio = first / max(second, 1e-9)
+            rows[name] = f"{first:.2f} s, with a filled cache {second:.2f} s (ratio {ratio:.2f})"
+    return "\n".join(f"{name:22} {value}" for name, value in rows.items())
+
+
+if __name__ == "__main__":
+    # As the command does.
+    use_huge_pages()
+    sys.exit(main(sys.argv))
