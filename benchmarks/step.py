@@ -23,8 +23,8 @@ from typing import Any
 from absl import flags as absl_flags
 
 from mmjax.commands.config_flag import define_config
-from mmjax.commands.huge_pages import use_huge_pages
 from mmjax.errors import UserError
+from mmjax.huge_pages import use_huge_pages
 
 # The depths whose host overhead is compared: with scanned layers it must not grow.
 DEPTHS = (12, 48)
