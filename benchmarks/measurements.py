@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from rich.console import Console
 
 from mmjax.experiment import Experiment, plain
 from mmjax.planning import peak_flops, training_flops
@@ -75,7 +76,7 @@ def first_step(recipe: Any, workdir: pathlib.Path) -> float:
     HOOKS["benchmark_first_step"] = _FirstStep
     raw["train"]["hooks"] = [*raw["train"].get("hooks", []), {"kind": "benchmark_first_step"}]
     try:
-        train(raw, workdir)
+        train(raw, workdir, Console(quiet=True))
     except _Reached as reached:
         return reached.args[0]
     raise RuntimeError("the run ended before its first step")
