@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from mmjax.config import AtLeast, build, choose
@@ -15,7 +17,7 @@ from mmjax.errors import UserError, nearest
 from mmjax.training.schedules import Schedule, call_optax
 from mmjax.training.transforms import TRANSFORMS
 
-NO_DECAY = (r"(^|/)(bias|scale|log_temperature)$", r"(^|/)(queries|query|kinds)$")
+NO_DECAY = (r"(^|/)(bias|scale|log_temperature)$", r"(^|/)(queries|query)$")
 """Parameters that are not maps of their input: shrinking them does not make a model simpler."""
 
 
@@ -25,7 +27,7 @@ class OptimizerConfig:
 
     Attributes:
       name: a function of Optax that takes `learning_rate`: "adamw", "lion", "adafactor", "sgd", …
-      weight_decay: decoupled where the optimiser has it, else added to the gradients.
+      weight_decay: decoupled, times the learning rate, where the optimiser has it, else added to the gradients.
       no_decay: regular expressions of parameter names, like "encoders/image/…/bias", that do not decay.
       clip: gradients of a larger global norm are scaled down to this; None leaves them.
       transforms: what changes gradients before the optimiser, each {"kind": a name in `TRANSFORMS`, …}.
@@ -82,13 +84,29 @@ def make_optimizer(section: Any, schedule: Schedule) -> optax.GradientTransforma
     chain = [transform()(options) for transform, options in parts]
     if config.clip is not None:
         chain.append(optax.clip_by_global_norm(config.clip))
-    decay = next((key for key in ("weight_decay", "weight_decay_rate") if key in known), None)
-    if decay is None and config.weight_decay:
+    after = []
+    if "weight_decay" in known:
+        options["weight_decay"] = config.weight_decay
+        if "mask" in known:
+            options["mask"] = decays
+    elif "weight_decay_rate" in known and config.weight_decay:
+        # Adafactor's own is not times the learning rate: what suits AdamW would wipe the parameters out.
+        after = [decoupled_decay(config.weight_decay, schedule, decays)]
+    elif config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=decays))
-    if decay is not None:
-        options[decay] = config.weight_decay or (None if decay == "weight_decay_rate" else 0.0)
-        mask = next((key for key in ("mask", "weight_decay_mask") if key in known), None)
-        if mask is not None:
-            options[mask] = decays
     chain.append(call_optax(config.name, {"learning_rate": schedule, **options}, "optimizer"))
-    return optax.chain(*chain)
+    return optax.chain(*chain, *after)
+
+
+def decoupled_decay(rate: float, schedule: Schedule, mask: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Shrinks parameters by `rate` times the learning rate (Loshchilov and Hutter, Decoupled Weight Decay, 2019)."""
+
+    def init(parameters):
+        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+
+    def update(updates, state, parameters):
+        factor = rate * schedule(state.count)
+        updates = jax.tree.map(lambda u, p, m: u - factor * p if m else u, updates, parameters, mask(parameters))
+        return updates, optax.ScaleByScheduleState(count=state.count + 1)
+
+    return optax.GradientTransformation(init, update)
