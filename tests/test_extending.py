@@ -107,7 +107,6 @@ def test_each_part_is_one_file_and_one_line_in_a_table():
 
 
 def test_the_new_files_are_in_our_style(extended):
-    pytest.importorskip("ruff")
     files = [*blocks("python"), *blocks("diff")]
     run(extended, "-m", "ruff", "check", "--no-cache", *files)
     run(extended, "-m", "ruff", "format", "--no-cache", "--check", *files)

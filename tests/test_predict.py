@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import scipy.signal
+import tokenizers
 
 from mmjax.__main__ import main
 from mmjax.data.arithmetic import WORDS
@@ -160,7 +161,6 @@ def test_preprocessing_is_that_of_the_workdir(tmp_path, trained_run, examples, p
 
 
 def test_the_original_tokenizer_is_not_needed_after_training(capsys, monkeypatch, digits_cache, tmp_path):
-    tokenizers = pytest.importorskip("tokenizers")
     monkeypatch.setenv("MMJAX_CACHE", str(digits_cache))
     vocabulary = {word: number for number, word in enumerate(["?", "number", "digit", "the", *WORDS])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
