@@ -54,6 +54,9 @@ class Evaluator:
 
         self.mesh, self.batches = mesh, batches
         self.measure = jax.jit(measure, out_shardings=replicated(mesh))
+        # One computation for all metrics: with one for each number, the devices of a CPU have more in flight than XLA
+        # allows, and several processes then wait for each other for ever.
+        self.merge = jax.jit(merge)
 
     def run(self, parameters: Parameters, split: str, without: Collection[str] = ()) -> dict[str, float]:
         """The split's metrics by name, with the named inputs absent."""
@@ -68,7 +71,7 @@ class Evaluator:
             for batch in self.batches(split):
                 for number, without in enumerate(absences):
                     states, total = self.measure(parameters, batch.without(without)), totals[number]
-                    totals[number] = states if total is None else merge(total, states)
+                    totals[number] = states if total is None else self.merge(total, states)
         return [finalise(jax.device_get(total or {})) for total in totals]
 
 
