@@ -33,6 +33,11 @@ class ByPart(LoadFileScheduling):
         return nodeid.partition("[")[2] if "/test_contracts.py::" in nodeid else super()._split_scope(nodeid)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Last comes what is cut into small portions, so that the workers end at about the same time.
+    items.sort(key=lambda item: item.path.name == "test_contracts.py")
+
+
 def pytest_xdist_make_scheduler(config, log):
     return ByPart(config, log) if config.getvalue("dist") == "loadfile" else None
 
