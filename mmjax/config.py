@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -118,6 +119,8 @@ def choose(table: Mapping[str, Any], section: Mapping[str, Any], where: str) -> 
     kind = options.pop("kind", None)
     if kind is None:
         raise UserError(f"{where}.kind", "is missing", nearest("", table))
+    if not isinstance(kind, str):
+        raise UserError(f"{where}.kind", f"{kind!r} is a {type(kind).__name__}", nearest("", table))
     if kind not in table:
         raise UserError(f"{where}.kind", f"unknown kind {kind!r}", nearest(str(kind), table))
     cls = table[kind]
@@ -190,6 +193,8 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     if dataclasses.is_dataclass(annotation):
         return build(annotation, value, where)  # type: ignore[arg-type]
     if annotation is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UserError(where, f"{value!r} is not finite", "give a finite number")
         return float(value)
     if annotation in (int, str, bool, type(None)) and type(value) is annotation:
         return value

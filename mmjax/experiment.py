@@ -6,14 +6,14 @@ import dataclasses
 import functools
 import json
 from collections.abc import Generator, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmjax.config import Count, NonNegative, Rate, build, choose
+from mmjax.config import Count, NonNegative, Rate, Within, build, choose
 from mmjax.data import DATASETS, Dataset
 from mmjax.data.dataset import check_split
 from mmjax.data.pipeline import Pipeline, prefetch_to_device
@@ -53,7 +53,7 @@ class DataConfig:
     """
 
     name: str
-    inputs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    inputs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     absent: dict[str, Rate] = dataclasses.field(default_factory=dict)
     augment: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     workers: NonNegative = 0
@@ -75,7 +75,7 @@ class TrainConfig:
     """
 
     steps: Count
-    batch_size: Count
+    batch_size: Annotated[int, Within(1, 2**24)]
     accumulate: Count = 1
     average: Rate | None = None
     estimator: Any = None
@@ -93,7 +93,7 @@ class ExperimentConfig:
     optimizer: Any
     schedule: Any
     train: TrainConfig
-    seed: int = 0
+    seed: Annotated[int, Within(0, 2**32 - 1)] = 0
     mesh: MeshConfig = MeshConfig()
     precision: Precision = Precision()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -177,6 +177,12 @@ class Experiment:
 
         with jax.set_mesh(self.mesh):
             shapes = jax.eval_shape(init)
+            try:
+                jax.eval_shape(self.trainer.optimizer.update, shapes.parameters, shapes.optimizer, shapes.parameters)
+            except (TypeError, ValueError) as error:
+                # Optax looks at most of its arguments only now.
+                problem = f"Optax refuses: {str(error).splitlines()[0]}"
+                raise UserError("optimizer", problem, "see the arguments of this optimiser") from error
         return shapes, state_shardings(self.mesh, self.trainer, self.variables, shapes)
 
     def _check_evaluation(self) -> None:
@@ -197,6 +203,9 @@ class Experiment:
                 raise UserError(where, f"{metric!r} is never measured, as evaluate.every is 0", "set evaluate.every")
             if metric not in self.evaluated_metrics:
                 raise UserError(where, f"no metric is named {metric!r}", nearest(metric, self.evaluated_metrics))
+        if checkpoint.best and checkpoint.every % evaluate.every:
+            problem = f"{checkpoint.every} is not a multiple of evaluate.every = {evaluate.every}"
+            raise UserError("checkpoint.every", problem, "make it one: checkpoint.best compares all checkpoints")
         if evaluate.use == "best" and not checkpoint.best:
             raise UserError("evaluate.use", "'best' has no meaning without checkpoint.best", "set it to a metric")
 
@@ -293,8 +302,8 @@ def _zeros(shapes: Any) -> Any:
 
 def plain(raw: Any) -> dict[str, Any]:
     """A config as it stands in `config.json`: dicts, lists and plain values only."""
-    raw = raw.to_dict() if hasattr(raw, "to_dict") else raw
     try:
+        raw = raw.to_dict() if hasattr(raw, "to_dict") else raw
         # Sorted, as config.json is and as a ConfigDict is: random draws and the fusion go by the order of the encoders.
         return json.loads(json.dumps(raw, sort_keys=True))
     except TypeError as error:

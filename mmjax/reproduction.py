@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmjax import runs
-from mmjax.config import AtLeast, NonNegative, build
+from mmjax.config import AtLeast, Within, build
 from mmjax.data.dataset import check_split
 from mmjax.errors import UserError, nearest
 from mmjax.experiment import CHANGEABLE, Experiment, plain
@@ -61,7 +61,7 @@ class ReproductionConfig:
 
     question: str
     config: str
-    seeds: tuple[NonNegative, ...]
+    seeds: tuple[Annotated[int, Within(0, 2**32 - 1)], ...]
     metrics: dict[str, dict[str, Share]]
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     subsets: SubsetsConfig | None = None
@@ -96,6 +96,8 @@ def reproduce(
     console = console or Console()
     config = _read(folder)
     seeds = list(config.seeds if seeds is None else seeds)
+    if not seeds or not set(seeds) <= set(config.seeds):
+        raise UserError("--seeds", f"{seeds} are not of {folder}", f"choose from {list(config.seeds)}")
     recorded = None if record else _recorded(folder)
     if record and sorted(seeds) != sorted(config.seeds):
         raise UserError("--seeds", f"{seeds} are not those of {folder}", "record all seeds, without --seeds")

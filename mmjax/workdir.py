@@ -93,6 +93,8 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError("--workdir", f"{workdir} holds no run", "give the workdir of `mmjax train`")
     raw = _load(path)
+    if not isinstance(raw, dict) or not all(isinstance(raw.get(key), dict) for key in ("data", "model", "train")):
+        raise UserError("--workdir", f"{path} is not of a run of mmjax", "give the workdir of `mmjax train`")
     for name, section in raw["data"].get("inputs", {}).items():
         for key, value in section.items():
             copy = workdir / "preprocessing" / name / pathlib.Path(str(value)).name

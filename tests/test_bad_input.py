@@ -89,9 +89,21 @@ WRONG_RECIPES = {
     "config.seed = 'zero'": "seed: 'zero' is a str",
     "config.seed = object()": "use numbers, strings, lists and dicts only",
     "config.evaluate.splits = 'test'": "evaluate.splits: 'test' is a str; give a list of string",
+    "config.model.encoders.image.kind = ['vit']": "model.encoders.image.kind: ['vit'] is a list",
+    "config.data.inputs.image = 5": "data.inputs.image: 5 is a int; give a dict",
+    "config.optimizer = {'name': 'sgd', 'momentum': 'x'}": "optimizer: Optax refuses: ",
+    "config.optimizer.learning_rate = 3.0": "optimizer.learning_rate: the schedule sets the learning rate; set",
     # Sizes.
     "config.train.steps = -5": "train.steps: -5 is out of range; give a value of at least 1",
     "config.train.batch_size = 0": "train.batch_size: 0 is out of range",
+    "config.train.batch_size = 10**12": "train.batch_size: 1000000000000 is out of range",
+    "config.seed = -1": "seed: -1 is out of range",
+    "config.seed = 2**33": "seed: 8589934592 is out of range",
+    "config.schedule.peak = float('nan')": "schedule.peak: nan is not finite",
+    "config.schedule.peak = -1.0": "schedule.peak: -1.0 is out of range",
+    "config.tasks.digit.weight = float('nan')": "tasks.digit.weight: nan is out of range",
+    "config.schedule = {'kind': 'step', 'peak': 1e-3, 'factor': -1.0, 'boundaries': [3]}": "schedule.factor: -1.0 is",
+    "config.data.inputs.audio.sample_rate = 8": "model.encoders.audio: hop_ms 10 is no sample at 8 Hz",
     "config.model.encoders.image.width = -8": "model.encoders.image.width: -8 is out of range",
     "config.model.encoders.image.patch = 16": "patch 16 exceeds the image 8x8",
     "config.data.workers = -1": "data.workers: -1 is out of range",
@@ -151,10 +163,13 @@ WRONG_RECIPES = {
     "config.evaluate.splits = ['test', 'acents']": "evaluate.splits[1]: there is no split 'acents'; did you mean 'acc",
     "config.evaluate.use = 'bset'": "evaluate.use: 'bset' is not a choice; did you mean 'best'?",
     "config.evaluate.use = 'best'": "evaluate.use: 'best' has no meaning without checkpoint.best",
-    "config.evaluate.every = 9; config.checkpoint.best = 'digit/acuracy'": (
+    "config.evaluate.every = 9; config.checkpoint.every = 9; config.checkpoint.best = 'digit/acuracy'": (
         "checkpoint.best: no metric is named 'digit/acuracy'; did you mean 'digit/accuracy'?"
     ),
     "config.checkpoint.best = 'digit/accuracy'": "checkpoint.best: 'digit/accuracy' is never measured",
+    "config.evaluate.every = 9; config.checkpoint.every = 6; config.checkpoint.best = 'digit/accuracy'": (
+        "checkpoint.every: 6 is not a multiple of evaluate.every = 9; make it one"
+    ),
     "config.checkpoint.best_is = 'maximum'": "checkpoint.best_is: 'maximum' is not a choice; did you mean 'max'?",
     "config.evaluate.every = 9; config.train.hooks = [{'kind': 'early_stopping', 'metric': 'digit/lss'}]": (
         "train.hooks[0].metric: no metric is named 'digit/lss'; did you mean 'digit/loss'?"
@@ -310,6 +325,10 @@ def test_a_workdir_without_a_checkpoint_is_refused(capsys, tmp_path, copied_run,
     words = ["--text=seven"] if command == "predict" else []
     workdir = tmp_path / "run"
     assert "holds no run" in refused(capsys, tmp_path, command, f"--workdir={tmp_path / 'rnu'}")
+    for name, content in (("bert", '{"model_type": "bert"}'), ("list", "[1]"), ("half", '{"data": {}}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(content)
+        assert "is not of a run of mmjax" in refused(capsys, tmp_path, command, f"--workdir={tmp_path / name}")
     assert "--workdir: is missing" in refused(capsys, tmp_path, command, *words)
     for child in (workdir / "checkpoints").iterdir():
         shutil.rmtree(child) if child.is_dir() else child.unlink()

@@ -105,7 +105,10 @@ def test_what_is_not_trained_is_trained_and_overrides_hold(capsys, tmp_path, exp
     [
         ({}, [], "results.json: is not there: nothing is recorded yet; run with --record first"),
         ({}, ["--seeds=one"], "--seeds: 'one' is not a seed"),
-        ({}, ["--record", "--seeds=1"], "are not those of"),
+        ({}, ["--seeds=²"], "--seeds: '²' is not a seed"),
+        ({}, ["--seeds=7"], "--seeds: [7] are not of"),
+        ({}, ["--seeds="], "--seeds: [] are not of"),
+        ({}, ["--record", "--seeds=1"], "--seeds: [1] are not of"),
         ({"sedes": [1]}, ["--record"], "unknown key 'sedes'; did you mean 'seeds'?"),
         ({"config": "configs/smal.py"}, ["--record"], "there is no file"),
         ({"overrides": {"train.stpes": 2}}, ["--record"], "no key 'stpes' here; did you mean 'steps'?"),

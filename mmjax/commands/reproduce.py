@@ -40,6 +40,6 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
 
 
 def _number(word: str) -> int:
-    if not word.isdigit():
+    if not word.isdecimal():
         raise UserError("--seeds", f"{word!r} is not a seed", "give numbers, like --seeds=0,1")
     return int(word)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.config import Count
-from mmjax.errors import UserError
 from mmjax.layers import Precision, Randomness, Transformer, TransformerConfig, sincos_positions
 from mmjax.layers.convolution import Convolution
 from mmjax.layers.spectrogram import log_mel
@@ -50,8 +49,10 @@ class SpectrogramTransformer(nnx.Module):
         self.sample_rate = spec.details["sample_rate"]
         self.window = self.sample_rate * config.window_ms // 1000
         self.hop = self.sample_rate * config.hop_ms // 1000
+        if self.hop < 1:
+            raise ValueError(f"hop_ms {config.hop_ms} is no sample at {self.sample_rate} Hz; give more of either")
         if spec.shape[0] < self.window:
-            raise UserError("model.encoders", f"{spec.shape[0]} samples are less than a window", "use longer audio")
+            raise ValueError(f"{spec.shape[0]} samples are less than a window of {self.window}; use longer audio")
         first, second = STRIDES[config.reduction]
         self.first = Convolution(config.bins, config.width, (3,), stride=(first,), rngs=rngs)
         self.second = Convolution(config.width, config.width, (3,), stride=(second,), rngs=rngs)

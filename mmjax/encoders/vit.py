@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.config import Count
-from mmjax.errors import UserError
 from mmjax.layers import Precision, Randomness, Transformer, TransformerConfig, sincos_positions
 from mmjax.layers.convolution import Convolution
 from mmjax.tokens import Input, InputSpec, Tokens
@@ -45,9 +44,7 @@ class ViT(nnx.Module):
     def __init__(self, config: Config, spec: InputSpec, *, precision: Precision, rngs: nnx.Rngs):
         height, width, channels = spec.shape
         if min(height, width) < config.patch:
-            raise UserError(
-                "model.encoders", f"patch {config.patch} exceeds the image {height}x{width}", "make it smaller"
-            )
+            raise ValueError(f"patch {config.patch} exceeds the image {height}x{width}; make it smaller")
         self.config, self.dtype, self.width = config, precision.dtype, config.width
         self.patches = Convolution(
             channels, config.width, (config.patch,) * 2, stride=(config.stride,) * 2, padding="VALID", rngs=rngs

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 from jax.sharding import Mesh
 
-from mmjax.config import Count, NonNegative
+from mmjax.config import NonNegative, Within
 from mmjax.sharding import replicated
 from mmjax.tasks.metrics import States, finalise, merge
 from mmjax.tokens import Batch
@@ -34,7 +34,7 @@ class EvaluateConfig:
     splits: tuple[str, ...] = ("test",)
     subsets: bool = True
     use: Literal["latest", "best"] = "latest"
-    batch_size: Count | None = None
+    batch_size: Annotated[int, Within(1, 2**24)] | None = None
 
 
 class Evaluator:
@@ -82,6 +82,8 @@ class EvaluationHook(Hook):
         self.evaluator, self.every, self.log, self.split = evaluator, every, log, split
 
     def after_step(self, loop: Loop) -> None:
+        # What is there after a step was measured at this step: a checkpoint is judged by it.
+        loop.latest.pop(self.split, None)
         if not self.every or (loop.step % self.every and not loop.done):
             return
         row = self.evaluator.run(loop.state.evaluated, self.split)

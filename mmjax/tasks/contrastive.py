@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmjax.config import Count
+from mmjax.config import AtLeast, Count
+from mmjax.errors import UserError, nearest
 from mmjax.layers import AttentionPooling, Linear, mean_pool
 from mmjax.sharding import parameter
 from mmjax.tasks.base import Task, TaskConfig, check_reads, count_present
@@ -55,7 +56,7 @@ class Contrastive(Task):
         pooling: Literal["mean", "attention"] = "mean"
         heads: Count = 4
         positives: str | None = None
-        temperature: float | None = None
+        temperature: Annotated[float, AtLeast(1e-6)] | None = None
         bias: float = -10.0
         recall_at: tuple[Count, ...] = (1, 5)
 
@@ -69,13 +70,18 @@ class Contrastive(Task):
         for reads in config.pair:
             check_reads(reads, widths, f"tasks.{name}.pair")
         if config.positives is not None:
-            check_reads(config.positives, dict.fromkeys(targets, 0), f"tasks.{name}.positives")
+            where = f"tasks.{name}.positives"
+            if config.positives not in targets:
+                problem = f"the data has no target {config.positives!r}"
+                raise UserError(where, problem, nearest(config.positives, targets))
         self.config = config
         self.pools: nnx.List[AttentionPooling] = nnx.List([])
         for reads in config.pair if config.pooling == "attention" else ():
             self.pools.append(AttentionPooling(widths[reads], config.heads, 4 * widths[reads], rngs=rngs))
         self.maps = nnx.List([Linear(widths[reads], config.width, bias=False, rngs=rngs) for reads in config.pair])
-        start = config.temperature or (1 / 0.07 if config.loss == "softmax" else 10.0)
+        start = config.temperature
+        if start is None:
+            start = 1 / 0.07 if config.loss == "softmax" else 10.0
         self.log_temperature = parameter(jnp.log(jnp.array([start], jnp.float32)), "none")
         self.bias = parameter(jnp.array([config.bias]), "none") if config.loss == "sigmoid" else None
 
@@ -137,7 +143,9 @@ class Contrastive(Task):
             found = []
             for scores, right in ((logits, together & there), (logits.T, (together & there).T)):
                 best = jnp.where(right, scores, NEVER).max(axis=1, keepdims=True)
-                found.append(((scores > best).sum(axis=1) < k).astype(jnp.float32))
+                # Ties count against the model: one that gives everything the same place finds nothing.
+                before = (jnp.where(right, NEVER, scores) >= best).sum(axis=1)
+                found.append((before < k).astype(jnp.float32))
             states[f"recall@{k}"] = Ratio.of(0.5 * (found[0] + found[1]), weights)
         one = jnp.ones(1)
         states["temperature"] = Ratio.of(jnp.exp(self.log_temperature[...]), one)

@@ -62,6 +62,9 @@ class Checkpoints:
                 logging.set_verbosity(logging.ERROR)
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+                # Without it Orbax leaves the metrics out of the checkpoint.
+                best_fn=(lambda metrics: metrics[config.best]) if config.best else None,
+                best_mode=config.best_is,
                 save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
                 read_only=read_only,
                 create=not read_only,

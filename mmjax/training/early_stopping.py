@@ -44,7 +44,9 @@ class EarlyStopping(Hook):
                 f"no validation metric is named {self.config.metric!r}",
                 "set evaluate.every and a metric",
             )
-        value = row[self.config.metric] * (1 if self.config.best_is == "max" else -1)
+        # The log writes what is not finite as null; neither is an improvement.
+        measured = row[self.config.metric]
+        value = (math.nan if measured is None else measured) * (1 if self.config.best_is == "max" else -1)
         if value > self.best + self.config.least:
             self.best, self.waited = value, 0
         else:

@@ -31,7 +31,8 @@ class Loop:
       state: the newest state.
       step: batches seen, equal to `state.data_step` without waiting for the device.
       steps: where the run ends.
-      latest: the newest row of metrics of each split, set by the hooks that make them.
+      latest: the newest row of metrics of each split, set by the hooks that make them; of other splits than "train"
+        only after the step at which it was measured.
       stop: set by a hook to end the run after this step, with the reason.
     """
 

@@ -69,6 +69,8 @@ def make_optimizer(section: Any, schedule: Schedule) -> optax.GradientTransforma
     if "learning_rate" not in known:
         candidates = ("adamw", "adam", "lion", "adafactor", "sgd", "lamb", "adabelief", "rmsprop")
         raise UserError("optimizer.name", f"Optax has no optimiser {config.name!r}", nearest(config.name, candidates))
+    if "learning_rate" in options:
+        raise UserError("optimizer.learning_rate", "the schedule sets the learning rate", "set schedule.peak")
     for key in options:
         if key not in known:
             raise UserError(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import optax
 
-from mmjax.config import Count, NonNegative, choose
+from mmjax.config import AtLeast, Count, NonNegative, choose
 from mmjax.errors import UserError, nearest
 
 Schedule = Callable[[Any], jax.Array | float]
@@ -31,10 +32,10 @@ class ScheduleConfig:
       end: the value there and afterwards.
     """
 
-    peak: float = 1.0
+    peak: Annotated[float, AtLeast(0.0)] = 1.0
     warmup: NonNegative = 0
     steps: Count | None = None
-    end: float = 0.0
+    end: Annotated[float, AtLeast(0.0)] = 0.0
 
 
 class Constant:
@@ -71,7 +72,7 @@ class Exponential:
     Config = ScheduleConfig
 
     def __call__(self, config: ScheduleConfig, length: int) -> Schedule:
-        rate = (config.end / config.peak) if config.end else 0.01
+        rate = (config.end / config.peak) if config.end and config.peak else 0.01
         return optax.exponential_decay(config.peak, length, rate, end_value=config.peak * rate)
 
 
@@ -88,7 +89,7 @@ class Step:
         """
 
         boundaries: tuple[Count, ...] = ()
-        factor: float = 0.1
+        factor: Annotated[float, AtLeast(0.0)] = 0.1
 
     def __call__(self, config: Config, length: int) -> Schedule:
         return optax.piecewise_constant_schedule(config.peak, dict.fromkeys(config.boundaries, config.factor))
@@ -113,6 +114,8 @@ def make_schedule(section: Any, where: str, steps: int) -> Schedule:
       UserError: as `mmjax.config.build` does, and where the warmup is longer than the schedule.
     """
     if isinstance(section, (int, float)) and not isinstance(section, bool):
+        if not 0 <= section < math.inf:
+            raise UserError(where, f"{section!r} is out of range", "give a finite number that is not negative")
         return optax.constant_schedule(float(section))
     if not hasattr(section, "items"):
         raise UserError(where, f"{section!r} is no schedule", "give a number, or a dict with the key 'kind'")
@@ -144,6 +147,8 @@ def call_optax(name: str, options: dict[str, Any], where: str) -> Any:
             # Optax would not look at it before the first step.
             kind = type(options[key]).__name__
             raise UserError(f"{where}.{key}", f"{options[key]!r} is a {kind}", "give a number")
+        if isinstance(options[key], float) and not math.isfinite(options[key]):
+            raise UserError(f"{where}.{key}", f"{options[key]!r} is not finite", "give a finite number")
     missing = [key for key, value in known.items() if value.default is value.empty and key not in options]
     missing = [key for key in missing if known[key].kind is not inspect.Parameter.VAR_KEYWORD]
     if missing:
