@@ -104,8 +104,8 @@ def truth():
 @pytest.mark.parametrize(
     "mesh",
     [
-        "data=8",
         "tensor=2 x fsdp=4",
+        pytest.param("data=8", marks=pytest.mark.slow),
         pytest.param("fsdp=8", marks=pytest.mark.slow),
         pytest.param("tensor=2 x data=4", marks=pytest.mark.slow),
     ],

@@ -141,6 +141,7 @@ def test_the_contract_suite_finds_the_new_parts(extended):
         assert f"test_what_is_absent_changes_nothing[{table}-{kind}]" in found
 
 
+@pytest.mark.slow
 def test_new_parts_may_lack_inputs_and_targets(extended):
     shown = contracts(extended, "absent and (series_transformer or regression)")
     assert "2 passed" in shown, shown[-3000:]

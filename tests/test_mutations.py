@@ -233,7 +233,6 @@ MUTATIONS = [
         'line.endswith("\\n") and ',
         "",
         ROWS,
-        slow=False,
     ),
     Mutation(
         "a resumed run begins with the first batch",

@@ -52,7 +52,7 @@ def maps_only(parameters):
 
 
 @pytest.mark.parametrize(
-    "name", ["lion", "adafactor", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adamw", "sgd"))]
+    "name", ["adafactor", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lion", "adamw", "sgd"))]
 )
 def test_each_optimiser_does_on_eight_devices_what_optax_does_on_one(case, name):
     section, make_truth = OPTIMIZERS[name]
