@@ -44,7 +44,7 @@ def prepare_once(
     if folder.exists():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        _make(folder.parent)
         with _locked(folder.with_name(folder.name + ".lock")):
             if not folder.exists():
                 # Whoever left a partial folder is gone, since we hold its lock.
@@ -61,6 +61,14 @@ def prepare_once(
         remedy = "set the config's `cache` or the variable MMJAX_CACHE to a folder with space that you may write"
         raise UserError("data.cache", f"{str(folder)!r} cannot be written: {error.strerror}", remedy) from None
     return folder
+
+
+def _make(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        # So say file systems that take no folders at all, like /proc.
+        raise PermissionError(errno.EACCES, "no folder can be made there") from error
 
 
 def checksum(folder: pathlib.Path) -> str:
