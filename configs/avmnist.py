@@ -2,19 +2,29 @@
 
     mmjax train --config=configs/avmnist.py:matched --workdir=runs/avmnist --config.data.path=/data/digits
     mmjax train --config=configs/avmnist.py:arithmetic,speaker=jackson --workdir=runs/jackson
+    mmjax train --config=configs/avmnist.py:matched,inputs=audio --workdir=runs/audio
 
 `configs/digits.py` has the same tasks on data that needs no files.
 """
 
 from ml_collections import ConfigDict
 
+INPUTS = {"arithmetic": ("image", "audio", "text"), "matched": ("image", "audio")}
+
 
 def get_config(argument: str = "arithmetic") -> ConfigDict:
-    """`argument` is a task, "arithmetic" or "matched", and may name who speaks in test: "matched,speaker=jackson"."""
-    task, _, option = argument.partition(",")
-    name, _, speaker = option.partition("=")
-    if task not in ("arithmetic", "matched") or option and not (name == "speaker" and speaker):
+    """`argument` is "arithmetic" or "matched", and may say who speaks in test and what a model of `matched` reads.
+
+    As in "matched,speaker=jackson,inputs=audio"; a matched model reads image and audio by default.
+    """
+    task, *words = argument.split(",")
+    options = dict(word.partition("=")[::2] for word in words)
+    speaker, inputs = options.pop("speaker", None), options.pop("inputs", None)
+    if task not in INPUTS or options or "" in (speaker, inputs) or inputs not in (None, "image", "audio"):
         raise ValueError(f"{argument!r} is no argument of this recipe; give for example 'matched,speaker=jackson'")
+    if inputs and task == "arithmetic":
+        raise ValueError("arithmetic needs all of its inputs; leave `inputs` out")
+    names = (inputs,) if inputs else INPUTS[task]
     trunk = {"width": 128, "depth": 2, "heads": 4, "dropout": 0.0, "drop_path": 0.1}
     config = ConfigDict()
     config.seed = 0
@@ -70,9 +80,10 @@ def get_config(argument: str = "arithmetic") -> ConfigDict:
             "audio_digit": {"kind": "classification", "reads": "encoders.audio", "weight": 0.3},
             "operation": {"kind": "classification", "reads": "encoders.text", "weight": 0.3},
         }
+    elif inputs:
+        config.model.fusion = None
+        config.tasks = {"digit": {"kind": "classification", "reads": f"encoders.{inputs}"}}
     else:
-        # A sentence that names the digit would leave nothing to see or hear.
-        del config.model.encoders["text"], config.data.inputs["text"], config.data.absent["text"]
         config.tasks = {
             "digit": {"kind": "classification", "reads": "fused", "weight": 1.0},
             "image_audio": {
@@ -82,6 +93,12 @@ def get_config(argument: str = "arithmetic") -> ConfigDict:
                 "weight": 0.3,
             },
         }
+    # A sentence that names the digit would leave nothing to see or hear in `matched`.
+    for section in (config.model.encoders, config.data.inputs, config.data.augment, config.data.absent):
+        for name in set(section) - set(names):
+            del section[name]
+    if inputs:
+        config.data.absent = {}
     config.optimizer = {"name": "adamw", "weight_decay": 0.05, "b2": 0.98, "clip": 1.0}
     config.schedule = {"kind": "cosine", "peak": 2e-3, "warmup": 100}
     config.train = {"steps": 2000 if task == "arithmetic" else 1500, "batch_size": 64, "accumulate": 1}
