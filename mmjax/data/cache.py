@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,11 +15,6 @@ import numpy as np
 from mmjax.errors import UserError
 
 _CHECKSUM_FILE = "checksum.sha256"
-
-
-def cache_folder(configured: str = "") -> pathlib.Path:
-    """Where prepared data lives: what the config says, else $MMJAX_CACHE, else ~/.cache/mmjax."""
-    return pathlib.Path(configured or os.environ.get("MMJAX_CACHE", "") or "~/.cache/mmjax").expanduser().absolute()
 
 
 def prepare_once(
