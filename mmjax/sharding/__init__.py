@@ -1,11 +1,21 @@
 """Where arrays live: the mesh, the one table of logical axes, and the placement of parameters and batches."""
 
 from mmjax.sharding.distributed import initialize, together
-from mmjax.sharding.mesh import AXES, MeshConfig, Rule, device_kind, make_mesh, spell
+from mmjax.sharding.mesh import AXES, MeshConfig, Rule, make_mesh, spell
 from mmjax.sharding.parameters import parameter, parameter_shardings, whole_parameters
 from mmjax.sharding.placement import batch_rows, batch_sharding, batch_shards, place_batch, replicated
 from mmjax.sharding.ring import pieces_of, ring, rows_over, split_rows
-from mmjax.sharding.rules import RULES, ambient_mesh, axis_size, current_layout, laid_out, mesh_axes, shard, spec_for
+from mmjax.sharding.rules import (
+    RULES,
+    ambient_mesh,
+    axis_size,
+    current_layout,
+    current_platform,
+    laid_out,
+    mesh_axes,
+    shard,
+    split_over,
+)
 
 __all__ = [
     "AXES",
@@ -18,7 +28,7 @@ __all__ = [
     "batch_sharding",
     "batch_shards",
     "current_layout",
-    "device_kind",
+    "current_platform",
     "initialize",
     "laid_out",
     "make_mesh",
@@ -31,8 +41,8 @@ __all__ = [
     "ring",
     "rows_over",
     "shard",
-    "spec_for",
     "spell",
+    "split_over",
     "split_rows",
     "together",
     "whole_parameters",

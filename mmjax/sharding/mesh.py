@@ -134,8 +134,3 @@ def _layout(sizes: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
         logging.warning("the mesh does not follow the links of the devices: %s", error)
     # Devices of one process are neighbours already.
     return np.asarray(devices).reshape(sizes)
-
-
-def device_kind(mesh: Mesh) -> str:
-    """The platform of the mesh's devices, "tpu", "gpu" or "cpu", which may differ from the default backend's."""
-    return mesh.devices.flat[0].platform

@@ -62,6 +62,12 @@ def ambient_mesh() -> jax.sharding.AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
 
 
+def current_platform() -> str:
+    """ "tpu", "gpu" or "cpu": of the devices of the mesh of `jax.set_mesh`, which need not be those of this machine."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def find_rule(rules: Sequence[Rule], name: str, path: str = "") -> Rule | None:
     """The first of a config's rules for a logical axis, of the parameter `path` or of any array."""
     if name in FIXED:
@@ -94,6 +100,12 @@ def axis_size(mesh, axes: Sequence[str]) -> int:
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
+def split_over(mesh, name: str, size: int, taken: Collection[str] = ()) -> tuple[str, ...]:
+    """The mesh axes that a dimension of an activation is split over; () where they do not divide it."""
+    axes = tuple(axis for axis in mesh_axes(name) if axis not in taken and mesh.shape[axis] > 1)
+    return axes if size % axis_size(mesh, axes) == 0 else ()
+
+
 def spec_for(mesh, names: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
     """The partition of an array with these logical axes; a dimension that does not divide is left whole.
 
@@ -102,10 +114,9 @@ def spec_for(mesh, names: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
     parts: list[tuple[str, ...] | None] = []
     taken: set[str] = set()
     for name, size in reversed(list(zip(names, shape, strict=True))):
-        axes = tuple(axis for axis in mesh_axes(name) if axis not in taken)
-        divides = axes and size % axis_size(mesh, axes) == 0
-        taken |= set(axes) if divides else set()
-        parts.append(axes if divides else None)
+        axes = split_over(mesh, name, size, taken)
+        taken |= set(axes)
+        parts.append(axes or None)
     return PartitionSpec(*reversed(parts))
 
 
