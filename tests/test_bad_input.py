@@ -114,8 +114,8 @@ WRONG_RECIPES = {
     "config.checkpoint.every = 0": "checkpoint.every: 0 is out of range",
     "config.evaluate.every = -1": "evaluate.every: -1 is out of range",
     # What does not divide, on eight devices.
-    "config.mesh.data = 3": "mesh: data=3 x fsdp=1 x tensor=1 does not divide 8 device(s)",
-    "config.mesh.fsdp = 16": "mesh: data=-1 x fsdp=16 x tensor=1 does not divide 8 device(s)",
+    "config.mesh.data = 3": "mesh: data=3 does not divide 8 device(s)",
+    "config.mesh.fsdp = 16": "mesh: data=-1 x fsdp=16 does not divide 8 device(s)",
     "config.mesh.fsdp = -1": "has more than one -1; give all sizes but one",
     "config.mesh.tensor = 0": "has a size below 1",
     "config.mesh.dta = 8": "mesh.dta: unknown key 'dta'; did you mean 'data'?",
@@ -193,7 +193,7 @@ def test_a_wrong_recipe_is_refused(capsys, tmp_path, line, expected):
         ("--config.train.steps=many", "--config.train.steps=many: 'many' is not"),
         ("--config.train.steps=0", "train.steps: 0 is out of range"),
         ("--config.optimizer.name=adamv", "optimizer.name: Optax has no optimiser 'adamv'"),
-        ("--config.mesh.fsdp=3", "mesh: data=-1 x fsdp=3 x tensor=1 does not divide 8 device(s)"),
+        ("--config.mesh.fsdp=3", "mesh: data=-1 x fsdp=3 does not divide 8 device(s)"),
         ("--config.evaluate.splits=['tset']", "evaluate.splits[0]: there is no split 'tset'; did you mean 'test'?"),
     ],
 )
