@@ -45,13 +45,9 @@ def modules():
 
 @pytest.fixture(scope="module")
 def experiment(modules):
-    modules["synthetic"].install()
-    try:
-        recipe = modules["synthetic"].transformer_recipe(3)
-        recipe.train.batch_size = 4
-        yield Experiment(recipe, jax.devices()[:2])
-    finally:
-        del DATASETS["synthetic"]
+    recipe = modules["synthetic"].transformer_recipe(3)
+    recipe.train.batch_size = 4
+    return Experiment(recipe, jax.devices()[:2])
 
 
 @pytest.fixture(scope="module")
