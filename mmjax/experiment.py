@@ -121,7 +121,8 @@ class Experiment:
         self.augmentations = _augmentations(self.data_config, self.dataset)
         self.specs = {name: modality.spec for name, modality in self.modalities.items()}
         self.targets = dict(self.dataset.targets)
-        self.mesh = make_mesh(mesh or config.mesh, devices)
+        self.layout = mesh or config.mesh
+        self.mesh = make_mesh(self.layout, devices)
         self.schedule = make_schedule(config.schedule, "schedule", config.train.steps)
         self.variables = nnx.state(nnx.eval_shape(functools.partial(self._model, 0)))
         self.graph = nnx.graphdef(nnx.eval_shape(functools.partial(self._model, 0)))
@@ -145,7 +146,7 @@ class Experiment:
         self.headlines = [f"{name}/{task.headline}" for name, task in model.tasks.items()]
         coupled = frozenset(name for name, task in model.tasks.items() if task.coupled)
         self.chances = {name: task.chance(self.config.train.batch_size) for name, task in model.tasks.items()}
-        return Objective(self.graph, factors, self.config.seed, coupled)
+        return Objective(self.graph, factors, self.config.seed, coupled, self.layout)
 
     def _trainer(self) -> Trainer:
         train = self.config.train

@@ -17,7 +17,7 @@ from mmjax.evaluation import EvaluationHook, subset_name
 from mmjax.experiment import CHANGEABLE, Experiment
 from mmjax.files import write_atomically, write_json
 from mmjax.reporting.overview import count, parts, print_facts, print_metrics, print_subsets
-from mmjax.sharding import AXES, MeshConfig, together, whole_parameters
+from mmjax.sharding import MeshConfig, spell, together, whole_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.log_hook import LogHook
 from mmjax.training.loop import Hook, Loop
@@ -237,10 +237,9 @@ def _print_overview(
 ) -> None:
     config, shapes = experiment.config, experiment.shapes
     train = config.train
-    sizes = " x ".join(f"{axis}={experiment.mesh.shape[axis]}" for axis in AXES)
-    kind = experiment.mesh.devices.flat[0].device_kind
+    devices = f"{experiment.mesh.size} {experiment.mesh.devices.flat[0].device_kind} device(s)"
     facts = {
-        "mesh": f"{sizes} on {experiment.mesh.size} {kind} device(s), {jax.process_count()} process(es)",
+        "mesh": f"{spell(dict(experiment.mesh.shape))} on {devices}, {jax.process_count()} process(es)",
         "precision": f"{config.precision.compute} products, float32 parameters",
         "parameters": f"{count(shapes.parameters):,}",
         **{f"  {name}": f"{number:,}" for name, number in parts(shapes.parameters).items()},

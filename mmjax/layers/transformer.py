@@ -12,6 +12,7 @@ from mmjax.layers.block import Block
 from mmjax.layers.norms import LayerNorm
 from mmjax.layers.randomness import Randomness
 from mmjax.layers.stack import Stack
+from mmjax.sharding import shard
 from mmjax.tokens import Tokens
 
 VARIANTS = {
@@ -92,5 +93,7 @@ class Transformer(nnx.Module):
         self.norm = LayerNorm(config.width)
 
     def __call__(self, tokens: Tokens, random: Randomness | None) -> Tokens:
+        # On a mesh that splits tokens they are split from here on.
+        tokens = tokens.with_values(shard(tokens.values, "batch", "tokens", "width"))
         tokens = self.blocks(tokens, random=random)
         return tokens.with_values(self.norm(tokens.values))
