@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax.data import DATASETS
 from mmjax.experiment import Experiment
 from mmjax.training import HOOKS
 

@@ -90,6 +90,4 @@ class SyntheticSource:
         image = draws.integers(0, 256, self.config.image, np.uint8)
         text = draws.integers(ord("a"), ord("z") + 1, self.config.letters, np.uint8).tobytes().decode()
         samples = draws.integers(-(2**12), 2**12, max(1, round(self.config.recording * RATE)), np.int16)
-        return Record(
-            {"image": image, "text": text, "audio": (samples, RATE)}, {"label": index % self.config.classes}
-        )
+        return Record({"image": image, "text": text, "audio": (samples, RATE)}, {"label": index % self.config.classes})

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
-
-from mmjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,18 +56,13 @@ CHIPS = {
 }
 
 
-def chip_of(device: Any) -> Chip:
-    """The `Chip` of a device.
-
-    Raises:
-      UserError: where it is none of `CHIPS`.
-    """
-    kind = device.device_kind
-    found = [name for name in CHIPS if kind.startswith(name)]
-    if not found:
-        raise UserError("device", f"nothing is known of {kind!r}", f"plan for one of {', '.join(known_chips())}")
-    return CHIPS[max(found, key=len)]
+def find_chip(device: Any) -> Chip | None:
+    """The `Chip` of a device, None where it is none of `CHIPS`."""
+    found = [name for name in CHIPS if device.device_kind.startswith(name)]
+    return CHIPS[max(found, key=len)] if found else None
 
 
-def known_chips() -> Sequence[str]:
-    return [chip.name for chip in CHIPS.values()]
+def devices_per_chip(topology: str | None) -> int:
+    """Devices of a chip of a topology, by its name."""
+    generation = (topology or "").partition(":")[0]
+    return next((chip.per_chip for chip in CHIPS.values() if chip.name == generation), 1)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from mmjax.planning.chips import Chip, chip_of
+from mmjax.planning.chips import Chip
 from mmjax.planning.hlo import Instruction, Module
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
@@ -39,7 +39,7 @@ class Collective:
     operation: str
 
 
-def collectives_of(module: Module, instruction: Instruction, mesh: Mesh) -> Iterator[Collective]:
+def collectives_of(module: Module, instruction: Instruction, mesh: Mesh, chip: Chip) -> Iterator[Collective]:
     """The collectives in one instruction of the program's steps, whatever wraps them."""
     for inner in module.inside(instruction):
         kind = inner.opcode.removesuffix("-start")
@@ -57,9 +57,9 @@ def collectives_of(module: Module, instruction: Instruction, mesh: Mesh) -> Iter
         members = _widest(groups, mesh)
         axes = crossed_axes(members, mesh)
         if kind == "collective-permute":
-            seconds = _permute_seconds(groups, moved, mesh)
+            seconds = _permute_seconds(groups, moved, mesh, chip)
         else:
-            seconds = collective_seconds(kind, moved, members, mesh)
+            seconds = collective_seconds(kind, moved, members, mesh, chip)
         yield Collective(kind, axes, moved, seconds, inner.operation or instruction.operation)
 
 
@@ -159,10 +159,9 @@ class Reach:
         return sum(link * (2 if ring else 1) for _, ring in self.dimensions)
 
 
-def reach(members: np.ndarray, mesh: Mesh) -> Reach:
+def reach(members: np.ndarray, mesh: Mesh, chip: Chip) -> Reach:
     """How the devices with these numbers in the mesh are connected, from their coordinates in the torus."""
     devices, all_devices = mesh.devices.flat[members], mesh.devices.flat
-    chip = chip_of(all_devices[0])
     if not hasattr(all_devices[0], "coords"):
         # GPUs: those of a host are connected with each other.
         hosts = len({device.process_index for device in devices})
@@ -181,9 +180,9 @@ def reach(members: np.ndarray, mesh: Mesh) -> Reach:
     return Reach(len(slices), tuple(dimensions), cores)
 
 
-def collective_seconds(kind: str, moved: int, members: np.ndarray, mesh: Mesh) -> float:
+def collective_seconds(kind: str, moved: int, members: np.ndarray, mesh: Mesh, chip: Chip) -> float:
     """Seconds of a collective over the devices with these numbers, whose array has `moved` bytes on each of them."""
-    chip, where = chip_of(mesh.devices.flat[0]), reach(members, mesh)
+    where = reach(members, mesh, chip)
     seconds, inside = 0.0, where.size // where.slices
     if inside > 1:
         share = (inside - 1) / inside
@@ -205,10 +204,9 @@ def collective_seconds(kind: str, moved: int, members: np.ndarray, mesh: Mesh) -
     return seconds
 
 
-def _permute_seconds(pairs: np.ndarray, moved: int, mesh: Mesh) -> float:
+def _permute_seconds(pairs: np.ndarray, moved: int, mesh: Mesh, chip: Chip) -> float:
     """All send at once, to a neighbour or further: the longest way counts, as those between share its links."""
-    chip, worst = chip_of(mesh.devices.flat[0]), 0.0
-    devices = mesh.devices.flat
+    worst, devices = 0.0, mesh.devices.flat
     if not hasattr(devices[0], "coords"):
         return moved / chip.link
     extents = np.array([device.coords for device in devices]).max(axis=0) + 1

@@ -44,7 +44,7 @@ class Array:
 
     @property
     def padded_bytes(self) -> int:
-        """What it takes in a memory of tiles: on a TPU the last two dimensions are rounded up to 8 x 128, for example."""
+        """What it takes in a memory of tiles: a TPU rounds the last two dimensions up, to 8 x 128 for example."""
         order, tile = re.match(r"([\d,]*)(?::T\(([\d,]+)\))?", self.layout).groups()  # type: ignore[union-attr]
         if not tile:
             return self.bytes
@@ -133,20 +133,23 @@ class Module:
     def __init__(self, text: str):
         self.computations: dict[str, Computation] = {}
         self.locations = _locations(text)
-        name, lines, entry = None, [], None
+        name: str | None = None
+        entry: str | None = None
+        lines: list[str] = []
         for line in text.splitlines():
             if name is None:
                 match = _COMPUTATION.match(line)
                 if match:
                     name, lines = match[2], []
                     entry = name if match[1] else entry
-            elif line.startswith("}"):
-                self.computations[name] = Computation(name, tuple(lines))
+            elif line == "}":
+                self.computations[name] = Computation(name, tuple(map(_parse, lines)))
                 name = None
-            else:
-                instruction = _parse(line.strip())
-                if instruction is not None:
-                    lines.append(instruction)
+            elif re.match(r" +" + _INSTRUCTION.pattern, line):
+                lines.append(line.strip())
+            elif lines:
+                # What a kernel says of itself may go over several lines.
+                lines[-1] += line
         if entry is None:
             raise ValueError("the text is no compiled HLO module: it has no ENTRY")
         self.entry = self.computations[entry]
@@ -225,10 +228,9 @@ class Module:
         return ""
 
 
-def _parse(line: str) -> Instruction | None:
+def _parse(line: str) -> Instruction:
     match = _INSTRUCTION.match(line)
-    if not match:
-        return None
+    assert match is not None
     rest = line[match.end() :]
     end = _closing(rest) + 1 if rest.startswith("(") else rest.find(" ")
     shape, rest = rest[:end], rest[end:].lstrip()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 from jax.sharding import Mesh
 
@@ -50,12 +51,14 @@ class Schedule:
 
     Attributes:
       cycles: of all instructions that the compiler has an estimate for, loops counted as often as they run.
+      compute: seconds of these cycles, or, where there are none, of a roofline.
       kernels: seconds of custom calls, for which it has none.
       seconds: from the beginning to the end, what is waited for included.
       collectives: each collective instruction.
     """
 
     cycles: int = 0
+    compute: float = 0.0
     kernels: float = 0.0
     seconds: float = 0.0
     collectives: dict[str, Moved] = dataclasses.field(default_factory=dict)
@@ -66,23 +69,34 @@ class Schedule:
         return sum(moved.exposed for moved in self.collectives.values())
 
 
-def read_schedule(module: Module, mesh: Mesh, chip: Chip) -> Schedule:
-    """Walks through a compiled step."""
-    return _Walk(module, mesh, chip).schedule
+Kernels = Mapping[tuple[str, tuple[tuple[int, ...], ...]], int]
+"""What `mmjax.planning.flops.kernel_flops` finds."""
 
 
-def kernel_seconds(module: Module, computation: Computation, instruction: Instruction, chip: Chip) -> float:
+def read_schedule(module: Module, mesh: Mesh, chip: Chip, kernels: Kernels | None = None) -> Schedule:
+    """Walks through a compiled step.
+
+    Args:
+      kernels: FLOPs of its Pallas kernels.
+    """
+    return _Walk(module, mesh, chip, kernels or {}).schedule
+
+
+def kernel_seconds(computation: Computation, instruction: Instruction, chip: Chip, kernels: Kernels) -> float:
     """Of a custom call: max(FLOPs / peak, bytes / bandwidth).
 
-    The FLOPs are those that the kernel declares (`cost_estimate` of a Pallas call), the bytes what it declares or else
-    its operands and results.
+    The FLOPs are those that the kernel declares (`cost_estimate` of a Pallas call), or else those that its program has;
+    the bytes are those that it declares, or else of its operands and results.
     """
     text = instruction.attributes
     declared = {name: int(value) for name, value in re.findall(r'"(flops|bytes_accessed)":"?(\d+)', text)}
+    shapes = tuple(array.dimensions for array in instruction.arrays)
+    named = [flops for (name, results), flops in kernels.items() if name in instruction.operation and results == shapes]
+    flops = declared.get("flops") or max(named, default=0)
     operands = [computation.by_name[name] for name in instruction.operands if name in computation.by_name]
     touched = sum(array.bytes for each in (*operands, instruction) for array in each.arrays if not array.on_chip)
     moved = declared.get("bytes_accessed") or touched
-    return max(declared.get("flops", 0) / chip.peak_flops, moved / chip.memory_bandwidth)
+    return max(flops / chip.peak_flops, moved / chip.memory_bandwidth)
 
 
 def is_kernel(instruction: Instruction) -> bool:
@@ -93,8 +107,8 @@ def is_kernel(instruction: Instruction) -> bool:
 
 
 class _Walk:
-    def __init__(self, module: Module, mesh: Mesh, chip: Chip):
-        self.module, self.mesh, self.chip = module, mesh, chip
+    def __init__(self, module: Module, mesh: Mesh, chip: Chip, kernels: Kernels):
+        self.module, self.mesh, self.chip, self.kernels = module, mesh, chip, kernels
         self.schedule = Schedule()
         self.now = 0.0
         self.free: dict[str, float] = {}
@@ -161,9 +175,10 @@ class _Walk:
         cycles = instruction.cycles
         if cycles and self.chip.clock:
             self.schedule.cycles += times * cycles
+            self.schedule.compute += times * cycles / self.chip.clock
             self.now += cycles / self.chip.clock
         elif is_kernel(instruction):
-            seconds = kernel_seconds(self.module, computation, instruction, self.chip)
+            seconds = kernel_seconds(computation, instruction, self.chip, self.kernels)
             self.schedule.kernels += times * seconds
             self.now += seconds
 
@@ -178,7 +193,7 @@ class _Walk:
 
     def collectives(self, instruction: Instruction) -> list[Collective]:
         if instruction.name not in self.found:
-            self.found[instruction.name] = list(collectives_of(self.module, instruction, self.mesh))
+            self.found[instruction.name] = list(collectives_of(self.module, instruction, self.mesh, self.chip))
         return self.found[instruction.name]
 
     def role(self, instruction: Instruction) -> tuple[str, str]:
@@ -195,7 +210,7 @@ class _Walk:
             return "start", instruction.name
         if opcode != "fusion":
             return "sync", instruction.name
-        # On TPUs a collective goes on behind fusions, which start it, carry it further beside their own work and end it.
+        # On TPUs fusions start a collective, carry it further beside their own work, and end it.
         inside = list(self.module.inside(instruction))
         channel = next((found for each in inside if (found := each.attribute("channel_id"))), instruction.name)
         targets = [each.attribute("custom_call_target") or _target(each) for each in inside]
@@ -211,5 +226,3 @@ class _Walk:
 def _target(instruction: Instruction) -> str | None:
     match = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
     return match[1] if match else None
-
-
