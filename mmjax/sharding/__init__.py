@@ -16,12 +16,14 @@ from mmjax.sharding.rules import (
     shard,
     split_over,
 )
+from mmjax.sharding.watch import Watch
 
 __all__ = [
     "AXES",
     "RULES",
     "MeshConfig",
     "Rule",
+    "Watch",
     "ambient_mesh",
     "axis_size",
     "batch_rows",
