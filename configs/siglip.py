@@ -48,7 +48,8 @@ def recipe(variant: str, pixels: int, heads: int, rematerialise: str) -> ConfigD
     config.schedule = {"kind": "cosine", "peak": 1e-3, "warmup": 10_000}
     # 32 examples for each chip of 256.
     config.train = {"steps": 1_000_000, "batch_size": 8192, "accumulate": 1}
-    config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
+    # Parameters over one ring of a 16x16 pod. On 8 chips: --config.mesh.fsdp=8.
+    config.mesh = {"data": -1, "fsdp": 16}
     config.precision = {"compute": "bfloat16"}
     config.checkpoint = {"every": 5000, "keep": 2}
     config.evaluate = {"every": 0, "splits": []}

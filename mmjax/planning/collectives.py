@@ -30,6 +30,7 @@ class Collective:
       bytes: of the array on one chip: the whole one that is gathered, reduced, scattered or sent.
       seconds: of one run, at the links' full bandwidth.
       operation: the name that JAX gave it.
+      backwards: for a permute whether it goes to smaller numbers; each direction has links of its own.
     """
 
     kind: str
@@ -37,6 +38,13 @@ class Collective:
     bytes: int
     seconds: float
     operation: str
+    backwards: bool = False
+
+    @property
+    def links(self) -> list[str]:
+        """Names of the links that it keeps busy: both directions of each axis, but for a permute."""
+        directions = "<>" if self.kind != "collective-permute" else "<" if self.backwards else ">"
+        return [axis + direction for axis in self.axes for direction in directions]
 
 
 def collectives_of(module: Module, instruction: Instruction, mesh: Mesh, chip: Chip) -> Iterator[Collective]:
@@ -60,7 +68,9 @@ def collectives_of(module: Module, instruction: Instruction, mesh: Mesh, chip: C
             seconds = _permute_seconds(groups, moved, mesh, chip)
         else:
             seconds = collective_seconds(kind, moved, members, mesh, chip)
-        yield Collective(kind, axes, moved, seconds, inner.operation or instruction.operation)
+        # A ring that goes backwards has one pair that does not, and the other way round.
+        backwards = kind == "collective-permute" and bool((groups[:, 1] < groups[:, 0]).mean() > 0.5)
+        yield Collective(kind, axes, moved, seconds, inner.operation or instruction.operation, backwards)
 
 
 def _bytes(module: Module, instruction: Instruction, inner: Instruction, kind: str) -> int:
@@ -175,7 +185,7 @@ def reach(members: np.ndarray, mesh: Mesh, chip: Chip) -> Reach:
         count = len(set(row))
         if count > 1:
             # A part of a ring is a line. What skips chips has to pass them: as slow as with all of them.
-            dimensions.append((count, count == extent and int(extent) % chip.wraps == 0))
+            dimensions.append((count, bool(count == extent and extent % chip.wraps == 0)))
     cores = len({getattr(device, "core_on_chip", 0) for device in devices})
     return Reach(len(slices), tuple(dimensions), cores)
 

@@ -56,7 +56,7 @@ def matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def kernel_flops(jaxpr: Jaxpr) -> dict[tuple[str, tuple[tuple[int, ...], ...]], int]:
+def kernel_flops(jaxpr: Any) -> dict[tuple[str, tuple[tuple[int, ...], ...]], int]:
     """{(name, shapes of the results): FLOPs of one run on one device} of all Pallas kernels in a traced program.
 
     The compiled program has the names and the shapes, but says nothing of what a kernel computes.

@@ -213,8 +213,26 @@ class Module:
             limits = [value for line in outer.instructions if (value := _constant(line)) is not None]
         if root.opcode != "compare" or len(limits) != 1 or root.attribute("direction") not in ("LT", "GT", "LE", "GE"):
             raise ValueError(f"the loop {loop.name} is not counted: nobody knows how often it runs")
-        # JAX counts from 0 in steps of 1; a loop that XLA turned round counts down to its limit.
-        return limits[0] + (root.attribute("direction") in ("LE",))
+        start, step = self._counter(loop)
+        limit = limits[0] + (root.attribute("direction") == "LE")
+        return max(0, -(-(limit - start) // step))
+
+    def _counter(self, loop: Instruction) -> tuple[int, int]:
+        """Where the number that a loop's condition looks at begins, and by what it grows; 0 and 1, as JAX counts, where
+        the text does not say it plainly."""
+        condition = self.computations[str(loop.attribute("condition"))]
+        body = self.computations[str(loop.attribute("body"))]
+        places = [line.attribute("index") for line in condition.instructions if line.opcode == "get-tuple-element"]
+        caller = next(each for each in self.computations.values() if loop.name in each.by_name)
+        first = caller.by_name.get(loop.operands[0])
+        if len(places) != 1 or body.root.opcode != "tuple" or first is None or first.opcode != "tuple":
+            return 0, 1
+        place = int(str(places[0]))
+        start = _constant(_origin(caller, first.operands[place]))
+        added = _origin(body, body.root.operands[place])
+        steps = [_constant(_origin(body, name)) for name in added.operands] if added and added.opcode == "add" else []
+        step = next((value for value in steps if value), 1)
+        return start or 0, step
 
     def location(self, instruction: Instruction) -> str:
         """The "file.py:line" of what the instruction, or the largest part of it, was made from; "" if unknown."""
@@ -251,6 +269,14 @@ def _closing(text: str) -> int:
         if depth == 0:
             return place
     return len(text)
+
+
+def _origin(computation: Computation, name: str) -> Instruction | None:
+    """The instruction behind copies."""
+    found = computation.by_name.get(name)
+    while found is not None and found.opcode in ("copy", "bitcast", "convert") and found.operands:
+        found = computation.by_name.get(found.operands[0])
+    return found
 
 
 def _constant(instruction: Instruction | None) -> int | None:

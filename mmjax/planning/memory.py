@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from mmjax.planning.hlo import Array, Computation, Instruction, Module
@@ -114,6 +113,7 @@ class _Heap:
     def peak(self, computation: Computation) -> tuple[int, list[Buffer]]:
         """(bytes, buffers) at the peak, without what belongs to the caller: parameters, and results in their place."""
         values: dict[str, list[Leaf]] = {}
+        kept: dict[int, Instruction] = {}
         buffers: list[tuple[Array, Instruction]] = []
         last: list[int] = []
         first: list[int] = []
@@ -131,6 +131,7 @@ class _Heap:
                     first.append(place)
                     last.append(place)
             values[instruction.name] = leaves
+            kept |= self.kept(instruction, leaves)
             for name in (*instruction.operands, instruction.name):
                 for leaf in values.get(name, ()):
                     if leaf is not None:
@@ -152,7 +153,7 @@ class _Heap:
             if total + inner[place][0] > best:
                 best, when = total + inner[place][0], place
         live = [
-            self.buffer(array, instruction)
+            self.buffer(array, kept.get(number, instruction), number in kept)
             for number, (array, instruction) in enumerate(buffers)
             if number not in given and first[number] <= when <= last[number]
         ]
@@ -207,12 +208,31 @@ class _Heap:
                     return operands[int(number[1])][:1] or [None]
         return None
 
-    def buffer(self, array: Array, instruction: Instruction) -> Buffer:
-        name = instruction.operation
-        forward = "jvp(" in name and "transpose(" not in name
+    def kept(self, loop: Instruction, leaves: list[Leaf]) -> dict[int, Instruction]:
+        """{buffer that a loop of the forward pass fills: what fills it}."""
+        if loop.opcode != "while" or not _forward(loop.operation):
+            return {}
+        body = self.module.computations[str(loop.attribute("body"))]
+        if body.root.opcode != "tuple" or len(body.root.operands) != len(leaves):
+            return {}
+        found = {}
+        for place, (leaf, name) in enumerate(zip(leaves, body.root.operands, strict=True)):
+            source = body.by_name[name]
+            same = source.opcode == "get-tuple-element" and source.attribute("index") == str(place)
+            if leaf is not None and not same:
+                found[leaf] = source
+        return found
+
+    def buffer(self, array: Array, instruction: Instruction, kept: bool) -> Buffer:
+        name = next((each.operation for each in self.module.inside(instruction) if each.operation), "")
         shape = f"{array.dtype}[{','.join(map(str, array.dimensions))}]"
-        what = "activation" if forward else "temporary"
+        what = "activation" if kept or _forward(name) else "temporary"
         return Buffer(array.padded_bytes, shape, name, self.module.location(instruction), what)
+
+
+def _forward(name: str) -> bool:
+    """Whether a name that JAX gave belongs to the forward pass of something that is differentiated."""
+    return "jvp(" in name and "transpose(" not in name
 
 
 def _element(shape: str, index: int) -> tuple[int, int]:
@@ -232,7 +252,3 @@ def _element(shape: str, index: int) -> tuple[int, int]:
                 break
     counts = [len(re.findall(r"[a-z]\w*\[[\d,<=]*\]", part)) for part in parts]
     return sum(counts[:index]), sum(counts[: index + 1])
-
-
-def total(buffers: Sequence[Buffer]) -> int:
-    return sum(buffer.bytes for buffer in buffers)

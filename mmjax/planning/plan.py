@@ -83,6 +83,7 @@ class Plan:
       collective_seconds, exposed_seconds: of all collectives, and of what the schedule does not hide.
       step_seconds: compute and kernels and what is exposed; None where nothing is known of the device's speed.
       collectives: by kind, axis, and whether they are hidden.
+      slowest: ("file.py:line", seconds) of the places in the code that take longest.
       compile_seconds: how long the compiler took.
     """
 
@@ -107,6 +108,7 @@ class Plan:
     exposed_seconds: float | None = None
     step_seconds: float | None = None
     collectives: tuple[Moves, ...] = ()
+    slowest: tuple[tuple[str, float], ...] = ()
     compile_seconds: float = 0.0
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -221,6 +223,7 @@ def timing(schedule: Schedule, chip: Chip) -> dict[str, Any]:
         "collective_seconds": sum(row.seconds for row in rows),
         "exposed_seconds": schedule.exposed,
         "step_seconds": schedule.seconds,
+        "slowest": tuple(sorted(schedule.places.items(), key=lambda item: -item[1])[:10]),
         "collectives": tuple(sorted(rows, key=lambda row: -row.seconds)),
     }
 

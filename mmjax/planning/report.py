@@ -87,6 +87,8 @@ def print_time(console: Console, plan: Plan) -> None:
         "examples/s": f"{plan.examples_per_second:,.0f} on all chips",
     }
     print_facts(console, "time of a step", facts)
+    for place, seconds in plan.slowest[:5]:
+        console.print(f"  {milliseconds(seconds):>10}  {_short(place) or 'of no one place'}", markup=False)
     console.print(
         f"  Assumed: links at their full bandwidth, no waiting for input; the range is {FASTER:g} to {SLOWER:g} times "
         "the schedule's time, which is where published runs lie (experiments/03_plans).",
@@ -98,12 +100,13 @@ def print_time(console: Console, plan: Plan) -> None:
 def print_collectives(console: Console, plan: Plan) -> None:
     if not plan.collectives:
         return
-    table = Table(title="collectives of a step", title_justify="left", title_style="bold")
-    for name, justify in (
-        ("kind", "left"), ("axis", "left"), ("hidden", "left"), ("runs", "right"), ("bytes", "right"),
-        ("time", "right"), ("waited for", "right"),
-    ):  # fmt: skip
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    console.print()
+    console.print("collectives of a step", style="bold")
+    table = Table(box=None, pad_edge=False, header_style="cyan")
+    for name in ("kind", "axis", "hidden"):
+        table.add_column(name, overflow="fold")
+    for name in ("runs", "bytes", "time", "waited for"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in plan.collectives:
         table.add_row(
             row.kind,

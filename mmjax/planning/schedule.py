@@ -55,6 +55,7 @@ class Schedule:
       kernels: seconds of custom calls, for which it has none.
       seconds: from the beginning to the end, what is waited for included.
       collectives: each collective instruction.
+      places: {"file.py:line": seconds of compute and kernels that come from there}.
     """
 
     cycles: int = 0
@@ -62,6 +63,7 @@ class Schedule:
     kernels: float = 0.0
     seconds: float = 0.0
     collectives: dict[str, Moved] = dataclasses.field(default_factory=dict)
+    places: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def exposed(self) -> float:
@@ -115,6 +117,7 @@ class _Walk:
         self.pending: dict[str, tuple[float, str]] = {}
         self.roles: dict[str, tuple[str, str]] = {}
         self.found: dict[str, list[Collective]] = {}
+        self.located: dict[str, str] = {}
         self.computation(module.entry, 1)
         self.schedule.seconds = self.now
 
@@ -160,10 +163,10 @@ class _Walk:
             name = f"{instruction.name}/{number}"
             moved = self.schedule.collectives.setdefault(name, Moved(collective))
             moved.runs += times
-            begin = max([self.now, *(self.free.get(axis, 0.0) for axis in collective.axes)])
+            begin = max([self.now, *(self.free.get(link, 0.0) for link in collective.links)])
             end = begin + collective.seconds
-            for axis in collective.axes:
-                self.free[axis] = end
+            for link in collective.links:
+                self.free[link] = end
             if role == "start":
                 self.pending[f"{key}/{number}"] = (end, name)
             else:
@@ -172,15 +175,23 @@ class _Walk:
         self.compute(computation, instruction, times)
 
     def compute(self, computation: Computation, instruction: Instruction, times: int) -> None:
-        cycles = instruction.cycles
+        cycles, seconds = instruction.cycles, 0.0
         if cycles and self.chip.clock:
+            seconds = cycles / self.chip.clock
             self.schedule.cycles += times * cycles
-            self.schedule.compute += times * cycles / self.chip.clock
-            self.now += cycles / self.chip.clock
+            self.schedule.compute += times * seconds
         elif is_kernel(instruction):
             seconds = kernel_seconds(computation, instruction, self.chip, self.kernels)
             self.schedule.kernels += times * seconds
+        if seconds:
             self.now += seconds
+            place = self.place(instruction)
+            self.schedule.places[place] = self.schedule.places.get(place, 0.0) + times * seconds
+
+    def place(self, instruction: Instruction) -> str:
+        if instruction.name not in self.located:
+            self.located[instruction.name] = self.module.location(instruction)
+        return self.located[instruction.name]
 
     def wait(self, key: str, times: int) -> None:
         number = 0
