@@ -97,18 +97,19 @@ def test_a_plan_for_a_pod_that_is_not_here_has_everything(recipe_file, capsys, t
     )
     low, high = found["step_seconds_range"]
     assert low <= found["step_seconds"] <= high
-    # Gradients cross the slices: at least the parameters' bytes in bfloat16 are reduced.
+    # Float32 gradients cross the slices; each of the 8 chips of a slice sends its part of them.
     across = [row for row in found["collectives"] if "slice" in row["axis"] and row["kind"] == "all-reduce"]
-    assert sum(row["bytes"] for row in across) >= 2 * found["parameters"]
+    assert 0.9 < sum(row["bytes"] for row in across) / (4 * found["parameters"] / 8) < 1.2
     rate = 64 / found["step_seconds"]
     assert found["examples_per_second"] == pytest.approx(rate)
     assert found["cost"] == pytest.approx(1e6 / rate / 3600 * 16 * 2)
     assert "HloModule" in (tmp_path / "step.txt").read_text()
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_a_step_that_does_not_fit_is_reported_with_a_change_that_does(recipe_file, capsys):
-    found = run_command([recipe_file(2**20), "--topology=v5e:1x1"], capsys)
+    found = run_command([recipe_file(2**18), "--topology=v5e:1x1"], capsys)
     assert found["fits"] is False and found["peak_bytes"] > found["capacity_bytes"]
     assert found["missing_bytes"] == found["peak_bytes"] - found["capacity_bytes"]
     remedy = found["remedy"]
@@ -171,6 +172,33 @@ def test_a_search_finds_the_fastest_mesh_that_fits():
         (search.score(each) for _, each in ranking), reverse=True
     )
     assert "--config.mesh.fsdp=4" in search.flags(overrides)
+
+
+@pytest.mark.parametrize(
+    ("needs", "answer"),
+    [
+        # GiB of activations without and with recomputation, and what then is the first change that fits 16 GiB.
+        ((40, 10), {"model.encoders.text.rematerialise": "full"}),
+        ((400, 50), {"model.encoders.text.rematerialise": "full", "train.accumulate": 4}),
+        ((90_000, 90_000), None),
+    ],
+)
+def test_the_first_change_that_fits_is_the_one_that_costs_least(needs, answer):
+    import dataclasses
+
+    gibibyte = 2**30
+    base, _ = make_plan("small", "this machine", Experiment(small_recipe(1024, data=8)))
+    base = dataclasses.replace(base, fits=False, peak_bytes=needs[0] * gibibyte, capacity_bytes=16 * gibibyte)
+    tried = []
+
+    def attempt(overrides):
+        tried.append(overrides)
+        need = needs["model.encoders.text.rematerialise" in overrides]
+        need = need / overrides.get("train.accumulate", 1) * overrides.get("train.batch_size", 1024) / 1024
+        return dataclasses.replace(base, fits=need <= 16, peak_bytes=int(need * gibibyte))
+
+    found = search.make_it_fit(plain(small_recipe(1024)), base, 8, attempt, lambda what: None)
+    assert (found and found[0]) == answer and len(tried) < 12
 
 
 def test_overrides_change_a_copy():

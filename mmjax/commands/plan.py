@@ -59,7 +59,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     recipe = _recipe_name(flags)
 
     def say(what: str) -> None:
-        console.print(what, style="dim", markup=False)
+        console.print(what, style="dim", markup=False, soft_wrap=True)
 
     say(f"compiling the step of {recipe} for {len(devices):,} devices; this takes a minute or two")
     experiment = Experiment(raw, devices)

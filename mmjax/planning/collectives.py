@@ -50,6 +50,9 @@ class Collective:
 def collectives_of(module: Module, instruction: Instruction, mesh: Mesh, chip: Chip) -> Iterator[Collective]:
     """The collectives in one instruction of the program's steps, whatever wraps them."""
     for inner in module.inside(instruction):
+        if inner.opcode == "recv":
+            yield from _between_slices(inner, mesh, chip)
+            continue
         kind = inner.opcode.removesuffix("-start")
         if kind == "ragged-all-to-all":
             kind = "all-to-all"
@@ -71,6 +74,23 @@ def collectives_of(module: Module, instruction: Instruction, mesh: Mesh, chip: C
         # A ring that goes backwards has one pair that does not, and the other way round.
         backwards = kind == "collective-permute" and bool((groups[:, 1] < groups[:, 0]).mean() > 0.5)
         yield Collective(kind, axes, moved, seconds, inner.operation or instruction.operation, backwards)
+
+
+def _between_slices(instruction: Instruction, mesh: Mesh, chip: Chip) -> Iterator[Collective]:
+    """What crosses from slice to slice, over the network: a chip's part of what its slice has put together."""
+    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    if not transfer:
+        return
+    kind = transfer[1].lower().replace("_", "-")
+    kind = kind if kind in KINDS else "collective-permute"
+    numbers = np.array([getattr(device, "slice_index", 0) or 0 for device in mesh.devices.flat])
+    slices = len(set(numbers))
+    # The counterpart of the first device in another slice.
+    other = int(np.argmax(numbers != numbers[0]))
+    axes = crossed_axes(np.array([0, other]), mesh)
+    moved = instruction.arrays[0].bytes
+    share = (slices - 1) / slices * (2 if kind == "all-reduce" else 1)
+    yield Collective(kind, axes, moved, moved * share / chip.network, instruction.operation)
 
 
 def _bytes(module: Module, instruction: Instruction, inner: Instruction, kind: str) -> int:

@@ -88,7 +88,9 @@ def print_time(console: Console, plan: Plan) -> None:
     }
     print_facts(console, "time of a step", facts)
     for place, seconds in plan.slowest[:5]:
-        console.print(f"  {milliseconds(seconds):>10}  {_short(place) or 'of no one place'}", markup=False)
+        console.print(
+            f"  {milliseconds(seconds):>10}  {_short(place) or 'of no one place'}", markup=False, soft_wrap=True
+        )
     console.print(
         f"  Assumed: links at their full bandwidth, no waiting for input; the range is {FASTER:g} to {SLOWER:g} times "
         "the schedule's time, which is where published runs lie (experiments/03_plans).",
@@ -180,4 +182,6 @@ def milliseconds(seconds: float) -> str:
 def _short(location: str) -> str:
     """A place in the code, relative to the current folder where it is inside."""
     path, _, line = location.rpartition(":")
+    if "site-packages/" in path:
+        return location.rpartition("site-packages/")[2]
     return f"{os.path.relpath(path)}:{line}" if path.startswith(os.getcwd() + os.sep) else location

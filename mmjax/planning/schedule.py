@@ -217,7 +217,7 @@ class _Walk:
         opcode = instruction.opcode
         if opcode.endswith("-done") and instruction.operands:
             return "done", instruction.operands[0]
-        if opcode.endswith("-start"):
+        if opcode.endswith("-start") or opcode == "recv":
             return "start", instruction.name
         if opcode != "fusion":
             return "sync", instruction.name

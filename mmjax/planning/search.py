@@ -71,51 +71,58 @@ def rematerialised(raw: Mapping[str, Any], how: str) -> Overrides:
     return found
 
 
-def changes_that_may_fit(raw: Mapping[str, Any], plan: Plan, shards: int) -> Iterator[Overrides]:
-    """What to try where a step does not fit, from the change that costs least time to the one that costs most.
+def make_it_fit(
+    raw: Mapping[str, Any], plan: Plan, shards: int, attempt: Try, say: Callable[[str], None]
+) -> tuple[Overrides, Plan] | None:
+    """Tries changes, from the one that costs least time to the one that costs most, until the step fits.
 
     Args:
       plan: the one that does not fit.
       shards: into how many parts the mesh splits a batch.
+
+    Returns:
+      The change and its plan; None where nothing helps.
     """
-    capacity = plan.capacity_bytes or 0
-    fsdp = plan.mesh.get("fsdp", 1)
-    state = 3 * 4 * plan.parameters // (fsdp * plan.mesh.get("tensor", 1))
-    wider: Overrides = {}
-    if state > 0.4 * capacity:
+    capacity, need = plan.capacity_bytes or 0, plan.peak_bytes
+    tensor, fsdp = plan.mesh.get("tensor", 1), plan.mesh.get("fsdp", 1)
+    state = 3 * 4 * plan.parameters // (fsdp * tensor)
+    best: Overrides = {}
+
+    def fits(overrides: Overrides) -> tuple[Overrides, Plan] | None:
+        nonlocal need
+        say(f"does not fit; compiling with {flags(overrides)}")
+        found = attempt(overrides)
+        if found is not None:
+            need = min(need, found.peak_bytes)
+        return (overrides, found) if found is not None and found.fits else None
+
+    if state > 0.4 * capacity and fsdp < plan.devices:
         # Parameters and moments alone take much: activations are not what to save.
         while fsdp < plan.devices and state > 0.2 * capacity:
             fsdp, state = fsdp * 2, state // 2
-        wider = {"mesh.data": plan.devices // fsdp // plan.mesh.get("tensor", 1), "mesh.fsdp": fsdp}
-        yield wider
+        best = {"mesh.data": -1, "mesh.fsdp": fsdp}
+        if found := fits(best):
+            return found
     recompute = rematerialised(raw, "full")
     if recompute:
-        yield {**wider, **recompute}
-    rest = plan.batch_size // shards
-    before = raw["train"].get("accumulate", 1)
+        best = best | recompute
+        if found := fits(best):
+            return found
+    rest, before = plan.batch_size // shards, raw["train"].get("accumulate", 1)
+    whole = need
+    for parts in _powers(rest // before):
+        # At best all that is no state shrinks with the microbatch: what is hopeless even so is not compiled.
+        hopeless = state + (whole - state) / parts > 1.2 * capacity
+        if parts > 1 and not hopeless and (found := fits({**best, "train.accumulate": parts * before})):
+            return found
     for parts in _powers(rest):
-        # At best all that is no state shrinks with the microbatch: what is hopeless even so is left out.
-        if parts > before and state + (plan.peak_bytes - state) / (parts / before) < 1.5 * capacity:
-            yield {**wider, **recompute, "train.accumulate": parts}
-    for parts in _powers(rest):
-        if parts > 1:
-            yield {**wider, **recompute, "train.batch_size": plan.batch_size // parts}
+        if parts > 1 and (found := fits({**best, "train.batch_size": plan.batch_size // parts})):
+            return found
+    return None
 
 
 def _powers(limit: int) -> list[int]:
     return [2**power for power in range(int(math.log2(max(1, limit))) + 1)]
-
-
-def make_it_fit(
-    raw: Mapping[str, Any], plan: Plan, shards: int, attempt: Try, say: Callable[[str], None]
-) -> tuple[Overrides, Plan] | None:
-    """The first change after which the step compiles and fits, with its plan; None where none does."""
-    for overrides in changes_that_may_fit(raw, plan, shards):
-        say(f"compiling with {flags(overrides)}")
-        found = attempt(overrides)
-        if found is not None and found.fits:
-            return overrides, found
-    return None
 
 
 def search(
