@@ -97,9 +97,9 @@ def test_a_plan_for_a_pod_that_is_not_here_has_everything(recipe_file, capsys, t
     )
     low, high = found["step_seconds_range"]
     assert low <= found["step_seconds"] <= high
-    # Float32 gradients cross the slices; each of the 8 chips of a slice sends its part of them.
+    # Float32 gradients cross the slices; each of the 8 chips of a slice sends its part, of a small one all of it.
     across = [row for row in found["collectives"] if "slice" in row["axis"] and row["kind"] == "all-reduce"]
-    assert 0.9 < sum(row["bytes"] for row in across) / (4 * found["parameters"] / 8) < 1.2
+    assert 0.9 < sum(row["bytes"] for row in across) / (4 * found["parameters"] / 8) < 2.5
     rate = 64 / found["step_seconds"]
     assert found["examples_per_second"] == pytest.approx(rate)
     assert found["cost"] == pytest.approx(1e6 / rate / 3600 * 16 * 2)
