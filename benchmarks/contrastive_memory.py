@@ -64,9 +64,7 @@ def main(_) -> None:
         mesh = make_mesh(MeshConfig(), topology_devices(_TOPOLOGY.value))
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
-    print(
-        f"JAX {jax.__version__}, {mesh.size} devices of {_TOPOLOGY.value}, features of {_WIDTH.value} float32 numbers"
-    )
+    print(f"JAX {jax.__version__}, {_TOPOLOGY.value} ({mesh.size} devices), {_WIDTH.value} float32 numbers a feature")
     print(f"{'loss':8} {'batch':>9} {'ring':>14} {'dense':>14}")
     for kind in LOSSES:
         for batch in _BATCH.value:

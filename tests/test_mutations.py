@@ -39,6 +39,8 @@ MICROBATCHES = ("tests/test_contracts.py", "-k", "microbatches and fusion-concat
 MICROBATCHES_OF_PAIRS = ("tests/test_contracts.py", "-k", "microbatches and task-contrastive")
 WEIGHTS = ("tests/test_masks.py", "-k", "counts_as_often")
 PAIRS = ("tests/test_masks.py", "-k", "lacks_one_of_a_pair")
+RING_OF_PAIRS = ("tests/test_pairs.py", "-k", "definition")
+RING_OF_TOKENS = ("tests/test_attention.py", "-k", "over_split_tokens")
 GUARD = ("tests/test_step.py", "-k", "not_finite")
 WINDOW = ("tests/test_step.py", "-k", "window")
 ROWS = ("tests/test_step.py", "-k", "restored_step or torn")
@@ -76,7 +78,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a query that sees nothing averages everything",
-        "layers/attention.py",
+        "layers/kernels.py",
         "    weights = jnp.where(visible, weights, 0.0)\n",
         "",
         ("tests/test_masks.py", "-k", "sees_no_key"),
@@ -84,7 +86,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the largest hidden key scales the visible ones",
-        "layers/attention.py",
+        "layers/kernels.py",
         "logits = jnp.where(visible, logits * query.shape[-1] ** -0.5, NEVER)",
         "logits = logits * query.shape[-1] ** -0.5",
         ("tests/test_masks.py", "-k", "not_visible"),
@@ -92,15 +94,15 @@ MUTATIONS = [
     Mutation(
         "padding is seen",
         "layers/attention.py",
-        " & keys.mask[:, None, :]",
-        "",
+        "jnp.where(keys.mask, keys.segments, -2)",
+        "keys.segments",
         ("tests/test_masks.py", "-k", "padding"),
     ),
     Mutation(
         "segments see each other",
         "layers/attention.py",
-        "    same = queries.segments[:, :, None] == keys.segments[:, None, :]\n    return same & ",
-        "    return ",
+        "jnp.where(queries.mask, queries.segments, -1), jnp.where(keys.mask, keys.segments, -2)",
+        "jnp.where(queries.mask, 0, -1), jnp.where(keys.mask, 0, -2)",
         ("tests/test_masks.py", "-k", "segments"),
     ),
     Mutation(
@@ -112,17 +114,92 @@ MUTATIONS = [
     ),
     Mutation(
         "pairs that are not there are negatives",
-        "tasks/contrastive.py",
-        "        logits = jnp.where(there, logits, NEVER)\n        positive = together & there\n",
-        "        positive = together & there\n",
+        "tasks/pairs.py",
+        '    there = rows["there"][:, None] & columns["there"][None, :]\n',
+        "    there = jnp.ones(cosines.shape, bool)\n",
         PAIRS,
     ),
     Mutation(
         "pairs that are not there are positives",
-        "tasks/contrastive.py",
-        "        positive = together & there\n",
-        "        positive = together\n",
+        "tasks/pairs.py",
+        "return cosines, there & (",
+        "return cosines, (",
         PAIRS,
+    ),
+    # What devices send each other.
+    Mutation(
+        "devices keep their sums to themselves",
+        "tasks/pairs.py",
+        "of_scalars = [jax.lax.psum(x, axes) for x in of_scalars]",
+        "of_scalars = list(of_scalars)",
+        RING_OF_PAIRS,
+        slow=False,
+    ),
+    Mutation(
+        "nobody goes around",
+        "sharding/ring.py",
+        "jax.tree.map(lambda x: jax.lax.ppermute(x, tuple(axes), onward), visitor)",
+        "visitor",
+        RING_OF_PAIRS,
+        slow=False,
+    ),
+    Mutation(
+        "visitors do not come home",
+        "sharding/ring.py",
+        "(carry, visitor), length=count)",
+        "(carry, visitor), length=count - 1)",
+        RING_OF_TOKENS,
+    ),
+    Mutation(
+        "what was seen before a larger logit keeps its weight",
+        "layers/sequence.py",
+        "total * shrink + weights",
+        "total + weights",
+        RING_OF_TOKENS,
+    ),
+    Mutation(
+        "keys come home without their gradient",
+        "layers/sequence.py",
+        'of_key = visitor["of_key"] + product',
+        "of_key = product",
+        RING_OF_TOKENS,
+    ),
+    Mutation(
+        "heads are exchanged without their segments",
+        "layers/sequence.py",
+        "jax.lax.all_gather(x, axes, axis=1, tiled=True)",
+        "jnp.tile(x, (1, jax.lax.axis_size(axes)))",
+        RING_OF_TOKENS,
+    ),
+    Mutation(
+        "convolutions are split along space",
+        "layers/convolution.py",
+        '        y = shard(y, "batch", *("none",) * (y.ndim - 1))\n',
+        "",
+        ("tests/test_equivalence.py", "-k", "each_mesh and data=2 and sequence=2"),
+    ),
+    Mutation(
+        "parameters are gathered all at once",
+        "layers/stack.py",
+        "        if self.scan:\n",
+        "        from mmjax.sharding import shard\n"
+        '        layers = jax.tree.map(lambda x: shard(x, *("none",) * x.ndim), layers)\n        if self.scan:\n',
+        ("tests/test_mesh.py", "-k", "layer_at_a_time"),
+    ),
+    # What is kept.
+    Mutation(
+        "no product has a name",
+        "layers/linear.py",
+        "checkpoint_name(project(x, self.kernel[...].astype(x.dtype)), PRODUCT)",
+        "project(x, self.kernel[...].astype(x.dtype))",
+        ("tests/test_stack.py", "-k", "not_kept"),
+    ),
+    Mutation(
+        "moments are rounded to the nearest",
+        "training/moments.py",
+        "(bits + draws)",
+        "(bits + jnp.uint32(0x8000))",
+        ("tests/test_optimizers.py", "-k", "on_average"),
     ),
     # Weights.
     Mutation(

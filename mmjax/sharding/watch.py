@@ -96,11 +96,11 @@ class Watch:
                     said = self._client.key_value_dir_get(f"{self.key}/alive/")
                     verdict = judge.look({int(key.rpartition("/")[2]): json.loads(text) for key, text in said})
                     if verdict:
-                        self._client.key_value_set(f"{self.key}/verdict", verdict, allow_overwrite=True)
-                        # The coordinator ends with this process: the others read the verdict first.
-                        time.sleep(2 * self.period)
+                        self._tell(verdict, self.count - 1 - len(judge.culprits))
                 else:
-                    verdict = dict(self._client.key_value_dir_get(f"{self.key}/verdict")).get(f"{self.key}/verdict")
+                    verdict = next((text for _, text in self._client.key_value_dir_get(f"{self.key}/verdict/")), None)
+                    if verdict:
+                        self._client.key_value_set(f"{self.key}/heard/{self.me}", "yes", allow_overwrite=True)
                 heard = time.monotonic()
             except (RuntimeError, ValueError):
                 silence = time.monotonic() - heard
@@ -109,6 +109,13 @@ class Watch:
                     continue
             if verdict:
                 stop(verdict)
+
+    def _tell(self, verdict: str, others: int) -> None:
+        """Process 0 stays until the others have heard it: the coordinator ends with this process."""
+        self._client.key_value_set(f"{self.key}/verdict/all", verdict, allow_overwrite=True)
+        end = time.monotonic() + self.patience
+        while len(self._client.key_value_dir_get(f"{self.key}/heard/")) < others and time.monotonic() < end:
+            time.sleep(0.1)
 
     def _catch_abort(self) -> None:
         """JAX aborts the process as soon as it loses the coordinator: say who that was, and leave in good order."""
@@ -145,12 +152,14 @@ class Judge:
     def __init__(self, count: int, patience: float, stall: float, clock=time.monotonic):
         self.count, self.patience, self.stall, self.clock = count, patience, stall, clock
         self.started = clock()
+        self.culprits: set[int] = set()
         self.last_said: dict[int, tuple[str, float]] = {}
         self.last_step: dict[int, tuple[int, float]] = {}
 
     def look(self, said: dict[int, dict[str, Any]]) -> str | None:
         """Args: {process: what it said last, "host", "step", "time", "ended"}. Returns who is gone or late, or None."""
-        now, problems = self.clock(), []
+        now = self.clock()
+        problems: dict[int, str] = {}
         for process, words in sorted(said.items()):
             for last, key in ((self.last_said, "time"), (self.last_step, "step")):
                 if process not in last or last[process][0] != words[key]:
@@ -160,7 +169,7 @@ class Judge:
         for process in range(self.count):
             if process not in said:
                 if now - self.started > self.patience:
-                    problems.append(f"process {process} of {self.count} did not begin")
+                    problems[process] = f"process {process} of {self.count} did not begin"
                 continue
             if process not in there:
                 continue
@@ -168,12 +177,13 @@ class Judge:
             name = f"process {process} of {self.count} on {words['host']}, at step {words['step']},"
             silent, stuck = (now - last[process][1] for last in (self.last_said, self.last_step))
             if words["ended"]:
-                problems.append(f"{name} ended: {words['ended']}")
+                problems[process] = f"{name} ended: {words['ended']}"
             elif silent > self.patience:
-                problems.append(f"{name} has been silent for {silent:.0f} s: it ended, or its host did")
+                problems[process] = f"{name} has been silent for {silent:.0f} s: it ended, or its host did"
             elif words["step"] < ahead and stuck > self.stall:
-                problems.append(f"{name} has made no step for {stuck:.0f} s, while others are at step {ahead}")
-        return "; ".join(problems[:8]) or None
+                problems[process] = f"{name} has made no step for {stuck:.0f} s, while others are at step {ahead}"
+        self.culprits = set(problems)
+        return "; ".join(list(problems.values())[:8]) or None
 
 
 def stop(verdict: str) -> None:
