@@ -10,8 +10,11 @@ tokenizer of at most 31,998 tokens.
 from ml_collections import ConfigDict
 
 
-def recipe(variant: str, pixels: int, heads: int, rematerialise: str) -> ConfigDict:
-    """`variant` is that of both towers, with its patch; `heads` are those of the attention pooling."""
+def recipe(variant: str, pixels: int, heads: int, rematerialise: str, fsdp: int) -> ConfigDict:
+    """`variant` is that of both towers, with its patch; `heads` are those of the attention pooling.
+
+    `fsdp` splits parameters and moments: 16 for one ring of a 16x16 pod, and --config.mesh.fsdp=8 on 8 chips.
+    """
     config = ConfigDict()
     config.seed = 0
     config.data = {
@@ -48,8 +51,7 @@ def recipe(variant: str, pixels: int, heads: int, rematerialise: str) -> ConfigD
     config.schedule = {"kind": "cosine", "peak": 1e-3, "warmup": 10_000}
     # 32 examples for each chip of 256.
     config.train = {"steps": 1_000_000, "batch_size": 8192, "accumulate": 1}
-    # Parameters over one ring of a 16x16 pod. On 8 chips: --config.mesh.fsdp=8.
-    config.mesh = {"data": -1, "fsdp": 16}
+    config.mesh = {"data": -1, "fsdp": fsdp}
     config.precision = {"compute": "bfloat16"}
     config.checkpoint = {"every": 5000, "keep": 2}
     config.evaluate = {"every": 0, "splits": []}
