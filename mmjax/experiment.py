@@ -23,7 +23,7 @@ from mmjax.layers import Precision
 from mmjax.modalities import MODALITIES
 from mmjax.modalities.augmentation import AUGMENTATIONS
 from mmjax.model import Model, ModelConfig
-from mmjax.sharding import MeshConfig, batch_rows, batch_shards, make_mesh, place_batch
+from mmjax.sharding import MeshConfig, batch_rows, batch_sharding, batch_shards, make_mesh, place_batch, replicated
 from mmjax.tasks.metrics import finalise
 from mmjax.tokens import Batch, abstract_batch
 from mmjax.training import ESTIMATORS, HOOKS, LOSS_TRANSFORMS
@@ -246,6 +246,24 @@ class Experiment:
 
     def compile_step(self):
         return compile_step(self.trainer, self.mesh, self.shardings)
+
+    def lower_step(self):
+        """The step for shapes alone: its `compile()` makes the program that training runs, without any data."""
+        return self.compile_step().lower(self.abstract_state, self.placed_batch)
+
+    def trace_step(self):
+        """The step as JAX traces it, for shapes alone."""
+        with jax.set_mesh(self.mesh):
+            return jax.make_jaxpr(self.trainer.step)(self.abstract_state, self.placed_batch)
+
+    @property
+    def placed_batch(self) -> Batch:
+        """The shapes of a batch, with where their rows live."""
+        whole, rows = replicated(self.mesh), batch_sharding(self.mesh)
+        return jax.tree.map(
+            lambda shape: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=rows if shape.shape else whole),
+            self.abstract_batch,
+        )
 
     # Data.
 

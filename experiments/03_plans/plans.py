@@ -1,0 +1,149 @@
+"""Plans the recipes on pods of four kinds, and models whose speed others published; keeps what came in `plans.json`.
+
+    python experiments/03_plans/plans.py            # what is not recorded yet for the installed libtpu
+    python experiments/03_plans/plans.py --again    # everything
+    python experiments/03_plans/plans.py --tables   # only writes the tables of README.md anew
+    python experiments/03_plans/plans.py siglip_l16 --keep=/tmp/texts   # those whose name has this in it; keeps the HLO
+
+A plan takes minutes and some GiB; each runs in a process of its own, one after the other.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+FOLDER = pathlib.Path(__file__).parent
+ROOT = FOLDER.parents[1]
+RECORD = FOLDER / "plans.json"
+
+RECIPES = ("siglip_l16", "siglip_b16", "siglip_so400m", "trimodal_l")
+EIGHT = ["--config.mesh.fsdp=8"]
+TOPOLOGIES = {
+    "v5e-256": ["--topology=v5e:16x16"],
+    "v5p-256": ["--topology=v5p:4x8x8"],
+    "v6e-256": ["--topology=v6e:16x16"],
+    "tpu7x-256": ["--topology=tpu7x:4x8x8"],
+    "v5e-8": ["--topology=v5e:2x4", *EIGHT],
+    "v5p-8": ["--topology=v5p:2x2x2", *EIGHT],
+    "v6e-8": ["--topology=v6e:2x4", *EIGHT],
+    "tpu7x-8": ["--topology=tpu7x:2x2x2"],
+    "v5p-2048": ["--topology=v5p:8x16x16"],
+    "v6e-8x256": ["--topology=v6e:16x16", "--num_slices=8"],
+}
+
+# name: (recipe, flags, published utilisation, source)
+PUBLISHED = {
+    "32B on v5e-256": (
+        "experiments/03_plans/dense.py:32b",
+        ["--topology=v5e:16x16", "--batch_per_chip=4"],
+        0.6686,
+        "MaxText, configs/v5e/README.md and 32b.sh: 2,048 tokens, 4 sequences a chip, everything computed again",
+    ),
+    "32B on v5p-64": (
+        "experiments/03_plans/dense.py:32b_minimal",
+        ["--topology=v5p:4x4x4", "--batch_per_chip=7", "--config.mesh.fsdp=16", "--config.mesh.tensor=4"],
+        0.7147,
+        "MaxText, configs/v5p/README.md and 32b.sh: 2,048 tokens, 7 sequences a chip, results of products kept",
+    ),
+    "PaliGemma on v5e-256": (
+        "experiments/03_plans/dense.py:paligemma",
+        ["--topology=v5e:16x16", "--batch_per_chip=32"],
+        0.55,
+        "Beyer et al., PaliGemma (2024), 55 % reported: 224 pixels, 128 tokens of text; we assume 32 a chip",
+    ),
+}
+
+
+def jobs() -> dict[str, list[str]]:
+    """{name: arguments of `mmjax plan`}."""
+    found = {}
+    for name, (recipe, flags, _, _) in PUBLISHED.items():
+        found[name] = [f"--config={recipe}", *flags]
+    for place, flags in TOPOLOGIES.items():
+        for recipe in RECIPES:
+            # The smallest keeps whole parameters on every chip.
+            own = [flag for flag in flags if recipe != "siglip_b16" or flag not in EIGHT]
+            found[f"{recipe} on {place}"] = [f"--config=configs/{recipe}.py", "--batch_per_chip=32", *own]
+    return found
+
+
+def plan(arguments: list[str]) -> dict:
+    """What `mmjax plan` finds."""
+    command = [sys.executable, "-m", "mmjax", "plan", *arguments, "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1:]}
+    found = json.loads(done.stdout.splitlines()[-1])
+    # Places in the code change with every commit.
+    found.pop("slowest", None)
+    if found.get("memory"):
+        found["memory"].pop("largest")
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    compiler = importlib.metadata.version("libtpu")
+    wanted = jobs()
+    words = [word for word in arguments if not word.startswith("--")]
+    if words:
+        wanted = {name: flags for word in words for name, flags in wanted.items() if word in name}
+    for folder in (word.partition("=")[2] for word in arguments if word.startswith("--keep=")):
+        wanted = {name: [*flags, f"--hlo={folder}/{name}.txt"] for name, flags in wanted.items()}
+    for name, flags in () if "--tables" in arguments else wanted.items():
+        if record.get(name, {}).get("versions", {}).get("libtpu") == compiler and "--again" not in arguments:
+            continue
+        found = plan(flags)
+        # Several of these may run side by side.
+        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        record[name] = found
+        RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        shown = {key: record[name].get(key) for key in ("fits", "peak_bytes", "step_seconds", "utilisation", "error")}
+        print(name, shown, flush=True)
+    page = FOLDER / "README.md"
+    text = page.read_text()
+    for title, table in (("recipes", recipes_table(record)), ("published", published_table(record))):
+        text = re.sub(rf"(<!-- {title} -->\n).*?(<!-- end -->)", rf"\g<1>\n{table}\n\n\g<2>", text, flags=re.S)
+    page.write_text(text)
+
+
+def recipes_table(record: dict) -> str:
+    rows = [
+        "| recipe | pod | fits | peak of capacity | predicted step | utilisation | examples/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for recipe in sorted(RECIPES):
+        for place in TOPOLOGIES:
+            found = record.get(f"{recipe} on {place}")
+            if not found or "error" in found:
+                continue
+            share = f"{found['peak_bytes'] / 2**30:.1f} of {found['capacity_bytes'] / 2**30:.1f} GiB"
+            if found["step_seconds"] is None:
+                rows.append(f"| {recipe} | {place} | no | {share} | | | |")
+                continue
+            low, high = (1e3 * seconds for seconds in found["step_seconds_range"])
+            rows.append(
+                f"| {recipe} | {place} | {'yes' if found['fits'] else 'no'} | {share} | "
+                f"{1e3 * found['step_seconds']:.0f} ms ({low:.0f} to {high:.0f}) | {found['utilisation']:.1%} | "
+                f"{found['examples_per_second']:,.0f} |"
+            )
+    return "\n".join(rows)
+
+
+def published_table(record: dict) -> str:
+    rows = ["| model | published utilisation | predicted | predicted / published | source |", "|---|---|---|---|---|"]
+    for name, (_, _, published, source) in PUBLISHED.items():
+        found = record.get(name)
+        if found and found.get("utilisation") and published:
+            predicted = found["utilisation"]
+            rows.append(f"| {name} | {published:.1%} | {predicted:.1%} | {predicted / published:.2f} | {source} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,34 @@
+"""Small programs compiled for TPUs that are not here."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import jax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mmjax.planning.hlo import Module
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
+
+
+def topology_mesh(name: str, **sizes: int) -> Mesh:
+    """A mesh with these axes over the devices of a topology, in their own order."""
+    import numpy as np
+
+    from mmjax.planning import topology_devices
+
+    devices = np.asarray(topology_devices(name)).reshape(tuple(sizes.values()))
+    return Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def compile_on(mesh: Mesh, function, *arguments):
+    """Compiles `function` for a mesh; each argument is (shape, dtype, names of mesh axes or None)."""
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+        for shape, dtype, axes in arguments
+    ]
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(function).lower(*shapes).compile()
+    return compiled, Module(compiled.as_text())

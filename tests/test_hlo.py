@@ -1,0 +1,177 @@
+"""Compiled programs as data: what runs how often, for how many cycles, and where it comes from."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import Mesh
+
+from mmjax.planning.chips import CHIPS
+from mmjax.planning.hlo import Array, Module
+from mmjax.planning.memory import live_at_peak, read_memory
+from mmjax.planning.schedule import read_schedule
+from tests.compiled import compile_on, needs_libtpu, topology_mesh
+
+WIDTH = 512
+
+
+def products(count: int):
+    def function(x, w):
+        return jax.lax.scan(lambda carry, _: (jnp.tanh(carry @ w), None), x, length=count)[0]
+
+    return function
+
+
+def scan(mesh: Mesh, count: int):
+    replicated = ((WIDTH, WIDTH), "bfloat16", ())
+    return compile_on(mesh, products(count), replicated, replicated)
+
+
+@needs_libtpu
+def test_cycles_of_a_loop_count_as_often_as_it_runs():
+    mesh = topology_mesh("v5e:1x1", data=1)
+    cycles = {}
+    for count in (4, 12):
+        _, module = scan(mesh, count)
+        assert sorted(module.runs().values()) == [1, count]
+        cycles[count] = read_schedule(module, mesh, CHIPS["TPU v5 lite"]).cycles
+        body = max(module.runs(), key=lambda name: module.runs()[name])
+        once = sum(instruction.cycles for instruction in module.computations[body].instructions)
+        outside = sum(instruction.cycles for instruction in module.entry.instructions)
+        assert once > 0 and cycles[count] == outside + count * once
+    assert cycles[12] > 2.5 * cycles[4]
+
+
+@needs_libtpu
+@pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU v6 lite"])
+def test_the_clock_turns_the_cycles_of_a_large_product_into_nearly_the_peak(kind):
+    chip = CHIPS[kind]
+    mesh, size = topology_mesh(f"{chip.name}:1x1", data=1), 8192
+    argument = ((size, size), "bfloat16", ())
+    _, module = compile_on(mesh, lambda a, b: a @ b, argument, argument)
+    seconds = read_schedule(module, mesh, chip).seconds
+    assert 0.65 < 2 * size**3 / seconds / chip.peak_flops < 1.0
+
+
+def count_down(x):
+    def condition(carry):
+        return carry[0] < 7
+
+    return jax.lax.while_loop(condition, lambda carry: (carry[0] + 1, jnp.sin(carry[1]) * 2), (0, x))[1]
+
+
+def nested(x):
+    def outer(_, x):
+        return jax.lax.fori_loop(0, 3, lambda _, x: jnp.tanh(x @ x), x) + 1
+
+    return jax.lax.fori_loop(0, 5, outer, x)
+
+
+@pytest.mark.parametrize("where", ["cpu", pytest.param("tpu", marks=needs_libtpu)])
+@pytest.mark.parametrize(("function", "runs"), [(count_down, [1, 7]), (nested, [1, 5, 15])])
+def test_loops_are_counted_from_their_condition(function, runs, where):
+    # A large array keeps XLA from unrolling.
+    mesh = Mesh(jax.devices()[:1], ("data",)) if where == "cpu" else topology_mesh("v5e:1x1", data=1)
+    _, module = compile_on(mesh, function, ((256, 256), "float32", ()))
+    found = sorted(module.runs().values())
+    assert found == runs or where == "cpu" and set(runs) <= set(found)
+
+
+def test_a_loop_that_the_data_ends_has_no_count():
+    mesh = Mesh(jax.devices()[:1], ("data",))
+    _, module = compile_on(
+        mesh, lambda x: jax.lax.while_loop(lambda x: x.sum() > 1, lambda x: x / 2, x), ((9,), "float32", ())
+    )
+    with pytest.raises(ValueError, match="nobody knows how often"):
+        module.runs()
+
+
+@needs_libtpu
+def test_a_place_in_the_code_is_that_of_the_operation():
+    _, module = scan(topology_mesh("v5e:1x1", data=1), 4)
+    fusions = [
+        instruction
+        for name in module.runs()
+        for instruction in module.computations[name].instructions
+        if "dot_general" in instruction.operation or "tanh" in instruction.operation
+    ]
+    assert fusions and all("test_hlo.py:" in module.location(instruction) for instruction in fusions)
+
+
+@pytest.mark.parametrize(
+    ("layout", "padded"),
+    [
+        ("1,0", 2 * 130 * 3),
+        ("1,0:T(8,128)(2,1)", 2 * 136 * 128),
+        ("0,1:T(8,128)(2,1)", 2 * 8 * 256),
+        ("1,0:T(1024)", 2 * 130 * 1024),
+    ],
+)
+def test_arrays_in_tiles_are_padded(layout, padded):
+    array = Array("bf16", (130, 3), layout)
+    assert array.bytes == 2 * 130 * 3 and array.padded_bytes == padded
+
+
+@needs_libtpu
+def test_memory_is_that_of_the_compiler():
+    """Arguments to the byte. The walk only says what temporaries are made of, and comes near their sum."""
+    mesh = topology_mesh("v5e:1x1", data=1)
+    depth, rows, width = 6, 4096, 1024
+
+    def loss(w, x):
+        return jnp.square(jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]).mean()
+
+    compiled, module = compile_on(
+        mesh, jax.grad(loss), ((depth, width, width), "float32", ()), ((rows, width), "float32", ())
+    )
+    analysis = compiled.memory_analysis()
+    memory = read_memory(module, analysis, 2**34)
+    assert memory.parameters + memory.optimizer + memory.batch + memory.other == analysis.argument_size_in_bytes
+    assert memory.peak >= analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    found = sum(buffer.bytes for buffer in live_at_peak(module))
+    assert 0.8 < found / analysis.temp_size_in_bytes < 1.35
+    # What the forward pass keeps: the result of each layer.
+    largest = memory.largest[0]
+    assert largest.bytes >= depth * rows * width * 2 and largest.what == "activation"
+    assert memory.activations >= depth * rows * width * 2
+
+
+@needs_libtpu
+def test_a_kernel_takes_what_its_flops_or_its_bytes_take():
+    from jax.experimental import pallas
+
+    from mmjax.planning.flops import kernel_flops
+
+    size, parts = 1024, 4
+
+    def kernel(x, w, out):
+        out[...] = jnp.dot(x[...], w[...], preferred_element_type=jnp.float32)
+
+    def product(x, w):
+        return pallas.pallas_call(
+            kernel,
+            name="product",
+            out_shape=jax.ShapeDtypeStruct((size, size), "float32"),
+            grid=(parts,),
+            in_specs=[
+                pallas.BlockSpec((size // parts, size), lambda i: (i, 0)),
+                pallas.BlockSpec((size, size), lambda i: (0, 0)),
+            ],
+            out_specs=pallas.BlockSpec((size // parts, size), lambda i: (i, 0)),
+        )(x, w)
+
+    mesh, chip = topology_mesh("v5e:1x1", data=1), CHIPS["TPU v5 lite"]
+    argument = ((size, size), "bfloat16", ())
+    _, module = compile_on(mesh, product, argument, argument)
+    shape = jax.ShapeDtypeStruct((size, size), "bfloat16")
+    kernels = kernel_flops(jax.make_jaxpr(product)(shape, shape).jaxpr)
+    assert list(kernels.values()) == [2 * size**3]
+    schedule = read_schedule(module, mesh, chip, kernels)
+    bytes_moved = 2 * 2 * size**2 + 4 * size**2
+    assert schedule.kernels == pytest.approx(max(2 * size**3 / chip.peak_flops, bytes_moved / chip.memory_bandwidth))
+
+
+def test_text_that_is_no_module_is_refused():
+    with pytest.raises(ValueError, match="no compiled HLO module"):
+        Module("hello")
