@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from mmjax.layers.linear import Linear
+from mmjax.layers.softmax import masked_softmax
 from mmjax.sharding import shard
 from mmjax.tokens import Tokens
-
-NEVER = -1e30
-"""The logit of a key that may not be seen. Finite, so that a row without any key gives no NaN."""
 
 
 def attend(
@@ -27,12 +24,7 @@ def attend(
     also where they are not visible; `Tokens` holds zeros there.
     """
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    visible = visible[:, None]
-    logits = jnp.where(visible, logits * query.shape[-1] ** -0.5, NEVER)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    weights = jnp.where(visible, weights, 0.0)
-    total = weights.sum(axis=-1, keepdims=True)
-    weights = weights / jnp.where(total > 0, total, 1.0)
+    weights = masked_softmax(logits * query.shape[-1] ** -0.5, visible[:, None])
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
 
 
