@@ -5,8 +5,7 @@
 
 Starts the recipe twice in fresh processes, with an empty and with a filled compilation cache, and measures its step in
 a third. The data is prepared before. Steps are timed with one batch that stays on the devices; batches from the
-pipeline take turns with it, and what they add is the time of waiting for input. A recipe may take its data from
-`benchmarks/synthetic.py`.
+pipeline take turns with it, and what they add is the time of waiting for input.
 """
 
 from __future__ import annotations
@@ -60,11 +59,8 @@ def main(arguments: list[str]) -> int:
 
 def in_processes(flags: absl_flags.FlagValues, arguments: list[str]) -> dict[str, Any]:
     """Everything, measured in processes of their own: this one must not hold the devices."""
-    import synthetic
-
     from mmjax.experiment import make_dataset, plain
 
-    synthetic.install()
     # Also brings the libraries into the system's file cache, so that the first start has no drawback.
     make_dataset(plain(flags.config)["data"])[1].prepare()
     with tempfile.TemporaryDirectory() as folder:
@@ -96,10 +92,8 @@ def _in_a_process(part: str, arguments: list[str], folder: str) -> dict[str, Any
 
 def start(flags: absl_flags.FlagValues) -> dict[str, float]:
     """Does what `mmjax train` does, from the command to the end of the first step."""
-    import synthetic
     from measurements import compile_seconds, first_step
 
-    synthetic.install()
     with compile_seconds() as seconds, tempfile.TemporaryDirectory() as workdir:
         until = first_step(flags.config, pathlib.Path(workdir))
     return {"to_first_step": until - flags.started, **seconds}
@@ -107,11 +101,9 @@ def start(flags: absl_flags.FlagValues) -> dict[str, float]:
 
 def measure(flags: absl_flags.FlagValues) -> dict[str, Any]:
     import measurements
-    import synthetic
 
     from mmjax.experiment import Experiment
 
-    synthetic.install()
     experiment = Experiment(flags.config)
     run = measurements.Run(experiment)
     found: dict[str, Any] = measurements.machine(experiment)

@@ -23,7 +23,7 @@ from mmjax.layers import Precision
 from mmjax.modalities import MODALITIES
 from mmjax.modalities.augmentation import AUGMENTATIONS
 from mmjax.model import Model, ModelConfig
-from mmjax.sharding import MeshConfig, batch_rows, batch_shards, make_mesh, place_batch
+from mmjax.sharding import MeshConfig, batch_rows, batch_sharding, batch_shards, make_mesh, place_batch, replicated
 from mmjax.tasks.metrics import finalise
 from mmjax.tokens import Batch, abstract_batch
 from mmjax.training import ESTIMATORS, HOOKS, LOSS_TRANSFORMS
@@ -121,7 +121,8 @@ class Experiment:
         self.augmentations = _augmentations(self.data_config, self.dataset)
         self.specs = {name: modality.spec for name, modality in self.modalities.items()}
         self.targets = dict(self.dataset.targets)
-        self.mesh = make_mesh(mesh or config.mesh, devices)
+        self.layout = mesh or config.mesh
+        self.mesh = make_mesh(self.layout, devices)
         self.schedule = make_schedule(config.schedule, "schedule", config.train.steps)
         self.variables = nnx.state(nnx.eval_shape(functools.partial(self._model, 0)))
         self.graph = nnx.graphdef(nnx.eval_shape(functools.partial(self._model, 0)))
@@ -145,7 +146,7 @@ class Experiment:
         self.headlines = [f"{name}/{task.headline}" for name, task in model.tasks.items()]
         coupled = frozenset(name for name, task in model.tasks.items() if task.coupled)
         self.chances = {name: task.chance(self.config.train.batch_size) for name, task in model.tasks.items()}
-        return Objective(self.graph, factors, self.config.seed, coupled)
+        return Objective(self.graph, factors, self.config.seed, coupled, self.layout)
 
     def _trainer(self) -> Trainer:
         train = self.config.train
@@ -245,6 +246,24 @@ class Experiment:
 
     def compile_step(self):
         return compile_step(self.trainer, self.mesh, self.shardings)
+
+    def lower_step(self):
+        """The step for shapes alone: its `compile()` makes the program that training runs, without any data."""
+        return self.compile_step().lower(self.abstract_state, self.placed_batch)
+
+    def trace_step(self):
+        """The step as JAX traces it, for shapes alone."""
+        with jax.set_mesh(self.mesh):
+            return jax.make_jaxpr(self.trainer.step)(self.abstract_state, self.placed_batch)
+
+    @property
+    def placed_batch(self) -> Batch:
+        """The shapes of a batch, with where their rows live."""
+        whole, rows = replicated(self.mesh), batch_sharding(self.mesh)
+        return jax.tree.map(
+            lambda shape: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=rows if shape.shape else whole),
+            self.abstract_batch,
+        )
 
     # Data.
 

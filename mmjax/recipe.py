@@ -73,9 +73,10 @@ def check_key(config: ConfigDict, key: str, where: str) -> bool:
 
 
 def _run_file(path: Path) -> ModuleType:
-    """Runs a recipe as a module. `from configs import digits` works in it, as it does under `python -m mmjax`."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
+    """Runs a recipe as a module. `from configs import digits` works in it, wherever the command was started."""
+    for folder in (os.getcwd(), str(path.resolve().parent.parent)):
+        if folder not in sys.path:
+            sys.path.append(folder)
     # Under a name of its own: a recipe called `random.py` must not replace the module that others import.
     spec = importlib.util.spec_from_file_location(f"mmjax_recipe_{path.stem}", path)
     if spec is None or spec.loader is None:

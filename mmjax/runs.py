@@ -17,7 +17,7 @@ from mmjax.evaluation import EvaluationHook, subset_name
 from mmjax.experiment import CHANGEABLE, Experiment
 from mmjax.files import write_atomically, write_json
 from mmjax.reporting.overview import count, parts, print_facts, print_metrics, print_subsets
-from mmjax.sharding import AXES, MeshConfig, together, whole_parameters
+from mmjax.sharding import MeshConfig, Watch, spell, together, whole_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.log_hook import LogHook
 from mmjax.training.loop import Hook, Loop
@@ -57,35 +57,36 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
     # Hooks of all processes read the rows that are left after a crash.
     with together("the repair of metrics.jsonl"):
         log = MetricsLog(workdir, restored or 0) if writes else None
-    loop = Loop(state, experiment.config.train.steps, _hooks(experiment, checkpoints, log, workdir, console))
-    batches = experiment.train_batches(loop.step)
-    try:
-        state = loop.run(experiment.compile_step(), batches)
-    finally:
-        batches.close()
-        if log:
-            log.close()
-    trained = time.perf_counter() - started
-    if loop.stop:
-        console.print(f"stopped at step {loop.step}: {loop.stop}")
-    interrupted = loop.stop is not None and not loop.done and loop.stop.startswith("the machine")
-    if interrupted:
+    with Watch(experiment.layout.patience, experiment.layout.stall) as watch:
+        loop = Loop(state, experiment.config.train.steps, _hooks(experiment, checkpoints, log, workdir, console, watch))
+        batches = experiment.train_batches(loop.step)
+        try:
+            state = loop.run(experiment.compile_step(), batches)
+        finally:
+            batches.close()
+            if log:
+                log.close()
+        trained = time.perf_counter() - started
+        if loop.stop:
+            console.print(f"stopped at step {loop.step}: {loop.stop}")
+        interrupted = loop.stop is not None and not loop.done and loop.stop.startswith("the machine")
+        if interrupted:
+            checkpoints.close()
+            raise SystemExit(f"mmjax: stopped at step {loop.step} with a checkpoint; run the same command to go on")
+        if loop.step and not int(state.step):
+            problem = f"the gradient was not finite in any of {loop.step} steps, so nothing was learned"
+            raise SystemExit(f"mmjax: {problem}; lower the tasks' weights, or look for infinite values in the data")
+        result = {
+            "seed": experiment.config.seed,
+            "steps": loop.step,
+            "parameters": count(state.parameters),
+            "parameters_hash": parameters_hash(state.parameters),
+            **evaluate_splits(experiment, state.evaluated, experiment.config.evaluate.splits, console),
+            **provenance(),
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "seconds": {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)},
+        }
         checkpoints.close()
-        raise SystemExit(f"mmjax: stopped at step {loop.step} with a checkpoint; run the same command to go on")
-    if loop.step and not int(state.step):
-        problem = f"the gradient was not finite in any of {loop.step} steps, so nothing was learned"
-        raise SystemExit(f"mmjax: {problem}; lower the tasks' weights, or look for infinite values in the data")
-    result = {
-        "seed": experiment.config.seed,
-        "steps": loop.step,
-        "parameters": count(state.parameters),
-        "parameters_hash": parameters_hash(state.parameters),
-        **evaluate_splits(experiment, state.evaluated, experiment.config.evaluate.splits, console),
-        **provenance(),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "seconds": {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)},
-    }
-    checkpoints.close()
     if writes:
         write_json(workdir / "result.json", result)
         _print_places(console, workdir, result)
@@ -217,7 +218,12 @@ def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> tuple[Trai
 
 
 def _hooks(
-    experiment: Experiment, checkpoints: Checkpoints, log: MetricsLog | None, workdir: pathlib.Path, console: Console
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    log: MetricsLog | None,
+    workdir: pathlib.Path,
+    console: Console,
+    watch: Watch,
 ) -> list[Hook]:
     config = experiment.config
     history = read_rows(workdir) if (workdir / "metrics.jsonl").exists() else []
@@ -227,7 +233,18 @@ def _hooks(
     ]
     hooks += [cls(options, history) for cls, options in experiment.hooks]
     hooks.append(CheckpointHook(checkpoints, log.sync if log else lambda: None))
+    hooks.append(_Mark(watch))
     return hooks
+
+
+class _Mark(Hook):
+    """Tells the watch over all processes how far this one is."""
+
+    def __init__(self, watch: Watch):
+        self.watch = watch
+
+    def after_step(self, loop: Loop) -> None:
+        self.watch.mark(loop.step)
 
 
 def _print_overview(
@@ -240,10 +257,9 @@ def _print_overview(
 ) -> None:
     config, shapes = experiment.config, experiment.shapes
     train = config.train
-    sizes = " x ".join(f"{axis}={experiment.mesh.shape[axis]}" for axis in AXES)
-    kind = experiment.mesh.devices.flat[0].device_kind
+    devices = f"{experiment.mesh.size} {experiment.mesh.devices.flat[0].device_kind} device(s)"
     facts = {
-        "mesh": f"{sizes} on {experiment.mesh.size} {kind} device(s), {jax.process_count()} process(es)",
+        "mesh": f"{spell(dict(experiment.mesh.shape))} on {devices}, {jax.process_count()} process(es)",
         "precision": f"{config.precision.compute} products, float32 parameters",
         "parameters": f"{count(shapes.parameters):,}",
         **{f"  {name}": f"{number:,}" for name, number in parts(shapes.parameters).items()},

@@ -25,11 +25,11 @@ from mmjax.encoders import ENCODERS
 from mmjax.fusion import FUSIONS
 from mmjax.layers import Precision
 from mmjax.model import Model, ModelConfig
-from mmjax.sharding import MeshConfig, make_mesh, place_batch
+from mmjax.sharding import MeshConfig, make_mesh, parameter_shardings, place_batch
 from mmjax.tasks import TASKS
 from mmjax.tokens import Batch, Input, InputSpec, Target, TargetSpec
 from mmjax.training import ESTIMATORS, LOSS_TRANSFORMS
-from mmjax.training.objective import Objective
+from mmjax.training.objective import Objective, Wrapper
 from mmjax.training.state import TrainState
 from mmjax.training.step import Trainer, compile_step, state_shardings
 
@@ -50,6 +50,26 @@ SMALL: dict[str, Any] = {
 
 TOLERANCE = 1e-5
 """Of each leaf's largest gradient, in float32 with matmul precision "highest"."""
+
+MESHES = {
+    "slice=8": MeshConfig(slice=8, data=1),
+    "data=8": MeshConfig(data=8),
+    "fsdp=8": MeshConfig(data=1, fsdp=8),
+    "sequence=8": MeshConfig(data=1, sequence=8),
+    "tensor=8": MeshConfig(data=1, tensor=8),
+    "data=2 x fsdp=4": MeshConfig(data=2, fsdp=4),
+    "data=4 x tensor=2": MeshConfig(data=4, tensor=2),
+    "fsdp=4 x tensor=2": MeshConfig(data=1, fsdp=4, tensor=2),
+    "fsdp=2 x sequence=4": MeshConfig(data=1, fsdp=2, sequence=4),
+    "sequence=4 x tensor=2": MeshConfig(data=1, sequence=4, tensor=2, sequence_attention="all_to_all"),
+    "slice=2 x data=4": MeshConfig(slice=2, data=4),
+    "slice=2 x fsdp=4": MeshConfig(slice=2, data=1, fsdp=4),
+    "data=2 x fsdp=2 x tensor=2": MeshConfig(data=2, fsdp=2, tensor=2),
+    "slice=2 x fsdp=2 x sequence=2": MeshConfig(slice=2, data=1, fsdp=2, sequence=2, sequence_attention="all_to_all"),
+    "slice=2 x fsdp=2 x tensor=2": MeshConfig(slice=2, data=1, fsdp=2, tensor=2),
+    "data=2 x sequence=2 x tensor=2": MeshConfig(data=2, sequence=2, tensor=2),
+}
+"""Each axis alone, and products of two and three."""
 
 TARGETS = {
     "label": TargetSpec((), "int32", ("a", "b", "c", "d", "e")),
@@ -154,12 +174,13 @@ class Case:
 
     def gradients_on(self, batch: Batch, mesh_config: MeshConfig) -> tuple[Any, dict[str, Any]]:
         """The same on a mesh of simulated devices."""
-        mesh = make_mesh(mesh_config)
+        mesh, objective = make_mesh(mesh_config), dataclasses.replace(self.objective, layout=mesh_config)
+        if isinstance(objective, Wrapper):
+            objective = dataclasses.replace(objective, inner=dataclasses.replace(self.plain, layout=mesh_config))
         with jax.default_matmul_precision("highest"), jax.set_mesh(mesh):
-            shapes = jax.eval_shape(self.trainer.init, self.parameters, batch)
-            shardings = state_shardings(mesh, self.trainer, self.variables, shapes)
-            parameters = jax.device_put(self.parameters, shardings.parameters)
-            step = jax.jit(lambda p, b: self.trainer.estimator(self.trainer.objective, p, b))
+            shardings = parameter_shardings(mesh, self.variables, mesh_config.rules)
+            parameters = jax.device_put(self.parameters, shardings)
+            step = jax.jit(lambda p, b: self.trainer.estimator(objective, p, b))
             return jax.device_get(step(parameters, place_batch(mesh, batch, batch.size)))
 
 
@@ -268,9 +289,10 @@ def check_absence(part: Part) -> None:
 
 
 def check_devices(part: Part) -> None:
-    """One device gives what eight give, on a mesh with all three axes."""
+    """One device gives what eight give; part by part, it is the turn of each mesh of several axes."""
     case, batch, truth = standard(part)
-    assert_close(case.gradients_on(batch, MeshConfig(data=2, fsdp=2, tensor=2)), truth)
+    products = [config for name, config in MESHES.items() if " x " in name]
+    assert_close(case.gradients_on(batch, products[PARTS.index(part) % len(products)]), truth)
 
 
 def check_accumulation(part: Part) -> None:

@@ -7,6 +7,8 @@ The variable MMJAX_TEST_KILL says when; everything else is what the command does
     commit:8    SIGKILL when all of checkpoint 8 is written and gets its final name next
     term:13     SIGTERM after step 13
     pace:0.05   waits so many seconds after each step, for someone outside who kills
+
+With MMJAX_TEST_NOTES=FILE the process writes a line "STEP ROW ID" for each example that it trains on.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import sys
 import threading
 import time
 
-from mmjax.training import checkpoint
+from mmjax.training import checkpoint, loop
 
 WHEN, _, NUMBER = os.environ["MMJAX_TEST_KILL"].partition(":")
 PATIENCE = 60
@@ -43,6 +45,24 @@ def after_each_step() -> None:
             time.sleep(float(NUMBER))
 
     checkpoint.CheckpointHook.after_step = after_step
+
+
+def note_batches(path: pathlib.Path) -> None:
+    original = loop.Loop.run
+
+    def run(self, train_step, batches):
+        with path.open("a") as notes:
+
+            def noted(state, batch):
+                for shard in batch.ids.addressable_shards:
+                    for row, number in enumerate(shard.data, shard.index[0].start or 0):
+                        print(self.step, row, int(number), file=notes)
+                notes.flush()
+                return train_step(state, batch)
+
+            return original(self, noted, batches)
+
+    loop.Loop.run = run
 
 
 def in_checkpoint() -> None:
@@ -86,6 +106,8 @@ def in_checkpoint() -> None:
 if __name__ == "__main__":
     from mmjax.__main__ import main
 
+    if os.environ.get("MMJAX_TEST_NOTES"):
+        note_batches(pathlib.Path(os.environ["MMJAX_TEST_NOTES"]))
     if WHEN in ("begin", "commit"):
         in_checkpoint()
     else:

@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.optimizer = {"name": "adamw", "weight_decay": 0.05}
     config.schedule = {"kind": "cosine", "peak": 1e-2, "warmup": 5}
     config.train = {"steps": 28, "batch_size": 16, "accumulate": 2, "average": 0.9}
-    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1, "patience": 60.0}
     config.checkpoint = {"every": 8}
     config.evaluate = {"every": 10, "splits": ["validation"], "subsets": False, "batch_size": 128}
     config.log = {"every": 5}

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax.data import DATASETS
 from mmjax.experiment import Experiment
 from mmjax.training import HOOKS
 
@@ -45,13 +44,9 @@ def modules():
 
 @pytest.fixture(scope="module")
 def experiment(modules):
-    modules["synthetic"].install()
-    try:
-        recipe = modules["synthetic"].transformer_recipe(3)
-        recipe.train.batch_size = 4
-        yield Experiment(recipe, jax.devices()[:2])
-    finally:
-        del DATASETS["synthetic"]
+    recipe = modules["synthetic"].transformer_recipe(3)
+    recipe.train.batch_size = 4
+    return Experiment(recipe, jax.devices()[:2])
 
 
 @pytest.fixture(scope="module")

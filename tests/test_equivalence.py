@@ -20,6 +20,7 @@ from mmjax.sharding import MeshConfig, make_mesh, parameter, parameter_shardings
 from mmjax.tokens import Batch, Input, Target
 from mmjax.training.estimators import Accumulated
 from mmjax.training.step import compile_step, state_shardings
+from tests import contracts
 from tests.contracts import assert_close
 
 SIZE = 32
@@ -99,6 +100,27 @@ def gradients(batch: Batch, mesh_config: MeshConfig | None = None, microbatches:
 @functools.cache
 def truth():
     return gradients(make_batch())
+
+
+@functools.cache
+def pairs_case():
+    """Two encoders whose tokens split eight ways, and all pairs of the batch, some of them with several positives."""
+    sizes = {"patch": 2, "heads": 4}
+    case = contracts.Case(contracts.Part("task", "contrastive"), positives="label", **sizes)
+    batch = contracts.make_batch(case.specs)
+    return case, batch, case.gradients(batch)
+
+
+# The contract suite has the other products too, each with another part.
+QUICK = [name for name in contracts.MESHES if name.count(" x ") != 1]
+
+
+@pytest.mark.parametrize(
+    "mesh", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in contracts.MESHES]
+)
+def test_each_mesh_gives_the_loss_and_all_gradients_of_one_device(mesh):
+    case, batch, truth = pairs_case()
+    assert_close(case.gradients_on(batch, contracts.MESHES[mesh]), truth)
 
 
 @pytest.mark.parametrize(

@@ -38,19 +38,19 @@ def test_tokens_are_zero_where_they_are_masked(draws):
 
 def test_a_query_that_sees_no_key_gets_exactly_zero_and_sends_no_gradient(draws):
     query, key, value = (jnp.asarray(draws.normal(size=(1, 3, 2, 4)), jnp.float32) for _ in range(3))
-    visible = jnp.array([[[True, True, False], [False, False, False], [True, False, False]]])
-    np.testing.assert_array_equal(attend(query, key, value, visible)[0, 1], 0)
-    gradients = jax.grad(lambda *parts: attend(*parts, visible)[0, 1].sum(), argnums=(0, 1, 2))(query, key, value)
+    segments = jnp.array([[0, -1, 1]]), jnp.array([[0, 1, 0]])
+    np.testing.assert_array_equal(attend(query, key, value, *segments)[0, 1], 0)
+    gradients = jax.grad(lambda *parts: attend(*parts, *segments)[0, 1].sum(), argnums=(0, 1, 2))(query, key, value)
     assert all(not leaf.any() for leaf in gradients)
 
 
 def test_a_key_that_is_not_visible_has_no_influence(draws):
     query, key, value = (jnp.asarray(draws.normal(size=(1, 3, 2, 4)), jnp.float32) for _ in range(3))
-    visible = jnp.ones((1, 3, 3), bool).at[:, :, 2].set(False)
-    truth = attend(query, key[:, :2], value[:, :2], visible[:, :, :2])
-    np.testing.assert_allclose(attend(query, key, value, visible), truth, rtol=1e-6)
+    one, hidden = jnp.zeros((1, 3), jnp.int32), jnp.array([[0, 0, -2]])
+    truth = attend(query, key[:, :2], value[:, :2], one, one[:, :2])
+    np.testing.assert_allclose(attend(query, key, value, one, hidden), truth, rtol=1e-6)
     # A hidden key may be much larger than the visible ones.
-    np.testing.assert_allclose(attend(query, key.at[:, 2].mul(1e4), value, visible), truth, rtol=1e-6)
+    np.testing.assert_allclose(attend(query, key.at[:, 2].mul(1e4), value, one, hidden), truth, rtol=1e-6)
 
 
 def padded(tokens: Tokens, more: int) -> Tokens:

@@ -1,12 +1,14 @@
 """Optimisers by name: on eight devices each does what Optax's own does on one, and the loss falls."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from mmjax.errors import UserError
 from mmjax.sharding import MeshConfig, make_mesh, place_batch
+from mmjax.training.moments import in_bfloat16, stochastic_round
 from mmjax.training.optimizer import make_optimizer
 from mmjax.training.step import Trainer, compile_step, state_shardings
 from tests import contracts
@@ -82,6 +84,60 @@ def test_each_optimiser_does_on_eight_devices_what_optax_does_on_one(case, name)
     assert gradients_of(jax.device_get(state.parameters))[0] < losses[0]
     split = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim and not leaf.sharding.is_fully_replicated]
     assert split, "each device holds all of the optimiser's state"
+
+
+def test_moments_in_bfloat16_take_half_the_memory_and_live_where_the_parameters_do(case):
+    mesh, batch = make_mesh(MeshConfig(data=1, fsdp=8)), contracts.make_batch(case.specs)
+    states = {}
+    for moments in ("float32", "bfloat16"):
+        optimizer = make_optimizer({"name": "adamw", "moments": moments}, optax.constant_schedule(RATE))
+        trainer = Trainer(case.objective, case.trainer.estimator, optimizer)
+        state = trainer.init(jax.tree.map(np.asarray, case.parameters), batch)
+        shardings = state_shardings(mesh, trainer, case.variables, jax.eval_shape(lambda state=state: state))
+        state, step = jax.device_put(state, shardings), compile_step(trainer, mesh, shardings)
+        losses = []
+        for _ in range(20):
+            state = step(state, place_batch(mesh, batch, batch.size))
+            losses.append(float(jax.device_get(state.window["loss"]).compute()))
+        states[moments] = state, losses
+    kept = {
+        moments: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim)
+        for moments, (state, _) in states.items()
+    }
+    assert kept["bfloat16"] * 2 == kept["float32"]
+    # Both learn alike.
+    (_, exact), (_, rounded) = states.values()
+    assert rounded[-1] < 0.9 * rounded[0]
+    np.testing.assert_allclose(rounded, exact, rtol=0.05)
+
+
+def test_a_second_moment_in_bfloat16_follows_its_gradient_on_average():
+    steps, gradient = 2000, jnp.full((64, 64), 0.5)
+    optimizer = in_bfloat16(optax.scale_by_adam(b1=0.9, b2=0.999))
+    _, state = jax.lax.fori_loop(
+        0, steps, lambda _, carry: optimizer.update(gradient, carry[1]), (gradient, optimizer.init(gradient))
+    )
+    second = np.asarray(state.inner.nu, np.float64)
+    expected = 0.25 * (1 - 0.999**steps)
+    assert second.mean() == pytest.approx(expected, rel=5e-3)
+    # Rounded to the nearest, it would have stopped long before.
+    stuck = jnp.zeros((), jnp.bfloat16)
+    for _ in range(steps):
+        stuck = (stuck.astype(jnp.float32) * 0.999 + 0.001 * 0.25).astype(jnp.bfloat16)
+    assert float(stuck) < 0.8 * expected
+
+
+def test_rounding_is_to_one_of_the_two_neighbours_and_right_on_average():
+    x = jnp.array([1.0, -3.0, 1 + 2.0**-9, -(2.0 + 2.0**-10), 0.0, jnp.inf, 3.3895e38])
+    many = jnp.broadcast_to(x, (20_000, x.size))
+    found = np.asarray(jax.jit(stochastic_round, static_argnums=1)(many, 3, jnp.int32(5)), np.float64)
+    for column, value in zip(found.T[:5], np.asarray(x, np.float64)[:5], strict=True):
+        assert len(set(column)) == (1 if value in (1, -3, 0) else 2)
+        assert np.abs(column - value).max() <= 2.0**-7 * abs(value)
+        assert column.mean() == pytest.approx(value, abs=2e-4)
+    assert np.isinf(found[:, 5]).all() and (found[:, 0] == 1).all()
+    again = np.asarray(stochastic_round(many, 3, jnp.int32(6)), np.float64)
+    assert (found[:, 2] != again[:, 2]).mean() > 0.1
 
 
 def test_an_optimiser_that_optax_lacks_is_refused_with_the_nearest():

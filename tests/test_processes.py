@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -16,7 +18,11 @@ import numpy as np
 import pytest
 
 from mmjax.errors import UserError
+from mmjax.experiment import Experiment
 from mmjax.sharding import initialize, together
+from mmjax.sharding.roll_call import roll_call
+from mmjax.sharding.watch import Judge
+from tests import small_recipe
 from tests.conftest import QUICK_FLAGS
 from tests.contracts import assert_close
 
@@ -110,22 +116,107 @@ def test_two_processes_train_one_run_and_one_of_them_writes_it(environment, tmp_
     assert again["result"]["parameters_hash"] == written["parameters_hash"]
 
 
-def start(environment, workdir, port: int, number: int, *overrides: str, kill: str = "") -> subprocess.Popen:
+def start(
+    environment, workdir, port: int, number: int, *overrides: str, kill: str = "", count: int = 2, notes=""
+) -> subprocess.Popen:
     program = [str(TESTS / "killable.py")] if kill else ["-m", "mmjax"]
     recipe = f"--config={TESTS / 'small_recipe.py'}"
-    where = [f"--coordinator=127.0.0.1:{port}", "--process_count=2", f"--process_id={number}"]
+    where = [f"--coordinator=127.0.0.1:{port}", f"--process_count={count}", f"--process_id={number}"]
     return subprocess.Popen(
         [sys.executable, *program, "train", recipe, f"--workdir={workdir}", *where, *overrides],
         env={
             **environment,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {QUICK_FLAGS}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count} {QUICK_FLAGS}",
             "MMJAX_TEST_KILL": kill,
+            "MMJAX_TEST_NOTES": str(notes),
         },
         cwd=TESTS.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def run_to_end(running: list[subprocess.Popen]) -> tuple[list[str], list[float]]:
+    """What each process printed, and when it ended."""
+    outputs, ends = [""] * len(running), [0.0] * len(running)
+
+    def wait(number: int) -> None:
+        outputs[number] = running[number].communicate(timeout=PATIENCE)[0]
+        ends[number] = time.monotonic()
+
+    threads = [threading.Thread(target=wait, args=(number,)) for number in range(len(running))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        for process in running:
+            process.kill()
+    return outputs, ends
+
+
+def read_notes(paths) -> dict[tuple[int, int], int]:
+    """{(step, row of the global batch): number of the example}; what is noted twice must be the same."""
+    noted: dict[tuple[int, int], int] = {}
+    for path in paths:
+        for line in path.read_text().splitlines():
+            step, row, number = map(int, line.split())
+            assert noted.setdefault((step, row), number) == number, f"another example at step {step}, row {row}"
+    return noted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count, victim, again", [(2, 1, 1), (4, 2, 2)])
+def test_when_a_process_dies_the_others_name_it_and_stop_and_fewer_go_on_with_the_same_batches(
+    environment, tmp_path, count, victim, again
+):
+    workdir, port = tmp_path / "run", free_port()
+    kills = ["step:13" if number == victim else "pace:0.01" for number in range(count)]
+    outputs, ends = run_to_end(
+        [
+            start(environment, workdir, port, number, "--config.mesh.patience=5", kill=kill, count=count,
+                  notes=tmp_path / f"first.{number}")
+            for number, kill in enumerate(kills)
+        ]
+    )  # fmt: skip
+    for number, output in enumerate(outputs):
+        if number != victim:
+            assert f"mmjax: stopped: process {victim} of {count} on " in output, output
+            assert re.search(r"at step \d+, has been silent for \d+ s.*; start the same command again", output)
+            assert "Traceback" not in output
+            assert ends[number] - ends[victim] < 60
+
+    port = free_port()
+    outputs, _ = run_to_end(
+        running := [
+            start(environment, workdir, port, number, kill="pace:0", count=again, notes=tmp_path / f"second.{number}")
+            for number in range(again)
+        ]
+    )
+    assert [process.returncode for process in running] == [0] * again, outputs
+    assert "resumed at step 8" in outputs[0], outputs[0]
+    noted = read_notes(sorted(tmp_path.glob("*.[0-9]")))
+    assert {step for step, _ in read_notes(tmp_path.glob("first.*"))} >= set(range(13))
+    assert {step for step, _ in read_notes(tmp_path.glob("second.*"))} == set(range(8, 28))
+    with contextlib.closing(Experiment(small_recipe.get_config()).pipeline.train_batches("train", 16)) as batches:
+        for step in range(28):
+            assert [noted[step, row] for row in range(16)] == list(next(batches).ids)
+    assert json.loads((workdir / "result.json").read_text())["steps"] == 28
+
+
+@pytest.mark.slow
+def test_when_the_coordinator_dies_the_others_name_it_and_stop(environment, tmp_path):
+    port = free_port()
+    outputs, ends = run_to_end(
+        [
+            start(environment, tmp_path / "run", port, number, kill="pace:0.01" if number else "step:5")
+            for number in range(2)
+        ]
+    )
+    assert f"mmjax: stopped: process 0 of 2 at 127.0.0.1:{port} is gone" in outputs[1], outputs[1]
+    assert ends[1] - ends[0] < 30
 
 
 def test_what_one_process_refuses_none_begins(environment, tmp_path):
@@ -167,13 +258,10 @@ def test_a_signal_to_one_process_stops_both_at_one_step_with_a_checkpoint(enviro
 
 
 def test_a_process_whose_fellows_do_not_come_says_so():
-    program = f"from mmjax.sharding import initialize; initialize('127.0.0.1:{free_port()}', 2, 0, start_seconds=3)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=TESTS.parent, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.startswith("mmjax: error: --coordinator=127.0.0.1:") and done.stderr.count("\n") == 1
-    assert "not all processes came within 3 s; start the same command on every host" in done.stderr
+    port = free_port()
+    problem = f"--coordinator=127.0.0.1:{port}: process 1 of 2 did not come within 1 s; start the same command on every"
+    with pytest.raises(UserError, match=problem):
+        initialize(f"127.0.0.1:{port}", 2, 0, start_seconds=1)
 
 
 def test_one_process_needs_no_coordinator(monkeypatch):
@@ -188,6 +276,61 @@ def test_one_process_needs_no_coordinator(monkeypatch):
     assert not jax.distributed.is_initialized()
     with together("nothing"):
         pass
+
+
+def said(host="a", step=3, time=0.0, ended=""):
+    return {"host": host, "step": step, "time": time, "ended": ended}
+
+
+def test_the_watch_names_who_is_silent_late_failed_or_missing():
+    now = [0.0]
+    judge = Judge(3, patience=10, stall=100, clock=lambda: now[0])
+    everyone = {0: said(), 1: said(host="b"), 2: said(host="c")}
+    assert judge.look(everyone) is None
+    assert (
+        judge.look({**everyone, 1: said(ended="ValueError: no")})
+        == "process 1 of 3 on a, at step 3, ended: ValueError: no"
+    )
+    for now[0] in (5.0, 12.0):
+        alive = {process: {**words, "time": now[0]} for process, words in everyone.items() if process != 1}
+        verdict = judge.look({**alive, 1: everyone[1]})
+    assert verdict == "process 1 of 3 on b, at step 3, has been silent for 12 s: it ended, or its host did"
+    # One that is done is silent with good reason.
+    assert judge.look({**alive, 1: said(ended="done")}) is None
+    ahead = {process: said(step=9 if process else 3) for process in everyone}
+    for now[0] in (20.0, 70.0, 125.0):
+        verdict = judge.look({process: {**words, "time": now[0]} for process, words in ahead.items()})
+    assert verdict == "process 0 of 3 on a, at step 3, has made no step for 125 s, while others are at step 9"
+    # All at one step may compute for as long as they want.
+    for now[0] in (300.0, 1000.0):
+        verdict = judge.look({process: {**words, "time": now[0]} for process, words in everyone.items()})
+    assert verdict is None
+    assert judge.look({0: said(time=1.0), 2: said(time=1.0)}) == "process 1 of 3 did not begin"
+
+
+def test_the_roll_call_waits_for_all_and_tells_everyone_who_is_missing():
+    def call(count: int, come: list[int], seconds: float):
+        address, answers = f"127.0.0.1:{free_port()}", {}
+
+        def one(number):
+            try:
+                answers[number] = roll_call(address, count, number, seconds)
+            except UserError as error:
+                answers[number] = str(error)
+
+        threads = [threading.Thread(target=one, args=(number,)) for number in come]
+        for thread in reversed(threads):  # process 0 last
+            thread.start()
+            time.sleep(0.05)
+        for thread in threads:
+            thread.join(30)
+        return answers
+
+    assert call(4, [0, 1, 2, 3], 10) == dict.fromkeys(range(4))
+    missing = call(5, [0, 2], 1.0)
+    assert sorted(missing) == [0, 2]
+    assert all("processes 1, 3, 4 of 5 did not come within 1 s; start the same" in text for text in missing.values())
+    assert "process 0 of 2, which the others look for there, did not come" in call(2, [1], 0.5)[1]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": ("mmjax.commands.train", "train a recipe; goes on where the workdir has a checkpoint"),
     "evaluate": ("mmjax.commands.evaluate", "metrics of a trained model, also without some modalities"),
     "predict": ("mmjax.commands.predict", "answers for raw files"),
+    "plan": ("mmjax.commands.plan", "memory, time and cost of a recipe on a TPU pod that you do not have"),
     "prepare": ("mmjax.commands.prepare", "clean, check and shard a dataset"),
     "reproduce": ("mmjax.commands.reproduce", "run an experiment again and compare with its recorded result"),
     "doctor": ("mmjax.commands.doctor", "what is installed, which devices there are, what is missing"),

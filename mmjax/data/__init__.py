@@ -18,10 +18,12 @@ from __future__ import annotations
 from mmjax.data.avmnist import Avmnist
 from mmjax.data.dataset import Dataset, Record, Source
 from mmjax.data.digits import Digits
+from mmjax.data.synthetic import Synthetic
 
 DATASETS: dict[str, type[Dataset]] = {
     "avmnist": Avmnist,
     "digits": Digits,
+    "synthetic": Synthetic,
 }
 
-__all__ = ["DATASETS", "Avmnist", "Dataset", "Digits", "Record", "Source"]
+__all__ = ["DATASETS", "Avmnist", "Dataset", "Digits", "Record", "Source", "Synthetic"]

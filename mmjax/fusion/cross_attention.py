@@ -7,7 +7,6 @@ readout.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from mmjax.config import Count, Rate
 from mmjax.errors import UserError, nearest
 from mmjax.fusion.names import FUSED
 from mmjax.layers import MLP, Attention, Block, LayerNorm, Linear, Precision, Randomness, Stack, drop_path, dropout
+from mmjax.layers.stack import Rematerialise
 from mmjax.sharding import parameter
 from mmjax.tokens import Tokens
 
@@ -99,7 +99,7 @@ class CrossAttention(nnx.Module):
         pairs: dict[str, tuple[str, ...]] | None = None
         dropout: Rate = 0.0
         drop_path: Rate = 0.0
-        rematerialise: Literal["none", "dots", "full"] = "none"
+        rematerialise: Rematerialise = "none"
         scan: bool = True
 
         def __post_init__(self):

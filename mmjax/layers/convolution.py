@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mmjax.sharding import parameter
+from mmjax.sharding import parameter, shard
 
 
 class Convolution(nnx.Module):
@@ -44,4 +44,7 @@ class Convolution(nnx.Module):
             padding=self.padding,
             dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
         )
+        # Whole in space: XLA splits the derivative along it wrongly where the mesh has another axis that splits nothing
+        # here (the kernel's gradient comes out multiplied by its size; seen with JAX 0.10.2 and 0.12.0.1 on CPUs).
+        y = shard(y, "batch", *("none",) * (y.ndim - 1))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)

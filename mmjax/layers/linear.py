@@ -5,9 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from mmjax.sharding import parameter
+
+PRODUCT = "product"
+"""The name of what rematerialisation may keep: JAX's own policies see no product inside of `project`."""
 
 
 @jax.custom_vjp
@@ -63,7 +67,7 @@ class Linear(nnx.Module):
         self.bias = parameter(jnp.zeros(outputs), "none" if axes[1] == "embed" else axes[1]) if bias else None
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
-        y = project(x, self.kernel[...].astype(x.dtype))
+        y = checkpoint_name(project(x, self.kernel[...].astype(x.dtype)), PRODUCT)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

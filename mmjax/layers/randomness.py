@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from mmjax.tokens import pytree
 
 
-def _hash(x: jax.Array) -> jax.Array:
+def hash_bits(x: jax.Array) -> jax.Array:
     """A bijection of uint32 whose output bits each depend on all input bits ("lowbias32", by C. Wellons)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
@@ -39,15 +39,15 @@ class Randomness:
     @staticmethod
     def make(seed: int | jax.Array, step: jax.Array, ids: jax.Array) -> Randomness:
         """From the run's seed, the data step [] and the numbers of the examples [B]."""
-        state = _hash(jnp.uint32(seed) ^ jnp.uint32(0x9E3779B9))
-        state = _hash(state ^ step.astype(jnp.uint32))
-        return Randomness(_hash(state ^ _hash(ids.astype(jnp.uint32) + jnp.uint32(0x85EBCA6B))))
+        state = hash_bits(jnp.uint32(seed) ^ jnp.uint32(0x9E3779B9))
+        state = hash_bits(state ^ step.astype(jnp.uint32))
+        return Randomness(hash_bits(state ^ hash_bits(ids.astype(jnp.uint32) + jnp.uint32(0x85EBCA6B))))
 
     def fold(self, place: str | int | jax.Array) -> Randomness:
         """The draws of a place inside this one: a name, or the number of a layer (which may be traced)."""
         salt = zlib.crc32(place.encode()) if isinstance(place, str) else place
         salt = jnp.uint32(salt) if isinstance(salt, int) else salt.astype(jnp.uint32)
-        return Randomness(_hash(self.seeds ^ _hash(salt + jnp.uint32(0xC2B2AE35))))
+        return Randomness(hash_bits(self.seeds ^ hash_bits(salt + jnp.uint32(0xC2B2AE35))))
 
     def bits(self, shape: tuple[int, ...]) -> jax.Array:
         """[B, *shape] uint32, uniform."""
@@ -58,7 +58,7 @@ class Randomness:
             stride *= shape[axis]
         seeds = self.seeds.reshape((-1,) + (1,) * len(shape))
         # Two rounds: with one, the draws of two examples would be the same sequence in another order.
-        return _hash(_hash(index[None] + seeds) ^ seeds)
+        return hash_bits(hash_bits(index[None] + seeds) ^ seeds)
 
     def keep(self, rate: float, shape: tuple[int, ...]) -> jax.Array:
         """[B, *shape] bool, True with probability 1 - rate."""

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmjax.layers.linear import PRODUCT
 from mmjax.layers.randomness import Randomness
+
+_POLICIES = jax.checkpoint_policies
+Policy = Literal["none", "dots", "offload", "full"]
+Rematerialise = Policy | tuple[Policy, ...]
+"""One policy for all layers, or one for each."""
 
 REMATERIALISATION: dict[str, Callable[[Callable], Callable]] = {
     # Keep every activation for the backward pass.
     "none": lambda body: body,
     # Keep the results of matrix products, recompute the cheap rest.
-    "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "dots": lambda body: jax.checkpoint(body, policy=_POLICIES.save_only_these_names(PRODUCT)),
+    # Keep them in the memory of the host, to which they move while the next layers compute.
+    "offload": lambda body: jax.checkpoint(
+        body,
+        policy=_POLICIES.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[PRODUCT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    ),
     # Keep only each layer's input.
     "full": jax.checkpoint,
 }
@@ -29,7 +46,7 @@ class Stack(nnx.Module):
     Args:
       make: makes one layer from `nnx.Rngs`.
       depth: number of layers.
-      rematerialise: a name in `REMATERIALISATION`.
+      rematerialise: a name in `REMATERIALISATION`, or one for each layer; equal neighbours are scanned together.
       scan: False unrolls the loop, for comparison; the parameters are stacked in both cases.
       drop_path: stochastic depth; the rate grows linearly from 0 at the first layer to this at the last.
     """
@@ -40,11 +57,14 @@ class Stack(nnx.Module):
         depth: int,
         *,
         rngs: nnx.Rngs,
-        rematerialise: str = "none",
+        rematerialise: Rematerialise = "none",
         scan: bool = True,
         drop_path: float = 0.0,
     ):
-        self.depth, self.rematerialise, self.scan, self.drop_path = depth, rematerialise, scan, drop_path
+        policies = (rematerialise,) * depth if isinstance(rematerialise, str) else tuple(rematerialise)
+        if len(policies) != depth:
+            raise ValueError(f"rematerialise has {len(policies)} names for {depth} layers; give one for each, or one")
+        self.depth, self.policies, self.scan, self.drop_path = depth, policies, scan, drop_path
         keys = jax.random.split(rngs.params(), depth)
         self.layers = nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(keys)
 
@@ -58,10 +78,20 @@ class Stack(nnx.Module):
             drop = rate if self.drop_path else 0.0
             return nnx.merge(graph, parameters)(carry, *shared, draws, drop), None
 
-        body = REMATERIALISATION[self.rematerialise](body)
         layers = (nnx.to_pure_dict(state), jnp.arange(self.depth), rates)
+        first = 0
+        for policy, group in itertools.groupby(self.policies):
+            last = first + len(list(group))
+            some = (
+                layers if last - first == self.depth else jax.tree.map(lambda leaf, a=first, b=last: leaf[a:b], layers)
+            )
+            carry = self._apply(REMATERIALISATION[policy](body), carry, some, last - first)
+            first = last
+        return carry
+
+    def _apply(self, body: Callable, carry: Any, layers: Any, count: int) -> Any:
         if self.scan:
             return jax.lax.scan(body, carry, layers)[0]
-        for number in range(self.depth):
+        for number in range(count):
             carry, _ = body(carry, jax.tree.map(lambda leaf, number=number: leaf[number], layers))
         return carry

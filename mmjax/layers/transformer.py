@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 from flax import nnx
 
@@ -11,7 +10,8 @@ from mmjax.config import DERIVED, Derived, Rate
 from mmjax.layers.block import Block
 from mmjax.layers.norms import LayerNorm
 from mmjax.layers.randomness import Randomness
-from mmjax.layers.stack import Stack
+from mmjax.layers.stack import Rematerialise, Stack
+from mmjax.sharding import shard
 from mmjax.tokens import Tokens
 
 VARIANTS = {
@@ -41,7 +41,9 @@ class TransformerConfig:
       hidden: width inside the MLPs, 4 x `width` by default.
       dropout: rate on each residual branch.
       drop_path: stochastic depth, the rate at the last layer.
-      rematerialise: what the backward pass computes again instead of keeping.
+      rematerialise: what the backward pass computes again instead of keeping, for all layers or a list with one for
+        each: "none" keeps all, "dots" the results of matrix products, "offload" these in the memory of the host, "full"
+        each layer's input only.
       scan: one scan over the layers; False unrolls them.
     """
 
@@ -52,7 +54,7 @@ class TransformerConfig:
     hidden: Derived = DERIVED
     dropout: Rate = 0.0
     drop_path: Rate = 0.0
-    rematerialise: Literal["none", "dots", "full"] = "none"
+    rematerialise: Rematerialise = "none"
     scan: bool = True
 
     def __post_init__(self):
@@ -92,5 +94,7 @@ class Transformer(nnx.Module):
         self.norm = LayerNorm(config.width)
 
     def __call__(self, tokens: Tokens, random: Randomness | None) -> Tokens:
+        # On a mesh that splits tokens they are split from here on.
+        tokens = tokens.with_values(shard(tokens.values, "batch", "tokens", "width"))
         tokens = self.blocks(tokens, random=random)
         return tokens.with_values(self.norm(tokens.values))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from mmjax.config import AtLeast
+from mmjax.config import AtLeast, Count
 from mmjax.errors import UserError
 from mmjax.tokens import InputSpec
 
@@ -30,16 +30,23 @@ class Text:
           tokenizer: "bytes" (the 256 bytes of UTF-8), or the path of a `.json` file of Hugging Face `tokenizers`, or of
             a `.model` file of sentencepiece.
           lowercase: whether to ignore case.
+          vocabulary: how many tokens the model keeps vectors for; by default those that the tokenizer makes and our own
+            two. More leave room, so that the table divides over chips, or stand for a tokenizer that is yet to come.
         """
 
         length: Annotated[int, AtLeast(2)] = 32
         tokenizer: str = "bytes"
         lowercase: bool = False
+        vocabulary: Count | None = None
 
     def __init__(self, config: Config):
         self.config = config
         self._encode, size = _load(config.tokenizer)
-        self.begin, self.end, self.vocabulary = size, size + 1, size + 2
+        self.begin, self.end = size, size + 1
+        self.vocabulary = config.vocabulary or size + 2
+        if self.vocabulary < size + 2:
+            problem = f"{self.vocabulary} are fewer than the {size} tokens of the tokenizer and our own two"
+            raise UserError("vocabulary", problem, f"give at least {size + 2}")
 
     @property
     def spec(self) -> InputSpec:

@@ -56,6 +56,23 @@ def matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
+def kernel_flops(jaxpr: Jaxpr) -> dict[tuple[str, tuple[tuple[int, ...], ...]], int]:
+    """{(name, shapes of the results): FLOPs of one run on one device} of all Pallas kernels in a traced program.
+
+    The compiled program has the names and the shapes, but says nothing of what a kernel computes.
+    """
+    found = {}
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            info = equation.params.get("name_and_src_info", equation.params.get("name"))
+            shapes = tuple(tuple(out.aval.shape) for out in equation.outvars)
+            found[getattr(info, "name", str(info)), shapes] = _count_equation(equation)
+        else:
+            for inner in _inner(equation.params):
+                found |= kernel_flops(inner)
+    return found
+
+
 def _count(jaxpr: Jaxpr) -> int:
     return sum(_count_equation(equation) for equation in jaxpr.eqns)
 

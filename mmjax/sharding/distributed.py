@@ -23,6 +23,7 @@ from typing import Any
 import jax
 
 from mmjax.errors import UserError
+from mmjax.sharding.roll_call import roll_call
 
 START_SECONDS = 300
 """How long a process waits for the others to start."""
@@ -56,10 +57,10 @@ def initialize(
       process_id: which of them this is, from 0 on, $MMJAX_PROCESS_ID by default.
       start_seconds: how long to wait for the others, `START_SECONDS` by default.
 
-    Ends the process with code 2 and one line where the others do not come.
+    Where the launcher says who is who, and the others do not come, ends the process with code 2 and one line.
 
     Raises:
-      UserError: where only some of the three are given, or one of them is wrong.
+      UserError: where only some of the three are given, or one of them is wrong, or not all processes come.
     """
     if jax.distributed.is_initialized():
         return
@@ -78,6 +79,8 @@ def initialize(
     elif not _launched_with_others():
         return
     seconds = START_SECONDS if start_seconds is None else start_seconds
+    if options:
+        roll_call(**options, seconds=seconds)
     where = f"--coordinator={given['--coordinator']}" if options else "this cluster"
     remedy = "start the same command on every host, with one address, one count and each number once"
     try:
@@ -143,8 +146,11 @@ def _exchange(what: str, message: str, seconds: int) -> list[str]:
     try:
         client.wait_at_barrier(f"{key}/barrier", seconds * 1000)
     except RuntimeError as error:
-        raise RuntimeError(f"the other processes did not get past {what!r} within {seconds} s, or ended") from error
-    found = dict(client.key_value_dir_get(key))
+        came = dict(client.key_value_dir_get(f"{key}/"))
+        late = [process for process in range(jax.process_count()) if f"{key}/{process}" not in came]
+        names = f"process {', '.join(map(str, late))} of {jax.process_count()}" if late else "another process"
+        raise RuntimeError(f"{names} did not get past {what!r} within {seconds} s, or ended") from error
+    found = dict(client.key_value_dir_get(f"{key}/"))
     return [found[f"{key}/{process}"] for process in range(jax.process_count())]
 
 

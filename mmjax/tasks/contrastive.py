@@ -16,11 +16,8 @@ from mmjax.layers import AttentionPooling, Linear, first_pool, last_pool, mean_p
 from mmjax.sharding import parameter
 from mmjax.tasks.base import Task, TaskConfig, check_reads, count_present
 from mmjax.tasks.metrics import Ratio, States
+from mmjax.tasks.pairs import pair_losses, worse_than_others
 from mmjax.tokens import Batch, TargetSpec, Tokens
-
-NEVER = -1e30
-"""The logit of a pair that is not there."""
-
 
 Pooling = Literal["mean", "first", "last", "attention"]
 POOLS = {"mean": mean_pool, "first": first_pool, "last": last_pool}
@@ -121,47 +118,27 @@ class Contrastive(Task):
             features.append(mapped / length)
         return features[0], features[1]
 
-    def _pairs(self, features, batch: Batch):
-        """Logits, which pairs belong together, and which are there at all: three arrays [B, B]."""
-        there = self.weights(batch) > 0
-        logits = jnp.exp(self.log_temperature[...]) * (features[0] @ features[1].T)
-        together = jnp.eye(batch.size, dtype=bool)
-        if self.config.positives is not None:
-            label = batch.targets[self.config.positives].values
-            together = label[:, None] == label[None, :]
-        return logits, together, there[:, None] & there[None, :]
+    def _pairs(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Which examples take part, and labels that are equal where two examples belong together: two arrays [B]."""
+        if self.config.positives is None:
+            return self.weights(batch) > 0, jnp.arange(batch.size)
+        return self.weights(batch) > 0, batch.targets[self.config.positives].values
 
     def losses(self, features: tuple[jax.Array, jax.Array], batch: Batch) -> jax.Array:
-        logits, together, there = self._pairs(features, batch)
-        if self.bias is not None:
-            signed = jnp.where(together, 1.0, -1.0) * (logits + self.bias[...])
-            return -jnp.where(there, jax.nn.log_sigmoid(signed), 0.0).sum(axis=1)
-        logits = jnp.where(there, logits, NEVER)
-        positive = together & there
-
-        def one_way(logits, positive):
-            partners = positive.sum(axis=1)
-            mean = jnp.where(positive, jax.nn.log_softmax(logits, axis=1), 0.0).sum(axis=1)
-            return -mean / jnp.maximum(partners, 1)
-
-        return 0.5 * (one_way(logits, positive) + one_way(logits.T, positive.T))
+        temperature = jnp.exp(self.log_temperature[0])
+        bias = jnp.zeros(()) if self.bias is None else self.bias[0]
+        return pair_losses(self.config.loss, *features, temperature, bias, *self._pairs(batch))
 
     def metrics(self, features: tuple[jax.Array, jax.Array], batch: Batch) -> States:
         """Recall at k within the batch, over both directions, and the temperature."""
-        logits, together, there = self._pairs(features, batch)
-        logits = jnp.where(there, logits, NEVER)
         weights = self.weights(batch)
         states: States = {}
-        for k in self.config.recall_at:
-            found = []
-            for scores, right in ((logits, together & there), (logits.T, (together & there).T)):
-                best = jnp.where(right, scores, NEVER).max(axis=1, keepdims=True)
-                # Ties count against the model: one that gives everything the same place finds nothing.
-                before = (jnp.where(right, NEVER, scores) >= best).sum(axis=1)
-                found.append((before < k).astype(jnp.float32))
-            states[f"recall@{k}"] = Ratio.of(0.5 * (found[0] + found[1]), weights)
-        one = jnp.ones(1)
-        states["temperature"] = Ratio.of(jnp.exp(self.log_temperature[...]), one)
+        if self.config.recall_at:
+            worse = worse_than_others(*features, *self._pairs(batch))
+            for k in self.config.recall_at:
+                found = [(count < k).astype(jnp.float32) for count in worse]
+                states[f"recall@{k}"] = Ratio.of(0.5 * (found[0] + found[1]), weights)
+        states["temperature"] = Ratio.of(jnp.exp(self.log_temperature[...]), jnp.ones(1))
         return states
 
     def chance(self, batch_size: int) -> float:

@@ -16,6 +16,7 @@ from flax import nnx
 
 from mmjax.layers import Randomness
 from mmjax.model import Model
+from mmjax.sharding import MeshConfig, laid_out
 from mmjax.tasks.metrics import Ratio, States
 from mmjax.tokens import Batch
 from mmjax.training.schedules import Schedule
@@ -35,12 +36,14 @@ class Objective:
       factors: {task: w_i}, schedules over the data step.
       seed: of dropout and stochastic depth.
       coupled: tasks whose losses look at several examples at once.
+      layout: the section `mesh`, which says how what is computed is split.
     """
 
     graph: Any
     factors: Mapping[str, Schedule]
     seed: int
     coupled: frozenset[str] = frozenset()
+    layout: MeshConfig = MeshConfig()
 
     def model(self, parameters: Parameters) -> Model:
         return nnx.merge(self.graph, parameters)
@@ -54,7 +57,8 @@ class Objective:
     def features(self, parameters: Parameters, batch: Batch, train: bool = True) -> dict[str, Any]:
         """{task: what its head makes of each example}, with dropout if `train`."""
         random = Randomness.make(self.seed, batch.step, batch.ids) if train else None
-        return self.model(parameters).features(batch, random)
+        with laid_out(self.layout):
+            return self.model(parameters).features(batch, random)
 
     def loss(
         self,
@@ -69,14 +73,15 @@ class Objective:
         batch = batch.zero_absent()
         loss, states = jnp.zeros(()), {}
         for name in self.factors if names is None else names:
-            weights = tasks[name].weights(batch)
-            summed = (tasks[name].losses(features[name], batch) * weights).sum()
-            total = totals[name]
+            weights, total = tasks[name].weights(batch), totals[name]
+            with laid_out(self.layout):
+                summed = (tasks[name].losses(features[name], batch) * weights).sum()
+                metrics = tasks[name].metrics(features[name], batch)
             factor = self.factors[name](batch.step)
             # A task without any example adds 0, whatever its sum is.
             loss += factor * jnp.where(total > 0, summed / jnp.where(total > 0, total, 1.0), 0.0)
             states[f"{name}/loss"] = Ratio(summed, weights.sum(dtype=jnp.float32))
-            for metric, state in tasks[name].metrics(features[name], batch).items():
+            for metric, state in metrics.items():
                 states[f"{name}/{metric}"] = state
         return loss, jax.lax.stop_gradient(states)
 

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import optax
 
 from mmjax.config import AtLeast, build, choose
 from mmjax.errors import UserError, nearest
+from mmjax.training.moments import in_bfloat16
 from mmjax.training.schedules import Schedule, call_optax
 from mmjax.training.transforms import TRANSFORMS
 
@@ -29,6 +30,7 @@ class OptimizerConfig:
       name: a function of Optax that takes `learning_rate`: "adamw", "lion", "adafactor", "sgd", …
       weight_decay: decoupled, times the learning rate, where the optimiser has it, else added to the gradients.
       no_decay: regular expressions of parameter names, like "encoders/image/…/bias", that do not decay.
+      moments: what the optimiser's state is kept in; "bfloat16" halves it, with stochastic rounding.
       clip: gradients of a larger global norm are scaled down to this; None leaves them.
       transforms: what changes gradients before the optimiser, each {"kind": a name in `TRANSFORMS`, …}.
     """
@@ -36,6 +38,7 @@ class OptimizerConfig:
     name: str = "adamw"
     weight_decay: Annotated[float, AtLeast(0)] = 0.0
     no_decay: tuple[str, ...] = NO_DECAY
+    moments: Literal["float32", "bfloat16"] = "float32"
     clip: Annotated[float, AtLeast(0)] | None = 1.0
     transforms: tuple[Any, ...] = ()
 
@@ -96,7 +99,8 @@ def make_optimizer(section: Any, schedule: Schedule) -> optax.GradientTransforma
         after = [decoupled_decay(config.weight_decay, schedule, decays)]
     elif config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=decays))
-    chain.append(call_optax(config.name, {"learning_rate": schedule, **options}, "optimizer"))
+    optimizer = call_optax(config.name, {"learning_rate": schedule, **options}, "optimizer")
+    chain.append(in_bfloat16(optimizer) if config.moments == "bfloat16" else optimizer)
     return optax.chain(*chain, *after)
 
 

@@ -94,7 +94,7 @@ def state_shardings(mesh: Mesh, trainer: Trainer, variables: nnx.State, shapes: 
       shapes: the abstract state.
     """
     whole = replicated(mesh)
-    of_parameters = parameter_shardings(mesh, variables)
+    of_parameters = parameter_shardings(mesh, variables, trainer.objective.layout.rules)
     parameter_shapes = jax.tree.map(lambda shape: shape.shape, shapes.parameters)
 
     def mirror(leaf: Any, sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:

@@ -1,0 +1,80 @@
+"""Working memory of a chip for a contrastive loss and its gradient, as the ring of mmjax and as one dense matrix.
+
+    python benchmarks/contrastive_memory.py [--topology=v5e:16x16] [--width=1152] [--batch=131072 --batch=1048576]
+
+Both forms are compiled for a TPU slice that need not be there (`pip install -c constraints.txt -e '.[tpu]'`); nothing
+runs. What is printed is the compiler's own account of the temporary memory, without arguments and results: what the
+loss costs beside the features and their gradient. The dense form is the usual one: features gathered on every chip, and
+each chip's rows of the matrix.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from mmjax.errors import UserError
+from mmjax.planning.topology import topology_devices
+from mmjax.sharding import MeshConfig, batch_sharding, make_mesh, replicated, shard
+from mmjax.tasks.pairs import LOSSES, pair_losses
+
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:16x16", "a TPU slice")
+_WIDTH = flags.DEFINE_integer("width", 1152, "of the features", lower_bound=1)
+_BATCH = flags.DEFINE_multi_integer("batch", [131_072, 1_048_576], "global batch; may be given several times")
+
+
+def ring(kind: str, first: jax.Array, second: jax.Array, temperature: jax.Array) -> jax.Array:
+    there, labels = jnp.ones(len(first), bool), jnp.arange(len(first))
+    return pair_losses(kind, first, second, temperature, jnp.zeros(()), there, labels).mean()
+
+
+def dense(kind: str, first: jax.Array, second: jax.Array, temperature: jax.Array) -> jax.Array:
+    logits = shard(temperature * first @ second.T, "batch", "none")
+    if kind == "sigmoid":
+        return -jax.nn.log_sigmoid(jnp.where(jnp.eye(len(first), dtype=bool), logits, -logits)).sum(axis=1).mean()
+    rows, columns = (jnp.diagonal(jax.nn.log_softmax(logits, axis=axis)) for axis in (1, 0))
+    return -0.5 * (rows + columns).mean()
+
+
+def temporary_bytes(loss: Callable, mesh: jax.sharding.Mesh, batch: int, width: int) -> int | None:
+    """Temporary memory of the loss and its gradient on one device; None where it does not fit."""
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    side = jax.ShapeDtypeStruct((batch, width), jnp.float32, sharding=rows)
+    temperature = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)), out_shardings=(whole, (rows, rows, whole)))
+        try:
+            return step.lower(side, side, temperature).compile().memory_analysis().temp_size_in_bytes
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return None
+
+
+def spelled(size: int | None) -> str:
+    return "does not fit" if size is None else f"{size / 2**20:,.0f} MiB"
+
+
+def main(_) -> None:
+    try:
+        mesh = make_mesh(MeshConfig(), topology_devices(_TOPOLOGY.value))
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(
+        f"JAX {jax.__version__}, {mesh.size} devices of {_TOPOLOGY.value}, features of {_WIDTH.value} float32 numbers"
+    )
+    print(f"{'loss':8} {'batch':>9} {'ring':>14} {'dense':>14}")
+    for kind in LOSSES:
+        for batch in _BATCH.value:
+            sizes = [
+                temporary_bytes(functools.partial(form, kind), mesh, batch, _WIDTH.value) for form in (ring, dense)
+            ]
+            print(f"{kind:8} {batch:9,} {spelled(sizes[0]):>14} {spelled(sizes[1]):>14}", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,9 @@
+"""SigLIP L/16 at 256 pixels, both towers of the same size: see `configs/siglip.py`."""
+
+from ml_collections import ConfigDict
+
+from configs.siglip import recipe
+
+
+def get_config() -> ConfigDict:
+    return recipe("L/16", pixels=256, heads=16, rematerialise="dots")

@@ -1,0 +1,9 @@
+"""SigLIP So400m/14 at 224 pixels, both towers of the same size: see `configs/siglip.py`."""
+
+from ml_collections import ConfigDict
+
+from configs.siglip import recipe
+
+
+def get_config() -> ConfigDict:
+    return recipe("So400m/14", pixels=224, heads=16, rematerialise="dots")

@@ -1,0 +1,186 @@
+"""Looks for settings that fit, and for those that are fast, by compiling them: nothing is guessed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from mmjax.encoders import ENCODERS
+from mmjax.errors import UserError
+from mmjax.fusion import FUSIONS
+from mmjax.planning.plan import Plan, Planned, make_plan
+
+Overrides = dict[str, Any]
+"""{"mesh.fsdp": 16}: what a user pastes as --config.mesh.fsdp=16."""
+
+Try = Callable[[Overrides], Plan | None]
+"""Plans the recipe with some values changed; None where they contradict each other."""
+
+REMATERIALISATION = ("none", "dots", "full")
+"""From most memory to least."""
+
+
+def override(raw: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """A copy of a recipe's plain values with some of them changed."""
+    changed = copy.deepcopy(dict(raw))
+    for key, value in overrides.items():
+        *path, last = key.split(".")
+        node = changed
+        for name in path:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return changed
+
+
+def flags(overrides: Overrides) -> str:
+    """The overrides as flags of the command line."""
+    return " ".join(f"--config.{key}={value}" for key, value in overrides.items())
+
+
+def trial(recipe: str, topology: str, raw: Mapping[str, Any], build: Callable[[dict[str, Any]], Planned]) -> Try:
+    """Plans with overrides, each once; `build` makes an experiment of plain values."""
+    known: dict[str, Plan | None] = {}
+
+    def attempt(overrides: Overrides) -> Plan | None:
+        key = repr(sorted(overrides.items()))
+        if key not in known:
+            try:
+                known[key] = make_plan(recipe, topology, build(override(raw, overrides)))[0]
+            except UserError:
+                known[key] = None
+        return known[key]
+
+    return attempt
+
+
+def rematerialised(raw: Mapping[str, Any], how: str) -> Overrides:
+    """Makes every part of the model that can choose recompute `how`; {} where none can or all do already."""
+    model, found = raw["model"], {}
+    sections: list[tuple[str, Mapping[str, Any], Any]]
+    sections = [(f"model.encoders.{name}", ENCODERS, section) for name, section in model["encoders"].items()]
+    if model.get("fusion"):
+        sections.append(("model.fusion", FUSIONS, model["fusion"]))
+    for where, table, section in sections:
+        fields = {field.name for field in dataclasses.fields(table[section["kind"]].Config)}
+        if "rematerialise" in fields and section.get("rematerialise", "none") != how:
+            found[f"{where}.rematerialise"] = how
+    return found
+
+
+def changes_that_may_fit(raw: Mapping[str, Any], plan: Plan, shards: int) -> Iterator[Overrides]:
+    """What to try where a step does not fit, from the change that costs least time to the one that costs most.
+
+    Args:
+      plan: the one that does not fit.
+      shards: into how many parts the mesh splits a batch.
+    """
+    capacity = plan.capacity_bytes or 0
+    fsdp = plan.mesh.get("fsdp", 1)
+    state = 3 * 4 * plan.parameters // (fsdp * plan.mesh.get("tensor", 1))
+    wider: Overrides = {}
+    if state > 0.4 * capacity:
+        # Parameters and moments alone take much: activations are not what to save.
+        while fsdp < plan.devices and state > 0.2 * capacity:
+            fsdp, state = fsdp * 2, state // 2
+        wider = {"mesh.data": plan.devices // fsdp // plan.mesh.get("tensor", 1), "mesh.fsdp": fsdp}
+        yield wider
+    recompute = rematerialised(raw, "full")
+    if recompute:
+        yield {**wider, **recompute}
+    rest = plan.batch_size // shards
+    before = raw["train"].get("accumulate", 1)
+    for parts in _powers(rest):
+        # At best all that is no state shrinks with the microbatch: what is hopeless even so is left out.
+        if parts > before and state + (plan.peak_bytes - state) / (parts / before) < 1.5 * capacity:
+            yield {**wider, **recompute, "train.accumulate": parts}
+    for parts in _powers(rest):
+        if parts > 1:
+            yield {**wider, **recompute, "train.batch_size": plan.batch_size // parts}
+
+
+def _powers(limit: int) -> list[int]:
+    return [2**power for power in range(int(math.log2(max(1, limit))) + 1)]
+
+
+def make_it_fit(
+    raw: Mapping[str, Any], plan: Plan, shards: int, attempt: Try, say: Callable[[str], None]
+) -> tuple[Overrides, Plan] | None:
+    """The first change after which the step compiles and fits, with its plan; None where none does."""
+    for overrides in changes_that_may_fit(raw, plan, shards):
+        say(f"compiling with {flags(overrides)}")
+        found = attempt(overrides)
+        if found is not None and found.fits:
+            return overrides, found
+    return None
+
+
+def search(
+    raw: Mapping[str, Any], first: Plan, attempt: Try, seconds: float, say: Callable[[str], None]
+) -> list[tuple[Overrides, Plan]]:
+    """Climbs from the recipe: changes one setting at a time, and keeps what gives more examples/s.
+
+    Args:
+      first: the recipe's own plan.
+      seconds: after which nothing new is begun.
+
+    Returns:
+      All that was tried, the fastest that fits first.
+    """
+    end = time.monotonic() + seconds
+    tried: dict[str, tuple[Overrides, Plan]] = {"": ({}, first)}
+    best: Overrides = {}
+    improved = True
+    while improved and time.monotonic() < end:
+        improved = False
+        for step in neighbours(override(raw, best), tried[flags(best)][1]):
+            overrides = {**best, **step}
+            if flags(overrides) in tried:
+                continue
+            if time.monotonic() > end:
+                break
+            say(f"compiling with {flags(overrides)}")
+            plan = attempt(overrides)
+            if plan is None:
+                continue
+            tried[flags(overrides)] = (overrides, plan)
+            if score(plan) > score(tried[flags(best)][1]):
+                best, improved = overrides, True
+                break
+    return sorted(tried.values(), key=lambda item: -score(item[1]))
+
+
+def score(plan: Plan) -> float:
+    """Examples/s; what does not fit comes last, the less it needs the better."""
+    if not plan.fits:
+        return -float(plan.peak_bytes)
+    return plan.examples_per_second or 0.0
+
+
+def neighbours(raw: Mapping[str, Any], plan: Plan) -> Iterator[Overrides]:
+    """Recipes that differ in one setting: the mesh, what is computed again, the batch of a chip, the microbatches."""
+    fsdp, tensor = plan.mesh.get("fsdp", 1), plan.mesh.get("tensor", 1)
+    left = plan.devices // plan.mesh.get("slice", 1) // plan.mesh.get("sequence", 1)
+    shapes = [(fsdp // 2, tensor), (fsdp * 2, tensor), (fsdp // 4, tensor), (fsdp, tensor * 2), (fsdp, tensor // 2)]
+    if plan.fits:
+        for how in REMATERIALISATION:
+            if change := rematerialised(raw, how):
+                yield change
+    for across, inside in shapes:
+        if across >= 1 and inside >= 1 and left % (across * inside) == 0:
+            yield {"mesh.data": left // (across * inside), "mesh.fsdp": across, "mesh.tensor": inside}
+    if not plan.fits:
+        for how in reversed(REMATERIALISATION):
+            if change := rematerialised(raw, how):
+                yield change
+    parts = raw["train"].get("accumulate", 1)
+    if plan.fits:
+        yield {"train.batch_size": 2 * plan.batch_size}
+        if parts > 1:
+            yield {"train.accumulate": parts // 2}
+    else:
+        yield {"train.accumulate": 2 * parts}
+        yield {"train.batch_size": plan.batch_size // 2}

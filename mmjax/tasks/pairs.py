@@ -1,0 +1,233 @@
+"""Losses and ranks over all pairs of a batch, B x B of them, of which a device holds no more than a block at a time.
+
+The rows, one side of the pairs, stay where they are. The columns, the other side, go around all devices in a ring and
+take along what they add up, so that one pass serves both directions. The derivative goes around once more and computes
+the blocks again. A derivative made by JAX would keep every visitor of the first pass: all features, on each device.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mmjax.sharding import pieces_of, ring, rows_over, split_rows
+
+NEVER = -1e30
+"""The logit of a pair that is not there."""
+
+BLOCK = 2**22
+"""So many logits does a device compute at once at most: 16 MiB."""
+
+Side = dict[str, Any]
+"""Arrays over the rows or the columns: "features" [b, width], "there" [b], "labels" [b], and what a pass adds."""
+
+
+class Softmax:
+    """Cross-entropy in both directions, for several positives their mean.
+
+    Radford et al., Learning Transferable Visual Models From Natural Language Supervision (2021); Khosla et al.,
+    Supervised Contrastive Learning (2020).
+    """
+
+    @staticmethod
+    def start(size: int) -> Side:
+        """Sums of a row or a column before its first pair: each [size]."""
+        zero = jnp.zeros(size, jnp.float32)
+        return {"top": jnp.full(size, NEVER), "total": zero, "right": zero, "partners": zero}
+
+    @classmethod
+    def gather(cls, logits, positive, there, rows: Side, columns: Side) -> tuple[Side, Side]:
+        logits = jnp.where(there, logits, NEVER)
+        return cls._gather(logits, positive, there, rows, 1), cls._gather(logits, positive, there, columns, 0)
+
+    @staticmethod
+    def _gather(logits, positive, there, sums: Side, axis: int) -> Side:
+        top = jnp.maximum(sums["top"], logits.max(axis))
+        weights = jnp.where(there, jnp.exp(logits - jnp.expand_dims(top, axis)), 0.0)
+        return {
+            "top": top,
+            "total": sums["total"] * jnp.exp(sums["top"] - top) + weights.sum(axis),
+            "right": sums["right"] + jnp.where(positive, logits, 0.0).sum(axis),
+            "partners": sums["partners"] + positive.sum(axis, dtype=jnp.float32),
+        }
+
+    @classmethod
+    def finish(cls, rows: Side, columns: Side) -> tuple[jax.Array, Side, Side]:
+        """Losses of the rows, and what the derivative has to know of rows and columns."""
+        (first, rows), (second, columns) = cls._finish(rows), cls._finish(columns)
+        return 0.5 * (first + second), rows, columns
+
+    @staticmethod
+    def _finish(sums: Side) -> tuple[jax.Array, Side]:
+        norm = sums["top"] + jnp.log(jnp.where(sums["total"] > 0, sums["total"], 1.0))
+        share = jnp.where(sums["partners"] > 0, 1.0 / jnp.maximum(sums["partners"], 1.0), 0.0)
+        return jnp.where(share > 0, norm - sums["right"] * share, 0.0), {"norm": norm, "share": share}
+
+    @classmethod
+    def slopes(cls, logits, positive, there, rows: Side, columns: Side) -> jax.Array:
+        """The derivative of the sum of `pull` times losses with respect to the logits."""
+        logits = jnp.where(there, logits, NEVER)
+        return 0.5 * (cls._slopes(logits, positive, there, rows, 1) + cls._slopes(logits, positive, there, columns, 0))
+
+    @staticmethod
+    def _slopes(logits, positive, there, side: Side, axis: int) -> jax.Array:
+        norm, share, pull = (jnp.expand_dims(side[name], axis) for name in ("norm", "share", "pull"))
+        chosen = jnp.where(there & (share > 0), jnp.exp(logits - norm), 0.0)
+        return pull * (chosen - jnp.where(positive, share, 0.0))
+
+
+class Sigmoid:
+    """Each pair by itself; the loss of an example is that of its row.
+
+    Zhai et al., Sigmoid Loss for Language Image Pre-Training (2023).
+    """
+
+    @staticmethod
+    def start(size: int) -> Side:
+        return {"loss": jnp.zeros(size, jnp.float32)}
+
+    @staticmethod
+    def gather(logits, positive, there, rows: Side, columns: Side) -> tuple[Side, Side]:
+        signed = jnp.where(positive, logits, -logits)
+        return {"loss": rows["loss"] - jnp.where(there, jax.nn.log_sigmoid(signed), 0.0).sum(1)}, columns
+
+    @staticmethod
+    def finish(rows: Side, columns: Side) -> tuple[jax.Array, Side, Side]:
+        return rows["loss"], {}, {}
+
+    @staticmethod
+    def slopes(logits, positive, there, rows: Side, columns: Side) -> jax.Array:
+        sign = jnp.where(positive, 1.0, -1.0)
+        return -rows["pull"][:, None] * jnp.where(there, sign * jax.nn.sigmoid(-sign * logits), 0.0)
+
+
+LOSSES = {"softmax": Softmax, "sigmoid": Sigmoid}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def pair_losses(
+    kind: str,
+    first: Float[Array, "batch width"],
+    second: Float[Array, "batch width"],
+    temperature: Float[Array, ""],
+    bias: Float[Array, ""],
+    there: Bool[Array, " batch"],
+    labels: Int[Array, " batch"],
+) -> Float[Array, " batch"]:
+    """The loss of each example against all others of the batch, whose rows all devices of the mesh share.
+
+    Args:
+      kind: a name in `LOSSES`.
+      first, second: features of length 1, float32.
+      temperature, bias: the logit of a pair is temperature * cosine + bias.
+      there: whether the example takes part; the others are neither positives nor negatives, and their loss is 0.
+      labels: pairs whose labels are equal are positive.
+    """
+    return _forward(kind, first, second, temperature, bias, there, labels)[0]
+
+
+def _block(rows: Side, columns: Side) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of all pairs [rows, columns]: their cosines, which are positive, and which are there at all."""
+    cosines = jnp.einsum("iw,jw->ij", rows["features"], columns["features"], preferred_element_type=jnp.float32)
+    there = rows["there"][:, None] & columns["there"][None, :]
+    return cosines, there & (rows["labels"][:, None] == columns["labels"][None, :]), there
+
+
+def _go_around(meet: Callable, carry: Any, columns: Side, size: int, axes: tuple[str, ...]) -> tuple[Any, Side]:
+    return ring(meet, carry, columns, axes, pieces=pieces_of(size, size, BLOCK))
+
+
+def _forward(kind, first, second, temperature, bias, there, labels):
+    loss = LOSSES[kind]
+
+    def local(axes, first, second, temperature, bias, there, labels):
+        size = first.shape[0]
+        rows = {"features": first, "there": there, "labels": labels}
+
+        def meet(sums, visitor):
+            cosines, positive, there = _block(rows, visitor)
+            logits = temperature * cosines + bias
+            sums, of_columns = loss.gather(logits, positive, there, sums, visitor["sums"])
+            return sums, {**visitor, "sums": of_columns}
+
+        columns = {"features": second, "there": there, "labels": labels, "sums": loss.start(size)}
+        sums, columns = _go_around(meet, loss.start(size), columns, size, axes)
+        return loss.finish(sums, columns["sums"])
+
+    given = (first, second, temperature, bias, there, labels)
+    losses, rows, columns = split_rows(local, rows_over(first.shape[0]), given)
+    return losses, (*given, rows, columns)
+
+
+def _backward(kind, saved, pull):
+    loss = LOSSES[kind]
+
+    def local(axes, first, second, temperature, bias, there, labels, rows, columns, pull):
+        rows = {"features": first, "there": there, "labels": labels, **rows, "pull": pull}
+
+        def meet(sums, visitor):
+            cosines, positive, there = _block(rows, visitor)
+            slopes = loss.slopes(temperature * cosines + bias, positive, there, rows, visitor)
+            of_first, of_temperature, of_bias = sums
+            of_first += temperature * slopes @ visitor["features"]
+            of_second = visitor["of_second"] + temperature * slopes.T @ first
+            sums = of_first, of_temperature + (slopes * cosines).sum(), of_bias + slopes.sum()
+            return sums, {**visitor, "of_second": of_second}
+
+        columns = {"features": second, "there": there, "labels": labels, **columns, "pull": pull}
+        columns["of_second"] = jnp.zeros_like(second)
+        zero = jnp.zeros(())
+        sums, columns = _go_around(meet, (jnp.zeros_like(first), zero, zero), columns, first.shape[0], axes)
+        of_first, *of_scalars = sums
+        if axes:
+            of_scalars = [jax.lax.psum(x, axes) for x in of_scalars]
+        return of_first, columns["of_second"], *of_scalars
+
+    gradients = split_rows(local, rows_over(saved[0].shape[0]), (*saved, pull))
+    return (*gradients, None, None)
+
+
+pair_losses.defvjp(_forward, _backward)
+
+
+def worse_than_others(
+    first: Float[Array, "batch width"],
+    second: Float[Array, "batch width"],
+    there: Bool[Array, " batch"],
+    labels: Int[Array, " batch"],
+) -> tuple[Int[Array, " batch"], Int[Array, " batch"]]:
+    """How many wrong partners are at least as near as the nearest right one, for each row and for each column.
+
+    Ties count against the model: one that gives everything the same place finds nothing. The two numbers of an example
+    that is not there are without meaning.
+    """
+
+    def local(axes, first, second, there, labels):
+        size = first.shape[0]
+        rows = {"features": first, "there": there, "labels": labels}
+
+        def find(best, visitor):
+            cosines, positive, _ = _block(rows, visitor)
+            right = jnp.where(positive, cosines, NEVER)
+            columns = jnp.maximum(visitor["best"], right.max(0))
+            return jnp.maximum(best, right.max(1)), {**visitor, "best": columns}
+
+        def count(worse, visitor):
+            cosines, positive, there = _block(rows, visitor)
+            wrong = jnp.where(there & ~positive, cosines, 2 * NEVER)
+            columns = visitor["worse"] + (wrong >= visitor["best"][None, :]).sum(0, dtype=jnp.int32)
+            return worse + (wrong >= best[:, None]).sum(1, dtype=jnp.int32), {**visitor, "worse": columns}
+
+        never, none = jnp.full(size, NEVER), jnp.zeros(size, jnp.int32)
+        columns = {"features": second, "there": there, "labels": labels, "best": never}
+        best, columns = _go_around(find, never, columns, size, axes)
+        worse, columns = _go_around(count, none, {**columns, "worse": none}, size, axes)
+        return worse, columns["worse"]
+
+    given = jax.lax.stop_gradient((first, second))
+    return split_rows(local, rows_over(first.shape[0]), (*given, there, labels))

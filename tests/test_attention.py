@@ -1,0 +1,190 @@
+"""Attention over split tokens and with each kernel, against attention in float64 NumPy, with masks and segments."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.layers import attend, kernels, sequence
+from mmjax.layers.attention import Attention
+from mmjax.sharding import MeshConfig, laid_out, make_mesh
+
+BATCH, TOKENS, HEADS, DEPTH = 4, 16, 4, 6
+TOLERANCE = 3e-6
+"""Of the largest value of each array, in float32 with matmul precision "highest"."""
+
+MESHES = {
+    "sequence=8": MeshConfig(data=1, sequence=8),
+    "sequence=4 x tensor=2": MeshConfig(data=1, sequence=4, tensor=2),
+    "slice=2 x fsdp=2 x sequence=2": MeshConfig(slice=2, data=1, fsdp=2, sequence=2),
+    "sequence=4 x data=2, all to all": MeshConfig(data=2, sequence=4, sequence_attention="all_to_all"),
+    "sequence=2 x tensor=2 x data=2, all to all": MeshConfig(
+        data=2, sequence=2, tensor=2, sequence_attention="all_to_all"
+    ),
+}
+
+
+@functools.cache
+def parts(tokens: int = TOKENS, keys: int | None = None):
+    """Query, key, value and what is pulled back; segments, some of them for tokens that are not there."""
+    draws = np.random.default_rng(3)
+    keys = keys or tokens
+    arrays = [draws.normal(size=(BATCH, size, HEADS, DEPTH)).astype(np.float32) for size in (tokens, keys, keys)]
+    query_segments, key_segments = (np.sort(draws.integers(0, 3, (BATCH, size)), axis=1) for size in (tokens, keys))
+    # The second example has one segment and padding, the third is absent, the last has queries that see nothing.
+    for segments, absent in ((query_segments, -1), (key_segments, -2)):
+        segments[1], segments[2] = 0, absent
+        segments[1, segments.shape[1] // 2 :] = absent
+        segments[0, 2] = absent
+    query_segments[3, :2] = 7
+    pull = draws.normal(size=arrays[0].shape).astype(np.float32)
+    return arrays, (query_segments.astype(np.int32), key_segments.astype(np.int32)), pull
+
+
+@functools.cache
+def truth(tokens: int = TOKENS, keys: int | None = None):
+    """The result and the gradients of query, key and value in float64, by the formulas of the softmax."""
+    arrays, (query_segments, key_segments), pull = parts(tokens, keys)
+    query, key, value, pull = (x.astype(np.float64) for x in (*arrays, pull))
+    scale = DEPTH**-0.5
+    visible = query_segments[:, None, :, None] == key_segments[:, None, None, :]
+    weights = np.where(visible, np.exp(scale * np.einsum("bqhd,bkhd->bhqk", query, key)), 0)
+    total = weights.sum(-1, keepdims=True)
+    weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+    mixed = np.einsum("bhqk,bkhd->bqhd", weights, value)
+    of_weights = np.einsum("bqhd,bkhd->bhqk", pull, value)
+    slopes = scale * weights * (of_weights - (of_weights * weights).sum(-1, keepdims=True))
+    return mixed, (
+        np.einsum("bhqk,bkhd->bqhd", slopes, key),
+        np.einsum("bhqk,bqhd->bkhd", slopes, query),
+        np.einsum("bhqk,bqhd->bkhd", weights, pull),
+    )
+
+
+def check(compute, tokens: int = TOKENS, keys: int | None = None) -> None:
+    arrays, segments, pull = parts(tokens, keys)
+
+    def weighted(*arrays):
+        mixed = compute(*arrays, *segments)
+        return (mixed * pull).sum(), mixed
+
+    with jax.default_matmul_precision("highest"):
+        gradients, mixed = jax.jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))(*arrays)
+    true_mixed, true_gradients = truth(tokens, keys)
+    for found, expected in zip((mixed, *gradients), (true_mixed, *true_gradients), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
+    assert (np.asarray(mixed)[true_mixed == 0] == 0).all(), "a query that sees no key gets exactly 0"
+
+
+def check_on(config: MeshConfig, keys: int | None = None) -> None:
+    with jax.set_mesh(make_mesh(config)), laid_out(config):
+        check(attend, keys=keys)
+
+
+def test_attention_on_one_device_is_that_of_the_definition():
+    check(attend)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_attention_over_split_tokens_is_that_of_the_definition(mesh):
+    check_on(MESHES[mesh])
+
+
+def test_queries_read_another_number_of_split_keys():
+    check_on(MESHES["sequence=4 x tensor=2"], keys=24)
+
+
+def test_queries_that_do_not_divide_read_split_keys():
+    with jax.set_mesh(make_mesh(MESHES["sequence=8"])), laid_out(MESHES["sequence=8"]):
+        check(attend, tokens=3, keys=16)
+
+
+def test_small_blocks_of_logits_give_the_same(monkeypatch):
+    monkeypatch.setattr(sequence, "BLOCK", 64)
+    check_on(MESHES["sequence=4 x tensor=2"])
+
+
+@pytest.mark.parametrize("kind", ["ring", "all_to_all"])
+def test_no_device_holds_the_logits_of_all_tokens(kind):
+    tokens, config = 64, MeshConfig(data=1, sequence=8, sequence_attention=kind)
+    split = jax.P(None, "sequence")
+    array = jax.ShapeDtypeStruct((2, tokens, 8, DEPTH), jnp.float32)
+    segments = jax.ShapeDtypeStruct((2, tokens), jnp.int32)
+    mesh = make_mesh(config)
+    with jax.set_mesh(mesh), laid_out(config):
+        gradient = jax.grad(lambda *arrays: attend(*arrays).sum(), argnums=(0, 1, 2))
+        step = jax.jit(gradient, in_shardings=split, out_shardings=split)
+        text = step.lower(*(array,) * 3, *(segments,) * 2).compile().as_text()
+    share = tokens // 8
+    assert "all-gather" not in text or kind == "all_to_all"
+    assert f"[2,8,{tokens},{tokens}]" not in text, "all logits"
+    if kind == "ring":
+        assert f"[2,8,{share},{share}]" in text and "collective-permute" in text
+        assert f"[2,{tokens},8,{DEPTH}]" not in text, "a device holds the keys of all tokens"
+    else:
+        assert f"[2,1,{tokens},{tokens}]" in text and "all-to-all" in text
+
+
+def test_heads_that_do_not_divide_go_in_a_ring_and_the_log_says_so(caplog):
+    kernels.log_once.cache_clear()
+    check_on(MeshConfig(data=1, sequence=8, sequence_attention="all_to_all"))
+    assert "attention goes in a ring: 8 does not divide the 4 heads of a device" in caplog.text
+
+
+# Kernels.
+
+
+@pytest.mark.parametrize("tokens, keys", [(16, 16), (130, 24)])
+def test_the_kernel_for_tpus_computes_the_definition_in_its_interpreter(tokens, keys):
+    check(functools.partial(kernels.with_splash, interpret=True), tokens, keys)
+
+
+def test_the_kernel_for_gpus_is_given_the_masks_that_it_needs(monkeypatch):
+    # JAX's own form of the function has the same faults as cuDNN's: the mean of all values where nothing is seen.
+    original = jax.nn.dot_product_attention
+
+    def here(*arrays, mask, implementation):
+        assert implementation == "cudnn"
+        return original(*arrays, mask=mask, implementation="xla")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", here)
+    check(kernels.with_cudnn)
+
+
+def array(tokens=256, depth=64, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct((2, tokens, 4, depth), dtype)
+
+
+@pytest.mark.parametrize(
+    "wish, platform, query, expected, reason",
+    [
+        ("auto", "cpu", array(), "xla", ""),
+        ("auto", "tpu", array(), "splash", ""),
+        ("auto", "gpu", array(), "cudnn", ""),
+        ("xla", "tpu", array(), "xla", ""),
+        ("auto", "tpu", array(tokens=50), "xla", "50 tokens are less than a tile of 128"),
+        ("auto", "gpu", array(dtype=jnp.float32), "xla", "it computes in bfloat16, not in float32"),
+        ("auto", "gpu", array(depth=60), "xla", "heads of depth 60"),
+        ("auto", "gpu", array(tokens=197), "xla", "197 queries and 197 keys are not both even"),
+        ("splash", "cpu", array(), "xla", "it needs a tpu, and this is a cpu"),
+    ],
+)
+def test_the_devices_choose_the_kernel_and_the_log_says_why_not(caplog, wish, platform, query, expected, reason):
+    kernels.log_once.cache_clear()
+    assert kernels.choose_kernel(wish, platform, query, query) == expected
+    assert reason in caplog.text and bool(reason) == bool(caplog.text)
+
+
+def test_a_layer_logs_nothing_on_a_cpu(caplog):
+    from flax import nnx
+
+    from mmjax.tokens import Tokens
+
+    layer = Attention(8, 2, rngs=nnx.Rngs(0))
+    tokens = Tokens.make(jnp.ones((2, 200, 8)), jnp.ones((2, 200), bool))
+    assert layer(tokens, tokens).shape == (2, 200, 8)
+    assert not caplog.text

@@ -1,0 +1,89 @@
+"""Rematerialisation: the same gradients in less memory, for all layers or layer by layer."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from mmjax.layers import MLP, REMATERIALISATION, Stack
+from mmjax.sharding import MeshConfig, make_mesh
+from tests.contracts import Case, Part, assert_close, make_batch
+
+WIDTH, DEPTH = 16, 4
+
+
+class Layer(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.mlp = MLP(WIDTH, 8 * WIDTH, rngs=rngs)
+
+    def __call__(self, x, random, drop):
+        return x + jnp.tanh(self.mlp(x))
+
+
+def made(rematerialise):
+    """A function that gives the gradients of parameters and input, and its arguments."""
+    stack = Stack(Layer, DEPTH, rngs=nnx.Rngs(params=0), rematerialise=rematerialise)
+    graph, state = nnx.split(stack)
+    parameters, x = nnx.to_pure_dict(state), jax.random.normal(jax.random.key(1), (8, 32, WIDTH))
+    return jax.jit(jax.grad(lambda p, x: jnp.square(nnx.merge(graph, p)(x)).sum(), argnums=(0, 1))), (parameters, x)
+
+
+def gradients(rematerialise, mesh: MeshConfig | None = None):
+    """The gradients, and the function lowered."""
+    function, arguments = made(rematerialise)
+    with jax.set_mesh(make_mesh(mesh or MeshConfig(), None if mesh else jax.devices()[:1])):
+        return function(*arguments), function.lower(*arguments)
+
+
+@functools.cache
+def truth():
+    return gradients("none")
+
+
+MIXED = ("full", "full", "none", "dots")
+
+
+@pytest.mark.parametrize("policy", [*REMATERIALISATION, MIXED], ids=str)
+@pytest.mark.parametrize("mesh", [None, MeshConfig(data=4, tensor=2)], ids=["one device", "data=4 x tensor=2"])
+def test_each_policy_gives_the_gradients_of_keeping_everything(policy, mesh):
+    assert_close(gradients(policy, mesh)[0], truth()[0])
+
+
+def test_what_is_not_kept_needs_no_memory():
+    kept = {
+        policy: gradients(policy)[1].compile().memory_analysis().temp_size_in_bytes
+        for policy in ("none", "dots", "full")
+    }
+    kept["mixed"] = gradients(MIXED)[1].compile().memory_analysis().temp_size_in_bytes
+    activation = 8 * 32 * 8 * WIDTH * 4
+    assert kept["none"] - kept["full"] > DEPTH * activation
+    # One wide and one narrow product for each layer.
+    assert kept["dots"] - kept["full"] > (DEPTH - 1) * activation
+    assert kept["dots"] < kept["none"] and kept["full"] < kept["mixed"] < kept["none"]
+
+
+def test_offloaded_products_go_to_the_memory_of_the_host():
+    # In the program, since a CPU has no other memory and its compiler drops the copies.
+    texts = []
+    for policy in ("offload", "dots"):
+        function, arguments = made(policy)
+        texts.append(str(jax.make_jaxpr(function)(*arguments)))
+    wide = f"f32<host>[8,32,{8 * WIDTH}]"
+    assert wide in texts[0] and "<host>" not in texts[1]
+
+
+def test_each_layer_needs_a_policy():
+    with pytest.raises(ValueError, match="rematerialise has 2 names for 4 layers; give one for each, or one"):
+        Stack(Layer, DEPTH, rngs=nnx.Rngs(params=0), rematerialise=("none", "full"))
+
+
+def test_a_recipe_names_policies_for_all_layers_or_for_each():
+    part = Part("encoder", "vit")
+    plain = Case(part, depth=3)
+    batch = make_batch(plain.specs)
+    mixed = Case(part, depth=3, rematerialise=("full", "offload", "none"), parameters=plain.parameters)
+    assert_close(mixed.gradients(batch), plain.gradients(batch))
