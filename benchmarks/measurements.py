@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 import platform
 import resource
@@ -16,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from machine import host, percentile
 from rich.console import Console
 
 from mmjax.experiment import Experiment, plain
@@ -212,23 +212,9 @@ def memory(run: Run) -> dict[str, Any]:
 def machine(experiment: Experiment) -> dict[str, Any]:
     """What all figures depend on."""
     device = experiment.mesh.devices.flat[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "device": f"{experiment.mesh.size} x {device.device_kind}",
-        "host": f"{_processor()}, {cores} of {os.cpu_count()} cores, {platform.system()}",
+        "host": host(),
         "versions": f"Python {platform.python_version()}, JAX {jax.__version__}",
         "mesh": spell(dict(experiment.mesh.shape)),
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def percentile(values: list[float], share: float) -> float:
-    return sorted(values)[int(share * (len(values) - 1))]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.config import Count
 from mmjax.layers import Precision, Randomness, Transformer, TransformerConfig, sincos_positions
 from mmjax.layers.convolution import Convolution
+from mmjax.sharding import parameter
 from mmjax.tokens import Input, InputSpec, Tokens
 
 
@@ -26,10 +28,13 @@ class ViT(nnx.Module):
         Attributes:
           patch: side of a patch in pixels, the number after the "/" of the variant by default.
           stride: pixels from one patch to the next; less than `patch` makes them overlap. `patch` by default.
+          class_token: whether a learned token stands before the patches and reads them, for `pooling="first"`; its
+            position is (-1, -1).
         """
 
         patch: Count | None = None
         stride: Count | None = None
+        class_token: bool = False
 
         def __post_init__(self):
             super().__post_init__()
@@ -51,6 +56,8 @@ class ViT(nnx.Module):
         self.patches = Convolution(
             channels, config.width, (config.patch,) * 2, stride=(config.stride,) * 2, padding="VALID", rngs=rngs
         )
+        token = jax.random.normal(rngs.params(), (1, config.width)) if config.class_token else None
+        self.class_token = None if token is None else parameter(token, "none", "embed")
         self.trunk = Transformer(config, rngs=rngs)
 
     def __call__(self, input: Input, random: Randomness | None) -> Tokens:
@@ -60,5 +67,9 @@ class ViT(nnx.Module):
         positions = jnp.broadcast_to(places.reshape(1, -1, 2), (batch, rows * columns, 2)).astype(jnp.float32)
         values = patches.reshape(batch, rows * columns, width)
         values = values + sincos_positions(positions, width).astype(self.dtype)
-        mask = jnp.broadcast_to(input.present[:, None], (batch, rows * columns))
+        if self.class_token is not None:
+            token = jnp.broadcast_to(self.class_token[...].astype(self.dtype), (batch, 1, width))
+            values = jnp.concatenate([token, values], axis=1)
+            positions = jnp.pad(positions, ((0, 0), (1, 0), (0, 0)), constant_values=-1)
+        mask = jnp.broadcast_to(input.present[:, None], values.shape[:2])
         return self.trunk(Tokens.make(values, mask, positions), random)

@@ -5,7 +5,7 @@ from mmjax.layers.block import Block
 from mmjax.layers.linear import Embedding, Linear
 from mmjax.layers.mlp import MLP
 from mmjax.layers.norms import GroupNorm, LayerNorm
-from mmjax.layers.pooling import AttentionPooling, mean_pool
+from mmjax.layers.pooling import AttentionPooling, first_pool, last_pool, mean_pool
 from mmjax.layers.positions import sincos_positions
 from mmjax.layers.precision import Precision
 from mmjax.layers.randomness import Randomness, drop_path, dropout
@@ -31,6 +31,8 @@ __all__ = [
     "attend",
     "drop_path",
     "dropout",
+    "first_pool",
+    "last_pool",
     "mean_pool",
     "sincos_positions",
 ]

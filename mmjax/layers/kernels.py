@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from absl import logging
 from jaxtyping import Array, Bool, Int
 
-NEVER = -1e30
-"""The logit of a key that may not be seen. Finite, so that a row without any key gives no NaN."""
+from mmjax.layers.softmax import masked_softmax
 
 TILE = 128
 """Rows of a tile of the Pallas kernel."""
@@ -35,11 +34,7 @@ def with_xla(query, key, value, query_segments, key_segments):
     """The definition, with a float32 softmax; holds all logits of a layer."""
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     visible = see(query_segments, key_segments)[:, None]
-    logits = jnp.where(visible, logits * query.shape[-1] ** -0.5, NEVER)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    weights = jnp.where(visible, weights, 0.0)
-    total = weights.sum(axis=-1, keepdims=True)
-    weights = weights / jnp.where(total > 0, total, 1.0)
+    weights = masked_softmax(logits * query.shape[-1] ** -0.5, visible)
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
 
 

@@ -19,4 +19,6 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         hidden = shard(self.up(x), "batch", "tokens", "hidden")
-        return shard(self.down(jax.nn.gelu(hidden)), "batch", "tokens", "width")
+        # GELU again in the backward pass costs less than to keep it and the five arrays that its derivative is made of.
+        down = jax.checkpoint(lambda hidden: self.down(jax.nn.gelu(hidden)), prevent_cse=False)
+        return shard(down(hidden), "batch", "tokens", "width")

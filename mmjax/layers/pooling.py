@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mmjax.layers.attention import Attention
 from mmjax.layers.mlp import MLP
@@ -21,6 +21,21 @@ def mean_pool(tokens: Tokens) -> Float[Array, "batch width"]:
     values = jnp.where(tokens.mask[..., None], tokens.values, 0).astype(jnp.float32)
     count = tokens.mask.sum(axis=1, dtype=jnp.float32)
     return values.sum(axis=1) / jnp.maximum(count, 1.0)[:, None]
+
+
+def first_pool(tokens: Tokens) -> Float[Array, "batch width"]:
+    """The first real token, in float32, where a class token stands; 0 for an example without any."""
+    return _pick(tokens, tokens.mask.argmax(axis=1))
+
+
+def last_pool(tokens: Tokens) -> Float[Array, "batch width"]:
+    """The last real token, in float32, where the end of a sentence stands; 0 for an example without any."""
+    return _pick(tokens, tokens.mask.shape[1] - 1 - tokens.mask[:, ::-1].argmax(axis=1))
+
+
+def _pick(tokens: Tokens, index: Int[Array, " batch"]) -> Float[Array, "batch width"]:
+    picked = jnp.take_along_axis(tokens.values, index[:, None, None], axis=1)[:, 0]
+    return jnp.where(tokens.present[:, None], picked.astype(jnp.float32), 0)
 
 
 class AttentionPooling(nnx.Module):

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmjax.layers.kernels import NEVER, see
+from mmjax.layers.kernels import see
+from mmjax.layers.softmax import NEVER
 from mmjax.sharding import pieces_of, ring
 
 BLOCK = 2**24

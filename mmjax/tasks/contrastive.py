@@ -12,12 +12,15 @@ from flax import nnx
 
 from mmjax.config import AtLeast, Count
 from mmjax.errors import UserError, nearest
-from mmjax.layers import AttentionPooling, Linear, mean_pool
+from mmjax.layers import AttentionPooling, Linear, first_pool, last_pool, mean_pool
 from mmjax.sharding import parameter
 from mmjax.tasks.base import Task, TaskConfig, check_reads, count_present
 from mmjax.tasks.metrics import Ratio, States
 from mmjax.tasks.pairs import pair_losses, worse_than_others
 from mmjax.tokens import Batch, TargetSpec, Tokens
+
+Pooling = Literal["mean", "first", "last", "attention"]
+POOLS = {"mean": mean_pool, "first": first_pool, "last": last_pool}
 
 
 class Contrastive(Task):
@@ -40,7 +43,8 @@ class Contrastive(Task):
             see the other.
           loss: "softmax" or "sigmoid".
           width: of the space that both are mapped to.
-          pooling: the mean of the tokens, or a learned query that attends to them.
+          pooling: of each of the two, or one for both: the "mean" of the tokens, the "first" of them (a class token),
+            the "last" (the end of a sentence), or "attention" of a learned query to them.
           heads: of that query.
           positives: name of a target with class indices, or None.
           temperature, bias: initial values of the learned factor and of SigLIP's learned bias; by default 1 / 0.07 for
@@ -51,7 +55,7 @@ class Contrastive(Task):
         pair: tuple[str, ...]
         loss: Literal["softmax", "sigmoid"] = "softmax"
         width: Count = 256
-        pooling: Literal["mean", "attention"] = "mean"
+        pooling: Pooling | tuple[Pooling, ...] = "mean"
         heads: Count = 4
         positives: str | None = None
         temperature: Annotated[float, AtLeast(1e-6)] | None = None
@@ -61,6 +65,13 @@ class Contrastive(Task):
         def __post_init__(self):
             if len(self.pair) != 2:
                 raise ValueError(f"pair {self.pair} has {len(self.pair)} names; give two")
+            if len(self.poolings) != 2:
+                raise ValueError(f"pooling {self.pooling} has {len(self.pooling)} names; give one, or one of each side")
+
+        @property
+        def poolings(self) -> tuple[Pooling, ...]:
+            """That of each side."""
+            return (self.pooling,) * 2 if isinstance(self.pooling, str) else self.pooling
 
     def __init__(
         self, config: Config, name: str, widths: dict[str, int], targets: dict[str, TargetSpec], *, rngs: nnx.Rngs
@@ -74,8 +85,9 @@ class Contrastive(Task):
                 raise UserError(where, problem, nearest(config.positives, targets))
         self.config = config
         self.pools: nnx.List[AttentionPooling] = nnx.List([])
-        for reads in config.pair if config.pooling == "attention" else ():
-            self.pools.append(AttentionPooling(widths[reads], config.heads, 4 * widths[reads], rngs=rngs))
+        for reads, pooling in zip(config.pair, config.poolings, strict=True):
+            if pooling == "attention":
+                self.pools.append(AttentionPooling(widths[reads], config.heads, 4 * widths[reads], rngs=rngs))
         self.maps = nnx.List([Linear(widths[reads], config.width, bias=False, rngs=rngs) for reads in config.pair])
         start = config.temperature
         if start is None:
@@ -97,10 +109,10 @@ class Contrastive(Task):
 
     def features(self, outputs: dict[str, Tokens]) -> tuple[jax.Array, jax.Array]:
         """Two arrays [B, width] float32 of length 1, or 0 where the modality is absent."""
-        features = []
-        for side, reads in enumerate(self.config.pair):
+        features, pools = [], iter(self.pools)
+        for side, (reads, pooling) in enumerate(zip(self.config.pair, self.config.poolings, strict=True)):
             tokens = outputs[reads]
-            pooled = self.pools[side](tokens) if len(self.pools) else mean_pool(tokens)
+            pooled = next(pools)(tokens) if pooling == "attention" else POOLS[pooling](tokens)
             mapped = self.maps[side](pooled)
             length = jnp.sqrt(jnp.sum(mapped * mapped, axis=-1, keepdims=True) + 1e-12)
             features.append(mapped / length)

@@ -1,0 +1,60 @@
+"""CLIP with ViT-B/32 (Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021).
+
+    mmjax train --config=configs/clip_b32.py --workdir=runs/clip --config.train.batch_size=32 --config.train.steps=20
+
+The data is random, so that the step can be measured and planned anywhere (`benchmarks/clip.py`): put your own dataset
+of pictures with captions into `data`, and CLIP's tokenizer, a `.json` file of Hugging Face `tokenizers`.
+
+What differs from CLIP: positions are sines and cosines instead of learned, text tokens see the whole sentence and not
+only what is before them, keys have no bias and patches have one, no LayerNorm stands before the first image block, and
+GELU is the usual one.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.data = {
+        "name": "synthetic",
+        "image": [224, 224, 3],
+        # With the end that follows every sentence, 77 tokens.
+        "letters": 76,
+        "inputs": {
+            "image": {
+                "size": [224, 224],
+                "channels": 3,
+                "fit": "crop",
+                "mean": [0.481, 0.458, 0.408],
+                "std": [0.269, 0.261, 0.276],
+            },
+            "text": {"length": 77, "tokenizer": "bytes", "vocabulary": 49_408, "lowercase": True},
+        },
+        "workers": 0,
+    }
+    config.model = {
+        "encoders": {
+            "image": {"kind": "vit", "variant": "B/32", "class_token": True},
+            "text": {"kind": "text_transformer", "variant": "M"},
+        },
+    }
+    config.tasks = {
+        "image_text": {
+            "kind": "contrastive",
+            "pair": ["encoders.image", "encoders.text"],
+            "loss": "softmax",
+            "width": 512,
+            "pooling": ["first", "last"],
+        }
+    }
+    config.optimizer = {"name": "adamw", "b2": 0.98, "eps": 1e-6, "weight_decay": 0.2, "clip": 1.0}
+    config.schedule = {"kind": "cosine", "peak": 5e-4, "warmup": 2000}
+    # 32 epochs of 400 million pairs.
+    config.train = {"steps": 390_000, "batch_size": 32_768, "accumulate": 1}
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    config.precision = {"compute": "bfloat16"}
+    config.checkpoint = {"every": 5000, "keep": 2}
+    config.evaluate = {"every": 0, "splits": []}
+    config.log = {"every": 100}
+    return config

@@ -1,0 +1,86 @@
+"""Layers: values and derivatives against NumPy and finite differences, and what they keep for the backward pass."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.test_util import check_grads
+
+from mmjax.encoders import ENCODERS
+from mmjax.layers import Block, Precision, first_pool, last_pool
+from mmjax.layers.softmax import masked_softmax
+from mmjax.tokens import Input, InputSpec, Tokens
+
+
+def test_masked_softmax_is_that_of_numpy_and_0_where_nothing_is_seen():
+    draws = np.random.default_rng(0)
+    logits, visible = draws.normal(size=(2, 3, 5)) * 30, draws.random((2, 1, 5)) < 0.6
+    visible[1] = False
+    truth = np.exp(logits) * visible
+    truth = truth / np.where(truth.sum(-1, keepdims=True) > 0, truth.sum(-1, keepdims=True), 1)
+    found = masked_softmax(jnp.float32(logits), jnp.array(visible))
+    np.testing.assert_allclose(found, truth, rtol=2e-5, atol=1e-7)
+    assert not np.asarray(found)[1].any()
+
+
+def test_the_derivative_of_masked_softmax_is_that_of_finite_differences():
+    draws = np.random.default_rng(1)
+    visible = jnp.array(draws.random((4, 5)) < 0.6).at[2].set(False)
+    weights = functools.partial(masked_softmax, visible=visible)
+    check_grads(lambda x: jnp.sin(3 * weights(x)), (jnp.float32(draws.normal(size=(4, 5))),), order=1, modes=["rev"])
+
+
+def tokens(lengths, count=5, width=3):
+    mask = np.arange(count) < np.array(lengths)[:, None]
+    values = np.random.default_rng(2).normal(size=(len(lengths), count, width)).astype(np.float32)
+    return Tokens.make(jnp.array(values), jnp.array(mask))
+
+
+def test_first_and_last_are_those_of_the_real_tokens_and_0_without_any():
+    given = tokens([5, 2, 0, 1])
+    values = np.asarray(given.values)
+    np.testing.assert_array_equal(first_pool(given), [values[0, 0], values[1, 0], [0, 0, 0], values[3, 0]])
+    np.testing.assert_array_equal(last_pool(given), [values[0, 4], values[1, 1], [0, 0, 0], values[3, 0]])
+    # Also where what is missing stands before.
+    turned = Tokens.make(given.values[:, ::-1], given.mask[:, ::-1])
+    np.testing.assert_array_equal(first_pool(turned), last_pool(given))
+
+
+def test_a_class_token_stands_first_reads_the_patches_and_is_absent_with_its_image():
+    cls, spec = ENCODERS["vit"], InputSpec((8, 8, 3), "float32", mask_rank=0)
+    config = cls.Config(width=16, depth=1, heads=2, patch=4, class_token=True)
+    vit = cls(config, spec, precision=Precision(), rngs=nnx.Rngs(params=jax.random.key(0)))
+    images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    out = vit(Input(images, jnp.array([True, False])), None)
+    assert out.values.shape == (2, 1 + 4, 16) and out.positions[0, :2].tolist() == [[-1, -1], [0, 0]]
+    assert out.mask.tolist() == [[True] * 5, [False] * 5] and not out.values[1].any()
+    other = vit(Input(images.at[:, 7, 7].add(1), jnp.array([True, False])), None)
+    assert jnp.abs(other.values[0, 0] - out.values[0, 0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_block_keeps_little_for_its_backward_pass(dtype):
+    """Input, two norms, query, key, value, mixed values, sum, and four times the width before GELU, beside the weights.
+
+    That is 12 arrays of the size of the input. Zeros for what is masked add 5, which no layer keeps for itself.
+    """
+    batch, length, width, heads = 2, 64, 32, 2
+    block = nnx.eval_shape(lambda: Block(width, heads, 4 * width, rngs=nnx.Rngs(params=jax.random.key(0))))
+    graph, state = nnx.split(block)
+    mask = jnp.ones((batch, length), bool)
+
+    def backward(parameters, values):
+        return jax.vjp(lambda p, v: nnx.merge(graph, p)(Tokens.make(v, mask), None).values, parameters, values)[1]
+
+    values = jax.ShapeDtypeStruct((batch, length, width), dtype)
+    kept = jax.tree.leaves(jax.eval_shape(backward, nnx.to_pure_dict(state), values))
+    unit = batch * length * width * values.dtype.itemsize
+    numbers = [x for x in kept if jnp.issubdtype(x.dtype, jnp.floating) and x.shape[:1] == (batch,)]
+    weights = [x for x in numbers if x.shape == (batch, heads, length, length)]
+    assert len(weights) == (1 if dtype == "float32" else 2)
+    assert sum(x.size * x.dtype.itemsize for x in numbers if x.shape[1] == length) <= 17 * unit
