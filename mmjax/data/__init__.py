@@ -18,10 +18,12 @@ from __future__ import annotations
 from mmjax.data.avmnist import Avmnist
 from mmjax.data.dataset import Dataset, Record, Source
 from mmjax.data.digits import Digits
+from mmjax.data.prepared import Prepared
 
 DATASETS: dict[str, type[Dataset]] = {
     "avmnist": Avmnist,
     "digits": Digits,
+    "prepared": Prepared,
 }
 
-__all__ = ["DATASETS", "Avmnist", "Dataset", "Digits", "Record", "Source"]
+__all__ = ["DATASETS", "Avmnist", "Dataset", "Digits", "Prepared", "Record", "Source"]

@@ -1,0 +1,72 @@
+"""Trains on a folder that `mmjax prepare` made: an encoder for each input, and a task for each target.
+
+    mmjax train --config=configs/prepared.py:prepared/mine --workdir=runs/mine
+    mmjax train --config=configs/prepared.py:prepared/mine,target=digit --workdir=runs/digit
+
+A beginning, for data of any kind: look at what it makes of yours in `config.json`, and change what you know better.
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from mmjax.data.prepared import ordered, read_manifest
+from mmjax.tasks import TASKS
+
+_TRUNK = {"width": 128, "depth": 4, "heads": 4, "drop_path": 0.1}
+# For each kind of input: its encoder, and how raw data becomes arrays.
+_INPUTS = {
+    "image": ({"kind": "vit", "patch": 8}, {"size": [64, 64], "channels": 3}),
+    "audio": ({"kind": "spectrogram_transformer", "reduction": 4}, {"sample_rate": 16000, "seconds": 1.0}),
+    "text": ({"kind": "text_transformer"}, {"length": 64}),
+}
+
+
+def get_config(argument: str = "prepared/mine") -> ConfigDict:
+    """`argument` is the folder, and may name the one target to learn: "prepared/mine,target=digit"."""
+    folder, _, option = argument.partition(",")
+    name, _, target = option.partition("=")
+    manifest = read_manifest(pathlib.Path(folder).expanduser().absolute())
+    targets = {target: manifest["targets"].get(target)} if target else manifest["targets"]
+    if option and (name != "target" or not targets[target]):
+        known = ", ".join(manifest["targets"])
+        raise ValueError(f"{option!r} is no target of {folder!r}; give for example 'target=NAME' with one of {known}")
+    config = ConfigDict()
+    config.seed = 0
+    inputs = {name: _INPUTS[kind] for name, kind in manifest["inputs"].items() if kind in _INPUTS}
+    config.data = {
+        "name": "prepared",
+        "path": folder,
+        "inputs": {name: options for name, (_, options) in inputs.items()},
+        # Each input is hidden from some training examples, so that the model also learns to do without it.
+        "absent": dict.fromkeys(inputs, 0.15) if len(inputs) > 1 else {},
+        "augment": {},
+        "workers": 0,
+    }
+    config.model = {
+        "encoders": {name: {**encoder, **_TRUNK} for name, (encoder, _) in inputs.items()},
+        "fusion": {"kind": "cross_attention", "width": 128, "depth": 1, "heads": 4, "queries": 4},
+    }
+    config.tasks = {}
+    for name, facts in targets.items():
+        kind = "classification" if "classes" in facts else "regression"
+        if kind not in TASKS:
+            continue
+        config.tasks[name] = {"kind": kind, "reads": "fused"}
+        # Each encoder also answers for itself: without these losses the fusion has nothing to read for a long time.
+        for encoder in inputs if len(inputs) > 1 else ():
+            reads = f"encoders.{encoder}"
+            config.tasks[f"{name}_from_{encoder}"] = {"kind": kind, "target": name, "reads": reads, "weight": 0.3}
+    if not config.tasks and len(inputs) > 1:
+        pair = [f"encoders.{name}" for name in list(inputs)[:2]]
+        config.tasks = {"pairs": {"kind": "contrastive", "pair": pair}}
+    config.optimizer = {"name": "adamw", "weight_decay": 0.05, "clip": 1.0}
+    config.schedule = {"kind": "cosine", "peak": 1e-3, "warmup": 50}
+    config.train = {"steps": 1000, "batch_size": 64, "accumulate": 1}
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    config.precision = {"compute": "float32"}
+    others = [split for split in ordered(manifest["splits"]) if split != "train"]
+    config.checkpoint = {"every": 250, "keep": 2}
+    config.evaluate = {"every": 250 if "validation" in others else 0, "splits": others[-1:], "batch_size": 64}
+    config.log = {"every": 50}
+    return config
