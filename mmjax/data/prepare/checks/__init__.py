@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from mmjax.data.prepare.checks import duplicates, values
+from mmjax.data.prepare.checks import duplicates, labels, values
 from mmjax.data.prepare.examined import Examined, Finding
 
 
@@ -33,4 +33,5 @@ CHECKS: dict[str, Check] = {
     "duplicate": Check(duplicates.duplicate),
     "leakage": Check(duplicates.leakage),
     "shared": Check(duplicates.shared, drops=False),
+    "label_error": Check(labels.label_error, drops=False),
 }

@@ -122,7 +122,9 @@ class AudioKind(Kind):
         cepstra = _cepstra() @ (spectrogram - spectrogram.mean())
         moments = np.linspace(0, cepstra.shape[1] - 1, 20)
         around = np.abs(moments[:, None] - np.arange(cepstra.shape[1])) < max(1.0, cepstra.shape[1] / 30)
-        return (cepstra @ (around / around.sum(axis=1, keepdims=True)).T).reshape(-1).astype(np.float32)
+        cepstra = cepstra @ (around / around.sum(axis=1, keepdims=True)).T
+        # Higher cepstra are smaller and tell as much (a lifter: Juang, Rabiner and Wilpon, 1987).
+        return ((1 + np.arange(len(cepstra)))[:, None] * cepstra).reshape(-1).astype(np.float32)
 
     def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         samples = tfds.features.Tensor(shape=(None, None), dtype=np.int16, encoding="bytes")

@@ -113,8 +113,10 @@ class ImageKind(Kind):
         size = 28
         picture = PIL.Image.fromarray(_rgb(raw.pixels)).resize((size, size), PIL.Image.Resampling.BICUBIC)
         values = np.asarray(picture, np.float32) / 255
-        colours = values.reshape(4, 7, 4, 7, 3).mean(axis=(1, 3)).reshape(-1)
-        return np.concatenate([gradients(values.mean(axis=2)), colours - colours.mean()])
+        shapes, colours = gradients(values.mean(axis=2)), values.reshape(4, 7, 4, 7, 3).mean(axis=(1, 3))
+        # Colours as such, without the light and dark that the shapes have already.
+        colours = (colours - colours.mean(axis=2, keepdims=True)).reshape(-1)
+        return np.concatenate([shapes, 4 * colours])
 
     def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         return tfds.features.Image(shape=(None, None, _channels(summary)), encoding_format=None)
@@ -142,9 +144,13 @@ class ImageKind(Kind):
 
 
 def gradients(grey: np.ndarray, cells: int = 7, bins: int = 8) -> np.ndarray:
-    """Histograms of oriented gradients (Dalal and Triggs, 2005), float32 [cells * cells * bins], of [H, W].
+    """Histograms of oriented gradients (Dalal and Triggs, 2005) of a square float picture [n, n].
 
-    H and W are multiples of `cells`. Each cell's votes are shared with its neighbours, and scaled by their strength.
+    Each cell shares votes with its neighbours; blocks of 2 x 2 cells are scaled to length 1, twice, and cut off at 0.2
+    in between.
+
+    Returns:
+      float32 [(cells - 1) ** 2 * 4 * bins].
     """
     down, right = np.gradient(grey)
     strength, angle = np.hypot(down, right), np.arctan2(down, right) % (2 * np.pi) / (2 * np.pi) * bins
@@ -153,11 +159,16 @@ def gradients(grey: np.ndarray, cells: int = 7, bins: int = 8) -> np.ndarray:
     rows, columns = np.indices(grey.shape)
     votes[first, rows, columns] = strength * (1 - share)
     votes[(first + 1) % bins, rows, columns] += strength * share
-    height, width = grey.shape[0] // cells, grey.shape[1] // cells
-    histogram = votes.reshape(bins, cells, height, cells, width).sum(axis=(2, 4))
-    padded = np.pad(np.square(histogram).sum(axis=0), 1)
-    around = sum(padded[i : i + cells, j : j + cells] for i in range(3) for j in range(3))
-    return np.sqrt(histogram / (np.sqrt(around) + 1e-3)).reshape(-1).astype(np.float32)
+    side = len(grey) / cells
+    centres = (np.arange(cells) + 0.5) * side
+    weights = np.maximum(0, 1 - np.abs(centres[:, None] - (np.arange(len(grey)) + 0.5)) / side)
+    histogram = weights @ votes @ weights.T
+    blocks = np.lib.stride_tricks.sliding_window_view(histogram, (2, 2), axis=(1, 2))
+    blocks = blocks.transpose(1, 2, 0, 3, 4).reshape((cells - 1) ** 2, -1)
+    for limit in (0.2, 1.0):
+        length = np.sqrt(np.square(blocks).sum(axis=1, keepdims=True) + 1e-2)
+        blocks = np.minimum(blocks / length, limit)
+    return blocks.reshape(-1).astype(np.float32)
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
