@@ -1,10 +1,10 @@
 """Plants faults in a user's folders, runs `mmjax prepare` on them, and prints what each detector found.
 
-    python benchmarks/cleaning.py --data=DIR [--seed=0] [--folder=DIR] [--pairs] [--json=FILE]
+    python benchmarks/cleaning.py --data=DIR [--seed=0] [--folder=DIR] [--json=FILE]
 
-DIR has MNIST's idx files and recordings of spoken digits, as `configs/avmnist.py` needs them; MMJAX_DATA by default. The
-photographs are scikit-learn's two, cut into tiles. All thresholds are the defaults; the wanted language is the only
-option given. --pairs also trains a small contrastive model on pairs of which some are shuffled, and asks it.
+DIR has MNIST's idx files and recordings of spoken digits, as `configs/avmnist.py` needs them; MMJAX_DATA by default.
+The photographs are scikit-learn's two, cut into tiles. All thresholds are the defaults; the wanted language is the only
+option given.
 """
 
 from __future__ import annotations

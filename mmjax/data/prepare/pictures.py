@@ -4,7 +4,10 @@ A hash of 64 bits says which of the lowest 8 x 8 frequencies lie above their med
 Benchmarking of Perceptual Image Hash Functions, 2010). It survives other sizes and encodings, but no crop. So each
 picture has the hashes of its own crops too, its views, and a small crop of it has a hash close to one of these.
 
-Hashes only propose: pictures that are simple have similar ones. `likeness` then lays one picture on the other.
+A picture without much in it, such as a sky, has frequencies that are all about equal, and a hash that encoding anew
+changes. So the means of 4 x 4 blocks stand beside the hashes, and the nearest by these are proposed too.
+
+All this only proposes: pictures that are simple are similar. `likeness` then lays one picture on the other.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ _COMPARED = 24
 
 
 def hashes(picture: np.ndarray, rows: bool = True) -> np.ndarray:
-    """uint64 [views] of a grey picture float [SIDE, SIDE]; the first is that of the whole picture.
+    """uint64 [views + 2] of a grey picture float [SIDE, SIDE] of 0 to 255.
+
+    The first is the hash of the whole picture, the last two hold the means of its 16 blocks, a byte each.
 
     Args:
       rows: whether crops leave out rows too; otherwise only columns, as where these are time and rows are frequencies.
@@ -40,21 +45,26 @@ def hashes(picture: np.ndarray, rows: bool = True) -> np.ndarray:
     if rows:
         spectra = spectra[_pairs_of_views()]
     bits = spectra > np.median(spectra, axis=1, keepdims=True)
-    return np.packbits(bits, axis=1).view(">u8")[:, 0].astype(np.uint64)
+    side = SIDE // 4
+    blocks = picture.reshape(4, side, 4, side).mean(axis=(1, 3)).reshape(2, 8)
+    levels = np.clip(np.rint(blocks), 0, 255).astype(np.uint8)
+    return np.concatenate([np.packbits(bits, axis=1), levels]).view(">u8")[:, 0].astype(np.uint64)
 
 
 def candidates(hashes: np.ndarray, close: int = _CLOSE, nearest: int = _NEAREST) -> np.ndarray:
-    """Pairs of rows of uint64 [rows, views] of which a view of one is close to the whole of the other.
+    """Pairs of rows of uint64 [rows, views + 2] of which a view of one is close to the whole of the other.
 
     Two hashes are compared if they are equal in one of their parts (multi-index hashing: Norouzi et al., Fast Search in
     Hamming Space with Multi-Index Hashing, 2012); the more rows there are, the longer the parts.
 
     Returns:
-      int64 [pairs, 2], the lower row first, sorted; at most `nearest` for each row, those with the closest hashes.
+      int64 [pairs, 2], the lower row first, sorted; about `nearest` for each row, those with the closest hashes, and
+      some with similar means of blocks.
     """
-    count, views = hashes.shape
-    if count < 2:
+    if len(hashes) < 2:
         return np.zeros((0, 2), np.int64)
+    close_means, hashes = _close_means(hashes[:, -2:]), hashes[:, :-2]
+    count, views = hashes.shape
     bits = min(16, max(8, int(np.ceil(np.log2(count))) - 2))
     whole = hashes[:, 0]
     found: list[np.ndarray] = []
@@ -73,8 +83,21 @@ def candidates(hashes: np.ndarray, close: int = _CLOSE, nearest: int = _NEAREST)
             fits = (distance <= close) & (one != other)
             found.append(np.stack([one[fits], other[fits], distance[fits].astype(np.int64)]))
         found = [_nearest(np.concatenate(found, axis=1), nearest)]
-    pairs = np.sort(found[0][:2].T, axis=1)
-    return np.unique(pairs, axis=0) if len(pairs) else np.zeros((0, 2), np.int64)
+    pairs = np.sort(np.concatenate([found[0][:2].T, close_means]), axis=1)
+    return np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
+
+
+def _close_means(packed: np.ndarray, nearest: int = 4) -> np.ndarray:
+    """int64 [pairs, 2]: each row of uint64 [rows, 2] with those whose 16 levels are nearest."""
+    import scipy.spatial
+
+    levels = np.ascontiguousarray(packed.astype(">u8")).view(np.uint8).reshape(len(packed), 16).astype(np.float32)
+    count = min(nearest + 1, len(levels))
+    distances, others = scipy.spatial.cKDTree(levels).query(levels, k=count)
+    rows = np.repeat(np.arange(len(levels)), count)
+    # Further off than a fifth of the scale in each block, nothing is a copy.
+    fits = distances.reshape(-1) < 200
+    return np.stack([rows, others.reshape(-1)], axis=1)[fits].astype(np.int64)
 
 
 def likeness(one: np.ndarray, other: np.ndarray, rows: bool = True) -> float:
@@ -98,8 +121,9 @@ def likeness(one: np.ndarray, other: np.ndarray, rows: bool = True) -> float:
     return score if score < _HOPELESS else _refined(*directions[at], window, rows)
 
 
-# What encoding anew changes at most, in levels of 255, in pictures so small that noise averages out.
+# What encoding anew changes, in levels of 255: over a picture that is made small, and in a block of it.
 _NOISE = 2.0
+_ENCODING = 3.0
 # Of the variance explained after a coarse search: what is below does not fit after a fine one.
 _HOPELESS = 0.7
 _COARSE = 12
@@ -136,7 +160,7 @@ def _refined(larger: np.ndarray, smaller: np.ndarray, window: tuple, rows: bool)
     side = _COMPARED // _BLOCKS
     blocks = errors[at[0], :, :, at[1]].mean(axis=1).reshape(_BLOCKS, side, _BLOCKS, side).mean(axis=(1, 3))
     spread = np.square(target - target.mean(axis=(0, 2), keepdims=True)).mean() + _NOISE**2
-    return float(1 - blocks.max() / spread)
+    return float(1 - max(0.0, blocks.max() - _ENCODING**2) / spread)
 
 
 def _around(window: tuple[float, float], step: float) -> list[tuple[float, float]]:
