@@ -6,34 +6,55 @@
 A beginning, for data of any kind: look at what it makes of yours in `config.json`, and change what you know better.
 """
 
+import math
 import pathlib
 
 from ml_collections import ConfigDict
 
-from mmjax.data.prepared import ordered, read_manifest
+from mmjax.data.prepared import ordered, read_manifest, read_statistics
 from mmjax.tasks import TASKS
 
-_TRUNK = {"width": 128, "depth": 4, "heads": 4, "drop_path": 0.1}
-# For each kind of input: its encoder, and how raw data becomes arrays.
-_INPUTS = {
-    "image": ({"kind": "vit", "patch": 8}, {"size": [64, 64], "channels": 3}),
-    "audio": ({"kind": "spectrogram_transformer", "reduction": 4}, {"sample_rate": 16000, "seconds": 1.0}),
-    "text": ({"kind": "text_transformer"}, {"length": 64}),
-}
+_TRUNK = {"width": 128, "depth": 2, "heads": 4, "drop_path": 0.1}
+
+
+def _image(measures):
+    side = 64 if measures["height"]["median"] > 32 else 32
+    channels = 1 if measures["channels"]["largest"] < 2 else 3
+    return {"kind": "vit", "patch": side // 8}, {"size": [side, side], "channels": channels}
+
+
+def _audio(measures):
+    # As long as most recordings, which are cut or padded to it, but not so long that a beginning takes hours.
+    seconds = float(min(10, max(1, math.ceil(measures["seconds"]["median"] + measures["seconds"]["variance"] ** 0.5))))
+    return {"kind": "spectrogram_transformer", "reduction": 4}, {"sample_rate": 16000, "seconds": seconds}
+
+
+def _text(measures):
+    return {"kind": "text_transformer"}, {"length": int(min(256, measures["bytes"]["largest"] + 1))}
+
+
+# For each kind of input, of what was measured: its encoder, and how raw data becomes arrays.
+_INPUTS = {"image": _image, "audio": _audio, "text": _text}
 
 
 def get_config(argument: str = "prepared/mine") -> ConfigDict:
     """`argument` is the folder, and may name the one target to learn: "prepared/mine,target=digit"."""
     folder, _, option = argument.partition(",")
     name, _, target = option.partition("=")
-    manifest = read_manifest(pathlib.Path(folder).expanduser().absolute())
+    path = pathlib.Path(folder).expanduser().absolute()
+    manifest = read_manifest(path)
     targets = {target: manifest["targets"].get(target)} if target else manifest["targets"]
     if option and (name != "target" or not targets[target]):
         known = ", ".join(manifest["targets"])
         raise ValueError(f"{option!r} is no target of {folder!r}; give for example 'target=NAME' with one of {known}")
     config = ConfigDict()
     config.seed = 0
-    inputs = {name: _INPUTS[kind] for name, kind in manifest["inputs"].items() if kind in _INPUTS}
+    measured = read_statistics(path)["train"]["columns"]
+    inputs = {
+        name: _INPUTS[kind](measured[name]["measures"])
+        for name, kind in manifest["inputs"].items()
+        if kind in _INPUTS and measured[name]["present"]
+    }
     config.data = {
         "name": "prepared",
         "path": folder,

@@ -88,6 +88,11 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     return manifest
 
 
+def read_statistics(folder: pathlib.Path) -> dict[str, Any]:
+    """What `statistics.json` of a prepared folder holds."""
+    return json.loads((folder / "statistics.json").read_text())
+
+
 def ordered(splits: Iterable[str]) -> tuple[str, ...]:
     """The names of splits: training first, then validation, then all others by name."""
     rank = {"train": 0, "validation": 1}
