@@ -31,7 +31,7 @@ from mmjax.commands.config_flag import define_config
 from mmjax.errors import UserError, nearest
 
 _LISTS = {"columns": dict, "splits": dict, "keep": list, "drop": list}
-_TEXTS = ("format", "key", "split", "group", "stratify", "model")
+_TEXTS = ("format", "key", "split", "group", "stratify")
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -52,7 +52,6 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "split": "column with the split of each row",
         "group": "column whose values must not be in two splits, such as a speaker",
         "stratify": "label that all splits have equally often; the first by default",
-        "model": "workdir of a run that says how well the inputs of a row belong together",
     }
     for name in (*_LISTS, *_TEXTS):
         absl_flags.DEFINE_string(name, None, describe[name], flag_values=flags)
@@ -103,9 +102,8 @@ def _prepare_source(flags: absl_flags.FlagValues) -> None:
     from mmjax.data.prepare.runners import make_runner
 
     config = options(flags)
-    similarities = None
     with make_runner(flags.runner, flags.workers) as runner:
-        done = prepare(config, pathlib.Path(flags.output), runner, _progress, flags.dry_run, similarities)
+        done = prepare(config, pathlib.Path(flags.output), runner, _progress, flags.dry_run)
     if flags.json:
         print(json.dumps(done.report, indent=2))
     else:

@@ -47,11 +47,10 @@ class Examined:
       present: {column: bool [rows]}, whether the row has it and it could be read.
       findings: of values by themselves.
       alive: bool [rows], which rows nothing has dropped so far.
-      similarities: see `mmjax.data.prepare.checks.alignment`.
     """
 
-    def __init__(self, job: Job, run: Run, similarities: Any = None):
-        self.job, self._run, self.similarities = job, run, similarities
+    def __init__(self, job: Job, run: Run):
+        self.job, self._run = job, run
         self._alike: dict[str, np.ndarray] = {}
         self.keys: list[str] = []
         self.splits: list[str | None] = []

@@ -84,7 +84,8 @@ class Job:
         try:
             if len(values) > 1:
                 return kind.decode(values)
-            return kind.decode(self.source.load(values[column.sources[0]], kind))
+            value = self.source.load(values[column.sources[0]], kind)
+            return None if value is None else kind.decode(value)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
             raise Unreadable(error.strerror or "there is no such file") from None
         except OSError as error:

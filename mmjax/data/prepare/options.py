@@ -32,8 +32,6 @@ class PrepareConfig:
       checks: {kind of column: the thresholds of its checks}, see `mmjax.data.prepare.kinds`.
       keep: findings that are reported but not dropped, beside those that never are.
       drop: findings that are dropped though they are suspicions only.
-      model: the workdir of a run whose contrastive task says how well inputs belong together; "" for none.
-      aligned: share of the random pairs that a pair must surpass under this model, or else it is mismatched.
     """
 
     source: str
@@ -52,8 +50,6 @@ class PrepareConfig:
     checks: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
-    model: str = ""
-    aligned: Annotated[float, AtLeast(0)] = 0.9
 
     def __post_init__(self):
         for name in (*self.splits, *self.columns):

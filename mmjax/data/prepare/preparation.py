@@ -75,7 +75,6 @@ def prepare(
     runner: Any,
     progress: Progress = no_progress,
     dry_run: bool = False,
-    similarities: Any = None,
 ) -> Prepared:
     """Prepares a source, or goes on with it.
 
@@ -83,7 +82,6 @@ def prepare(
       output: the folder of the finished dataset; OUTPUT.partial beside it is for the work.
       runner: what calls functions many times, of `mmjax.data.prepare.runners`.
       dry_run: whether to stop before anything is written but a report on what would be dropped.
-      similarities: how well inputs belong together, see `mmjax.data.prepare.checks.alignment`.
 
     Raises:
       UserError: if the source or the options are wrong, or `output` holds something else.
@@ -113,7 +111,7 @@ def prepare(
         job = Job(source, layout, config, work, rows)
         todo = [(job, chunk) for chunk in range(job.chunks) if not examine.chunk_path(work, chunk).exists()]
         run("Examining", examine.examine_chunk, todo)
-        examined = Examined(job, run, similarities)
+        examined = Examined(job, run)
         decisions = decide(examined)
         found = report.make(examined, decisions)
         if dry_run:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from mmjax.data.prepare.sources.array_record import ArrayRecords
 from mmjax.data.prepare.sources.base import Row, Source
 from mmjax.data.prepare.sources.folder import Folder
 from mmjax.data.prepare.sources.manifest import Manifest
+from mmjax.data.prepare.sources.tfds import Tfds
 from mmjax.data.prepare.sources.webdataset import WebDataset
 from mmjax.errors import UserError, nearest
 
 # The first that accepts a place is taken.
 SOURCES: dict[str, type[Source]] = {
+    "tfds": Tfds,
+    "array_record": ArrayRecords,
     "manifest": Manifest,
     "webdataset": WebDataset,
     "folder": Folder,
