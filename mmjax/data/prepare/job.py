@@ -104,7 +104,8 @@ def list_rows(source: Source, config: PrepareConfig, layout: Layout, work: pathl
     work.mkdir(parents=True, exist_ok=True)
     digest, offsets, seen = hashlib.sha256(), [0], set()
     with (work / "index.jsonl").open("wb") as file:
-        for row in source.rows(work):
+        # What a source unpacks stays beside, where it is found when the list has moved.
+        for row in source.rows(work.parent):
             key = row.key if not layout.key else str(row.values.get(layout.key))
             if key in seen:
                 where = f"--key={layout.key}" if layout.key else "--source"

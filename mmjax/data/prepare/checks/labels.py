@@ -82,7 +82,7 @@ def _round(features: np.ndarray, labels: np.ndarray, teaches: np.ndarray, seeds:
     folds = parts(shares, rows, [str(label) for label in labels], f"{seeds[0]}:probabilities")
     for fold in range(_FOLDS):
         learned = (folds != fold) & teaches
-        model = LogisticRegression(max_iter=2000).fit(decisions[learned], labels[learned])
+        model = LogisticRegression(C=30.0, max_iter=2000).fit(decisions[learned], labels[learned])
         probabilities[folds == fold] = model.predict_proba(decisions[folds == fold])
     return probabilities
 

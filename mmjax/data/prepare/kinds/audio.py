@@ -134,7 +134,7 @@ class AudioKind(Kind):
         return {"samples": _sixteen_bits(raw[0]).reshape(len(raw[0]), -1), "rate": raw[1]}
 
     def placeholder(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        return {"samples": np.zeros((0, 1), np.int16), "rate": 0}
+        return {"samples": np.zeros((1, 1), np.int16), "rate": 0}
 
     def restore(self, stored: Mapping[str, Any]) -> Waveform:
         samples = stored["samples"]
