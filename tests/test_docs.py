@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pathlib
 import re
 import shlex
@@ -112,14 +113,32 @@ def shell_commands() -> list:
     return found
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> pathlib.Path:
+    """What the recipe of `docs/own_data.md` reads of a folder that `mmjax prepare` made there."""
+    folder = tmp_path_factory.mktemp("prepared")
+    sizes = {name: {"median": 8.0, "largest": 8.0} for name in ("height", "width", "channels", "bytes")}
+    columns = {name: {"present": 9, "measures": sizes} for name in ("picture", "caption")}
+    manifest = {
+        "version": 1,
+        "inputs": {"picture": "image", "caption": "text"},
+        "targets": {"digit": {"kind": "label", "classes": ["0", "1"]}},
+        "splits": {"train": {"examples": 9}, "test": {"examples": 9}},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "statistics.json").write_text(json.dumps({"train": {"columns": columns}}))
+    return folder
+
+
 @pytest.mark.parametrize("words", shell_commands())
-def test_commands_in_the_pages_have_flags_that_exist(words):
+def test_commands_in_the_pages_have_flags_that_exist(words, prepared):
     program, *arguments = words
     if pathlib.Path(program).name == "tpu_setup.sh":
         usage = (ROOT / "tpu_setup.sh").read_text()
         assert all(f"  {argument.partition('=')[0]}" in usage for argument in arguments)
     elif pathlib.Path(program).name == "mmjax":
-        check_mmjax(*arguments)
+        check_mmjax(*(argument.replace("configs/prepared.py:prepared/mine", f"configs/prepared.py:{prepared}")
+                      for argument in arguments))  # fmt: skip
 
 
 def check_mmjax(name: str, *arguments: str) -> None:
@@ -132,6 +151,7 @@ def check_mmjax(name: str, *arguments: str) -> None:
     recipe = recipe.removeprefix("--config=")
     # `mmjax predict` has a flag for each input of the run; the recipe of docs/extending.md is written there.
     inputs = {"near", "far"} if "runs/series" in " ".join(arguments) else set()
+    inputs |= {"picture", "caption"} if "runs/mine" in " ".join(arguments) else set()
     if (ROOT / recipe.partition(":")[0]).is_file():
         recipe = load_recipe(f"{ROOT}/{recipe}")
         inputs |= set(recipe.model.encoders)

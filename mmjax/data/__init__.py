@@ -18,12 +18,14 @@ from __future__ import annotations
 from mmjax.data.avmnist import Avmnist
 from mmjax.data.dataset import Dataset, Record, Source
 from mmjax.data.digits import Digits
+from mmjax.data.prepared import Prepared
 from mmjax.data.synthetic import Synthetic
 
 DATASETS: dict[str, type[Dataset]] = {
     "avmnist": Avmnist,
     "digits": Digits,
+    "prepared": Prepared,
     "synthetic": Synthetic,
 }
 
-__all__ = ["DATASETS", "Avmnist", "Dataset", "Digits", "Record", "Source", "Synthetic"]
+__all__ = ["DATASETS", "Avmnist", "Dataset", "Digits", "Prepared", "Record", "Source", "Synthetic"]

@@ -117,7 +117,7 @@ class Image:
         except Exception as error:
             remedy = "give a whole PNG, JPEG or WebP file"
             raise UserError(where, f"{argument!r} cannot be read: {error}", remedy) from None
-        return _eight_bits(picture)
+        return eight_bits(picture)
 
     def files(self) -> list[pathlib.Path]:
         """None."""
@@ -180,7 +180,7 @@ def border_colour(pixels: np.ndarray) -> int | tuple[int, ...]:
     return tuple(map(int, median)) if median.ndim else int(median)
 
 
-def _eight_bits(picture: PIL.Image.Image) -> np.ndarray:
+def eight_bits(picture: PIL.Image.Image) -> np.ndarray:
     """Makes a picture of any Pillow mode uint8 [H, W] or [H, W, C], scaled so that 16-bit greys keep their range."""
     if picture.mode.startswith("I;16"):
         return (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)

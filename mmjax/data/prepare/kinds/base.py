@@ -1,0 +1,117 @@
+"""What preparation asks of a kind of column: to decode, measure, compare, store and show what the user brings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+
+class Unreadable(ValueError):
+    """A value cannot be decoded; the text says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """The bytes of a file, with its name for messages and for what its suffix tells."""
+
+    name: str
+    data: bytes
+
+
+class Kind:
+    """Base of all kinds. What a kind does not override it cannot do: `measure` nothing, be like nothing, and so on.
+
+    A kind is made from its `Config`, which holds the thresholds of its checks. `decode`, `measure`, `sketch` and
+    `features` do not depend on them, so that other thresholds judge what was measured once.
+
+    Attributes:
+      target: whether columns of this kind are what a model answers; the others are what it is given.
+      fault_names: what `faults` can find.
+      telling: whether two examples that share only this are suspicious. Two captions may well be the same.
+      holds_files: whether TFDS would decode what is stored, and `restore` wants it as it is.
+      suffixes: the suffixes of files of this kind, lower case, with the dot.
+    """
+
+    target: ClassVar[bool] = False
+    telling: ClassVar[bool] = True
+    holds_files: ClassVar[bool] = False
+    fault_names: ClassVar[tuple[str, ...]] = ()
+    suffixes: ClassVar[tuple[str, ...]] = ()
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """No options."""
+
+    def __init__(self, config: Any = None):
+        self.config: Any = self.Config() if config is None else config
+
+    def is_path(self, value: str) -> bool:
+        """Whether a string in a manifest is the path of a file, and not the value itself."""
+        return bool(self.suffixes) and not self.target
+
+    def decode(self, value: Any) -> Any:
+        """Makes raw data of a `File`, or of a value that stands in a manifest or a record. Raises `Unreadable`."""
+        raise NotImplementedError
+
+    def measure(self, raw: Any) -> dict[str, float | int | str]:
+        """Numbers and words that describe raw data; "bytes" is how much a record grows by it."""
+        return {}
+
+    def faults(self, measured: Mapping[str, Any]) -> dict[str, str]:
+        """{name of a fault: why}, of what `measure` found."""
+        return {}
+
+    def worth(self, measured: Mapping[str, Any]) -> float:
+        """Of near duplicates, that with the most is kept: pixels, samples."""
+        return 0.0
+
+    # Near duplicates.
+
+    def sketch(self, raw: Any) -> bytes | None:
+        """A small likeness of raw data that `alike` compares, None where nothing can be said."""
+        return None
+
+    def hashes(self, sketch: bytes) -> np.ndarray | None:
+        """uint64 [n], the same n for all, from which `candidates` finds what may be alike."""
+        return None
+
+    def candidates(self, hashes: np.ndarray) -> np.ndarray:
+        """int64 [pairs, 2], the rows of `hashes` [rows, n] that may be alike; better too many than too few."""
+        return np.zeros((0, 2), np.int64)
+
+    def alike(self, one: bytes, other: bytes) -> float:
+        """How alike two sketches are; near duplicates are those at or above `config.alike`."""
+        return 0.0
+
+    # Suspected label errors.
+
+    def features(self, raw: Any) -> np.ndarray | None:
+        """float32 [n], the same n for all, from which a simple classifier tells classes apart."""
+        return None
+
+    # Storing. `stored` and `restore` are inverse to each other up to what the kind says that it rounds.
+
+    def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
+        """The TFDS feature; `summary` has {"classes"} or the largest and smallest of each number that was measured."""
+        raise NotImplementedError
+
+    def stored(self, raw: Any, summary: Mapping[str, Any]) -> Any:
+        """What the TFDS feature encodes."""
+        raise NotImplementedError
+
+    def placeholder(self, summary: Mapping[str, Any]) -> Any:
+        """What stands in a record that lacks this column; `restore` never sees it."""
+        raise NotImplementedError
+
+    def restore(self, stored: Any) -> Any:
+        """Makes what the modality of this name processes of what TFDS decoded, or read without decoding."""
+        return stored
+
+    # The data card.
+
+    def show(self, raw: Any) -> str:
+        """HTML in which a person can see or hear raw data."""
+        raise NotImplementedError

@@ -1,0 +1,41 @@
+"""Numbers: what a regression answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mmjax.data.prepare.kinds.base import Kind, Unreadable
+
+
+class NumberKind(Kind):
+    """A number, stored as float32."""
+
+    target = True
+
+    def decode(self, value: Any) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise Unreadable(f"{value!r} is no number") from None
+        if not math.isfinite(number):
+            raise Unreadable(f"{value!r} is not finite")
+        return number
+
+    def measure(self, raw: float) -> dict[str, float | int | str]:
+        return {"value": raw, "bytes": 8}
+
+    def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
+        import numpy as np
+
+        return tfds.features.Scalar(dtype=np.float32)
+
+    def stored(self, raw: float, summary: Mapping[str, Any]) -> float:
+        return raw
+
+    def placeholder(self, summary: Mapping[str, Any]) -> float:
+        return math.nan
+
+    def show(self, raw: float) -> str:
+        return f"<b>{raw:g}</b>"

@@ -1,0 +1,102 @@
+"""A table with a row for each example: CSV, TSV, JSONL or Parquet, whose columns are paths, texts, numbers, labels."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmjax.data.prepare import files
+from mmjax.data.prepare.kinds import Kind
+from mmjax.data.prepare.sources.base import Row, load_file
+from mmjax.errors import UserError
+
+_NAMES = ("manifest", "metadata")
+_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
+class Manifest:
+    """A manifest, or a folder with one named manifest.* or metadata.*. Its paths are relative to its own folder."""
+
+    def __init__(self, place: str):
+        self.place = place if place.lower().endswith(_SUFFIXES) else _inside(place)
+        self.folder = files.parent(self.place)
+
+    @staticmethod
+    def accepts(place: str) -> bool:
+        return place.lower().endswith(_SUFFIXES) or files.is_folder(place) and bool(_inside(place))
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        return {}
+
+    def rows(self, work: pathlib.Path) -> Iterator[Row]:
+        if not files.exists(self.place):
+            raise UserError("--source", f"there is no file {self.place!r}", "give the path of a manifest or a folder")
+        suffix = pathlib.PurePath(self.place.lower()).suffix
+        read = _parquet if suffix == ".parquet" else _json_lines if suffix in (".jsonl", ".ndjson") else _separated
+        try:
+            for number, values in enumerate(read(self.place)):
+                yield Row(f"{number:08}", values)
+        except (ValueError, csv.Error, OSError) as error:
+            problem = f"{self.place!r} cannot be read: {error}"
+            raise UserError("--source", problem, "give a CSV, TSV, JSONL or Parquet file in UTF-8") from None
+
+    def load(self, value: Any, kind: Kind) -> Any:
+        if isinstance(value, str) and kind.is_path(value):
+            return load_file({"file": files.join(self.folder, value), "name": value})
+        return value
+
+
+def _inside(folder: str) -> str:
+    names = [name + suffix for name in _NAMES for suffix in _SUFFIXES]
+    return next((place for name in names if files.exists(place := files.join(folder, name))), "")
+
+
+def _separated(place: str) -> Iterator[dict[str, Any]]:
+    with files.open_file(place) as raw:
+        text = io.TextIOWrapper(raw, "utf-8-sig", newline="")
+        delimiter = "\t" if place.lower().endswith(".tsv") else ","
+        reader = csv.DictReader(text, delimiter=delimiter, restkey="", strict=True)
+        if not reader.fieldnames:
+            raise ValueError("it has no line with the names of the columns")
+        repeated = {name for name in reader.fieldnames if list(reader.fieldnames).count(name) > 1}
+        if repeated or "" in reader.fieldnames:
+            raise ValueError(f"its columns must have different names, not {', '.join(map(repr, reader.fieldnames))}")
+        for values in reader:
+            if "" in values or None in values.values():
+                raise ValueError(f"line {reader.line_num} has not {len(reader.fieldnames)} values")
+            # What is between two commas is missing.
+            yield {name: value or None for name, value in values.items()}
+
+
+def _json_lines(place: str) -> Iterator[dict[str, Any]]:
+    with files.open_file(place) as raw:
+        for number, line in enumerate(codecs.getreader("utf-8-sig")(raw), 1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+            if not isinstance(values, dict):
+                raise ValueError(f"line {number} is no object")
+            yield values
+
+
+def _parquet(place: str) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with files.open_file(place) as raw:
+            for batch in pyarrow.parquet.ParquetFile(raw).iter_batches(batch_size=1024):
+                for values in batch.to_pylist():
+                    json.dumps(values)
+                    yield values
+    except (pyarrow.ArrowException, TypeError) as error:
+        raise ValueError(str(error)) from None

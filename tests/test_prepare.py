@@ -1,0 +1,576 @@
+"""From messy files to shards: sources, kinds, checks, splits, and what a user is told."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import pathlib
+import tarfile
+
+import numpy as np
+import PIL.Image
+import pytest
+import scipy.io.wavfile
+import soundfile
+
+from mmjax.__main__ import main
+from mmjax.data import Prepared
+from mmjax.data.pipeline import Pipeline
+from mmjax.data.prepare import languages, pictures
+from mmjax.data.prepare.checks.labels import cross_validated
+from mmjax.data.prepare.columns import guess
+from mmjax.data.prepare.kinds import KINDS, File, Unreadable
+from mmjax.data.prepare.options import PrepareConfig
+from mmjax.data.prepare.preparation import prepare
+from mmjax.data.prepare.runners import Local
+from mmjax.data.prepare.shards import cut
+from mmjax.data.prepare.splits import parts
+from mmjax.errors import UserError
+from mmjax.modalities import MODALITIES
+
+
+def scene(seed: int, side: int = 40) -> np.ndarray:
+    """A smooth random picture in colour; two of them have nothing in common."""
+    blocks = np.random.default_rng(seed).integers(0, 255, (6, 6, 3)).astype(np.uint8)
+    return np.asarray(PIL.Image.fromarray(blocks).resize((side, side), PIL.Image.Resampling.BICUBIC))
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(seed: int, samples: int = 4000) -> np.ndarray:
+    """Noise of the colour of speech, int16."""
+    white = np.random.default_rng(seed).normal(size=samples)
+    return (4000 * np.convolve(white, np.hanning(9), "same")).clip(-32000, 32000).astype(np.int16)
+
+
+def sound(samples: np.ndarray, rate: int = 8000, kind: str = "WAV") -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=kind)
+    return buffer.getvalue()
+
+
+def write_table(folder: pathlib.Path, rows: list[dict]) -> pathlib.Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "data.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / "data.csv"
+
+
+def run(source: object, output: pathlib.Path, dry_run: bool = False, **options):
+    return prepare(PrepareConfig(source=str(source), **options), output, Local(1), dry_run=dry_run)
+
+
+def findings(folder: pathlib.Path) -> list[tuple[str, str]]:
+    lines = [json.loads(line) for line in (folder / "findings.jsonl").read_text().splitlines()]
+    return sorted((line["key"], line["check"]) for line in lines)
+
+
+def records(folder: pathlib.Path) -> dict[str, dict]:
+    """{key: inputs and targets} of all splits, as training reads them."""
+    dataset = Prepared(Prepared.Config(path=str(folder)))
+    found = {}
+    for split in dataset.splits:
+        source = dataset.source(split)
+        for number in range(len(source)):
+            record = source[number]
+            found[source.stored(number)["key"].decode()] = {**record.inputs, **record.targets}
+    return found
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> pathlib.Path:
+    """Twenty rows with a picture, a sound, a sentence, a class and a number; some lack some."""
+    folder = tmp_path_factory.mktemp("table")
+    rows = []
+    for number in range(20):
+        (folder / f"{number}.png").write_bytes(encoded(scene(number)))
+        (folder / f"{number}.wav").write_bytes(sound(noise(number)))
+        row = {"key": f"k{number}", "picture": f"{number}.png", "sound": f"{number}.wav", "caption": f"scene {number}, a"
+               " picture of nothing at all", "kind": "ab"[number % 2], "height": number / 4, "who": number // 4}  # fmt: skip
+        rows.append(row)
+    rows[3]["sound"] = rows[4]["caption"] = rows[5]["kind"] = rows[6]["height"] = ""
+    return write_table(folder, rows)
+
+
+@pytest.fixture(scope="module")
+def prepared(table, tmp_path_factory) -> pathlib.Path:
+    return run(table, tmp_path_factory.mktemp("out") / "data", group="who", folds=3, shard_megabytes=0.05).folder
+
+
+# The whole way.
+
+
+def test_a_record_holds_what_the_files_held(prepared, table):
+    found = records(prepared)
+    assert sorted(found) == sorted(f"k{number}" for number in range(20))
+    np.testing.assert_array_equal(found["k7"]["picture"], scene(7))
+    samples, rate = found["k7"]["sound"]
+    np.testing.assert_array_equal(samples, noise(7))
+    assert rate == 8000 and found["k7"]["caption"] == "scene 7, a picture of nothing at all"
+    assert found["k7"]["kind"] == 1 and found["k7"]["height"] == 1.75
+
+
+def test_what_a_row_lacks_is_absent(prepared):
+    found = records(prepared)
+    missing = {key: [name for name, value in row.items() if value is None] for key, row in found.items()}
+    lacking = {"k3": ["sound"], "k4": ["caption"], "k5": ["kind"], "k6": ["height"]}
+    assert {key: names for key, names in missing.items() if names} == lacking
+
+
+def test_tfds_reads_the_shards(prepared):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(prepared))
+    assert sum(info.num_examples for info in builder.info.splits.values()) == 20
+    record = next(r for r in builder.as_data_source("train") if r["present"]["sound"])
+    assert record["picture"].shape == (40, 40, 3) and record["sound"]["samples"].dtype == np.int16
+
+
+def test_the_pipeline_makes_batches_of_a_prepared_folder(prepared):
+    dataset = Prepared(Prepared.Config(path=str(prepared)))
+    modalities = {name: MODALITIES[kind](MODALITIES[kind].Config()) for name, kind in dataset.inputs.items()}
+    pipeline = Pipeline(dataset, modalities, seed=0)
+    batch = next(iter(pipeline.evaluation_batches("train", 32)))
+    count = len(dataset.source("train"))
+    assert pipeline.broken == 0 and (batch.ids >= 0).sum() == count
+    lacking = [number for number in range(count) if dataset.source("train")[number].inputs["sound"] is None]
+    assert np.flatnonzero(~batch.inputs["sound"].present[:count]).tolist() == lacking
+
+
+def test_groups_stay_in_one_split_and_one_fold(prepared):
+    import pyarrow.parquet
+
+    places: dict[str, set] = {}
+    for path in (prepared / "index").iterdir():
+        for row in pyarrow.parquet.read_table(path).to_pylist():
+            places.setdefault(row["group"], set()).add((path.stem, row["fold"]))
+    assert len(places) == 5 and all(len(found) == 1 for found in places.values())
+    assert {split for found in places.values() for split, _ in found} == {"train", "validation", "test"}
+    assert {fold for found in places.values() for _, fold in found} == {0, 1, 2}
+
+
+def test_the_manifest_has_the_checksum_of_each_shard(prepared):
+    import hashlib
+
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    files = [entry for entries in manifest["shards"].values() for entry in entries]
+    assert len(files) > 3 and sum(entry["examples"] for entry in files) == 20
+    for entry in files:
+        assert hashlib.sha256((prepared / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
+
+
+def test_statistics_are_those_of_the_files(prepared):
+    statistics = json.loads((prepared / "statistics.json").read_text())
+    found = records(prepared)
+    pixels = {key: row["picture"].mean() / 255 for key, row in found.items()}
+    means = [
+        facts["columns"]["picture"]["measures"]["mean"]["mean"] * facts["examples"] for facts in statistics.values()
+    ]
+    total = sum(means)
+    np.testing.assert_allclose(total / 20, np.mean(list(pixels.values())))
+    subsets = {name: count for facts in statistics.values() for name, count in facts["present"].items()}
+    assert set(subsets) == {"picture+sound+caption", "picture+caption", "picture+sound"}
+
+
+def test_the_same_command_again_does_nothing_and_another_is_refused(prepared, table):
+    before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
+    assert not run(table, prepared, group="who", folds=3, shard_megabytes=0.05).fresh
+    with pytest.raises(UserError, match="with other options"):
+        run(table, prepared, group="who", seed=1)
+    assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*")} == before
+    assert not prepared.with_name("data.partial").exists()
+
+
+# Sources.
+
+
+def test_a_folder_of_files_is_a_dataset(tmp_path):
+    for number in range(6):
+        place = tmp_path / "in" / ("train" if number < 4 else "val") / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.jpg").write_bytes(encoded(scene(number), "JPEG"))
+        (place / f"{number}.txt").write_text(f"number {number}")
+    run(tmp_path / "in", tmp_path / "out")
+    found = records(tmp_path / "out")
+    assert found["val/a/4"]["text"] == "number 4" and found["train/b/3"]["label"] == 1
+    assert Prepared(Prepared.Config(path=str(tmp_path / "out"))).splits == ("train", "validation")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "tsv", "parquet"])
+def test_tables_of_all_formats_say_the_same(tmp_path, suffix):
+    rows = [{"key": f"k{number}", "said": f"these are words for {number}", "size": number + 0.5} for number in range(9)]
+    path = tmp_path / f"data.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif suffix == "tsv":
+        path.write_text("\n".join("\t".join(map(str, row)) for row in [rows[0], *(r.values() for r in rows)]) + "\n")
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    run(path, tmp_path / "out", keep=["duplicate"])
+    found = records(tmp_path / "out")
+    assert {key: row["said"] for key, row in found.items()} == {row["key"]: row["said"] for row in rows}
+    assert found["k8"]["size"] == 8.5
+
+
+def pack(path: pathlib.Path, members: dict[str, bytes], link: str = "") -> pathlib.Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        if link:
+            member = tarfile.TarInfo("link.png")
+            member.type, member.linkname = tarfile.SYMTYPE, link
+            archive.addfile(member)
+    return path
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_members_of_a_tar_with_one_name_are_one_example(tmp_path, packed):
+    members = {}
+    for number in range(5):
+        members |= {f"{number}.png": encoded(scene(number)), f"{number}.txt": b"some words", f"{number}.cls": b"cat"}
+    path = pack(tmp_path / "data.tar", members)
+    if packed:
+        path = path.with_suffix(".tar.gz")
+        path.write_bytes(gzip.compress((tmp_path / "data.tar").read_bytes()))
+    run(path, tmp_path / "out")
+    found = records(tmp_path / "out")
+    np.testing.assert_array_equal(found["3"]["image"], scene(3))
+    assert found["3"]["text"] == "some words" and found["3"]["label"] == 0
+
+
+@pytest.mark.parametrize("name", ["../evil.png", "/etc/evil.png", "a/../../evil.png", "..\\evil.png"])
+def test_a_tar_whose_names_leave_the_folder_is_refused(tmp_path, capsys, name):
+    path = pack(tmp_path / "data.tar", {"good.png": encoded(scene(0)), name: encoded(scene(1))})
+    assert main(["prepare", f"--source={path}", f"--output={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err
+    assert "leaves the folder" in error and error.count("\n") == 1
+    assert [child.name for child in tmp_path.iterdir()] == ["data.tar"]
+
+
+def test_a_tar_with_a_link_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no file"):
+        run(pack(tmp_path / "data.tar", {"good.png": encoded(scene(0))}, "/etc/passwd"), tmp_path / "out")
+
+
+def test_a_prepared_folder_and_bare_array_records_can_be_prepared_again(prepared, tmp_path):
+    run(prepared, tmp_path / "again", columns={"photo": "picture", "kind": "kind"}, keep=["duplicate"])
+    found = records(tmp_path / "again")
+    before = [row["picture"] for row in records(prepared).values()]
+    assert len(found) == 20
+    assert sorted(row["photo"].tobytes() for row in found.values()) == sorted(p.tobytes() for p in before)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in prepared.glob("*.array_record*"):
+        (bare / path.name).write_bytes(path.read_bytes())
+    run(bare, tmp_path / "third", columns={"photo": "picture", "kind": "kind:label"}, key="key")
+    np.testing.assert_array_equal(records(tmp_path / "third")["k7"]["photo"], scene(7))
+
+
+def test_a_bucket_is_read_through_fsspec(tmp_path):
+    import fsspec
+
+    system = fsspec.filesystem("memory")
+    for number in range(4):
+        system.pipe(f"/bucket/pictures/{number}.png", encoded(scene(number)))
+    rows = "".join(f"pictures/{number}.png,words for picture {number}\n" for number in range(4))
+    system.pipe("/bucket/data.csv", f"picture,said\n{rows}".encode())
+    run("memory://bucket/data.csv", tmp_path / "out")
+    np.testing.assert_array_equal(records(tmp_path / "out")["00000002"]["picture"], scene(2))
+
+
+# Kinds.
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_pictures_of_all_formats_are_read(kind):
+    pixels = KINDS["image"]().decode(File("x", encoded(scene(1), kind))).pixels
+    assert pixels.shape[:2] == (40, 40) and np.abs(pixels[..., :3].astype(int) - scene(1)).mean() < 12
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_recordings_of_all_formats_are_read(kind, channels):
+    wave = np.stack([noise(1, 16000)] * channels, axis=1)[:, 0 if channels == 1 else slice(None)]
+    samples, rate = KINDS["audio"]().decode(File("x", sound(wave, 16000, kind)))
+    assert rate == 16000 and samples.ndim == channels and abs(len(samples) - 16000) < 2500
+
+
+@pytest.mark.parametrize("name", ["image", "audio"])
+def test_files_that_are_cut_short_are_unreadable(name):
+    whole = encoded(scene(1)) if name == "image" else sound(noise(1))
+    for share in (0.0, 0.01, 0.5, 0.95):
+        with pytest.raises(Unreadable):
+            KINDS[name]().decode(File("x", whole[: int(share * len(whole))]))
+
+
+def test_faults_are_found_and_nothing_else():
+    image, audio = KINDS["image"](), KINDS["audio"]()
+    assert image.faults(image.measure(image.decode(scene(1)))) == {}
+    assert list(image.faults(image.measure(image.decode(scene(1) // 40 + 9)))) == ["blank"]
+    assert audio.faults(audio.measure((noise(1), 8000))) == {}
+    assert list(audio.faults(audio.measure((noise(1) // 20000, 8000)))) == ["silent"]
+    loud = np.clip(noise(1).astype(int) * 8, -32768, 32767).astype(np.int16)
+    assert list(audio.faults(audio.measure((loud, 8000)))) == ["clipped"]
+
+
+@pytest.mark.parametrize(
+    "text, fault",
+    [("a dog on the beach", None), (" ... ", "empty"), ("", "empty"), ("IMG_2041.jpg", "boilerplate"),
+     ("Click here for more", "boilerplate"), ("n/a", "boilerplate"), ("ein Hund läuft am Strand", "language")],
+)  # fmt: skip
+def test_texts_that_say_nothing_are_found(text, fault):
+    kind = KINDS["text"](KINDS["text"].Config(language=("en",)))
+    assert list(kind.faults(kind.measure(text))) == ([fault] if fault else [])
+
+
+def test_languages_are_told_apart_and_names_are_left_alone():
+    texts = {
+        "de": "das ist ein Bild von einem Hund und einer Katze", "fr": "c'est une image avec un chien dans la rue",
+        "es": "una foto de un perro en la playa", "ru": "собака и кошка на улице", 
+        "ja": "犬が浜辺を走る", "zh": "狗在海滩上跑", "el": "ένας σκύλος στην παραλία", "ko": "해변에서 달리는 개",
+    }  # fmt: skip
+    assert {code: languages.wrong(text, ("en",)) for code, text in texts.items()} == {code: code for code in texts}
+    assert all(languages.wrong(text, (code,)) is None for code, text in texts.items())
+    for name in ("Paris", "Rio de Janeiro", "New York City", "IMG 4", "a dog and a cat on the beach"):
+        assert languages.wrong(name, ("en",)) is None
+
+
+# Near duplicates.
+
+
+def near_pictures() -> dict[str, np.ndarray]:
+    pixels = scene(5, 96)
+    small = PIL.Image.fromarray(pixels).resize((50, 60), PIL.Image.Resampling.LANCZOS)
+    jpeg = np.asarray(PIL.Image.open(io.BytesIO(encoded(pixels, "JPEG", quality=50))))
+    return {"itself": pixels, "jpeg": jpeg, "small": np.asarray(small), "crop": pixels[7:94, 3:88]}
+
+
+@pytest.mark.parametrize("change", near_pictures())
+def test_a_picture_that_was_changed_a_little_is_near_and_others_are_not(change):
+    kind = KINDS["image"]()
+    sketches = [
+        kind.sketch(kind.decode(pixels)) for pixels in (near_pictures()[change], *(scene(n, 96) for n in range(30)))
+    ]
+    pairs = kind.candidates(np.stack([kind.hashes(sketch) for sketch in sketches]))
+    assert [0, 6] in pairs.tolist()
+    alike = [kind.alike(sketches[0], other) >= kind.config.alike for other in sketches[1:]]
+    assert np.flatnonzero(alike).tolist() == [5]
+
+
+def test_windows_average_what_lies_in_them():
+    ramp = np.arange(pictures.SIDE) + 0.5
+    for start, end in ((0.0, 1.0), (0.25, 0.75)):
+        found = pictures._make_windows(8, ((start, end),))[0] @ ramp
+        centres = (start + (np.arange(8) + 0.5) / 8 * (end - start)) * pictures.SIDE
+        # A straight line stays one, but for the edges of the picture.
+        np.testing.assert_allclose(found[1:-1], centres[1:-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("change", ["ogg", "rate", "cut", "gain"])
+def test_a_recording_that_was_changed_a_little_is_near_and_others_are_not(change):
+    kind = KINDS["audio"]()
+    samples = noise(3, 8000)
+    raw = {
+        "ogg": lambda: kind.decode(File("x", sound(samples, 8000, "OGG"))),
+        "rate": lambda: (scipy.signal.resample_poly(samples / 32768, 2, 1).astype(np.float32), 16000),
+        "cut": lambda: (samples[500:-300], 8000),
+        "gain": lambda: (samples // 3, 8000),
+    }[change]()
+    one = kind.sketch(raw)
+    scores = [kind.alike(one, kind.sketch((noise(seed, 8000), 8000))) for seed in range(6)]
+    assert np.flatnonzero(np.asarray(scores) >= kind.config.alike).tolist() == [3]
+
+
+def test_minhash_finds_texts_that_differ_in_a_word():
+    kind = KINDS["text"]()
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(200)]
+    texts = [" ".join(rng.choice(words, 14)) for _ in range(50)]
+    texts.append(texts[7].replace(texts[7].split()[4], "instead"))
+    sketches = [kind.sketch(text) for text in texts]
+    pairs = kind.candidates(np.stack([kind.hashes(sketch) for sketch in sketches]))
+    near = [pair for pair in pairs.tolist() if kind.alike(*(sketches[row] for row in pair)) >= kind.config.alike]
+    assert near == [[7, 50]]
+
+
+# Checks.
+
+
+def test_whole_copies_go_and_pictures_with_two_captions_stay(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rows = []
+    for number in range(8):
+        (folder / f"{number}.png").write_bytes(encoded(scene(number)))
+        rows.append(
+            {"key": f"k{number}", "picture": f"{number}.png", "said": f"these are the words of number {number} of all"}
+        )
+    (folder / "copy.jpg").write_bytes(encoded(scene(2), "JPEG", quality=80))
+    rows.append({"key": "copy", "picture": "copy.jpg", "said": rows[2]["said"]})
+    rows.append({"key": "retold", "picture": "3.png", "said": "something else entirely is said here"})
+    run(write_table(folder, rows), tmp_path / "out")
+    assert findings(tmp_path / "out") == [("copy", "duplicate"), ("retold", "shared")]
+    assert set(records(tmp_path / "out")) == {*(f"k{number}" for number in range(8)), "retold"}
+
+
+def test_rows_of_training_that_are_in_test_too_go_from_training(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rows = []
+    for number in range(10):
+        (folder / f"{number}.png").write_bytes(encoded(scene(number)))
+        split = "train" if number < 6 else "test"
+        rows.append(
+            {"key": f"k{number}", "picture": f"{number}.png", "who": number % 5 if number != 4 else 9, "split": split}
+        )
+    (folder / "leak.jpg").write_bytes(encoded(scene(7), "JPEG"))
+    rows.append({"key": "leak", "picture": "leak.jpg", "who": 20, "split": "train"})
+    table = write_table(folder, rows)
+    run(table, tmp_path / "out", columns={"picture": "picture"})
+    assert findings(tmp_path / "out") == [("leak", "leakage")]
+    run(table, tmp_path / "grouped", columns={"picture": "picture"}, group="who")
+    # 6, 7, 8 and 9 are of the groups 1, 2, 3 and 4.
+    assert findings(tmp_path / "grouped") == [(key, "leakage") for key in ("k1", "k2", "k3", "leak")]
+
+
+def test_wrong_labels_are_improbable_and_right_ones_are_not():
+    rng = np.random.default_rng(0)
+    truth = np.arange(300) % 3
+    features = (rng.normal(size=(300, 5)) + 6 * np.eye(5)[truth]).astype(np.float32)
+    labels = truth.copy()
+    wrong = rng.choice(300, 20, replace=False)
+    labels[wrong] = (truth[wrong] + 1) % 3
+    probabilities = cross_validated(features, labels, "0")
+    own = probabilities[np.arange(300), labels]
+    assert set(np.flatnonzero(own < 0.01)) == set(wrong)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_what_is_kept_by_request_is_reported_all_the_same(tmp_path, table):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rows = [{"picture": f"{n}.png", "said": f"words about {n} and more"} for n in range(6)]
+    for number in range(6):
+        (folder / f"{number}.png").write_bytes(encoded(scene(number) // (60 if number == 2 else 1)))
+    source = write_table(folder, rows)
+    dry = run(source, tmp_path / "out", dry_run=True)
+    assert dry.report["dropped"] == 1 and not (tmp_path / "out").exists()
+    run(source, tmp_path / "out", keep=["blank"])
+    assert findings(tmp_path / "out") == [("00000002", "blank")] and len(records(tmp_path / "out")) == 6
+
+
+# Splits, shards, columns.
+
+
+def test_parts_have_their_shares_of_each_label():
+    labels = [str(number % 4 // 3) for number in range(400)]
+    chosen = parts({"train": 8, "validation": 1, "test": 1}, np.arange(400), labels, "seed")
+    for name in "01":
+        counts = np.bincount(chosen[np.asarray(labels) == name])
+        np.testing.assert_allclose(counts / counts.sum(), [0.8, 0.1, 0.1], atol=0.01)
+    assert (
+        parts({"a": 1, "b": 1}, np.arange(400), labels, "s").tolist()
+        != parts({"a": 1, "b": 1}, np.arange(400), labels, "t").tolist()
+    )
+
+
+def test_every_part_gets_a_group_where_there_are_enough():
+    chosen = parts({"train": 0.8, "validation": 0.1, "test": 0.1}, np.repeat(np.arange(4), 50), [None] * 200, "seed")
+    assert set(chosen) == {0, 1, 2} and all(len(set(chosen[50 * g : 50 * g + 50])) == 1 for g in range(4))
+
+
+def test_shards_are_about_as_large_as_asked():
+    assert cut(np.asarray([4, 4, 4, 9, 1, 1]), 8) == [2, 3, 4, 6]
+    assert cut(np.asarray([100.0]), 8) == [1]
+
+
+@pytest.mark.parametrize(
+    "values, kind",
+    [
+        (["a.png", "b.JPG"], "image"),
+        (["x/a.wav", "x/b.flac"], "audio"),
+        ([*"0123456789"] * 4, "label"),
+        (["cat", "dog"] * 9, "label"),
+        (["1.5", "2.25", "7"], "number"),
+        ([str(number) for number in range(50)], "number"),
+        (["a dog runs over the beach", "what is this"] * 9, "text"),
+        ([None, None], None),
+    ],
+)
+def test_kinds_of_columns_are_told_from_their_values(values, kind):
+    assert guess(values) == kind
+
+
+# What a user is told.
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "--output: is missing"),
+        (["--output={out}", "--columns=a=pictre"], "did you mean 'picture'?"),
+        (["--output={out}", "--columns=a=picture:imge"], "did you mean 'image'?"),
+        (["--output={out}", "--keep=duplicat"], "did you mean 'duplicate'?"),
+        (["--output={out}", "--group=whom"], "the source has no column 'whom'"),
+        (["--output={out}", "--set=checks.image.blnk=3"], "did you mean 'blank'?"),
+        (["--output={out}", "--set=chcks.image=3"], "did you mean 'checks'?"),
+        (["--output={out}", "--set=folds"], "is not KEY=VALUE"),
+        (["--output={out}", "--splits=train=x"], "'x' is no number"),
+        (["--output={out}", "--runner=NoSuchRunner"], "apache-beam"),
+        (["--output={out}", "--format=tra"], "unknown format 'tra'"),
+        (["--output={table}"], "no prepared data"),
+        (["--output={out}", "--config=configs/digits.py"], "a recipe or a source, and not both"),
+    ],
+)
+def test_wrong_flags_are_refused_in_one_line_and_leave_nothing(tmp_path, table, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+    words = [flag.format(out=tmp_path / "out", table=table.parent) for flag in flags]
+    before = sorted(table.parent.iterdir())
+    assert main(["prepare", f"--source={table}", *words]) == 2
+    out, error = capsys.readouterr()
+    assert message in error and error.count("\n") == 1 and "; " in error and not out
+    assert sorted(tmp_path.iterdir()) == [] and sorted(table.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("source", ["nowhere", "nowhere.csv", "nowhere.tar", "tfds:no_such_dataset"])
+def test_a_source_that_is_not_there_is_refused(tmp_path, source):
+    with pytest.raises(UserError):
+        run(source if ":" in source else tmp_path / source, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_that_are_torn_are_refused_with_the_line(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("a,b\n1,2\n1,2,3\n")
+    with pytest.raises(UserError, match="line 3 has not 2 values"):
+        run(path, tmp_path / "out")
+
+
+def test_a_folder_that_nobody_prepared_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no prepared data; prepare it: mmjax prepare"):
+        Prepared(Prepared.Config(path=str(tmp_path)))
+
+
+def test_the_page_shows_and_escapes_everything(tmp_path):
+    rows = [{"said": f"<script>alert({number})</script> and words", "who": "<b>"} for number in range(5)]
+    run(
+        write_table(tmp_path / "in", rows),
+        tmp_path / "out",
+        columns={"said": "said", "who": "who:label"},
+        keep=["duplicate"],
+    )
+    page = (tmp_path / "out" / "card.html").read_text()
+    assert "&lt;script&gt;alert(3)" in page and "<script" not in page and "&lt;b&gt;" in page
