@@ -14,8 +14,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmjax.config import Count, NonNegative
-from mmjax.data import DATASETS, cache
+from mmjax.data import DATASETS
 from mmjax.data.dataset import Record, check_split
+from mmjax.files import cache_folder
 from mmjax.tokens import TargetSpec
 
 SPLITS = ("train", "validation", "test")
@@ -57,7 +58,7 @@ class Synthetic:
 
     def prepare(self) -> pathlib.Path:
         """Nothing is kept in files."""
-        return cache.cache_folder()
+        return cache_folder()
 
     def source(self, split: str) -> SyntheticSource:
         check_split(split, self.splits)
