@@ -69,7 +69,7 @@ def print_memory(console: Console, plan: Plan) -> None:
 
 def print_time(console: Console, plan: Plan) -> None:
     if plan.step_seconds is None:
-        print_facts(console, "time of a step", {"unknown": f"nothing is known of the speed of {plan.device!r}"})
+        print_facts(console, "time of a step", {"unknown": plan.time_unknown})
         return
     assert plan.compute_seconds is not None and plan.kernel_seconds is not None
     assert plan.collective_seconds is not None and plan.exposed_seconds is not None
