@@ -92,8 +92,8 @@ def print_time(console: Console, plan: Plan) -> None:
             f"  {milliseconds(seconds):>10}  {_short(place) or 'of no one place'}", markup=False, soft_wrap=True
         )
     console.print(
-        f"  Assumed: links at their full bandwidth, no waiting for input; the range is {FASTER:g} to {SLOWER:g} times "
-        "the schedule's time, which is where published runs lie (experiments/03_plans).",
+        f"  Assumed: links at their full bandwidth, no waiting for input. The range is {FASTER:g} to {SLOWER:g} times "
+        "the schedule's time: see experiments/03_plans for how it compares with published runs.",
         style="dim",
         highlight=False,
     )
