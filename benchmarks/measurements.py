@@ -21,6 +21,7 @@ from rich.console import Console
 from mmjax.experiment import Experiment, plain
 from mmjax.planning import peak_flops, training_flops
 from mmjax.runs import train
+from mmjax.sharding import spell
 from mmjax.training import HOOKS
 from mmjax.training.loop import Hook, Loop
 
@@ -216,7 +217,7 @@ def machine(experiment: Experiment) -> dict[str, Any]:
         "device": f"{experiment.mesh.size} x {device.device_kind}",
         "host": f"{_processor()}, {cores} of {os.cpu_count()} cores, {platform.system()}",
         "versions": f"Python {platform.python_version()}, JAX {jax.__version__}",
-        "mesh": " x ".join(f"{axis}={size}" for axis, size in experiment.mesh.shape.items()),
+        "mesh": spell(dict(experiment.mesh.shape)),
     }
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from mmjax.commands.config_flag import define_config
+from mmjax.compilation_cache import FOLDER, keep_compiled_programs
 from mmjax.errors import UserError
 from mmjax.huge_pages import use_huge_pages
 
@@ -73,14 +74,9 @@ def in_processes(flags: absl_flags.FlagValues, arguments: list[str]) -> dict[str
 
 def _in_a_process(part: str, arguments: list[str], folder: str) -> dict[str, Any]:
     result = pathlib.Path(folder) / f"{part}.json"
-    environment = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache",
-        # By default what compiles in less than a second is not kept, and most programs of a start do.
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
-    }
+    environment = {name: value for name, value in os.environ.items() if name != FOLDER}
+    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    keep_compiled_programs(pathlib.Path(folder), environment)
     own = [f"--part={part}", f"--result={result}", f"--started={time.time()}"]
     done = subprocess.run([sys.executable, __file__, *arguments, *own], env=environment, stdout=sys.stderr)
     if done.returncode == 2:

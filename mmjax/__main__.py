@@ -20,7 +20,9 @@ from absl import logging
 
 from mmjax import __version__
 from mmjax.commands import COMMANDS
+from mmjax.compilation_cache import keep_compiled_programs
 from mmjax.errors import UserError, nearest
+from mmjax.files import cache_folder
 from mmjax.huge_pages import use_huge_pages
 
 
@@ -28,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. Without `arguments`, those of this process."""
     if arguments is None:
         use_huge_pages()
+        keep_compiled_programs(cache_folder(), os.environ)
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:

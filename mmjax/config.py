@@ -167,7 +167,7 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
                 raise UserError(where, f"{value!r} is out of range", advice)
         return value
     if origin is Literal:
-        if value not in args:
+        if not any(value == choice and type(value) is type(choice) for choice in args):  # True == 1
             raise UserError(where, f"{value!r} is not a choice", nearest(str(value), map(str, args)))
         return value
     if origin in (Union, types.UnionType):

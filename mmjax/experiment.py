@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmjax.config import Count, NonNegative, Rate, Within, build, choose
+from mmjax.config import Count, NonNegative, Rate, Within, build, choose, refusals
 from mmjax.data import DATASETS, Dataset
 from mmjax.data.dataset import check_split
 from mmjax.data.pipeline import Pipeline, prefetch_to_device
@@ -360,7 +360,8 @@ def _modalities(config: DataConfig, dataset: Dataset, model: ModelConfig) -> dic
     for name in model.encoders:
         section = {"kind": dataset.inputs[name], **config.inputs.get(name, {})}
         cls, options = choose(MODALITIES, section, f"data.inputs.{name}")
-        modalities[name] = cls(options)
+        with refusals(f"data.inputs.{name}"):
+            modalities[name] = cls(options)
     return modalities
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the folder for what can be made again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import json
 import os
 import pathlib
 from typing import Any
+
+
+def cache_folder(configured: str = "") -> pathlib.Path:
+    """Where prepared data and compiled programs live: what the config says, else $MMJAX_CACHE, else ~/.cache/mmjax."""
+    return pathlib.Path(configured or os.environ.get("MMJAX_CACHE", "") or "~/.cache/mmjax").expanduser().absolute()
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -43,21 +43,21 @@ def load_recipe(path_and_argument: str, flag: str = "--config") -> ConfigDict:
         config = get_config(*argument)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # The recipe is what the user edits, so its failure is input that is wrong: say the line, not our own frames.
         frames = traceback.extract_tb(error.__traceback__)
         lines = [error.lineno] if isinstance(error, SyntaxError) else []
         lines += [frame.lineno for frame in frames if frame.filename == str(path)]
-        line = lines[-1] if lines else "?"
-        problem = f"line {line} raises {type(error).__name__}: {error}"
+        place = f"line {lines[-1]} raises" if lines else "the file cannot be read:"
+        problem = f"{place} {type(error).__name__}: {error}"
         raise UserError(where, problem, "correct the recipe") from error
     if not isinstance(config, ConfigDict):
         raise UserError(where, f"get_config returned a {type(config).__name__}", "return an ml_collections.ConfigDict")
     return config
 
 
-def check_key(config: ConfigDict, key: str, where: str) -> None:
-    """Raises a UserError unless the recipe has the key, like "train.steps"."""
+def check_key(config: ConfigDict, key: str, where: str) -> bool:
+    """Raises a UserError unless the recipe has the key, like "train.steps"; returns whether it is a section."""
     from ml_collections import ConfigDict
 
     node: Any = config
@@ -69,6 +69,7 @@ def check_key(config: ConfigDict, key: str, where: str) -> None:
             raise UserError(where, f"the recipe has no key {name!r} here", nearest(name, node.keys()))
         if depth < len(names):  # the last may be a placeholder, which cannot be read before it is set
             node = node[name]
+    return issubclass(node.get_type(names[-1]), ConfigDict)
 
 
 def _run_file(path: Path) -> ModuleType:

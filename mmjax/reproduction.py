@@ -3,72 +3,32 @@
 experiment.json says what is run and what counts (`ReproductionConfig`); results.json is what was recorded; README.md
 holds the question and, between two marks, the recorded tables; plot.png shows them. The last three are written by
 `reproduce(record=True)`.
+
+An experiment is one recipe with several seeds, or several `arms` that are held against each other, each on all `folds`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from mmjax import runs
-from mmjax.config import AtLeast, Within, build
+from mmjax.config import build
 from mmjax.data.dataset import check_split
 from mmjax.errors import UserError, nearest
 from mmjax.experiment import CHANGEABLE, Experiment, plain
 from mmjax.files import write_atomically, write_json
+from mmjax.parallel_runs import Run, train_all
 from mmjax.recipe import check_key, load_recipe
-from mmjax.reporting.records import BEGINS, ENDS, judge, markdown, spread
+from mmjax.reporting.records import BEGINS, ENDS, judge, markdown, markdown_of_arms, spread
+from mmjax.reproduction_config import Cell, ReproductionConfig
 from mmjax.training.metrics_log import read_rows
 from mmjax.workdir import check_same_config
-
-Share = Annotated[float, AtLeast(0)]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SubsetsConfig:
-    """Which table of subsets is held against the ceilings of the dataset.
-
-    Attributes:
-      split: of the recipe's `evaluate.splits`.
-      metric: an accuracy, like "answer/accuracy".
-      within: how far below its ceiling each subset may be.
-    """
-
-    split: str
-    metric: str
-    within: Share
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReproductionConfig:
-    """What experiment.json holds.
-
-    Attributes:
-      question: what the experiment answers.
-      config: the recipe and its argument, "configs/NAME.py:ARGUMENT", seen from the folder that holds `experiments/`.
-      overrides: {key of the recipe, like "train.steps": value}.
-      seeds: of the recorded runs.
-      metrics: {split: {metric: how far the mean over seeds may be from the recorded one}}.
-      subsets: the table of subsets, if there is one.
-    """
-
-    question: str
-    config: str
-    seeds: tuple[Annotated[int, Within(0, 2**32 - 1)], ...]
-    metrics: dict[str, dict[str, Share]]
-    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
-    subsets: SubsetsConfig | None = None
-
-    def __post_init__(self):
-        if not self.seeds or not self.metrics:
-            raise ValueError("seeds or metrics are empty; name at least one of each")
 
 
 def reproduce(
@@ -76,16 +36,21 @@ def reproduce(
     seeds: Sequence[int] | None,
     workdir: pathlib.Path,
     *,
+    arms: Sequence[str] | None = None,
+    folds: Sequence[str] | None = None,
     record: bool = False,
+    jobs: int = 1,
     console: Console | None = None,
 ) -> bool:
     """Trains an experiment and compares it with its recorded result, or records it.
 
     Args:
       folder: of the experiment.
-      seeds: which of its seeds; all by default.
-      workdir: where `seed_0` and so on go; what is there already goes on, or is taken as it is.
+      seeds, arms, folds: which of the experiment's; all by default.
+      workdir: where `seed_0` and so on go, below a folder for each arm and fold; what is there already goes on, or is
+        taken as it is.
       record: whether to write the result into `folder`.
+      jobs: runs at a time, each in a process with its share of the processor's cores.
 
     Returns:
       Whether all metrics are within their tolerances, and all subsets where they should be.
@@ -95,28 +60,36 @@ def reproduce(
     """
     console = console or Console()
     config = _read(folder)
-    seeds = list(config.seeds if seeds is None else seeds)
-    if not seeds or not set(seeds) <= set(config.seeds):
-        raise UserError("--seeds", f"{seeds} are not of {folder}", f"choose from {list(config.seeds)}")
+    seeds = _chosen("--seeds", seeds, config.seeds, folder, record)
+    arms = _chosen("--arms", arms, config.arms or [""], folder, record)
+    folds = _chosen("--folds", folds, config.folds or [""], folder, record)
+    cells = [cell for cell in config.cells if cell.arm in arms and cell.fold in folds]
     recorded = None if record else _recorded(folder)
-    if record and sorted(seeds) != sorted(config.seeds):
-        raise UserError("--seeds", f"{seeds} are not those of {folder}", "record all seeds, without --seeds")
-    recipes = {seed: _recipe(folder, config, seed) for seed in seeds}
-    folders = {seed: workdir / f"seed_{seed}" for seed in seeds}
-    experiment = Experiment(recipes[seeds[0]])
-    _check(folder, config, experiment)
-    for seed in seeds:
-        check_same_config(folders[seed], recipes[seed], _MAY_DIFFER)
-    results = {seed: _result(recipes[seed], folders[seed], console) for seed in seeds}
-    examples = {split: experiment.pipeline.size(split) for split in experiment.config.evaluate.splits}
-    found = _summary(config, results, folders, examples)
+    runs: dict[str, dict[int, Run]] = {}
+    experiments: dict[str, Experiment] = {}
+    for cell in cells:
+        place = workdir / cell.arm / cell.fold
+        runs[cell.name] = {seed: Run(_recipe(folder, cell, seed), place / f"seed_{seed}") for seed in seeds}
+        experiments[cell.name] = Experiment(runs[cell.name][seeds[0]].recipe)
+        _check(folder, cell, experiments[cell.name])
+        for run in runs[cell.name].values():
+            check_same_config(run.workdir, run.recipe, _MAY_DIFFER)
+    results = train_all({(name, seed): run for name in runs for seed, run in runs[name].items()}, jobs, console)
+    found = {
+        cell.name: _summary(
+            cell,
+            {seed: results[cell.name, seed] for seed in seeds},
+            {seed: run.workdir for seed, run in runs[cell.name].items()},
+            experiments[cell.name],
+        )
+        for cell in cells
+    }
     if recorded is None:
-        write_json(folder / "results.json", found)
-        _write_pictures(folder, config, found)
+        _record(folder, config, found)
         console.print(f"recorded in {folder}")
-        return _print_subsets(console, config, found)
-    same = _print_comparison(console, config, recorded, found)
-    same &= _print_subsets(console, config, found)
+        return _print_subsets(console, cells, found)
+    same = _print_comparison(console, cells, recorded, found)
+    same &= _print_subsets(console, cells, found)
     console.print("reproduced" if same else "NOT reproduced", style="bold green" if same else "bold red")
     return same
 
@@ -146,23 +119,39 @@ def _load(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(str(path), f"is not JSON: {error}", "correct it") from error
 
 
-def _recipe(folder: pathlib.Path, config: ReproductionConfig, seed: int) -> dict[str, Any]:
+def _chosen(flag: str, wanted: Sequence[Any] | None, known: Iterable[Any], folder: pathlib.Path, whole: bool) -> list:
+    """What is wanted of what there is, all by default. Raises a UserError; where `whole`, unless it is all."""
+    chosen = list(known if wanted is None else wanted)
+    if not chosen or not set(chosen) <= set(known):
+        raise UserError(flag, f"{chosen} are not of {folder}", f"choose from {list(known)}")
+    if whole and set(chosen) != set(known):
+        raise UserError(flag, f"{chosen} are not all of {folder}", f"record all of them, without {flag}")
+    return chosen
+
+
+def _recipe(folder: pathlib.Path, cell: Cell, seed: int) -> dict[str, Any]:
     """The recipe with the overrides and the seed."""
     where = f"{folder / 'experiment.json'}"
-    recipe = load_recipe(str(folder.resolve().parent.parent / config.config), f"{where} config")
+    recipe = load_recipe(str(_above(folder) / cell.config), f"{where} config")
     with recipe.ignore_type(), recipe.unlocked():
-        for key, value in {**config.overrides, "seed": seed}.items():
+        for key, value in {**cell.overrides, "seed": seed}.items():
             check_key(recipe, key, f"{where} overrides.{key}")
             recipe.update_from_flattened_dict({key: value})
     return plain(recipe)
 
 
-def _check(folder: pathlib.Path, config: ReproductionConfig, experiment: Experiment) -> None:
+def _above(folder: pathlib.Path) -> pathlib.Path:
+    """The folder that holds `experiments/`, however deep in it the experiment lies."""
+    place = folder.resolve()
+    return next((above.parent for above in place.parents if above.name == "experiments"), place.parent.parent)
+
+
+def _check(folder: pathlib.Path, cell: Cell, experiment: Experiment) -> None:
     """Finds before the training what would not be there after it."""
     path, splits = folder / "experiment.json", experiment.config.evaluate.splits
-    wanted = [(f"metrics.{split}", split, name) for split, metrics in config.metrics.items() for name in metrics]
-    if config.subsets:
-        wanted.append(("subsets", config.subsets.split, config.subsets.metric))
+    wanted = [(f"metrics.{split}", split, name) for split, metrics in cell.metrics.items() for name in metrics]
+    if cell.subsets:
+        wanted.append(("subsets", cell.subsets.split, cell.subsets.metric))
         if not experiment.config.evaluate.subsets:
             raise UserError(f"{path} subsets", "the recipe evaluates no subsets", "set evaluate.subsets to True")
     for where, split, metric in wanted:
@@ -170,30 +159,20 @@ def _check(folder: pathlib.Path, config: ReproductionConfig, experiment: Experim
         if metric not in experiment.evaluated_metrics:
             known = nearest(metric, experiment.evaluated_metrics)
             raise UserError(f"{path} {where}", f"no metric is named {metric!r}", known)
-    if config.subsets and config.subsets.metric not in experiment.ceilings(config.subsets.split):
-        known = nearest(config.subsets.metric, experiment.ceilings(config.subsets.split))
-        raise UserError(f"{path} subsets.metric", f"nobody knows the ceilings of {config.subsets.metric!r}", known)
-
-
-def _result(recipe: Mapping[str, Any], workdir: pathlib.Path, console: Console) -> dict[str, Any]:
-    """The result of one seed, trained unless it is there."""
-    path = workdir / "result.json"
-    if not path.is_file():
-        console.rule(f"seed {recipe['seed']}")
-        return runs.train(recipe, workdir, console)
-    result = _load(path)
-    console.print(f"seed {recipe['seed']}: trained already, at commit {result['git_commit']}, in {workdir}")
-    return result
+    if cell.subsets and cell.subsets.metric not in experiment.ceilings(cell.subsets.split):
+        known = nearest(cell.subsets.metric, experiment.ceilings(cell.subsets.split))
+        raise UserError(f"{path} subsets.metric", f"nobody knows the ceilings of {cell.subsets.metric!r}", known)
 
 
 def _summary(
-    config: ReproductionConfig,
+    cell: Cell,
     results: Mapping[int, Mapping[str, Any]],
     workdirs: Mapping[int, pathlib.Path],
-    examples: Mapping[str, int],
+    experiment: Experiment,
 ) -> dict[str, Any]:
-    """What results.json holds."""
+    """What results.json holds of a cell."""
     first = next(iter(results.values()))
+    examples = {split: experiment.pipeline.size(split) for split in experiment.config.evaluate.splits}
     seeds = {
         str(seed): {
             "parameters_hash": result["parameters_hash"],
@@ -209,8 +188,8 @@ def _summary(
         names = set.intersection(*(set(result[split]) for result in results.values()))
         metrics[split] = {name: spread([r[split][name] for r in results.values()]) for name in sorted(names)}
     subsets: dict[str, Any] = {}
-    if config.subsets:
-        split, metric = config.subsets.split, config.subsets.metric
+    if cell.subsets:
+        split, metric = cell.subsets.split, cell.subsets.metric
         ceilings = first["ceilings"][split][metric]
         # The smallest first, as files hold them in alphabetical order.
         for subset in sorted(ceilings, key=lambda name: (name.count("+"), name)):
@@ -219,26 +198,26 @@ def _summary(
             values = [result["subsets"][split][subset].get(metric) for result in results.values()]
             if None not in values:
                 row = spread(values)
-                verdict = judge(row["mean"], ceiling, examples[split], config.subsets.within)
+                verdict = judge(row["mean"], ceiling, examples[split], cell.subsets.within)
                 subsets[subset] = {**row, "ceiling": ceiling, "verdict": verdict}
     return {
-        "config": config.config,
-        "overrides": config.overrides,
+        "config": cell.config,
+        "overrides": cell.overrides,
         "examples": dict(examples),
         "parameters": first["parameters"],
         "metrics": metrics,
         "subsets": subsets,
         "seeds": seeds,
-        "curves": {str(seed): _curves(config, workdirs[seed]) for seed in results},
+        "curves": {str(seed): _curves(cell, workdirs[seed]) for seed in results},
         "versions": first["versions"],
         "machine": {"devices": first["devices"], "kind": first["machine"], "cores": os.cpu_count()},
         "seconds": spread([result["seconds"]["all"] for result in results.values()]),
     }
 
 
-def _curves(config: ReproductionConfig, workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
+def _curves(cell: Cell, workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
     """{split: [(step, value)]} of the first metric that counts, as it was logged."""
-    metric = _headline(config)
+    metric = cell.headline[1]
     rows = read_rows(workdir)
     return {
         split: [(row["step"], row[metric]) for row in rows if row["split"] == split and row.get(metric) is not None]
@@ -246,63 +225,88 @@ def _curves(config: ReproductionConfig, workdir: pathlib.Path) -> dict[str, list
     }
 
 
-def _headline(config: ReproductionConfig) -> str:
-    return next(name for metrics in config.metrics.values() for name in metrics)
+def _record(folder: pathlib.Path, config: ReproductionConfig, found: Mapping[str, dict[str, Any]]) -> None:
+    """results.json; plot.png; and README.md with its text as it was and new tables between the marks."""
+    from mmjax.reporting.plots import plot_arms, plot_experiment
 
-
-def _write_pictures(folder: pathlib.Path, config: ReproductionConfig, found: Mapping[str, Any]) -> None:
-    """plot.png, and README.md with its text as it was and new tables between the marks."""
-    from mmjax.reporting.plots import plot_experiment
-
-    plot_experiment(folder / "plot.png", _headline(config), found["curves"], found["subsets"])
+    cells = config.cells
+    if config.arms:
+        arms: dict[str, dict[str, Any]] = {}
+        for cell in cells:
+            arms.setdefault(cell.arm, {})[cell.fold] = found[cell.name]
+        write_json(folder / "results.json", {"arms": arms})
+        headlines = {cell.arm: cell.headline for cell in cells}
+        plot_arms(folder / "plot.png", arms, headlines)
+        subsets = {cell.arm: (cell.subsets.split, cell.subsets.metric) for cell in cells if cell.subsets}
+        tables = markdown_of_arms(arms, headlines, subsets)
+    else:
+        (cell,) = cells
+        only = found[cell.name]
+        write_json(folder / "results.json", only)
+        plot_experiment(folder / "plot.png", cell.headline[1], only["curves"], only["subsets"])
+        shown = {split: list(metrics) for split, metrics in cell.metrics.items()}
+        about = f"`{cell.subsets.metric}` on {cell.subsets.split}" if cell.subsets else ""
+        tables = markdown(only, shown, about)
     path = folder / "README.md"
     text = path.read_text() if path.is_file() else f"# {folder.resolve().name}\n\n{config.question}\n"
     if BEGINS not in text or ENDS not in text:
         text += f"\n{BEGINS}\n{ENDS}\n"
     before, _, rest = text.partition(BEGINS)
     after = rest.partition(ENDS)[2]
-    shown = {split: list(metrics) for split, metrics in config.metrics.items()}
-    about = f"`{config.subsets.metric}` on {config.subsets.split}" if config.subsets else ""
-    write_atomically(path, f"{before}{BEGINS}\n\n{markdown(found, shown, about)}\n{ENDS}{after}")
+    write_atomically(path, f"{before}{BEGINS}\n\n{tables}\n{ENDS}{after}")
+
+
+def _recorded_of(recorded: Mapping[str, Any], cell: Cell) -> Mapping[str, Any]:
+    """What results.json holds of a cell; nothing where it was not there yet."""
+    none: dict[str, Any] = {"metrics": {}, "seeds": {}}
+    return recorded.get("arms", {}).get(cell.arm, {}).get(cell.fold, none) if cell.arm else recorded
 
 
 def _print_comparison(
-    console: Console, config: ReproductionConfig, recorded: Mapping[str, Any], found: Mapping[str, Any]
+    console: Console, cells: Sequence[Cell], recorded: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]
 ) -> bool:
     table = Table(title="recorded and found", title_justify="left", title_style="bold")
-    for name in ("split", "metric", "recorded", "found", "difference", "tolerance", "within"):
-        table.add_column(name, justify="left" if name in ("split", "metric") else "right")
-    same = True
-    for split, metrics in config.metrics.items():
-        for name, tolerance in metrics.items():
-            old, new = recorded["metrics"].get(split, {}).get(name), found["metrics"][split].get(name)
-            if old is None or new is None:
-                table.add_row(split, name, *("–" if row is None else f"{row['mean']:.4f}" for row in (old, new)))
-                same = False
-                continue
-            difference = new["mean"] - old["mean"]
-            within = abs(difference) <= tolerance
-            same &= within
-            numbers = f"{old['mean']:.4f}", f"{new['mean']:.4f}", f"{difference:+.4f}", f"{tolerance:.4f}"
-            table.add_row(split, name, *numbers, "yes" if within else "NO")
+    for name in ("run", "split", "metric", "recorded", "found", "difference", "tolerance", "within"):
+        table.add_column(name, justify="left" if name in ("run", "split", "metric") else "right")
+    same, hashes = True, []
+    for cell in cells:
+        then, now = _recorded_of(recorded, cell), found[cell.name]
+        for split, metrics in cell.metrics.items():
+            for name, tolerance in metrics.items():
+                old, new = then["metrics"].get(split, {}).get(name), now["metrics"][split].get(name)
+                if old is None or new is None:
+                    means = ("–" if row is None else f"{row['mean']:.4f}" for row in (old, new))
+                    table.add_row(cell.name, split, name, *means)
+                    same = False
+                    continue
+                difference = new["mean"] - old["mean"]
+                within = abs(difference) <= tolerance
+                same &= within
+                numbers = f"{old['mean']:.4f}", f"{new['mean']:.4f}", f"{difference:+.4f}", f"{tolerance:.4f}"
+                table.add_row(cell.name, split, name, *numbers, "yes" if within else "NO")
+        for seed, row in now["seeds"].items():
+            if old := then["seeds"].get(seed):
+                equal = old["parameters_hash"] == row["parameters_hash"]
+                verdict = "the same parameters, bit for bit" if equal else "other parameters, as on another machine"
+                hashes.append(f"{cell.name} seed {seed}: {verdict}{'' if equal else ' or with other versions'}".strip())
     console.print(table)
-    for seed, row in found["seeds"].items():
-        old = recorded["seeds"].get(seed)
-        if old and old["parameters_hash"] == row["parameters_hash"]:
-            console.print(f"seed {seed}: the same parameters, bit for bit")
-        elif old:
-            console.print(f"seed {seed}: other parameters, as on another machine or with other versions")
+    for line in hashes:
+        console.print(line, highlight=False)
     return same
 
 
-def _print_subsets(console: Console, config: ReproductionConfig, found: Mapping[str, Any]) -> bool:
-    if not config.subsets:
-        return True
-    title = f"{config.subsets.metric} on {config.subsets.split} with some inputs only"
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for name in ("inputs", "found", "best possible", "verdict"):
-        table.add_column(name, justify="right" if name in ("found", "best possible") else "left", no_wrap=True)
-    for subset, row in found["subsets"].items():
-        table.add_row(subset, f"{row['mean']:.4f}", f"{row['ceiling']:.4f}", row["verdict"])
-    console.print(table)
-    return all(row["verdict"] == "as expected" for row in found["subsets"].values())
+def _print_subsets(console: Console, cells: Sequence[Cell], found: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Prints the table of each cell that has one; returns whether all are as expected."""
+    expected = True
+    for cell in cells:
+        if not cell.subsets:
+            continue
+        title = f"{cell.name} {cell.subsets.metric} on {cell.subsets.split} with some inputs only".strip()
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for name in ("inputs", "found", "best possible", "verdict"):
+            table.add_column(name, justify="right" if name in ("found", "best possible") else "left", no_wrap=True)
+        for subset, row in found[cell.name]["subsets"].items():
+            table.add_row(subset, f"{row['mean']:.4f}", f"{row['ceiling']:.4f}", row["verdict"])
+            expected &= row["verdict"] == "as expected"
+        console.print(table)
+    return expected

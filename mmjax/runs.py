@@ -73,6 +73,9 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
         if interrupted:
             checkpoints.close()
             raise SystemExit(f"mmjax: stopped at step {loop.step} with a checkpoint; run the same command to go on")
+        if loop.step and not int(state.step):
+            problem = f"the gradient was not finite in any of {loop.step} steps, so nothing was learned"
+            raise SystemExit(f"mmjax: {problem}; lower the tasks' weights, or look for infinite values in the data")
         result = {
             "seed": experiment.config.seed,
             "steps": loop.step,

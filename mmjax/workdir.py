@@ -49,9 +49,14 @@ def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable:
         if not any(where == key or where.startswith(key + ".") for key in changeable):
             raise UserError(
                 "--workdir",
-                f"{workdir} holds a run with {where} = {old!r}, not {new!r}",
+                f"{workdir} holds a run with {where} = {_brief(old)}, not {_brief(new)}",
                 "give another workdir, or the config of that run",
             )
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]} …"
 
 
 def _is_beginning(path: pathlib.Path) -> bool:

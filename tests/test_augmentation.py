@@ -9,6 +9,7 @@ from mmjax.data.pipeline import Pipeline, fingerprint
 from mmjax.modalities import MODALITIES
 from mmjax.modalities.augmentation import AUGMENTATIONS
 from mmjax.modalities.augmentation.affine import Affine
+from mmjax.modalities.augmentation.equalise import Equalise
 from mmjax.modalities.augmentation.noise import Noise
 from mmjax.modalities.augmentation.shift import Shift
 from mmjax.modalities.augmentation.speed import Speed
@@ -21,6 +22,9 @@ class Fixed:
 
     def __init__(self, end: float):
         self.end = end
+
+    def normal(self, mean, deviation, size):
+        return mean + deviation * np.linspace(-1.0, 1.0, size)
 
     def uniform(self, low, high, size=None):
         value = low + (high - low) * self.end
@@ -82,6 +86,17 @@ def test_speed_moves_the_pitch_by_its_factor():
     assert abs(len(samples) - 2 * RATE / 1.2) <= 1
     loudest = np.argmax(np.abs(np.fft.rfft(samples * np.hanning(len(samples)))))
     assert abs(loudest * RATE / len(samples) - 1.2 * 440) < 1
+
+
+def test_an_equaliser_makes_each_tone_louder_by_the_gain_at_its_frequency():
+    equalise = Equalise(Equalise.Config(deviation=12.0, points=3))  # -12 dB at 0 Hz, 12 dB at the highest frequency
+    middle = 700 * (np.sqrt(1 + RATE / 2 / 700) - 1)  # halfway on the mel scale
+    for frequency, gain in [(middle, 0.0), (RATE / 2 - 1, 12.0), (700 * ((1 + middle / 700) ** 0.5 - 1), -6.0)]:
+        raw = tone(frequency, 2.0)
+        samples, rate = equalise((raw, RATE), Fixed(1.0))
+        inner = slice(RATE // 2, -RATE // 2)
+        found = np.linalg.norm(samples[inner]) / np.linalg.norm(raw[inner] / 32768)
+        assert rate == RATE and len(samples) == len(raw) and abs(20 * np.log10(found) - gain) < 0.1
 
 
 @pytest.mark.parametrize(

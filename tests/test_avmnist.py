@@ -292,13 +292,27 @@ class TestSpeakers:
 
 
 class TestRecipe:
-    def test_the_argument_names_task_and_speaker(self):
-        assert recipe.get_config().data.held_out is None
-        config = recipe.get_config("matched,speaker=jackson")
-        assert (config.data.task, config.data.held_out) == ("matched", "jackson")
-        for argument in ("matches", "matched,jackson", "matched,speaker=", "speaker=jackson"):
-            with pytest.raises(ValueError, match="no argument of this recipe"):
-                recipe.get_config(argument)
+    @pytest.mark.parametrize(
+        ("argument", "speaker", "inputs", "tasks"),
+        [
+            ("arithmetic", None, {"image", "audio", "text"}, {"answer", "image_digit", "audio_digit", "operation"}),
+            ("matched,speaker=jackson", "jackson", {"image", "audio"}, {"digit", "image_audio"}),
+            ("matched,inputs=audio,speaker=george", "george", {"audio"}, {"digit"}),
+            ("matched,inputs=image", None, {"image"}, {"digit"}),
+        ],
+    )
+    def test_its_argument_says_who_speaks_in_test_and_what_is_read(self, argument, speaker, inputs, tasks):
+        config = recipe.get_config(argument)
+        assert config.data.held_out == speaker and config.data.task == argument.split(",")[0]
+        assert set(config.model.encoders) == set(config.data.inputs) == inputs and set(config.tasks) == tasks
+        assert set(config.data.augment) <= inputs and set(config.data.absent) <= inputs
+
+    @pytest.mark.parametrize(
+        "argument", ["matches", "matched,jackson", "matched,speaker=", "speaker=jackson", "matched,inputs=text"]
+    )
+    def test_another_argument_is_refused(self, argument):
+        with pytest.raises(ValueError, match="no argument of this recipe"):
+            recipe.get_config(argument)
 
     @pytest.mark.parametrize("task", ["arithmetic", "matched"])
     def test_batches_of_the_recipe_have_everything(self, raw, cache, task):

@@ -105,14 +105,17 @@ WRONG_RECIPES = {
     "config.schedule = {'kind': 'step', 'peak': 1e-3, 'factor': -1.0, 'boundaries': [3]}": "schedule.factor: -1.0 is",
     "config.data.inputs.audio.sample_rate = 8": "model.encoders.audio: hop_ms 10 is no sample at 8 Hz",
     "config.model.encoders.image.width = -8": "model.encoders.image.width: -8 is out of range",
+    "config.model.encoders.image.variant = 'S/x'": "variant 'S/x' has no number after its '/'",
+    "config.data.inputs.image.channels = True": "data.inputs.image.channels: True is not a choice",
+    "raise SystemExit(3)": " raises SystemExit: 3; correct the recipe",
     "config.model.encoders.image.patch = 16": "patch 16 exceeds the image 8x8",
     "config.data.workers = -1": "data.workers: -1 is out of range",
     "config.data.absent.image = 1.5": "data.absent.image: 1.5 is out of range; give a value in [0.0, 1.0)",
     "config.checkpoint.every = 0": "checkpoint.every: 0 is out of range",
     "config.evaluate.every = -1": "evaluate.every: -1 is out of range",
     # What does not divide, on eight devices.
-    "config.mesh.data = 3": "mesh: data=3 x fsdp=1 x tensor=1 does not divide 8 device(s)",
-    "config.mesh.fsdp = 16": "mesh: data=-1 x fsdp=16 x tensor=1 does not divide 8 device(s)",
+    "config.mesh.data = 3": "mesh: data=3 does not divide 8 device(s)",
+    "config.mesh.fsdp = 16": "mesh: data=-1 x fsdp=16 does not divide 8 device(s)",
     "config.mesh.fsdp = -1": "has more than one -1; give all sizes but one",
     "config.mesh.tensor = 0": "has a size below 1",
     "config.mesh.dta = 8": "mesh.dta: unknown key 'dta'; did you mean 'data'?",
@@ -130,8 +133,8 @@ WRONG_RECIPES = {
     "config.data.inputs.image.sise = [8, 8]": "data.inputs.image.sise: unknown key 'sise'; did you mean 'size'?",
     "config.data.inputs.image.size = [8]": "data.inputs.image: size = (8,) has 1 numbers; give (height, width)",
     "config.data.inputs.audio.trim = 'much'": "data.inputs.audio.trim: 'much' is a str; give a number",
-    "config.data.inputs.text.tokenizer = 'bites'": "unknown tokenizer 'bites'",
-    "config.data.inputs.text.tokenizer = 'not/there.json'": "there is no file 'not/there.json'",
+    "config.data.inputs.text.tokenizer = 'bites'": "data.inputs.text: unknown tokenizer 'bites'; give",
+    "config.data.inputs.text.tokenizer = 'not/there.json'": "data.inputs.text: tokenizer: there is no file 'not/there",
     "config.data.absent.imgae = 0.1": "data.absent.imgae: the data has no input 'imgae'; did you mean 'image'?",
     "config.data.missing = {'digti': 0.1}": "data.missing.digti: there is no input or target 'digti'",
     "config.model.encoders = {}": "encoders is empty",
@@ -190,7 +193,7 @@ def test_a_wrong_recipe_is_refused(capsys, tmp_path, line, expected):
         ("--config.train.steps=many", "--config.train.steps=many: 'many' is not"),
         ("--config.train.steps=0", "train.steps: 0 is out of range"),
         ("--config.optimizer.name=adamv", "optimizer.name: Optax has no optimiser 'adamv'"),
-        ("--config.mesh.fsdp=3", "mesh: data=-1 x fsdp=3 x tensor=1 does not divide 8 device(s)"),
+        ("--config.mesh.fsdp=3", "mesh: data=-1 x fsdp=3 does not divide 8 device(s)"),
         ("--config.evaluate.splits=['tset']", "evaluate.splits[0]: there is no split 'tset'; did you mean 'test'?"),
     ],
 )
@@ -335,6 +338,24 @@ def test_a_workdir_without_a_checkpoint_is_refused(capsys, tmp_path, copied_run,
     assert "has no checkpoint" in refused(capsys, tmp_path, command, f"--workdir={workdir}", *words)
     (workdir / "checkpoints").rmdir()
     assert "has no checkpoint" in refused(capsys, tmp_path, command, f"--workdir={workdir}", *words)
+
+
+def test_an_empty_list_of_splits_is_refused(capsys, small_run):
+    line = refused(capsys, small_run, "evaluate", f"--workdir={small_run / 'run'}", "--split=")
+    assert "--split: names no split; leave it out" in line
+
+
+def test_a_cache_where_no_folder_can_be_made_is_refused(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("MMJAX_CACHE", "/proc/mmjax")
+    recipe = write_recipe(tmp_path, SMALLEST)
+    assert "'/proc/mmjax/digits" in refused(capsys, tmp_path, "train", recipe, f"--workdir={tmp_path / 'run'}")
+
+
+def test_a_run_whose_gradients_were_never_finite_fails(tmp_path):
+    line = "\n        ".join([SMALLEST, "config.tasks.digit.weight = 3e38"])
+    with pytest.raises(SystemExit, match="the gradient was not finite in any of 2 steps"):
+        main(["train", write_recipe(tmp_path, line), f"--workdir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 # What is given to `predict`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from absl import flags as absl_flags
 
-from mmjax import commands, huge_pages
+from mmjax import commands, compilation_cache, huge_pages
 from mmjax.__main__ import main
 from mmjax.commands.config_flag import define_config
 from mmjax.errors import UserError
@@ -126,7 +127,7 @@ def test_two_calls_in_one_process_do_not_meet(recipe, seen):
         ("--config.train.rate=fast", "give a float"),
         ("--config.train.shuffle=perhaps", "give a bool"),
         ("--config.views=3", "'3' is not a list; give a list"),
-        ("--config.train=3", "--config.train=3"),
+        ("--config.train=3", "--config.train: is a section and not a value"),
         ("--config.views[9]=3", "mmjax fake"),
         ("--wrkdir=x", "--wrkdir: unknown flag; did you mean '--workdir'?"),
         ("--split=tset", "did you mean 'test'?"),
@@ -237,3 +238,33 @@ def test_a_command_begins_again_only_where_huge_pages_help_and_nobody_chose(envi
         assert set(filter(None, environment.get("GLIBC_TUNABLES", "").split(":"))) < set(
             result["GLIBC_TUNABLES"].split(":")
         )
+
+
+def test_compiled_programs_are_kept_unless_the_user_chose_where(tmp_path):
+    environment: dict[str, str] = {}
+    compilation_cache.keep_compiled_programs(tmp_path, environment)
+    folder = Path(environment["JAX_COMPILATION_CACHE_DIR"])
+    assert folder.parent == tmp_path / "compiled" and folder.name.startswith(platform.machine())
+    assert not folder.exists(), "a command that compiles nothing leaves nothing"
+    for chosen in ("", "/elsewhere"):
+        environment = {"JAX_COMPILATION_CACHE_DIR": chosen}
+        compilation_cache.keep_compiled_programs(tmp_path, environment)
+        assert environment == {"JAX_COMPILATION_CACHE_DIR": chosen}
+
+
+@pytest.mark.slow
+def test_a_second_start_compiles_nothing_and_trains_the_same(tmp_path, digits_cache):
+    environment = {**os.environ, "MMJAX_CACHE": str(digits_cache), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "compiled")
+    environment |= compilation_cache.KEEP_ALL
+    recipe = Path(__file__).parent / "matched_recipe.py"
+    words = [f"--config={recipe}", "--config.train.steps=3", "--config.schedule.warmup=1"]
+    hashes, programs = [], []
+    for number in range(2):
+        workdir = tmp_path / f"run{number}"
+        command = [sys.executable, "-m", "mmjax", "train", *words, f"--workdir={workdir}"]
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        hashes.append(json.loads((workdir / "result.json").read_text())["parameters_hash"])
+        programs.append(sorted(path.name for path in (tmp_path / "compiled").iterdir()))
+    assert hashes[0] == hashes[1]
+    assert programs[0] == programs[1] and any("step" in name for name in programs[0])

@@ -19,6 +19,7 @@ from mmjax.config import build
 from mmjax.data import DATASETS, Digits, arithmetic, cache
 from mmjax.data.digits import SPLITS, TARGETS
 from mmjax.errors import UserError
+from mmjax.files import cache_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
 speech_is_installed = pytest.mark.skipif(
@@ -123,10 +124,10 @@ class TestCache:
 
     def test_the_config_goes_before_the_environment(self, monkeypatch, tmp_path):
         monkeypatch.setenv("MMJAX_CACHE", str(tmp_path / "environment"))
-        assert cache.cache_folder("") == tmp_path / "environment"
-        assert cache.cache_folder(str(tmp_path / "config")) == tmp_path / "config"
+        assert cache_folder("") == tmp_path / "environment"
+        assert cache_folder(str(tmp_path / "config")) == tmp_path / "config"
         monkeypatch.delenv("MMJAX_CACHE")
-        assert cache.cache_folder("") == pathlib.Path.home() / ".cache" / "mmjax"
+        assert cache_folder("") == pathlib.Path.home() / ".cache" / "mmjax"
 
 
 def test_the_table_of_datasets_imports_quickly():

@@ -292,7 +292,7 @@ class TestText:
         if name.startswith("broken"):
             (tmp_path / name).write_text("not a tokenizer")
             name = str(tmp_path / name)
-        with pytest.raises(UserError):
+        with pytest.raises(ValueError, match="tokenizer.*; give"):
             Text(Text.Config(tokenizer=name))
 
     def test_the_sentence_is_the_argument_itself(self):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+import statistics
 
 import pytest
 
 from mmjax.__main__ import main
+from mmjax.config import build
 from mmjax.reporting.records import BEGINS, ENDS, judge, spread
+from mmjax.reproduction_config import ReproductionConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENT = {
@@ -100,6 +103,37 @@ def test_what_is_not_trained_is_trained_and_overrides_hold(capsys, tmp_path, exp
     assert "seed 4: the same parameters, bit for bit" in capsys.readouterr().out
 
 
+def test_arms_are_compared_on_folds(capsys, tmp_path, experiment):
+    (tmp_path / "configs" / "small.py").write_text(TWO_STEPS)
+    write(
+        experiment,
+        subsets=None,
+        seeds=[1],
+        overrides={"train.steps": 2},
+        arms={"plain": {}, "narrow": {"overrides": {"model.encoders.text.width": 8}}},
+        folds={"first": {}, "second": {"train.batch_size": 16}},
+    )
+    words = ["reproduce", str(experiment), f"--workdir={tmp_path / 'runs'}"]
+    assert main([*words, "--record", "--jobs=2"]) == 0
+    results = json.loads((experiment / "results.json").read_text())["arms"]
+    assert set(results) == {"plain", "narrow"} and set(results["plain"]) == {"first", "second"}
+    assert results["narrow"]["second"]["overrides"]["model.encoders.text.width"] == 8
+    config = json.loads((tmp_path / "runs" / "narrow" / "second" / "seed_1" / "config.json").read_text())
+    assert (config["seed"], config["train"]["batch_size"], config["model"]["encoders"]["text"]["width"]) == (1, 16, 8)
+    # The processes saw fewer cores than this one, but a run in one of them is a run like any other.
+    alone = json.loads((tmp_path / "runs" / "plain" / "first" / "seed_1" / "result.json").read_text())
+    assert results["plain"]["first"]["seeds"]["1"]["test"] == alone["test"]
+    values = [results["plain"][fold]["seeds"]["1"]["test"]["digit/accuracy"] for fold in ("first", "second")]
+    text = (experiment / "README.md").read_text()
+    assert f"| plain | `digit/accuracy` | {statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f} |" in text
+    assert (experiment / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+    capsys.readouterr()
+    assert main([*words, "--arms=narrow", "--folds=second"]) in (0, 1)
+    out = capsys.readouterr().out
+    assert "narrow / second seed 1: the same parameters, bit for bit" in out and "plain" not in out
+
+
 @pytest.mark.parametrize(
     ("changes", "words", "expected"),
     [
@@ -109,6 +143,11 @@ def test_what_is_not_trained_is_trained_and_overrides_hold(capsys, tmp_path, exp
         ({}, ["--seeds=7"], "--seeds: [7] are not of"),
         ({}, ["--seeds="], "--seeds: [] are not of"),
         ({}, ["--record", "--seeds=1"], "--seeds: [1] are not of"),
+        ({"arms": {"a": {}}}, ["--record", "--arms=b"], "--arms: ['b'] are not of"),
+        ({"arms": {"a": {}, "b": {}}}, ["--record", "--arms=b"], "--arms: ['b'] are not all of"),
+        ({"arms": {"../a": {}}}, ["--record"], "the name '../a' cannot be a folder's; give a plain one"),
+        ({"arms": {"a": {"config": "configs/smal.py"}}}, ["--record"], "there is no file"),
+        ({"folds": {"a": {}}}, ["--record"], "folds are given without arms; name at least one arm"),
         ({"sedes": [1]}, ["--record"], "unknown key 'sedes'; did you mean 'seeds'?"),
         ({"config": "configs/smal.py"}, ["--record"], "there is no file"),
         ({"overrides": {"train.stpes": 2}}, ["--record"], "no key 'stpes' here; did you mean 'steps'?"),
@@ -139,12 +178,13 @@ def test_an_experiment_has_to_be_named(capsys, experiment):
 
 
 def test_the_recorded_experiments_can_be_run():
-    for path in sorted((ROOT / "experiments").glob("*/experiment.json")):
-        content = json.loads(path.read_text())
-        assert (ROOT / content["config"].partition(":")[0]).is_file()
+    for path in sorted((ROOT / "experiments").rglob("experiment.json")):
+        config = build(ReproductionConfig, json.loads(path.read_text()), str(path))
+        for cell in config.cells:
+            assert (ROOT / cell.config.partition(":")[0]).is_file()
         readme = (path.parent / "README.md").read_text()
         assert readme.index(BEGINS) < readme.index(ENDS)
-        assert f"mmjax reproduce experiments/{path.parent.name}" in readme
+        assert f"mmjax reproduce {path.parent.relative_to(ROOT)}" in readme
 
 
 def test_a_verdict_allows_for_sampling_error_above_and_for_points_below():

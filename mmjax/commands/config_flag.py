@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
+from mmjax.errors import UserError
 from mmjax.recipe import check_key, load_recipe
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ class _RecipeParser(absl_flags.ArgumentParser):
     def parse(self, argument: str) -> ConfigDict:
         config = load_recipe(argument, f"--{self.name}")
         for key in self._overrides():
-            check_key(config, key, f"--{self.name}.{key}")
+            where = f"--{self.name}.{key}"
+            if check_key(config, key, where):
+                raise UserError(where, "is a section and not a value", f"give one of its keys, as in {where}.KEY=VALUE")
         return config.lock()
 
     def flag_type(self) -> str:

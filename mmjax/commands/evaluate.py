@@ -33,6 +33,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
     if flags.subsets and flags.without:
         raise UserError("--without", "cannot be joined with --subsets", "give one of the two")
+    if flags.split == []:
+        raise UserError("--split", "names no split", "leave it out, or give one like test")
     result = evaluate(
         pathlib.Path(flags.workdir),
         flags.split,

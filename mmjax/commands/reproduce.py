@@ -3,6 +3,7 @@
     mmjax reproduce experiments/01_digits
     mmjax reproduce experiments/01_digits --seeds=0 --workdir=runs/again
     mmjax reproduce experiments/01_digits --record
+    mmjax reproduce experiments/02_avmnist --arms="matched, audio" --folds=jackson --jobs=4
 
 An interrupted reproduction goes on where it was, and a seed that is trained already is not trained again. --record
 writes what came out as the experiment's result: results.json, the tables in README.md, and plot.png.
@@ -24,6 +25,11 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "workdir", None, "where the runs go, seed_0 and so on; by default runs/EXPERIMENT", flag_values=flags
     )
+    absl_flags.DEFINE_multi_string("arms", None, "which arm; may be given again; by default all", flag_values=flags)
+    absl_flags.DEFINE_list("folds", None, "which folds; by default all", flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "jobs", 1, "runs at a time, each on its share of the cores", lower_bound=1, flag_values=flags
+    )
     absl_flags.DEFINE_bool("record", False, "record the result instead of comparing with it", flag_values=flags)
 
 
@@ -36,7 +42,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
     folder = pathlib.Path(arguments[0])
     seeds = None if flags.seeds is None else [_number(word) for word in flags.seeds]
     workdir = pathlib.Path(flags.workdir or pathlib.Path("runs", folder.resolve().name))
-    return 0 if reproduce(folder, seeds, workdir, record=flags.record) else 1
+    same = reproduce(folder, seeds, workdir, arms=flags.arms, folds=flags.folds, record=flags.record, jobs=flags.jobs)
+    return 0 if same else 1
 
 
 def _number(word: str) -> int:

@@ -22,6 +22,7 @@ from mmjax.data import cache, speech
 from mmjax.data.digit_files import DigitFiles, find, raw_folder
 from mmjax.data.paired_digits import PairedConfig, PairedDigits
 from mmjax.errors import UserError, nearest
+from mmjax.files import cache_folder
 
 # Raised whenever the records change, so that nobody goes on with old ones.
 VERSION = "1.0.0"
@@ -101,7 +102,7 @@ class Avmnist(PairedDigits):
         # Another file, another speaker: another folder.
         identity = json.dumps([self.files.fingerprint, self.speakers, self.config.synthetic])
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        return cache.cache_folder(self.config.cache) / self.name / self.config.task / f"{VERSION}-{key}"
+        return cache_folder(self.config.cache) / self.name / self.config.task / f"{VERSION}-{key}"
 
     def _write_records(self, folder: pathlib.Path) -> pathlib.Path:
         def make_builder():

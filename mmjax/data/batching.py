@@ -64,23 +64,33 @@ class BatchFunction:
         }
         ids = np.full(count, -1, np.int32)
         troubles: list[str] = []
-        for slot, row in enumerate(self._rows):
-            position = int(step) * self._batch_size + int(row)
-            if position >= len(self._order):
-                continue
-            number = int(self._order[position])
+        begin = int(step) * self._batch_size
+        places = [(slot, begin + int(row)) for slot, row in enumerate(self._rows)]
+        places = [(slot, position) for slot, position in places if position < len(self._order)]
+        numbers = [int(self._order[position]) for _, position in places]
+        for (slot, position), number, record in zip(places, numbers, self._read(numbers, troubles), strict=True):
+            row = position - begin
             # The epochs wrap around before the ids leave 32 bits.
             ids[slot] = number + size * (position // size % (LARGEST_STEP // size))
-            record = self._read(number, troubles)
             for name, raw in self._kept(record, step, row).items():
-                self._fill(values[name], masks[name], slot, name, raw, (number, int(step), int(row)), troubles)
+                self._fill(values[name], masks[name], slot, name, raw, (number, int(step), row), troubles)
             for name, value in record.targets.items():
                 if value is not None and name in targets:
                     targets[name].values[slot], targets[name].weight[slot] = value, 1.0
         inputs = {name: Input(values[name], masks[name]) for name in self._modalities}
         return Batch(inputs, targets, ids, np.asarray(step, np.int32)), tuple(troubles)
 
-    def _read(self, number: int, troubles: list[str]) -> Record:
+    def _read(self, numbers: Sequence[int], troubles: list[str]) -> list[Record]:
+        """The records of these numbers, read together; where that fails, one by one, to find who is broken."""
+        together = getattr(self._source, "__getitems__", None)
+        if together is not None:
+            try:
+                return together(numbers)
+            except Exception:
+                pass  # which is told below, with the record's number
+        return [self._read_one(number, troubles) for number in numbers]
+
+    def _read_one(self, number: int, troubles: list[str]) -> Record:
         try:
             return self._source[number]
         # A damaged file raises whatever its reader trips over; one of them must not end a run of days.

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,11 +15,6 @@ import numpy as np
 from mmjax.errors import UserError
 
 _CHECKSUM_FILE = "checksum.sha256"
-
-
-def cache_folder(configured: str = "") -> pathlib.Path:
-    """Where prepared data lives: what the config says, else $MMJAX_CACHE, else ~/.cache/mmjax."""
-    return pathlib.Path(configured or os.environ.get("MMJAX_CACHE", "") or "~/.cache/mmjax").expanduser().absolute()
 
 
 def prepare_once(
@@ -44,7 +38,7 @@ def prepare_once(
     if folder.exists():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        _make(folder.parent)
         with _locked(folder.with_name(folder.name + ".lock")):
             if not folder.exists():
                 # Whoever left a partial folder is gone, since we hold its lock.
@@ -61,6 +55,14 @@ def prepare_once(
         remedy = "set the config's `cache` or the variable MMJAX_CACHE to a folder with space that you may write"
         raise UserError("data.cache", f"{str(folder)!r} cannot be written: {error.strerror}", remedy) from None
     return folder
+
+
+def _make(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        # So say file systems that take no folders at all, like /proc.
+        raise PermissionError(errno.EACCES, "no folder can be made there") from error
 
 
 def checksum(folder: pathlib.Path) -> str:

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mmjax.data.cache import cache_folder
 from mmjax.errors import UserError
+from mmjax.files import cache_folder
 from mmjax.modalities.audio import Audio, Waveform, mono
 
 # Folders inside folders; deeper lies something else, and whoever names their home need not wait for all of it.

@@ -14,6 +14,7 @@ import pathlib
 
 from mmjax.data import cache, speech
 from mmjax.data.paired_digits import INPUTS, TARGETS, PairedConfig, PairedDigits
+from mmjax.files import cache_folder
 
 # Raised whenever the records change, so that nobody goes on with old ones.
 VERSION = "1.0.0"
@@ -34,7 +35,7 @@ class Digits(PairedDigits):
 
     def __init__(self, config: PairedConfig):
         super().__init__(config)
-        self._folder = cache.cache_folder(config.cache) / self.name / config.task / VERSION
+        self._folder = cache_folder(config.cache) / self.name / config.task / VERSION
 
     def prepare(self) -> pathlib.Path:
         """Makes the records with espeak-ng and TFDS, unless they are in the cache, and returns their folder.

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -182,7 +182,12 @@ class PairedSource:
         return len(self._files())
 
     def __getitem__(self, index: int) -> Record:
-        stored = self.stored(index)
+        return self._record(index, self.stored(index))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
+        return [self._record(*pair) for pair in zip(indices, self._files().__getitems__(indices), strict=True)]
+
+    def _record(self, index: int, stored: Mapping[str, Any]) -> Record:
         inputs = {
             "image": stored["image"],
             # Recordings come in rates of their own; what espeak-ng says has always this one, which is not stored.

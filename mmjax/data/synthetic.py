@@ -14,8 +14,8 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import AtLeast, Count, NonNegative
-from mmjax.data import cache
 from mmjax.data.dataset import Record, check_split
+from mmjax.files import cache_folder
 from mmjax.tokens import TargetSpec
 
 SPLITS = ("train", "validation", "test")
@@ -64,7 +64,7 @@ class Synthetic:
 
     def prepare(self) -> pathlib.Path:
         """Nothing is kept in files."""
-        return cache.cache_folder()
+        return cache_folder()
 
     def source(self, split: str) -> SyntheticSource:
         check_split(split, self.splits)

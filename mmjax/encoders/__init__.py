@@ -8,6 +8,7 @@ as `encoder(input, random)` on an `Input` whose absent values are zeros already,
 """
 
 from mmjax.encoders.resnet import ResNet
+from mmjax.encoders.spectrogram_resnet import SpectrogramResNet
 from mmjax.encoders.spectrogram_transformer import SpectrogramTransformer
 from mmjax.encoders.text_transformer import TextTransformer
 from mmjax.encoders.vit import ViT
@@ -18,5 +19,6 @@ ENCODERS = {
     "resnet": ResNet,
     "text_transformer": TextTransformer,
     "spectrogram_transformer": SpectrogramTransformer,
+    "spectrogram_resnet": SpectrogramResNet,
     "waveform_cnn": WaveformCNN,
 }

@@ -12,7 +12,7 @@ from flax import nnx
 from mmjax.config import Count
 from mmjax.layers import Precision, Randomness, Transformer, TransformerConfig, sincos_positions
 from mmjax.layers.convolution import Convolution
-from mmjax.layers.spectrogram import log_mel
+from mmjax.layers.spectrogram import Spectrogram, SpectrogramConfig
 from mmjax.tokens import Input, InputSpec, Tokens
 
 
@@ -25,48 +25,35 @@ class SpectrogramTransformer(nnx.Module):
     example: ClassVar[InputSpec] = InputSpec((2400,), "float32", mask_rank=1, details={"sample_rate": 16_000})
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(TransformerConfig):
-        """Sizes.
+    class Config(SpectrogramConfig, TransformerConfig):
+        """Sizes of the trunk and the spectrogram.
 
         Attributes:
-          bins: mel bins.
-          window_ms, hop_ms: length of a frame and from one to the next, in milliseconds.
           reduction: frames for one token, a product of the strides of two convolutions: 1, 2, 4, 6 or 8.
         """
 
-        bins: Count = 80
-        window_ms: Count = 25
-        hop_ms: Count = 10
         reduction: Count = 2
 
         def __post_init__(self):
-            super().__post_init__()
+            SpectrogramConfig.__post_init__(self)
+            TransformerConfig.__post_init__(self)
             if self.reduction not in STRIDES:
                 raise ValueError(f"reduction {self.reduction} is not possible; choose one of {list(STRIDES)}")
 
     def __init__(self, config: Config, spec: InputSpec, *, precision: Precision, rngs: nnx.Rngs):
         self.config, self.dtype, self.width = config, precision.dtype, config.width
-        self.sample_rate = spec.details["sample_rate"]
-        self.window = self.sample_rate * config.window_ms // 1000
-        self.hop = self.sample_rate * config.hop_ms // 1000
-        if self.hop < 1:
-            raise ValueError(f"hop_ms {config.hop_ms} is no sample at {self.sample_rate} Hz; give more of either")
-        if spec.shape[0] < self.window:
-            raise ValueError(f"{spec.shape[0]} samples are less than a window of {self.window}; use longer audio")
+        self.spectrogram = Spectrogram(config, spec)
         first, second = STRIDES[config.reduction]
         self.first = Convolution(config.bins, config.width, (3,), stride=(first,), rngs=rngs)
         self.second = Convolution(config.width, config.width, (3,), stride=(second,), rngs=rngs)
         self.trunk = Transformer(config, rngs=rngs)
 
     def __call__(self, input: Input, random: Randomness | None) -> Tokens:
-        frames = log_mel(
-            input.values, sample_rate=self.sample_rate, bins=self.config.bins, window=self.window, hop=self.hop
-        )
+        frames, real = self.spectrogram(input, None if random is None else random.fold("spectrogram"))
         values = jax.nn.gelu(self.first(frames.astype(self.dtype)))
         values = jax.nn.gelu(self.second(values))
-        # A token is real where the first sample of its frames is.
-        starts = jnp.arange(values.shape[1]) * self.config.reduction * self.hop
-        mask = input.mask[:, starts]
+        # A token is real where the first of its frames is.
+        mask = real[:, jnp.arange(values.shape[1]) * self.config.reduction]
         tokens = Tokens.make(values, mask)
         values = values + sincos_positions(tokens.positions, self.width).astype(self.dtype)
         return self.trunk(tokens.with_values(values), random)

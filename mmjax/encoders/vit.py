@@ -34,8 +34,10 @@ class ViT(nnx.Module):
         def __post_init__(self):
             super().__post_init__()
             suffix = self.variant.partition("/")[2]
+            if suffix and not suffix.isdigit():
+                raise ValueError(f"variant {self.variant!r} has no number after its '/'; write it like 'S/16'")
             if self.patch is None:
-                if not suffix.isdigit():
+                if not suffix:
                     raise ValueError("patch is missing; set patch, or a variant with one, like 'S/16'")
                 object.__setattr__(self, "patch", int(suffix))
             if self.stride is None:

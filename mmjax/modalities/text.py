@@ -86,31 +86,31 @@ class Text:
 
 
 def _load(name: str) -> tuple[Callable[[str], list[int]], int]:
-    """Returns what makes a string into token numbers, and how many token numbers there are."""
+    """What makes a string into token numbers, and how many there are; a ValueError is "problem; remedy"."""
     if name == "bytes":
         return _bytes, 256
-    where, path = "tokenizer", pathlib.Path(name)
+    path = pathlib.Path(name)
     if path.suffix not in (".json", ".model"):
-        raise UserError(where, f"unknown tokenizer {name!r}", "give 'bytes' or the path of a .json or .model file")
+        raise ValueError(f"unknown tokenizer {name!r}; give 'bytes' or the path of a .json or .model file")
     if not path.is_file():
-        raise UserError(where, f"there is no file {name!r}", "give the path of a tokenizer's file")
-    return _hugging_face(path, where) if path.suffix == ".json" else _sentencepiece(path, where)
+        raise ValueError(f"tokenizer: there is no file {name!r}; give the path of a tokenizer's file")
+    return _hugging_face(path) if path.suffix == ".json" else _sentencepiece(path)
 
 
 def _bytes(text: str) -> list[int]:
     return list(text.encode("utf-8", "replace"))
 
 
-def _hugging_face(path: pathlib.Path, where: str) -> tuple[Callable[[str], list[int]], int]:
+def _hugging_face(path: pathlib.Path) -> tuple[Callable[[str], list[int]], int]:
     try:
         import tokenizers
     except ImportError:
-        raise UserError(where, f"{str(path)!r} needs tokenizers", "pip install 'mmjax[tokenizers]'") from None
+        raise ValueError(f"tokenizer {str(path)!r} needs tokenizers; pip install 'mmjax[tokenizers]'") from None
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     # The package raises bare Exception.
     except Exception as error:
-        raise UserError(where, f"{str(path)!r} cannot be read: {error}", "give a tokenizers file") from None
+        raise ValueError(f"tokenizer {str(path)!r} cannot be read: {error}; give a tokenizers file") from None
     return _HuggingFace(tokenizer), tokenizer.get_vocab_size()
 
 
@@ -124,13 +124,13 @@ class _HuggingFace:
         return self.tokenizer.encode(text).ids
 
 
-def _sentencepiece(path: pathlib.Path, where: str) -> tuple[Callable[[str], list[int]], int]:
+def _sentencepiece(path: pathlib.Path) -> tuple[Callable[[str], list[int]], int]:
     try:
         import sentencepiece
     except ImportError:
-        raise UserError(where, f"{str(path)!r} needs sentencepiece", "pip install 'mmjax[tokenizers]'") from None
+        raise ValueError(f"tokenizer {str(path)!r} needs sentencepiece; pip install 'mmjax[tokenizers]'") from None
     try:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-        raise UserError(where, f"{str(path)!r} cannot be read: {error}", "give a sentencepiece model") from None
+        raise ValueError(f"tokenizer {str(path)!r} cannot be read: {error}; give a sentencepiece model") from None
     return processor.encode, processor.get_piece_size()

@@ -40,6 +40,53 @@ def plot_experiment(
     figure.savefig(path, metadata={"Software": None})
 
 
+def plot_arms(
+    path: pathlib.Path,
+    arms: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    headlines: Mapping[str, tuple[str, str]],
+) -> None:
+    """Draws the mean of each arm as a bar, and each fold as a point with the range of its seeds, as a PNG.
+
+    Args:
+      arms: {arm: {fold: {"metrics": {split: {metric: {"mean", "smallest", "largest"}}}}}}.
+      headlines: {arm: (split, metric)}, what is shown.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 1.2 + 0.62 * len(arms)), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    names, lowest = list(arms)[::-1], 1.0
+    for place, name in enumerate(names):
+        split, metric = headlines[name]
+        rows = {fold: summary["metrics"][split][metric] for fold, summary in arms[name].items()}
+        mean = sum(row["mean"] for row in rows.values()) / len(rows)
+        axis.barh(place, mean, height=0.62, color="#D9D9D9")
+        axis.text(
+            1.005, place, f"{mean:.3f}", va="center", fontsize=9, color=_GREY, transform=axis.get_yaxis_transform()
+        )
+        for number, (fold, row) in enumerate(rows.items()):
+            lowest = min(lowest, row["smallest"])
+            # Beside each other, so that no fold hides another.
+            height = place + 0.44 * (0.5 - (number + 0.5) / len(rows))
+            reach = [[row["mean"] - row["smallest"]], [row["largest"] - row["mean"]]]
+            colour = _COLOURS[number % len(_COLOURS)]
+            label = fold if fold and not place else None
+            axis.errorbar(
+                row["mean"], height, xerr=reach, color=colour, marker="o", markersize=4, capsize=2, label=label
+            )
+    axis.set_yticks(range(len(names)), names)
+    axis.set_xlim(max(0.0, lowest - 0.08), 1.0)
+    metrics = sorted({f"{metric} on {split}" for split, metric in headlines.values()})
+    axis.set_xlabel(", ".join(metrics) + "; points: the mean of a fold, and the range of its seeds")
+    axis.grid(axis="x", color="#E5E5E5")
+    axis.set_axisbelow(True)
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    if any(fold for of_folds in arms.values() for fold in of_folds):
+        figure.legend(frameon=False, loc="outside upper center", ncols=6, fontsize=9)
+    figure.savefig(path, metadata={"Software": None})
+
+
 def _draw_curves(axis: Any, metric: str, curves: Mapping[str, Mapping[str, Points]]) -> None:
     for number, (seed, splits) in enumerate(curves.items()):
         colour = _COLOURS[number % len(_COLOURS)]

@@ -54,7 +54,6 @@ def markdown(found: Mapping[str, Any], shown: Mapping[str, Sequence[str]], about
             for subset, row in found["subsets"].items()
         ]
         lines += _table(["inputs", "mean ± deviation", "smallest – largest", "best possible", "verdict"], rows)
-    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("mmjax", "python", "jax", "flax", "optax"))
     machine = found["machine"]
     sizes = ", ".join(f"{count:,} in {split}" for split, count in found["examples"].items())
     lines += [
@@ -64,10 +63,66 @@ def markdown(found: Mapping[str, Any], shown: Mapping[str, Sequence[str]], about
         f"{found['parameters']:,} parameters; {found['seconds']['mean']:.0f} s a seed, evaluation included, on "
         f"{machine['devices']} ({machine['kind']}, {machine['cores']} cores).",
         f"Examples: {sizes}. Deviations are sample standard deviations over {len(seeds)} seed(s).",
-        f"Versions: {versions}.",
+        f"Versions: {_versions(found)}.",
         "",
     ]
     return "\n".join(lines)
+
+
+def markdown_of_arms(
+    arms: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    headlines: Mapping[str, tuple[str, str]],
+    subsets: Mapping[str, tuple[str, str]],
+) -> str:
+    """The tables of README.md for an experiment that compares arms on folds.
+
+    Args:
+      arms: what results.json holds, {arm: {fold: summary of its seeds}}.
+      headlines: {arm: (split, metric)} of the first table.
+      subsets: {arm: (split, metric)} of those with a table of subsets.
+    """
+    folds = list(next(iter(arms.values())))
+    rows = []
+    for arm, of_folds in arms.items():
+        split, metric = headlines[arm]
+        means = {fold: summary["metrics"][split][metric] for fold, summary in of_folds.items()}
+        worst = min(means, key=lambda fold: means[fold]["mean"])
+        name = f"{worst} {means[worst]['mean']:.4f}" if len(folds) > 1 else ""
+        rows.append([arm, f"`{metric}`", _mean(over_folds(of_folds, split, metric)), name, *map(_mean, means.values())])
+    lines = _table(["arm", "metric", "mean ± deviation", "worst fold", *folds], rows)
+    for arm, (split, metric) in subsets.items():
+        lines += ["", f"{arm}: `{metric}` on {split} with some inputs only, and the best that they allow:", ""]
+        rows = []
+        for subset, row in next(iter(arms[arm].values()))["subsets"].items():
+            each = [summary["subsets"][subset]["mean"] for summary in arms[arm].values()]
+            rows.append([subset.replace("+", " + "), _mean(spread(each)), f"{row['ceiling']:.4f}"])
+        lines += _table(["inputs", "mean ± deviation over folds", "best possible"], rows)
+    summaries = [summary for of_folds in arms.values() for summary in of_folds.values()]
+    first, machine = summaries[0], summaries[0]["machine"]
+    seconds = sum(summary["seconds"]["mean"] * len(summary["seeds"]) for summary in summaries)
+    count = sum(len(summary["seeds"]) for summary in summaries)
+    sizes = "; ".join(f"{arm} {next(iter(of_folds.values()))['parameters']:,}" for arm, of_folds in arms.items())
+    lines += [
+        "",
+        "![The metric of each arm: its mean, and each fold](plot.png)",
+        "",
+        f"{len(first['seeds'])} seed(s) a fold; deviations are over all folds and seeds together, or over the seeds of "
+        "a fold.",
+        f"Parameters: {sizes}. {count} runs of {seconds / count:.0f} s on {machine['devices']} "
+        f"({machine['kind']}, {machine['cores']} cores).",
+        f"Versions: {_versions(first)}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def over_folds(of_folds: Mapping[str, Mapping[str, Any]], split: str, metric: str) -> dict[str, Any]:
+    """The spread of a metric over all folds and seeds."""
+    return spread([row[split][metric] for summary in of_folds.values() for row in summary["seeds"].values()])
+
+
+def _versions(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {found['versions'][name]}" for name in ("mmjax", "python", "jax", "flax", "optax"))
 
 
 def _mean(row: Mapping[str, float]) -> str:

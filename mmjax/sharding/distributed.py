@@ -24,6 +24,7 @@ import jax
 
 from mmjax.errors import UserError
 from mmjax.sharding.roll_call import roll_call
+from mmjax.sharding.watch import catch_abort
 
 START_SECONDS = 300
 """How long a process waits for the others to start."""
@@ -89,6 +90,7 @@ def initialize(
     except (RuntimeError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         raise UserError(where, f"the processes did not meet ({first})", remedy) from error
+    catch_abort()
 
 
 @contextlib.contextmanager

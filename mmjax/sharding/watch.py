@@ -53,7 +53,6 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if self.count > 1:
-            self._catch_abort()
             self._say()
             self.thread = threading.Thread(target=self._run, name="watch", daemon=True)
             self.thread.start()
@@ -117,26 +116,27 @@ class Watch:
         while len(self._client.key_value_dir_get(f"{self.key}/heard/")) < others and time.monotonic() < end:
             time.sleep(0.1)
 
-    def _catch_abort(self) -> None:
-        """JAX aborts the process as soon as it loses the coordinator: say who that was, and leave in good order."""
-        from jax._src import distributed
 
-        address = distributed.global_state.coordinator_address or ""
-        host, _, port = address.rpartition(":")
+def catch_abort() -> None:
+    """JAX aborts a process that loses the coordinator, or when another one is dead: says who, and leaves in order."""
+    from jax._src import distributed
 
-        def on_abort(number: int) -> None:
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-                verdict = "JAX gave another process up; its message above says which"
-            except (OSError, ValueError):
-                verdict = f"process 0 of {self.count} at {address} is gone"
-            stop(verdict)
+    count, address = distributed.global_state.num_processes, distributed.global_state.coordinator_address or ""
+    host, _, port = address.rpartition(":")
 
-        # The signal is raised in a thread of C++, where Python's own handlers never run.
-        _handlers.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort))
-        library = ctypes.CDLL(None)
-        library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-        library.signal(signal.SIGABRT, ctypes.cast(_handlers[-1], ctypes.c_void_p))
+    def on_abort(number: int) -> None:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+            verdict = "JAX ended this process; its message above says why, and which other one it misses"
+        except (OSError, ValueError):
+            verdict = f"process 0 of {count} at {address} is gone"
+        stop(verdict)
+
+    # The signal is raised in a thread of C++, where Python's own handlers never run.
+    _handlers.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort))
+    library = ctypes.CDLL(None)
+    library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    library.signal(signal.SIGABRT, ctypes.cast(_handlers[-1], ctypes.c_void_p))
 
 
 _handlers: list[Any] = []

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmjax.modalities.augmentation.affine import Affine
+from mmjax.modalities.augmentation.equalise import Equalise
 from mmjax.modalities.augmentation.noise import Noise
 from mmjax.modalities.augmentation.shift import Shift
 from mmjax.modalities.augmentation.speed import Speed
@@ -27,5 +28,5 @@ class Augmentation(Protocol):
 
 
 IMAGE: dict[str, type] = {"affine": Affine}
-AUDIO: dict[str, type] = {"noise": Noise, "shift": Shift, "speed": Speed}
+AUDIO: dict[str, type] = {"equalise": Equalise, "noise": Noise, "shift": Shift, "speed": Speed}
 AUGMENTATIONS: dict[str, dict[str, type]] = {"image": IMAGE, "audio": AUDIO}

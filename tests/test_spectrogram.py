@@ -1,0 +1,83 @@
+"""Spectrograms: log-mel energies by another road, and what normalising and masking do to them."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.config import build
+from mmjax.errors import UserError
+from mmjax.layers import Randomness
+from mmjax.layers.spectrogram import FLOOR, Spectrogram, SpectrogramConfig, log_mel, mel_filters
+from mmjax.tokens import Input, InputSpec
+
+RATE, WINDOW, HOP, BINS = 8000, 200, 80, 20
+SPEC = InputSpec((4000,), "float32", mask_rank=1, details={"sample_rate": RATE})
+
+
+def waveform(samples: int = 4000, examples: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 0.1, (examples, samples)).astype(np.float32)
+
+
+def spectrogram(**options) -> Spectrogram:
+    return Spectrogram(build(SpectrogramConfig, {"bins": BINS, **options}, "audio"), SPEC)
+
+
+def frames_of(samples: np.ndarray, lengths: list[int], random: Randomness | None = None, **options):
+    mask = np.arange(samples.shape[1]) < np.array(lengths)[:, None]
+    frames, real = spectrogram(**options)(Input(jnp.asarray(samples * mask), jnp.asarray(mask)), random)
+    return np.asarray(frames), np.asarray(real)
+
+
+def test_energies_are_those_of_a_fourier_transform_in_float64():
+    samples = waveform()
+    found = log_mel(jnp.asarray(samples), sample_rate=RATE, bins=BINS, window=WINDOW, hop=HOP)
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
+    starts = range(0, samples.shape[1] - WINDOW + 1, HOP)
+    pieces = np.stack([samples[:, start : start + WINDOW] for start in starts], axis=1).astype(np.float64)
+    power = np.abs(np.fft.rfft(pieces * hann, 256)) ** 2 / WINDOW
+    expected = (np.log(power @ mel_filters(BINS, 256, RATE) + FLOOR) + 5) / 4
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_a_tone_is_loudest_in_the_bin_around_it():
+    filters = mel_filters(BINS, 256, RATE)
+    samples = np.sin(2 * np.pi * 1000 * np.arange(4000) / RATE)[None].astype(np.float32)
+    found = log_mel(jnp.asarray(samples), sample_rate=RATE, bins=BINS, window=WINDOW, hop=HOP)
+    assert int(found[0].mean(axis=0).argmax()) == int(filters[round(1000 / RATE * 256)].argmax())
+
+
+def test_normalising_takes_away_loudness_and_what_a_microphone_does():
+    samples, lengths = waveform(), [4000, 2400]
+    frames, real = frames_of(samples, lengths, normalise="recording")
+    means = (frames * real[:, :, None]).sum(axis=1) / real.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(means, 0, atol=1e-5)
+    assert np.all(frames[1][~real[1]] == 0) and real[1].sum() == 30
+    louder, _ = frames_of(3 * samples, lengths, normalise="recording")
+    np.testing.assert_allclose(louder, frames, atol=0.02)  # but for the floor
+    assert np.abs(frames_of(3 * samples, lengths)[0] - frames_of(samples, lengths)[0]).max() > 0.4
+
+
+def test_masks_hide_bands_and_stretches_in_training_only():
+    samples, examples = waveform(examples=400), 400
+    random = Randomness.make(0, jnp.zeros((), jnp.int32), jnp.arange(examples))
+    options = {"normalise": "none", "frequency_mask": 6, "time_mask_ms": 100.0}
+    plain, _ = frames_of(samples, [4000] * examples, **options)
+    np.testing.assert_array_equal(plain, frames_of(samples, [4000] * examples)[0])
+    masked, _ = frames_of(samples, [4000] * examples, random, **options)
+    hidden = masked == 0
+    assert np.array_equal(masked[~hidden], plain[~hidden])
+    bands, stretches = hidden.all(axis=1), hidden.all(axis=2)
+    # What is hidden is whole bands and whole stretches.
+    np.testing.assert_array_equal(hidden, bands[:, None, :] | stretches[:, :, None])
+    # Two spans, uniform up to the bound, overlap seldom: their mean is a bit less than the bound.
+    assert bands.sum(axis=1).max() <= 12 and 4.5 < bands.sum(axis=1).mean() < 6
+    assert stretches.sum(axis=1).max() <= 20 and 8 < stretches.sum(axis=1).mean() < 10
+    # Every bin and every frame is hidden about as often as its neighbours, but for the edges.
+    assert bands.mean(axis=0)[4:-4].std() < 0.1 * bands.mean(axis=0)[4:-4].mean() + 0.03
+
+
+def test_a_mask_wider_than_the_spectrogram_is_refused():
+    with pytest.raises(UserError, match="frequency_mask 21 exceeds the 20 bins; make it smaller"):
+        spectrogram(frequency_mask=21)
