@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,6 +12,7 @@ from jax.sharding import Mesh
 from mmjax.planning.chips import CHIPS
 from mmjax.planning.hlo import Array, Module
 from mmjax.planning.memory import live_at_peak, read_memory
+from mmjax.planning.roofline import product_flops
 from mmjax.planning.schedule import read_schedule
 from tests.compiled import compile_on, needs_libtpu, topology_mesh
 
@@ -128,7 +131,10 @@ def test_memory_is_that_of_the_compiler():
     analysis = compiled.memory_analysis()
     memory = read_memory(module, analysis, 2**34)
     assert memory.parameters + memory.optimizer + memory.batch + memory.other == analysis.argument_size_in_bytes
-    assert memory.peak >= analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    everything = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+    # Two results of each layer are kept, float32.
+    kept = analysis.argument_size_in_bytes + 2 * 4 * depth * rows * width
+    assert kept <= memory.peak <= everything + analysis.generated_code_size_in_bytes
     found = sum(buffer.bytes for buffer in live_at_peak(module))
     assert 0.8 < found / analysis.temp_size_in_bytes < 1.35
     # What the forward pass keeps: the result of each layer.
@@ -170,6 +176,22 @@ def test_a_kernel_takes_what_its_flops_or_its_bytes_take():
     schedule = read_schedule(module, mesh, chip, kernels)
     bytes_moved = 2 * 2 * size**2 + 4 * size**2
     assert schedule.kernels == pytest.approx(max(2 * size**3 / chip.peak_flops, bytes_moved / chip.memory_bandwidth))
+
+
+def test_where_there_are_no_cycles_a_product_takes_what_its_flops_or_its_bytes_take():
+    size, count = 512, 6
+    mesh = Mesh(jax.devices()[:1], ("data",))
+    argument = ((size, size), "float32", ())
+    _, module = compile_on(mesh, products(count), argument, argument)
+    flops = sum(
+        runs * product_flops(module, instruction)
+        for name, runs in module.runs().items()
+        for instruction in module.computations[name].instructions
+    )
+    assert flops == count * 2 * size**3
+    slow = dataclasses.replace(CHIPS["NVIDIA H100 80GB HBM3"], peak_flops=1e6)
+    schedule = read_schedule(module, mesh, slow)
+    assert schedule.cycles == 0 and schedule.seconds == pytest.approx(flops / 1e6, rel=1e-3)
 
 
 def test_text_that_is_no_module_is_refused():

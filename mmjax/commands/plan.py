@@ -64,10 +64,12 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     say(f"compiling the step of {recipe} for {len(devices):,} devices; this takes a minute or two")
     experiment = Experiment(raw, devices)
     plan, text = make_plan(recipe, name, experiment)
-    if flags.hlo and text is not None:
+    if flags.hlo and text is None:
+        say(f"{flags.hlo} is not written: there is no program that fits")
+    elif flags.hlo:
         from mmjax.files import write_atomically
 
-        write_atomically(pathlib.Path(flags.hlo), text)
+        write_atomically(pathlib.Path(flags.hlo), str(text))
     report.print_plan(console, plan, flags.examples, flags.price)
     found: dict[str, Any] = plan.as_dict()
     if flags.examples is not None and flags.price is not None:

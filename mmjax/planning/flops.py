@@ -18,23 +18,6 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 TRAINING_PASSES = 3
 """Forward, gradient of the inputs, gradient of the weights."""
 
-# Peaks in dense bfloat16 FLOP/s for one device, by the beginning of its kind, from the vendors' data sheets. The cards
-# that are named alike differ: an H100 with PCIe is slower than one with SXM, which has HBM3.
-_PEAKS = (
-    ("NVIDIA H100 80GB HBM3", 989e12),
-    ("NVIDIA H200", 989e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5", 459e12),
-    ("TPU v6 lite", 918e12),
-    ("TPU v6e", 918e12),
-)
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """The bfloat16 peak of a device in FLOP/s, from `jax.Device.device_kind`; None where it is not known here."""
-    return next((peak for beginning, peak in _PEAKS if device_kind.startswith(beginning)), None)
-
 
 def training_flops(forward: Callable[..., Any], *arguments: Any) -> int:
     """Model FLOPs of a training step whose loss is `forward(*arguments)`; the arguments may be abstract."""

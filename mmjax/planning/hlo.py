@@ -128,6 +128,7 @@ class Module:
     Attributes:
       computations: by name.
       entry: where the program begins.
+      instructions: of all computations, by name.
     """
 
     def __init__(self, text: str):
@@ -153,6 +154,9 @@ class Module:
         if entry is None:
             raise ValueError("the text is no compiled HLO module: it has no ENTRY")
         self.entry = self.computations[entry]
+        self.instructions = {
+            line.name: line for computation in self.computations.values() for line in computation.instructions
+        }
 
     def called(self, instruction: Instruction) -> list[Computation]:
         """The computations that an instruction runs as steps of the program, each once: not loops, not fusions."""

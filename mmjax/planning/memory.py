@@ -77,7 +77,10 @@ def read_memory(module: Module, analysis: Any, capacity: int) -> Memory:
     live = live_at_peak(module)
     # Outputs that take the place of arguments are none of their own.
     own = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    temporary = analysis.temp_size_in_bytes + own
+    # What lives at once; the temporaries' own sum may be more than the compiler ever needs, and than there is.
+    together = getattr(analysis, "peak_memory_in_bytes", 0)
+    together = together or analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + own
+    temporary = max(0, together - analysis.argument_size_in_bytes)
     kept = min(temporary, sum(buffer.bytes for buffer in live if buffer.what == "activation"))
     code = analysis.generated_code_size_in_bytes
     return Memory(

@@ -18,10 +18,10 @@ from mmjax.planning.hlo import Module
 from mmjax.planning.memory import Buffer, Memory, read_memory
 from mmjax.planning.schedule import Schedule, read_schedule
 
-SLOWER = 1.35
-"""Steps that others published took up to so many times as long as the schedule says (`experiments/03_plans`)."""
-FASTER = 0.95
-"""And as little as this."""
+FASTER = 0.85
+"""The published step that we compared with took 0.87 times as long as the schedule says (`experiments/03_plans`)."""
+SLOWER = 1.3
+"""An allowance, not a measurement: for links and clocks below their best, and for what the runtime adds."""
 
 
 class Planned(Protocol):
@@ -84,6 +84,7 @@ class Plan:
       step_seconds: compute and kernels and what is exposed; None where nothing is known of the device's speed.
       collectives: by kind, axis, and whether they are hidden.
       slowest: ("file.py:line", seconds) of the places in the code that take longest.
+      time_unknown: why nothing is said about time, where that is so.
       compile_seconds: how long the compiler took.
     """
 
@@ -109,6 +110,7 @@ class Plan:
     step_seconds: float | None = None
     collectives: tuple[Moves, ...] = ()
     slowest: tuple[tuple[str, float], ...] = ()
+    time_unknown: str = ""
     compile_seconds: float = 0.0
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -118,7 +120,7 @@ class Plan:
 
     @property
     def step_seconds_range(self) -> tuple[float, float] | None:
-        """Between these lie the steps that others measured, relative to what the schedule said of them."""
+        """Where a measured step is expected to lie."""
         return None if self.step_seconds is None else (FASTER * self.step_seconds, SLOWER * self.step_seconds)
 
     @property
@@ -162,7 +164,7 @@ def make_plan(recipe: str, topology: str, experiment: Planned) -> tuple[Plan, st
     """
     mesh = experiment.mesh
     device = mesh.devices.flat[0]
-    chip = find_chip(device)
+    chip = find_chip(device.device_kind)
     per_chip = chip.per_chip if chip else 1
     known: dict[str, Any] = {
         "recipe": recipe,
@@ -192,9 +194,17 @@ def make_plan(recipe: str, topology: str, experiment: Planned) -> tuple[Plan, st
     text = compiled.as_text()
     module = Module(text)
     memory = read_memory(module, compiled.memory_analysis(), known["capacity_bytes"] or 0)
-    known |= {"memory": memory, "peak_bytes": memory.peak, "fits": known["capacity_bytes"] is None or memory.fits}
-    if chip is not None:
-        known |= timing(read_schedule(module, mesh, chip, kernel_flops(experiment.trace_step().jaxpr)), chip)
+    # A TPU's compiler is the judge itself: it refuses what does not fit. Others compile anything.
+    judged = device.platform == "tpu" or known["capacity_bytes"] is None
+    known |= {"memory": memory, "peak_bytes": memory.peak, "fits": judged or memory.fits}
+    if chip is None:
+        known["time_unknown"] = f"nothing is known of the speed of {device.device_kind!r}"
+    else:
+        try:
+            known |= timing(read_schedule(module, mesh, chip, kernel_flops(experiment.trace_step().jaxpr)), chip)
+        except ValueError as error:
+            # A loop that the data ends.
+            known["time_unknown"] = str(error)
     return Plan(**known), text
 
 

@@ -69,7 +69,7 @@ def print_memory(console: Console, plan: Plan) -> None:
 
 def print_time(console: Console, plan: Plan) -> None:
     if plan.step_seconds is None:
-        print_facts(console, "time of a step", {"unknown": f"nothing is known of the speed of {plan.device!r}"})
+        print_facts(console, "time of a step", {"unknown": plan.time_unknown})
         return
     assert plan.compute_seconds is not None and plan.kernel_seconds is not None
     assert plan.collective_seconds is not None and plan.exposed_seconds is not None
@@ -92,8 +92,8 @@ def print_time(console: Console, plan: Plan) -> None:
             f"  {milliseconds(seconds):>10}  {_short(place) or 'of no one place'}", markup=False, soft_wrap=True
         )
     console.print(
-        f"  Assumed: links at their full bandwidth, no waiting for input; the range is {FASTER:g} to {SLOWER:g} times "
-        "the schedule's time, which is where published runs lie (experiments/03_plans).",
+        f"  Assumed: links at their full bandwidth, no waiting for input. The range is {FASTER:g} to {SLOWER:g} times "
+        "the schedule's time: see experiments/03_plans for how it compares with published runs.",
         style="dim",
         highlight=False,
     )

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from mmjax.planning.chips import Chip
 from mmjax.planning.collectives import Collective, collectives_of
 from mmjax.planning.hlo import Computation, Instruction, Module
+from mmjax.planning.roofline import roofline_seconds
 
 
 @dataclasses.dataclass
@@ -179,6 +180,9 @@ class _Walk:
         if cycles and self.chip.clock:
             seconds = cycles / self.chip.clock
             self.schedule.cycles += times * cycles
+            self.schedule.compute += times * seconds
+        elif self.chip.clock is None:
+            seconds = roofline_seconds(self.module, instruction, self.chip)
             self.schedule.compute += times * seconds
         elif is_kernel(instruction):
             seconds = kernel_seconds(computation, instruction, self.chip, self.kernels)
