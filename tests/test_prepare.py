@@ -93,8 +93,9 @@ def table(tmp_path_factory) -> pathlib.Path:
     for number in range(20):
         (folder / f"{number}.png").write_bytes(encoded(scene(number)))
         (folder / f"{number}.wav").write_bytes(sound(noise(number)))
-        row = {"key": f"k{number}", "picture": f"{number}.png", "sound": f"{number}.wav", "caption": f"scene {number}, a"
-               " picture of nothing at all", "kind": "ab"[number % 2], "height": number / 4, "who": number // 4}  # fmt: skip
+        row = {"key": f"k{number}", "picture": f"{number}.png", "sound": f"{number}.wav"}
+        row |= {"caption": f"scene {number}, a picture of nothing at all", "kind": "ab"[number % 2]}
+        row |= {"height": number / 4, "who": number // 4}
         rows.append(row)
     rows[3]["sound"] = rows[4]["caption"] = rows[5]["kind"] = rows[6]["height"] = ""
     return write_table(folder, rows)
@@ -339,7 +340,7 @@ def test_texts_that_say_nothing_are_found(text, fault):
 def test_languages_are_told_apart_and_names_are_left_alone():
     texts = {
         "de": "das ist ein Bild von einem Hund und einer Katze", "fr": "c'est une image avec un chien dans la rue",
-        "es": "una foto de un perro en la playa", "ru": "собака и кошка на улице", 
+        "es": "una foto de un perro en la playa", "ru": "собака и кошка на улице",
         "ja": "犬が浜辺を走る", "zh": "狗在海滩上跑", "el": "ένας σκύλος στην παραλία", "ko": "해변에서 달리는 개",
     }  # fmt: skip
     assert {code: languages.wrong(text, ("en",)) for code, text in texts.items()} == {code: code for code in texts}
