@@ -530,7 +530,6 @@ def test_kinds_of_columns_are_told_from_their_values(values, kind):
         (["--output={out}", "--set=chcks.image=3"], "did you mean 'checks'?"),
         (["--output={out}", "--set=folds"], "is not KEY=VALUE"),
         (["--output={out}", "--splits=train=x"], "'x' is no number"),
-        (["--output={out}", "--runner=NoSuchRunner"], "'NoSuchRunner'"),
         (["--output={out}", "--format=tra"], "unknown format 'tra'"),
         (["--output={table}"], "no prepared data"),
         (["--output={out}", "--config=configs/digits.py"], "a recipe or a source, and not both"),
@@ -578,6 +577,11 @@ def test_the_page_shows_and_escapes_everything(tmp_path):
 
 
 # Where one machine is not enough.
+
+
+def test_a_runner_that_there_is_not_is_refused():
+    with pytest.raises(UserError, match="NoSuchRunner"), make_runner("NoSuchRunner", 0):
+        pass
 
 
 def test_beam_writes_what_this_machine_writes(tmp_path, table, prepared):
