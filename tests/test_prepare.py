@@ -24,7 +24,7 @@ from mmjax.data.prepare.columns import guess
 from mmjax.data.prepare.kinds import KINDS, File, Unreadable
 from mmjax.data.prepare.options import PrepareConfig
 from mmjax.data.prepare.preparation import prepare
-from mmjax.data.prepare.runners import Local
+from mmjax.data.prepare.runners import Local, make_runner
 from mmjax.data.prepare.shards import cut
 from mmjax.data.prepare.splits import parts
 from mmjax.errors import UserError
@@ -93,8 +93,9 @@ def table(tmp_path_factory) -> pathlib.Path:
     for number in range(20):
         (folder / f"{number}.png").write_bytes(encoded(scene(number)))
         (folder / f"{number}.wav").write_bytes(sound(noise(number)))
-        row = {"key": f"k{number}", "picture": f"{number}.png", "sound": f"{number}.wav", "caption": f"scene {number}, a"
-               " picture of nothing at all", "kind": "ab"[number % 2], "height": number / 4, "who": number // 4}  # fmt: skip
+        row = {"key": f"k{number}", "picture": f"{number}.png", "sound": f"{number}.wav"}
+        row |= {"caption": f"scene {number}, a picture of nothing at all", "kind": "ab"[number % 2]}
+        row |= {"height": number / 4, "who": number // 4}
         rows.append(row)
     rows[3]["sound"] = rows[4]["caption"] = rows[5]["kind"] = rows[6]["height"] = ""
     return write_table(folder, rows)
@@ -339,7 +340,7 @@ def test_texts_that_say_nothing_are_found(text, fault):
 def test_languages_are_told_apart_and_names_are_left_alone():
     texts = {
         "de": "das ist ein Bild von einem Hund und einer Katze", "fr": "c'est une image avec un chien dans la rue",
-        "es": "una foto de un perro en la playa", "ru": "собака и кошка на улице", 
+        "es": "una foto de un perro en la playa", "ru": "собака и кошка на улице",
         "ja": "犬が浜辺を走る", "zh": "狗在海滩上跑", "el": "ένας σκύλος στην παραλία", "ko": "해변에서 달리는 개",
     }  # fmt: skip
     assert {code: languages.wrong(text, ("en",)) for code, text in texts.items()} == {code: code for code in texts}
@@ -455,7 +456,7 @@ def test_wrong_labels_are_improbable_and_right_ones_are_not():
     labels[wrong] = (truth[wrong] + 1) % 3
     probabilities = cross_validated(features, labels, "0")
     own = probabilities[np.arange(300), labels]
-    assert set(np.flatnonzero(own < 0.01)) == set(wrong)
+    assert own[wrong].max() < 0.1 and np.delete(own, wrong).min() > 0.5
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
@@ -529,7 +530,6 @@ def test_kinds_of_columns_are_told_from_their_values(values, kind):
         (["--output={out}", "--set=chcks.image=3"], "did you mean 'checks'?"),
         (["--output={out}", "--set=folds"], "is not KEY=VALUE"),
         (["--output={out}", "--splits=train=x"], "'x' is no number"),
-        (["--output={out}", "--runner=NoSuchRunner"], "apache-beam"),
         (["--output={out}", "--format=tra"], "unknown format 'tra'"),
         (["--output={table}"], "no prepared data"),
         (["--output={out}", "--config=configs/digits.py"], "a recipe or a source, and not both"),
@@ -574,3 +574,20 @@ def test_the_page_shows_and_escapes_everything(tmp_path):
     )
     page = (tmp_path / "out" / "card.html").read_text()
     assert "&lt;script&gt;alert(3)" in page and "<script" not in page and "&lt;b&gt;" in page
+
+
+# Where one machine is not enough.
+
+
+def test_a_runner_that_there_is_not_is_refused():
+    with pytest.raises(UserError, match="NoSuchRunner"), make_runner("NoSuchRunner", 0):
+        pass
+
+
+def test_beam_writes_what_this_machine_writes(tmp_path, table, prepared):
+    pytest.importorskip("apache_beam", reason="needs the extra beam")
+    config = PrepareConfig(source=str(table), group="who", folds=3, shard_megabytes=0.05)
+    with make_runner("DirectRunner", 0) as runner:
+        prepare(config, tmp_path / "data", runner)
+    shards = sorted(path for path in prepared.glob("*.array_record*"))
+    assert shards and all((tmp_path / "data" / path.name).read_bytes() == path.read_bytes() for path in shards)

@@ -77,6 +77,10 @@ class Beam:
         except ImportError:
             problem = f"{runner!r} needs the package apache-beam"
             raise UserError("--runner", problem, "pip install 'mmjax[beam]'") from None
+        try:
+            apache_beam.runners.runner.create_runner(runner)
+        except ValueError as error:
+            raise UserError("--runner", f"Beam has no {runner!r}", f"Beam says: {error}") from None
         self._beam, self._runner, self._options = apache_beam, runner, list(options)
 
     def run(self, function: Callable[..., None], calls: Sequence[tuple], advance: Callable[[], None]) -> None:

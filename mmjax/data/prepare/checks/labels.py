@@ -15,11 +15,11 @@ _FOLDS = 5
 _REPEATS = 3
 # Rows whose own label is less probable do not teach the second time; those below the other are suspected then.
 _DOUBTFUL = 0.2
-_SUSPECTED = 0.01
+_SUSPECTED = 0.02
 
 
 def label_error(examined: Examined) -> Iterator[Finding]:
-    """Rows to whose label cross-validated probabilities give less than one in a hundred.
+    """Rows to whose label cross-validated probabilities give less than one in fifty.
 
     Labels that are wrong teach what is wrong: so those that a first round doubts are left out of what the second
     learns from, and judged by it (after Northcutt, Jiang and Chuang, Confident Learning, 2021).
@@ -82,7 +82,7 @@ def _round(features: np.ndarray, labels: np.ndarray, teaches: np.ndarray, seeds:
     folds = parts(shares, rows, [str(label) for label in labels], f"{seeds[0]}:probabilities")
     for fold in range(_FOLDS):
         learned = (folds != fold) & teaches
-        model = LogisticRegression(C=30.0, max_iter=2000).fit(decisions[learned], labels[learned])
+        model = LogisticRegression(max_iter=2000).fit(decisions[learned], labels[learned])
         probabilities[folds == fold] = model.predict_proba(decisions[folds == fold])
     return probabilities
 
