@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import jax
-import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmjax.planning.hlo import Module
-
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
 
 
 def topology_mesh(name: str, **sizes: int) -> Mesh:

@@ -14,7 +14,7 @@ from mmjax.planning.collectives import crossed_axes, reach, replica_groups
 from mmjax.planning.hlo import Instruction
 from mmjax.planning.schedule import read_schedule
 from mmjax.sharding import MeshConfig, make_mesh
-from tests.compiled import compile_on, needs_libtpu, topology_mesh
+from tests.compiled import compile_on, topology_mesh
 
 ROWS, COLUMNS = 4096, 1024
 FOUR = 4 * ROWS * COLUMNS
@@ -78,7 +78,6 @@ CASES = {
 }
 
 
-@needs_libtpu
 @pytest.mark.parametrize("name", CASES)
 def test_a_collective_moves_the_bytes_of_its_array(name):
     function, split, kind, axis, moved = CASES[name]
@@ -90,7 +89,6 @@ def test_a_collective_moves_the_bytes_of_its_array(name):
     assert found[0].seconds > 0 and found[0].exposed <= found[0].seconds * 1.001
 
 
-@needs_libtpu
 def test_a_collective_in_a_loop_counts_as_often_as_it_runs():
     mesh = topology_mesh("v5e:2x4", data=8)
 
@@ -102,7 +100,6 @@ def test_a_collective_in_a_loop_counts_as_often_as_it_runs():
     assert sum(each.runs for each in moved) == 9 and sum(each.bytes for each in moved) == 9 * FOUR
 
 
-@needs_libtpu
 def test_gathers_of_the_next_layers_parameters_hide_behind_the_product_of_this_one():
     """Large products, small parameters: what the schedule starts early costs nothing, and less than it would alone."""
     mesh = topology_mesh("v5e:2x4", data=8)
@@ -125,7 +122,6 @@ def test_gathers_of_the_next_layers_parameters_hide_behind_the_product_of_this_o
     assert schedule.seconds == pytest.approx(schedule.compute + schedule.kernels + schedule.exposed, rel=1e-6)
 
 
-@needs_libtpu
 @pytest.mark.parametrize(
     ("topology", "sizes", "axis", "dimensions"),
     [

@@ -14,7 +14,7 @@ from mmjax.planning.hlo import Array, Module
 from mmjax.planning.memory import live_at_peak, read_memory
 from mmjax.planning.roofline import product_flops
 from mmjax.planning.schedule import read_schedule
-from tests.compiled import compile_on, needs_libtpu, topology_mesh
+from tests.compiled import compile_on, topology_mesh
 
 WIDTH = 512
 
@@ -31,7 +31,6 @@ def scan(mesh: Mesh, count: int):
     return compile_on(mesh, products(count), replicated, replicated)
 
 
-@needs_libtpu
 def test_cycles_of_a_loop_count_as_often_as_it_runs():
     mesh = topology_mesh("v5e:1x1", data=1)
     cycles = {}
@@ -46,7 +45,6 @@ def test_cycles_of_a_loop_count_as_often_as_it_runs():
     assert cycles[12] > 2.5 * cycles[4]
 
 
-@needs_libtpu
 @pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU v6 lite"])
 def test_the_clock_turns_the_cycles_of_a_large_product_into_nearly_the_peak(kind):
     chip = CHIPS[kind]
@@ -71,7 +69,7 @@ def nested(x):
     return jax.lax.fori_loop(0, 5, outer, x)
 
 
-@pytest.mark.parametrize("where", ["cpu", pytest.param("tpu", marks=needs_libtpu)])
+@pytest.mark.parametrize("where", ["cpu", "tpu"])
 @pytest.mark.parametrize(("function", "runs"), [(count_down, [1, 7]), (nested, [1, 5, 15])])
 def test_loops_are_counted_from_their_condition(function, runs, where):
     # A large array keeps XLA from unrolling.
@@ -90,7 +88,6 @@ def test_a_loop_that_the_data_ends_has_no_count():
         module.runs()
 
 
-@needs_libtpu
 def test_a_place_in_the_code_is_that_of_the_operation():
     _, module = scan(topology_mesh("v5e:1x1", data=1), 4)
     fusions = [
@@ -116,7 +113,6 @@ def test_arrays_in_tiles_are_padded(layout, padded):
     assert array.bytes == 2 * 130 * 3 and array.padded_bytes == padded
 
 
-@needs_libtpu
 def test_memory_is_that_of_the_compiler():
     """Arguments to the byte. The walk only says what temporaries are made of, and comes near their sum."""
     mesh = topology_mesh("v5e:1x1", data=1)
@@ -143,7 +139,6 @@ def test_memory_is_that_of_the_compiler():
     assert memory.activations >= depth * rows * width * 2
 
 
-@needs_libtpu
 def test_a_kernel_takes_what_its_flops_or_its_bytes_take():
     from jax.experimental import pallas
 

@@ -19,7 +19,6 @@ from mmjax.planning import search
 from mmjax.planning.plan import cost, make_plan, needed_bytes
 from mmjax.recipe import load_recipe
 from mmjax.sharding import place_batch
-from tests.compiled import needs_libtpu
 
 ROOT = pathlib.Path(__file__).parents[1]
 KEYS = {
@@ -85,7 +84,6 @@ def recipe_file(tmp_path):
     return write
 
 
-@needs_libtpu
 def test_a_plan_for_a_pod_that_is_not_here_has_everything(recipe_file, capsys, tmp_path):
     words = ["--topology=v5e:2x4", "--num_slices=2", "--batch_per_chip=4", "--examples=1e6", "--price=2"]
     found = run_command([recipe_file(64), *words, f"--hlo={tmp_path / 'step.txt'}"], capsys)
@@ -107,7 +105,6 @@ def test_a_plan_for_a_pod_that_is_not_here_has_everything(recipe_file, capsys, t
 
 
 @pytest.mark.slow
-@needs_libtpu
 def test_a_step_that_does_not_fit_is_reported_with_a_change_that_does(recipe_file, capsys):
     found = run_command([recipe_file(2**18), "--topology=v5e:1x1"], capsys)
     assert found["fits"] is False and found["peak_bytes"] > found["capacity_bytes"]

@@ -584,8 +584,8 @@ def test_a_runner_that_there_is_not_is_refused():
         pass
 
 
+@pytest.mark.slow  # and needs the extra beam
 def test_beam_writes_what_this_machine_writes(tmp_path, table, prepared):
-    pytest.importorskip("apache_beam", reason="needs the extra beam")
     config = PrepareConfig(source=str(table), group="who", folds=3, shard_megabytes=0.05)
     with make_runner("DirectRunner", 0) as runner:
         prepare(config, tmp_path / "data", runner)

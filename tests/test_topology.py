@@ -9,10 +9,7 @@ import pytest
 from mmjax.errors import UserError
 from mmjax.planning import topology_devices
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
 
-
-@needs_libtpu
 @pytest.mark.parametrize(
     ("name", "slices", "count", "kind"),
     [

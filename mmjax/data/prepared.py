@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmjax.data.dataset import Record, check_split
@@ -119,7 +119,13 @@ class PreparedSource:
         return len(self._opened[0])
 
     def __getitem__(self, index: int) -> Record:
-        stored, kinds = self.stored(index), self._opened[1]
+        return self._record(self.stored(index))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
+        return [self._record(stored) for stored in self._opened[0].__getitems__(indices)]
+
+    def _record(self, stored: Mapping[str, Any]) -> Record:
+        kinds = self._opened[1]
         present = stored["present"]
         inputs = {name: kinds[name].restore(stored[name]) if present[name] else None for name in self._inputs}
         return Record(inputs, {name: stored[name] if present[name] else None for name in self._targets})
