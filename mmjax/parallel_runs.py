@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import ctypes
 import dataclasses
 import json
 import multiprocessing
 import os
 import pathlib
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +18,9 @@ from rich.progress import Progress
 
 from mmjax import runs
 from mmjax.errors import UserError
+
+_PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when its parent ends."""
 
 Name = tuple[str, int]
 """What a run is called, and its seed."""
@@ -95,6 +100,8 @@ def _together(left: Mapping[Name, Run], jobs: int, console: Console) -> dict[Nam
 
 
 def _take_cores(free: Any) -> None:
+    # Who is killed takes its runs along: started again, it would train in the same workdirs beside them.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     # Before JAX starts its threads, of which there is one for each core that it sees.
     os.sched_setaffinity(0, free.get())
 
