@@ -72,6 +72,9 @@ class Evaluator:
                 for number, without in enumerate(absences):
                     states, total = self.measure(parameters, batch.without(without)), totals[number]
                     totals[number] = states if total is None else self.merge(total, states)
+                # Without this all batches would be sent ahead: inputs fill the devices' memory, and on a CPU more
+                # computations that wait for each other are in flight than there are threads.
+                jax.block_until_ready(totals)
         return [finalise(jax.device_get(total or {})) for total in totals]
 
 
