@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
@@ -218,7 +219,7 @@ def test_the_step_on_a_mesh_constrains_its_activations(name):
     constraints = [
         line for line in lowered(name).as_text().splitlines() if "sharding_constraint" in line or "@Sharding" in line
     ]
-    by_batch = [line for line in constraints if '"data"' in line and '"fsdp"' in line]
+    by_batch = [line for line in constraints if re.search(r'\[\{"(data|fsdp)"', line)]
     # Attention and MLP of each encoder and of the fusion, forwards at least.
     assert len(by_batch) >= 8, f"{len(constraints)} constraints, none of them over the batch"
     if MESHES[name].tensor > 1:

@@ -79,17 +79,17 @@ MUTATIONS = [
     ),
     Mutation(
         "a query that sees nothing averages everything",
-        "layers/kernels.py",
-        "    weights = jnp.where(visible, weights, 0.0)\n",
-        "",
+        "layers/softmax.py",
+        "weights = jnp.where(visible, jnp.exp(logits - logits.max(axis=-1, keepdims=True)), 0.0)",
+        "weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))",
         ("tests/test_masks.py", "-k", "sees_no_key"),
         slow=False,
     ),
     Mutation(
         "the largest hidden key scales the visible ones",
-        "layers/kernels.py",
-        "logits = jnp.where(visible, logits * query.shape[-1] ** -0.5, NEVER)",
-        "logits = logits * query.shape[-1] ** -0.5",
+        "layers/softmax.py",
+        "    logits = jnp.where(visible, logits, NEVER)\n",
+        "",
         ("tests/test_masks.py", "-k", "not_visible"),
     ),
     Mutation(
