@@ -108,5 +108,12 @@ def _take_cores(free: Any) -> None:
 
 def _train(run: Run) -> dict[str, Any]:
     run.workdir.parent.mkdir(parents=True, exist_ok=True)
+    parent = os.getppid()
     with run.workdir.with_suffix(".txt").open("a") as file:
-        return runs.train(run.recipe, run.workdir, Console(file=file, width=120))
+        try:
+            return runs.train(run.recipe, run.workdir, Console(file=file, width=120))
+        except SystemExit:
+            if os.getppid() != parent:
+                # The signal came because the command is gone, and nobody else would end this process.
+                os._exit(1)
+            raise

@@ -6,6 +6,9 @@ import json
 import pathlib
 import shutil
 import statistics
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -132,6 +135,31 @@ def test_arms_are_compared_on_folds(capsys, tmp_path, experiment):
     assert main([*words, "--arms=narrow", "--folds=second"]) in (0, 1)
     out = capsys.readouterr().out
     assert "narrow / second seed 1: the same parameters, bit for bit" in out and "plain" not in out
+
+
+@pytest.mark.slow
+def test_runs_in_processes_of_their_own_end_with_the_command(tmp_path, experiment):
+    write(experiment, subsets=None, arms={"a": {}, "b": {}}, overrides={"train.steps": 100_000})
+    words = ["reproduce", str(experiment), f"--workdir={tmp_path / 'runs'}", "--record", "--jobs=2"]
+    command = subprocess.Popen([sys.executable, "-m", "mmjax", *words], stdout=subprocess.DEVNULL)
+    logs = [tmp_path / "runs" / arm / "seed_0" / "metrics.jsonl" for arm in "ab"]
+    until(lambda: all(log.exists() and log.read_text().count("\n") > 1 for log in logs))
+    runs = [
+        int(child) for child in pathlib.Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
+    ]
+    assert len(runs) >= 2
+    command.kill()
+    command.wait()
+    until(lambda: not any(pathlib.Path(f"/proc/{run}").exists() for run in runs))
+    # They saved what they had.
+    assert all([child.name for child in (log.parent / "checkpoints").iterdir()] for log in logs)
+
+
+def until(done, seconds: float = 240.0) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize(
