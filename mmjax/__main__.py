@@ -24,6 +24,7 @@ from mmjax.compilation_cache import keep_compiled_programs
 from mmjax.errors import UserError, nearest
 from mmjax.files import cache_folder
 from mmjax.huge_pages import use_huge_pages
+from mmjax.simulated_devices import enough_threads
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         use_huge_pages()
         keep_compiled_programs(cache_folder(), os.environ)
+        enough_threads(os.environ)
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:

@@ -172,8 +172,8 @@ class Case:
         with jax.default_matmul_precision("highest"):
             return self._gradients(self.parameters, batch)
 
-    def gradients_on(self, batch: Batch, mesh_config: MeshConfig) -> tuple[Any, dict[str, Any]]:
-        """The same on a mesh of simulated devices."""
+    def gradients_on(self, batch: Batch, mesh_config: MeshConfig, times: int = 1) -> tuple[Any, dict[str, Any]]:
+        """The same on a mesh of simulated devices, computed `times` times."""
         mesh, objective = make_mesh(mesh_config), dataclasses.replace(self.objective, layout=mesh_config)
         if isinstance(objective, Wrapper):
             objective = dataclasses.replace(objective, inner=dataclasses.replace(self.plain, layout=mesh_config))
@@ -181,7 +181,9 @@ class Case:
             shardings = parameter_shardings(mesh, self.variables, mesh_config.rules)
             parameters = jax.device_put(self.parameters, shardings)
             step = jax.jit(lambda p, b: self.trainer.estimator(objective, p, b))
-            return jax.device_get(step(parameters, place_batch(mesh, batch, batch.size)))
+            for _ in range(times):
+                found = jax.device_get(step(parameters, place_batch(mesh, batch, batch.size)))
+            return found
 
 
 def moved(parameters: Any) -> Any:
