@@ -61,7 +61,7 @@ def get_config(argument: str = "arithmetic") -> ConfigDict:
     config.model = {
         "encoders": {
             "image": {"kind": "vit", "patch": 4, **trunk},
-            "audio": {"kind": "spectrogram_resnet", "bins": 40, "channels": 16, "blocks": [1, 1, 1]},
+            "audio": {"kind": "spectrogram_resnet", "bins": 40, "hop_ms": 10, "channels": 16, "blocks": [1, 1, 1]},
             # Two dozen sentences: half the width does.
             "text": {"kind": "text_transformer", **trunk, "width": 64, "heads": 2},
         },

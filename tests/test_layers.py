@@ -12,7 +12,7 @@ from flax import nnx
 from jax.test_util import check_grads
 
 from mmjax.encoders import ENCODERS
-from mmjax.layers import Block, Precision, first_pool, last_pool
+from mmjax.layers import Block, GroupNorm, LayerNorm, Precision, first_pool, last_pool
 from mmjax.layers.softmax import masked_softmax
 from mmjax.tokens import Input, InputSpec, Tokens
 
@@ -84,3 +84,28 @@ def test_a_block_keeps_little_for_its_backward_pass(dtype):
     weights = [x for x in numbers if x.shape == (batch, heads, length, length)]
     assert len(weights) == (1 if dtype == "float32" else 2)
     assert sum(x.size * x.dtype.itemsize for x in numbers if x.shape[1] == length) <= 17 * unit
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_group_norm_is_the_one_of_each_group_over_space_in_float64(groups):
+    draws = np.random.default_rng(0)
+    x = draws.normal(size=(3, 4, 5, 6)) * 3 + 2
+    norm = GroupNorm(6, groups)
+    scale, bias = draws.normal(size=(2, 6))
+    norm.scale[...], norm.bias[...] = jnp.asarray(scale, jnp.float32), jnp.asarray(bias, jnp.float32)
+    expected = np.empty_like(x)
+    for example in range(3):
+        for group in np.split(np.arange(6), groups):
+            part = x[example][..., group]
+            expected[example][..., group] = (part - part.mean()) / np.sqrt(part.var() + 1e-6)
+    np.testing.assert_allclose(norm(jnp.asarray(x, jnp.float32)), expected * scale + bias, atol=2e-5)
+
+
+def test_layer_norm_is_the_one_of_each_vector_in_float64():
+    draws = np.random.default_rng(0)
+    x = draws.normal(size=(3, 4, 6)) * 3 + 2
+    norm = LayerNorm(6)
+    scale, bias = draws.normal(size=(2, 6))
+    norm.scale[...], norm.bias[...] = jnp.asarray(scale, jnp.float32), jnp.asarray(bias, jnp.float32)
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * scale + bias
+    np.testing.assert_allclose(norm(jnp.asarray(x, jnp.float32)), expected, atol=2e-5)
