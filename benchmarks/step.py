@@ -60,10 +60,11 @@ def main(arguments: list[str]) -> int:
 
 def in_processes(flags: absl_flags.FlagValues, arguments: list[str]) -> dict[str, Any]:
     """Everything, measured in processes of their own: this one must not hold the devices."""
-    from mmjax.experiment import make_dataset, plain
+    from mmjax.data import make_dataset
+    from mmjax.experiment import DataConfig, plain
 
     # Also brings the libraries into the system's file cache, so that the first start has no drawback.
-    make_dataset(plain(flags.config)["data"])[1].prepare()
+    make_dataset(plain(flags.config)["data"], DataConfig)[1].prepare()
     with tempfile.TemporaryDirectory() as folder:
         found: dict[str, Any] = {"recipe": next(word for word in arguments if word.startswith("--config"))}
         if flags.starts:

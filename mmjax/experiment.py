@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from typing import Annotated, Any
 
 import jax
@@ -14,9 +14,10 @@ import numpy as np
 from flax import nnx
 
 from mmjax.config import Count, NonNegative, Rate, Within, build, choose, refusals
-from mmjax.data import DATASETS, Dataset
+from mmjax.data import Dataset, make_dataset
 from mmjax.data.dataset import check_split
 from mmjax.data.pipeline import Pipeline, prefetch_to_device
+from mmjax.data.sampling import FilterConfig, SamplingConfig
 from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluateConfig, Evaluator, subset_name, subsets
 from mmjax.layers import Precision
@@ -48,6 +49,9 @@ class DataConfig:
       inputs: {name of an input: options of its modality}; inputs that no encoder reads need not be named.
       absent: {name of an input: the share of training examples that it is hidden from}, to learn to do without it.
       augment: {name of an input: what changes its raw training data, a list of {"kind": a name in `AUGMENTATIONS`, …}}.
+      sampling: how large a part of each batch comes from which records; see `mmjax.data.sampling.SamplingConfig`. By
+        default each epoch holds each record once.
+      filter: {column: what it must say for a record to be trained on}; see `mmjax.data.sampling.FilterConfig`.
       workers: processes that load data; 0 loads in threads of the main process.
       prefetch: batches that are loaded ahead.
     """
@@ -56,6 +60,8 @@ class DataConfig:
     inputs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     absent: dict[str, Rate] = dataclasses.field(default_factory=dict)
     augment: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    sampling: SamplingConfig | None = None
+    filter: dict[str, FilterConfig] = dataclasses.field(default_factory=dict)
     workers: NonNegative = 0
     prefetch: Count = 4
 
@@ -116,7 +122,7 @@ class Experiment:
     def __init__(self, raw: Any, devices: list[jax.Device] | None = None, mesh: MeshConfig | None = None):
         self.raw = plain(raw)
         self.config = config = build(ExperimentConfig, self.raw, "")
-        self.data_config, self.dataset = make_dataset(config.data)
+        self.data_config, self.dataset = make_dataset(config.data, DataConfig)
         self.modalities = _modalities(self.data_config, self.dataset, config.model)
         self.augmentations = _augmentations(self.data_config, self.dataset)
         self.specs = {name: modality.spec for name, modality in self.modalities.items()}
@@ -276,6 +282,8 @@ class Experiment:
             seed=self.config.seed,
             absent=data.absent,
             augment=self.augmentations,
+            sampling=data.sampling,
+            filters=data.filter,
             workers=data.workers,
             prefetch=data.prefetch,
         )
@@ -327,23 +335,6 @@ def plain(raw: Any) -> dict[str, Any]:
         return json.loads(json.dumps(raw, sort_keys=True))
     except TypeError as error:
         raise UserError("config", str(error), "use numbers, strings, lists and dicts only") from error
-
-
-def make_dataset(section: Any) -> tuple[DataConfig, Dataset]:
-    """Makes the dataset of the section `data`; nothing is prepared yet. Raises UserError where the section is wrong."""
-    if not isinstance(section, Mapping):
-        raise UserError("data", f"{section!r} is not a section", "give a dict with the key 'name'")
-    shared = {field.name for field in dataclasses.fields(DataConfig)}
-    config = build(DataConfig, {key: value for key, value in section.items() if key in shared}, "data")
-    if config.name not in DATASETS:
-        raise UserError("data.name", f"unknown dataset {config.name!r}", nearest(config.name, DATASETS))
-    cls: Any = DATASETS[config.name]
-    own = {field.name for field in dataclasses.fields(cls.Config)}
-    for key in section:
-        if key not in shared | own:
-            raise UserError(f"data.{key}", f"unknown key {key!r}", nearest(key, shared | own))
-    options = build(cls.Config, {key: value for key, value in section.items() if key in own}, "data")
-    return config, cls(options)
 
 
 def _modalities(config: DataConfig, dataset: Dataset, model: ModelConfig) -> dict[str, Any]:

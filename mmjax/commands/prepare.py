@@ -75,11 +75,12 @@ def _prepare_recipe(flags: absl_flags.FlagValues) -> None:
     from rich.console import Console
 
     from mmjax.config import build
-    from mmjax.experiment import ExperimentConfig, make_dataset, plain
+    from mmjax.data import make_dataset
+    from mmjax.experiment import DataConfig, ExperimentConfig, plain
     from mmjax.reporting.overview import print_facts
 
     config = build(ExperimentConfig, plain(flags.config), "")
-    shared, dataset = make_dataset(config.data)
+    shared, dataset = make_dataset(config.data, DataConfig)
     facts = {"folder": str(dataset.prepare())}
     for split in dataset.splits:
         facts[split] = f"{len(dataset.source(split)):,} examples"

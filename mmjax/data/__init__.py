@@ -9,23 +9,69 @@ which `mmjax.data.dataset.Dataset` describes:
     targets -> {name: TargetSpec}
     source(split) -> Source                       len(source), and source[i] -> Record(inputs, targets)
     ceilings(split) -> {target: {subset: accuracy}}
+    columns(split) -> {name: array}               what is known of each record before it is read; may be left out
 
 Importing this package is quick: what takes seconds to import is imported where it is used.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from mmjax.config import build
 from mmjax.data.avmnist import Avmnist
 from mmjax.data.dataset import Dataset, Record, Source
 from mmjax.data.digits import Digits
+from mmjax.data.mixture import Mixture
 from mmjax.data.prepared import Prepared
 from mmjax.data.synthetic import Synthetic
+from mmjax.errors import UserError, nearest
+
+Shared = TypeVar("Shared")
 
 DATASETS: dict[str, type[Dataset]] = {
     "avmnist": Avmnist,
     "digits": Digits,
+    "mixture": Mixture,
     "prepared": Prepared,
     "synthetic": Synthetic,
 }
 
-__all__ = ["DATASETS", "Avmnist", "Dataset", "Digits", "Prepared", "Record", "Source", "Synthetic"]
+__all__ = [
+    "DATASETS",
+    "Avmnist",
+    "Dataset",
+    "Digits",
+    "Mixture",
+    "Prepared",
+    "Record",
+    "Source",
+    "Synthetic",
+    "make_dataset",
+]
+
+
+def make_dataset(section: Any, shared: type[Shared], where: str = "data") -> tuple[Shared, Dataset]:
+    """Makes the dataset that a section of the config names; nothing is prepared yet.
+
+    Args:
+      section: `name`, keys of `shared`, and the dataset's own.
+      shared: a dataclass of the keys that all datasets have here, `name` among them.
+
+    Raises:
+      UserError: where the section is wrong.
+    """
+    if not isinstance(section, Mapping):
+        raise UserError(where, f"{section!r} is not a section", "give a dict with the key 'name'")
+    keys = {field.name for field in dataclasses.fields(shared)}  # type: ignore[arg-type]
+    config: Any = build(shared, {key: value for key, value in section.items() if key in keys}, where)
+    if config.name not in DATASETS:
+        raise UserError(f"{where}.name", f"unknown dataset {config.name!r}", nearest(config.name, DATASETS))
+    cls: Any = DATASETS[config.name]
+    own = {field.name for field in dataclasses.fields(cls.Config)}
+    for key in section:
+        if key not in keys | own:
+            raise UserError(f"{where}.{key}", f"unknown key {key!r}", nearest(key, keys | own))
+    return config, cls(build(cls.Config, {key: value for key, value in section.items() if key in own}, where))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.dataset import Record, Source, dropped
+from mmjax.data.order import Order
 from mmjax.modalities import Modality
 from mmjax.modalities.augmentation import Augmentation
 from mmjax.tokens import Batch, Input, Target, TargetSpec
@@ -26,8 +27,7 @@ class BatchFunction:
       source: the records.
       modalities: {name of an input: what processes it}.
       targets: {name of a target: its shape and dtype}.
-      order: position in the sequence of all examples to come: number of the record. What is beyond its end is padding.
-      batch_size: of the global batch.
+      order: which records are in the batch of a data step.
       rows: which rows of the global batch to make.
       seed: of modality dropout and augmentation.
       absent: {name of an input: rate of modality dropout}.
@@ -39,15 +39,14 @@ class BatchFunction:
         source: Source,
         modalities: Mapping[str, Modality],
         targets: Mapping[str, TargetSpec],
-        order: Sequence[int],
-        batch_size: int,
+        order: Order,
         rows: np.ndarray,
         seed: int,
         absent: Mapping[str, float],
         augment: Mapping[str, Sequence[Augmentation]],
     ):
         self._source, self._modalities, self._targets = source, modalities, targets
-        self._order, self._batch_size, self._rows = order, batch_size, rows
+        self._order, self._rows = order, rows
         self._seed, self._absent, self._augment = seed, absent, augment
 
     def __call__(self, step: int) -> tuple[Batch, tuple[str, ...]]:
@@ -64,14 +63,13 @@ class BatchFunction:
         }
         ids = np.full(count, -1, np.int32)
         troubles: list[str] = []
-        begin = int(step) * self._batch_size
-        places = [(slot, begin + int(row)) for slot, row in enumerate(self._rows)]
-        places = [(slot, position) for slot, position in places if position < len(self._order)]
-        numbers = [int(self._order[position]) for _, position in places]
-        for (slot, position), number, record in zip(places, numbers, self._read(numbers, troubles), strict=True):
-            row = position - begin
+        found, epochs = self._order(int(step), self._rows)
+        slots = np.flatnonzero(found >= 0).tolist()
+        numbers = found[slots].tolist()
+        for slot, number, record in zip(slots, numbers, self._read(numbers, troubles), strict=True):
+            row = int(self._rows[slot])
             # The epochs wrap around before the ids leave 32 bits.
-            ids[slot] = number + size * (position // size % (LARGEST_STEP // size))
+            ids[slot] = number + size * (int(epochs[slot]) % (LARGEST_STEP // size))
             for name, raw in self._kept(record, step, row).items():
                 self._fill(values[name], masks[name], slot, name, raw, (number, int(step), row), troubles)
             for name, value in record.targets.items():

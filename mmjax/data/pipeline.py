@@ -1,8 +1,7 @@
 """From records to batches: a batch is a pure function of (seed, data step), and nothing else.
 
 Hosts, worker processes, threads and devices only decide who computes which rows of it. So there is no state to save: a
-run that resumes asks for the batches from its data step on. The order is Grain's: a shuffled range that repeats for
-ever, shuffled anew in each epoch; row r of data step s of a training batch of B is its element s * B + r.
+run that resumes asks for the batches from its data step on. `mmjax.data.order` says which records are in a batch.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ from absl import flags, logging
 
 from mmjax.data.batching import LARGEST_STEP, BatchFunction
 from mmjax.data.dataset import Dataset, Source, check_split
+from mmjax.data.order import Once
+from mmjax.data.sampling import FilterConfig, SamplingConfig, make_order
 from mmjax.errors import UserError, nearest
 from mmjax.modalities import Modality
 from mmjax.modalities.augmentation import Augmentation
@@ -38,6 +39,7 @@ class Pipeline:
       absent: {name of an input: rate}, modality dropout in training, drawn from (seed, data step, row). No example
         loses all of its inputs; see `mmjax.data.dataset.dropped`.
       augment: {name of an input: what changes its raw data in training, in order}, drawn from the same.
+      sampling, filters: which records training sees how often; see `mmjax.data.sampling`.
       workers: the number of processes that make training batches; 0 makes them in a thread of this process.
       prefetch: how many batches are made ahead.
 
@@ -57,6 +59,8 @@ class Pipeline:
         seed: int = 0,
         absent: Mapping[str, float] | None = None,
         augment: Mapping[str, Sequence[Augmentation]] | None = None,
+        sampling: SamplingConfig | None = None,
+        filters: Mapping[str, FilterConfig] | None = None,
         workers: int = 0,
         prefetch: int = 4,
     ):
@@ -69,6 +73,7 @@ class Pipeline:
                 raise UserError(f"data.absent.{name}", f"the model has no input {name!r}", nearest(name, modalities))
         self.dataset, self.modalities, self.seed, self.absent = dataset, dict(modalities), seed, dict(absent or {})
         self.augment, self.workers, self.prefetch = dict(augment or {}), workers, prefetch
+        self.sampling, self.filters = sampling, dict(filters or {})
         self.broken = 0
         self._seen = 0
         self._sources: dict[str, Source] = {}
@@ -117,7 +122,7 @@ class Pipeline:
         for large splits.
         """
         source = self._source(split)
-        batch_of = self._function(source, range(len(source)), batch_size, rows, absent={}, augment={})
+        batch_of = self._function(source, Once(len(source), batch_size), batch_size, rows, absent={}, augment={})
         return self._iterate(batch_of, 0, -(-len(source) // batch_size), workers)
 
     def _source(self, split: str) -> Source:
@@ -130,20 +135,16 @@ class Pipeline:
         return self._sources[split]
 
     def _train_function(self, split: str, batch_size: int, rows: Sequence[int] | np.ndarray | None) -> BatchFunction:
-        # Grain takes two seconds to import.
-        import grain
-
         source = self._source(split)
-        # Grain takes seeds of 32 bits.
-        order = grain.MapDataset.range(len(source)).seed(self.seed % 2**32).shuffle().repeat(None)
+        _check_batch_size(batch_size)
+        order = make_order(self.dataset, split, len(source), batch_size, self.seed, self.sampling, self.filters)
         return self._function(source, order, batch_size, rows, self.absent, self.augment)
 
     def _function(self, source, order, batch_size, rows, absent, augment) -> BatchFunction:
-        if batch_size < 1:
-            raise UserError("train.batch_size", f"{batch_size} examples make no batch", "give at least 1")
+        _check_batch_size(batch_size)
         rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
         targets = dict(self.dataset.targets)
-        return BatchFunction(source, self.modalities, targets, order, batch_size, rows, self.seed, absent, augment)
+        return BatchFunction(source, self.modalities, targets, order, rows, self.seed, absent, augment)
 
     def _iterate(self, batch_of: BatchFunction, start: int, stop: int, workers: int) -> BatchIterator:
         import grain
@@ -200,6 +201,11 @@ class BatchIterator:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError("train.batch_size", f"{batch_size} examples make no batch", "give at least 1")
 
 
 def _read_options(threads: int, buffer: int):

@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mmjax.data.dataset import Record, check_split
 from mmjax.errors import UserError
 from mmjax.tokens import TargetSpec
@@ -63,6 +65,16 @@ class Prepared:
     def source(self, split: str) -> PreparedSource:
         check_split(split, self.splits)
         return PreparedSource(self._folder, split, self.inputs, tuple(self.targets))
+
+    def columns(self, split: str) -> Mapping[str, np.ndarray]:
+        """All columns of the index: see `mmjax.data.prepare.statistics.index_columns`."""
+        check_split(split, self.splits)
+        try:
+            import pyarrow.parquet
+        except ImportError:
+            raise UserError("data", "reading an index needs pyarrow", "pip install 'mmjax[data]'") from None
+        table = pyarrow.parquet.read_table(self._folder / "index" / f"{split}.parquet")
+        return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
 
     def ceilings(self, split: str) -> dict[str, dict[str, float]]:
         """Nobody knows."""

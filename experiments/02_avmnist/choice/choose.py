@@ -1,0 +1,42 @@
+"""Which arm is best for each speaker who will be tested, from what was recorded without that speaker.
+
+    python experiments/02_avmnist/choice/choose.py
+
+A model that was trained without two speakers tells something about both: its accuracy on the one helps to choose for
+the fold that tests the other.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import statistics
+
+METRIC = "digit/accuracy"
+RESULTS = pathlib.Path(__file__).with_name("results.json")
+
+
+def accuracies(folds: dict[str, dict]) -> dict[str, list[float]]:
+    """{speaker never trained on nor listened to: accuracies on each of the others}."""
+    found: dict[str, list[float]] = {}
+    for fold in folds.values():
+        one, other = fold["overrides"]["data.held_out"], fold["overrides"]["data.validation"]
+        found.setdefault(one, []).append(fold["metrics"]["validation"][METRIC]["mean"])
+        found.setdefault(other, []).append(fold["metrics"]["test"][METRIC]["mean"])
+    return found
+
+
+def main() -> None:
+    arms = {arm: accuracies(folds) for arm, folds in json.loads(RESULTS.read_text())["arms"].items()}
+    means = {arm: {speaker: statistics.fmean(values) for speaker, values in of.items()} for arm, of in arms.items()}
+    speakers = sorted(next(iter(means.values())))
+    best = {speaker: max(means, key=lambda arm: means[arm][speaker]) for speaker in speakers}
+    print("| | " + " | ".join(f"to test {speaker}" for speaker in speakers) + " | mean |")
+    print("|---|" + "---:|" * (len(speakers) + 1))
+    for arm, of in means.items():
+        cells = [f"**{of[s]:.4f}**" if best[s] == arm else f"{of[s]:.4f}" for s in speakers]
+        print(f"| {arm} | " + " | ".join(cells) + f" | {statistics.fmean(of.values()):.4f} |")
+
+
+if __name__ == "__main__":
+    main()

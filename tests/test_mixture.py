@@ -1,0 +1,310 @@
+"""Mixtures, shares and filters: what each dataset lacks is absent, and who sees what is decided without reading it."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pathlib
+import subprocess
+import sys
+from typing import ClassVar
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax.config import build
+from mmjax.data import DATASETS, make_dataset
+from mmjax.data.dataset import Record
+from mmjax.data.mixture import PartConfig
+from mmjax.data.pipeline import Pipeline, fingerprint
+from mmjax.data.sampling import FilterConfig, SamplingConfig
+from mmjax.errors import UserError
+from mmjax.modalities import Image, Text
+from mmjax.tokens import TargetSpec
+
+
+class Pictures:
+    """Record i is a picture of i."""
+
+    inputs: ClassVar = {"picture": "image"}
+    splits: ClassVar = ("train", "test")
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """A size, and the number of classes."""
+
+        size: int = 12
+        classes: int = 3
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.targets = {"label": TargetSpec((), "int32", tuple(map(str, range(config.classes))))}
+
+    def prepare(self) -> pathlib.Path:
+        return pathlib.Path(".")
+
+    def source(self, split):
+        return self
+
+    def columns(self, split):
+        numbers = np.arange(self.config.size)
+        return {"label": np.array([str(number % self.config.classes) for number in numbers]), "length": numbers * 1.0}
+
+    def ceilings(self, split):
+        return {"label": {"picture": 1.0}}
+
+    def __len__(self):
+        return self.config.size
+
+    def __getitem__(self, index):
+        if not 0 <= index < self.config.size:
+            raise IndexError(index)
+        return Record({"picture": np.full((2, 2), index, np.uint8)}, {"label": index % self.config.classes})
+
+
+class Words(Pictures):
+    """Record i is the word "i"."""
+
+    inputs: ClassVar = {"words": "text"}
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        return Record({"words": f"{index:02}"}, record.targets)
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+class Validated(Words):
+    """It has a split of its own."""
+
+    splits: ClassVar = ("train", "validation")
+
+
+DATASETS_HERE = {"pictures": Pictures, "words": Words, "validated": Validated}
+OF = {
+    "seen": {"name": "pictures"},
+    "read": {"name": "words", "size": 30, "classes": 5, "rename": {"label": "topic"}},
+    "other": {"name": "validated", "size": 7},
+}
+MODALITIES = {
+    "picture": Image(Image.Config(size=(2, 2), channels=1, mean=(0.0,), std=(1.0,))),
+    "words": Text(Text.Config(length=3)),
+}
+
+
+@pytest.fixture(autouse=True)
+def datasets(monkeypatch):
+    for name, cls in DATASETS_HERE.items():
+        monkeypatch.setitem(DATASETS, name, cls)
+
+
+def mixture(of=None):
+    return make_dataset({"name": "mixture", "of": OF if of is None else of}, PartConfig)[1]
+
+
+def pipeline(dataset=None, **options) -> Pipeline:
+    return Pipeline(mixture() if dataset is None else dataset, MODALITIES, **{"seed": 3, **options})
+
+
+def who(batch) -> list[tuple[str, int]]:
+    """(dataset, number) of each row, read off its inputs."""
+    found = []
+    for row in range(batch.size):
+        picture, words = batch.inputs["picture"], batch.inputs["words"]
+        if bool(picture.present[row]):
+            assert not words.present[row]
+            found.append(("seen", round(float(picture.values[row, 0, 0, 0]) * 255)))
+        else:
+            topic = batch.targets["topic"].weight[row] > 0
+            # Bytes are numbered after the special tokens.
+            text = "".join(chr(value) for value in (words.values[row][words.mask[row]] - OFFSET) if 48 <= value <= 57)
+            found.append(("read" if topic else "other", int(text)))
+    return found
+
+
+OFFSET = int(MODALITIES["words"].process("0")[0][0]) - ord("0")
+
+
+class TestMixture:
+    def test_it_has_what_its_datasets_have_and_splits_of_each_and_of_all(self):
+        made = mixture()
+        assert dict(made.inputs) == {"picture": "image", "words": "text"}
+        assert {name: len(spec.classes) for name, spec in made.targets.items()} == {"label": 3, "topic": 5}
+        assert made.splits[:3] == ("train", "test", "validation") and made.splits[3] == "seen/train"
+        sizes = {split: len(made.source(split)) for split in made.splits}
+        assert sizes["train"] == 12 + 30 + 7 and sizes["test"] == 42 and sizes["validation"] == 7
+        assert sizes["read/test"] == 30 and "other/test" not in sizes
+        assert made.ceilings("read/test") == {"topic": {"picture": 1.0}} and made.ceilings("test") == {}
+
+    @pytest.mark.parametrize("together", [True, False])
+    def test_records_are_those_of_the_datasets_one_after_the_other(self, together):
+        source = mixture().source("train")
+        numbers = [0, 11, 12, 41, 42, 48, 13]
+        records = source.__getitems__(numbers) if together else [source[number] for number in numbers]
+        assert [dict(record.inputs) for record in records[2:]] == [
+            {"words": text} for text in ("00", "29", "00", "06", "01")
+        ]
+        assert [int(record.inputs["picture"][0, 0]) for record in records[:2]] == [0, 11]
+        assert [dict(record.targets) for record in records] == [
+            {"label": 0}, {"label": 2}, {"topic": 0}, {"topic": 4}, {"label": 0}, {"label": 0}, {"topic": 1},
+        ]  # fmt: skip
+
+    def test_an_epoch_holds_each_record_once_and_what_a_dataset_lacks_is_absent(self):
+        pipe = pipeline()
+        seen = [one for step in range(7) for one in who(pipe.batch_at("train", 7, step))]
+        assert sorted(seen) == sorted([("seen", n) for n in range(12)] + [("read", n) for n in range(30)] + [
+            ("other", n) for n in range(7)
+        ])  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "of, said",
+        [
+            ({}, "data: of is empty; name at least one dataset"),
+            ({"a/b": {"name": "words"}}, "data: of has a dataset named 'a/b'; give names without a slash"),
+            ({"a": {"name": "wrods"}}, "data.of.a.name: unknown dataset 'wrods'; did you mean 'words'?"),
+            ({"a": {"name": "words", "sizes": 3}}, "data.of.a.sizes: unknown key 'sizes'; did you mean 'size'?"),
+            ({"a": {"name": "words", "rename": {"wrods": "x"}}}, "data.of.a.rename.wrods: there is no 'wrods'"),
+            (
+                {"a": {"name": "words"}, "b": {"name": "words", "classes": 4}},
+                "data.of.b: 'label' of 'b' is not what it is in 'a'",
+            ),
+        ],
+    )
+    def test_a_wrong_mixture_is_refused_in_one_line(self, of, said):
+        with pytest.raises(UserError) as error:
+            mixture(of)
+        assert str(error.value).startswith(said)
+
+
+class TestSampling:
+    def test_weights_decide_how_much_of_each_batch_comes_from_whom(self):
+        sampling = build(SamplingConfig, {"weights": {"seen": 1, "read": 2, "other": 1}}, "data.sampling")
+        pipe = pipeline(sampling=sampling)
+        for step in range(5):
+            counts = collections.Counter(name for name, _ in who(pipe.batch_at("train", 16, step)))
+            assert counts == {"seen": 4, "read": 8, "other": 4}
+
+    def test_a_curriculum_moves_from_one_dataset_to_the_next(self):
+        weights = {"seen": [[0, 1], [10, 0]], "read": [[0, 0], [10, 1]], "other": 0}
+        pipe = pipeline(sampling=build(SamplingConfig, {"weights": weights}, "data.sampling"))
+        shares = [
+            collections.Counter(name for name, _ in who(pipe.batch_at("train", 10, step)))["seen"] for step in (0, 5, 9)
+        ]
+        assert shares == [10, 5, 1] and {name for name, _ in who(pipe.batch_at("train", 10, 50))} == {"read"}
+
+    @pytest.mark.parametrize(
+        "section, expected",
+        [
+            ({}, {"seen": 12, "read": 30, "other": 7}),
+            ({"epochs": {"other": 3}}, {"seen": 12, "read": 30, "other": 21}),
+            ({"temperature": 2}, {"seen": 12**0.5, "read": 30**0.5, "other": 7**0.5}),
+            ({"temperature": "infinite"}, {"seen": 1, "read": 1, "other": 1}),
+        ],
+    )
+    def test_shares_go_with_sizes_epochs_or_temperature(self, section, expected):
+        pipe = pipeline(sampling=build(SamplingConfig, section, "data.sampling"))
+        counts = collections.Counter(name for step in range(40) for name, _ in who(pipe.batch_at("train", 50, step)))
+        for name, weight in expected.items():
+            assert counts[name] == pytest.approx(2000 * weight / sum(expected.values()), abs=2)
+
+    def test_classes_can_be_balanced(self):
+        dataset = Words(Words.Config(size=31, classes=30))
+        sampling = build(SamplingConfig, {"by": "label", "temperature": "infinite"}, "data.sampling")
+        batch = pipeline_of(dataset, sampling=sampling).batch_at("train", 60, 0)
+        assert sorted(collections.Counter(batch.targets["label"].values.tolist()).values()) == [2] * 30
+
+    @pytest.mark.parametrize(
+        "section, said",
+        [
+            ({"by": "colour"}, "data.sampling.by: nothing is known of 'colour' before a record is read"),
+            ({"weights": {"sene": 1}}, "data.sampling.weights.sene: the column 'dataset' has no 'sene'; did you mean"),
+            ({"weights": {"seen": 1}}, "data.sampling.weights.read: is missing; give it a weight"),
+            ({"weights": {"seen": 0, "read": 0, "other": 0}}, "data.sampling.weights: all weights are 0 at some step"),
+            ({"weights": {"seen": "x"}}, "data.sampling: weights.seen = 'x' is no weight over time; give a number"),
+            ({"weights": {"seen": [[5, 1], [5, 2]]}}, "data.sampling: weights.seen = [[5, 1], [5, 2]] is no weight"),
+            ({"weights": {"seen": 1}, "temperature": 2}, "data.sampling: temperature, weights and epochs exclude"),
+            ({"temperature": 0.5}, "data.sampling.temperature: "),
+        ],
+    )
+    def test_a_wrong_section_is_refused_in_one_line(self, section, said):
+        with pytest.raises(UserError) as error:
+            pipeline(sampling=build(SamplingConfig, section, "data.sampling")).batch_at("train", 4, 0)
+        assert str(error.value).startswith(said)
+
+
+def pipeline_of(dataset, **options):
+    return Pipeline(dataset, {name: MODALITIES[name] for name in dataset.inputs}, seed=3, **options)
+
+
+class TestFilter:
+    @pytest.mark.parametrize(
+        "filters, kept",
+        [
+            ({"length": {"at_least": 3, "at_most": 5}}, {3, 4, 5}),
+            ({"label": {"one_of": ["1"]}}, {1, 4, 7, 10}),
+            ({"label": {"none_of": ["1", "2"]}, "length": {"at_most": 6}}, {0, 3, 6}),
+            ({"length": {"one_of": [2, 9]}}, {2, 9}),
+        ],
+    )
+    def test_training_sees_what_it_keeps_and_evaluation_sees_all(self, filters, kept):
+        filters = {name: build(FilterConfig, each, "data.filter") for name, each in filters.items()}
+        pipe = pipeline_of(Words(Words.Config()), filters=filters)
+        ids = {int(number) % 12 for step in range(6) for number in pipe.batch_at("train", 4, step).ids}
+        assert ids == kept
+        with pipe.evaluation_batches("test", 12) as batches:
+            assert next(batches).ids.tolist() == list(range(12))
+
+    @pytest.mark.parametrize(
+        "filters, said",
+        [
+            ({"height": {"at_least": 3}}, "data.filter.height: nothing is known of 'height' before a record is read"),
+            ({"length": {"at_least": 99}}, "data.filter: no record of 'train' is left; ask for less"),
+        ],
+    )
+    def test_a_filter_that_cannot_be_is_refused(self, filters, said):
+        filters = {name: build(FilterConfig, each, "data.filter") for name, each in filters.items()}
+        with pytest.raises(UserError) as error:
+            pipeline_of(Words(Words.Config()), filters=filters).batch_at("train", 4, 0)
+        assert str(error.value).startswith(said)
+
+
+def hashes(workers: int, parts: int, start: int, count: int) -> list[str]:
+    """Of the batches of a mixture with a curriculum, a filter and dropped modalities, put together of `parts` rows."""
+    DATASETS.update(DATASETS_HERE)
+    weights = {"seen": [[0, 1], [30, 3]], "read": 2, "other": [[5, 0], [20, 1]]}
+    options = {
+        "sampling": build(SamplingConfig, {"weights": weights}, "data.sampling"),
+        "filters": {"dataset": build(FilterConfig, {"none_of": ["nobody"]}, "data.filter")},
+        "absent": {"picture": 0.3, "words": 0.3},
+    }
+    found = []
+    shares = [np.arange(8)[part::parts] for part in range(parts)]
+    made = [pipeline(workers=workers, **options).train_batches("train", 8, start, rows) for rows in shares]
+    order = np.argsort(np.concatenate(shares))
+    for _ in range(count):
+        each = [next(batches) for batches in made]
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[order] if leaves[0].ndim else leaves[0], *each)
+        found.append(fingerprint(joined))
+    for batches in made:
+        batches.close()
+    return found
+
+
+def test_processes_workers_and_resuming_change_nothing():
+    whole = hashes(workers=0, parts=1, start=0, count=60)
+    assert len(set(whole)) == 60
+    assert hashes(workers=0, parts=2, start=0, count=60) == hashes(workers=0, parts=4, start=0, count=60) == whole
+    # Worker processes belong to a script of its own, as a user's is.
+    folder = pathlib.Path(__file__).parent
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "from tests import test_mixture as t\n"
+        "if __name__ == '__main__':\n"
+        "    print([t.hashes(workers, 1, 13, 30) for workers in (2, 4)])\n"
+    )
+    command = [sys.executable, "-c", code, str(folder.parent)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str([whole[13:43], whole[13:43]])
