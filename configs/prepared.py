@@ -33,8 +33,13 @@ def _text(measures):
     return {"kind": "text_transformer"}, {"length": int(min(256, measures["bytes"]["largest"] + 1))}
 
 
+def _table(measures):
+    # What the columns are, and by what they are standardised, the folder itself says.
+    return {"kind": "table_transformer"}, {}
+
+
 # For each kind of input, of what was measured: its encoder, and how raw data becomes arrays.
-_INPUTS = {"image": _image, "audio": _audio, "text": _text}
+_INPUTS = {"image": _image, "audio": _audio, "text": _text, "table": _table}
 
 
 def get_config(argument: str = "prepared/mine") -> ConfigDict:

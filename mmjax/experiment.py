@@ -349,7 +349,8 @@ def _modalities(config: DataConfig, dataset: Dataset, model: ModelConfig) -> dic
                 raise UserError(f"{where}.{name}", f"the data has no input {name!r}", nearest(name, dataset.inputs))
     modalities = {}
     for name in model.encoders:
-        section = {"kind": dataset.inputs[name], **config.inputs.get(name, {})}
+        facts = getattr(dataset, "facts", {}).get(name, {})
+        section = {"kind": dataset.inputs[name], **facts, **config.inputs.get(name, {})}
         cls, options = choose(MODALITIES, section, f"data.inputs.{name}")
         with refusals(f"data.inputs.{name}"):
             modalities[name] = cls(options)

@@ -19,10 +19,13 @@ RAW = {
     "image": np.arange(64, dtype=np.uint8).reshape(8, 8),
     "audio": (np.arange(1000, dtype=np.int16), 8_000),
     "text": "a sentence",
+    "table": {"age": 41, "colour": "red"},
 }
+NEEDED = {"table": {"columns": ["age", "colour"], "categories": {"colour": ["blue", "red"]}}}
 
 
 def make(kind: str, **fields):
+    fields = {**NEEDED.get(kind, {}), **fields}
     return MODALITIES[kind](build(MODALITIES[kind].Config, fields, kind))
 
 
@@ -321,3 +324,63 @@ def test_cropping_leaves_the_margins_of_a_picture_out(shape):
     np.testing.assert_allclose(values[:, 5:15], expected[:, 5:15], atol=0.01)
     blank, _ = image.process(np.full(shape, 7, np.uint8))
     np.testing.assert_allclose(blank, 7 / 255, atol=0.01)
+
+
+class TestTable:
+    OPTIONS = {
+        "columns": ["age", "colour", "weight"],
+        "categories": {"colour": ["blue", "green", "red"]},
+        "means": {"age": 40.0},
+        "deviations": {"age": 20.0},
+    }
+
+    def test_numbers_are_standardised_categories_numbered_and_missing_cells_masked(self):
+        table = make("table", **self.OPTIONS)
+        assert table.spec.shape == (3,) and table.spec.details == {"categories": (0, 3, 0)}
+        for raw in ({"age": 30, "colour": "red"}, [30, 2, np.nan], table.read("age=30, colour=red", "--facts")):
+            values, mask = table.process(raw)
+            assert values.tolist() == [-0.5, 2.0, 0.0] and mask.tolist() == [True, True, False]
+        assert table.process({"weight": 1e9})[0].tolist() == [0.0, 0.0, 10.0]
+
+    @pytest.mark.parametrize(
+        "raw, said",
+        [
+            ([1, 2], "a row has 3 cells"),
+            ([1, 3, 0], "a category's number is out of range"),
+            ([1, 0.5, 0], "a category's number is out of range"),
+            ({"colour": "rde"}, "colour = 'rde' is no category; did you mean 'red'?"),
+            ({"age": "old"}, "age = 'old' is no number"),
+            ({"age": np.inf}, "age = inf is not finite"),
+        ],
+    )
+    def test_a_row_that_does_not_fit_is_refused(self, raw, said):
+        with pytest.raises(ValueError) as error:
+            make("table", **self.OPTIONS).process(raw)
+        assert str(error.value).startswith(said)
+
+    @pytest.mark.parametrize(
+        "argument, said",
+        [
+            ("aeg=3", "--facts: there is no column 'aeg'; did you mean 'age'?"),
+            ("colour=pink", "--facts: colour = 'pink' is no category; known are 'blue', 'green', 'red'"),
+            ("age=x", "--facts: age = 'x' is no number; give one"),
+        ],
+    )
+    def test_a_row_on_the_command_line_that_does_not_fit_is_refused_in_one_line(self, argument, said):
+        with pytest.raises(UserError) as error:
+            make("table", **self.OPTIONS).read(argument, "--facts")
+        assert str(error.value) == said
+
+    @pytest.mark.parametrize(
+        "changes, said",
+        [
+            ({"columns": []}, "table: columns = () are none"),
+            ({"columns": ["age", "age"]}, "table: columns = ('age', 'age') are none, or one is there twice"),
+            ({"means": {"aeg": 1.0}}, "table: means has an unknown column 'aeg'; did you mean 'age'?"),
+            ({"deviations": {"age": 0.0}}, "table: a deviation or largest is too small; give a value of at least"),
+        ],
+    )
+    def test_columns_that_cannot_be_are_refused(self, changes, said):
+        with pytest.raises(UserError) as error:
+            make("table", **{**self.OPTIONS, **changes})
+        assert str(error.value).startswith(said)

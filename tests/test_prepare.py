@@ -16,6 +16,7 @@ import scipy.io.wavfile
 import soundfile
 
 from mmjax.__main__ import main
+from mmjax.config import build
 from mmjax.data import Prepared
 from mmjax.data.pipeline import Pipeline
 from mmjax.data.prepare import languages, pictures
@@ -191,6 +192,45 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(prepared, ta
 
 
 # Sources.
+
+
+def test_columns_together_are_a_table_whose_statistics_are_those_of_training(tmp_path):
+    draws = np.random.default_rng(0)
+    rows = [
+        {
+            "key": f"k{number}",
+            "age": draws.integers(18, 90),
+            "colour": ["red", "green", "7"][number % 3],
+            "postcode": 100 + number % 2,
+            "same": 5,
+            "ill": "yn"[number % 2],
+        }
+        for number in range(40)
+    ]
+    rows[3]["age"], rows[4]["colour"], rows[5]["age"] = "", "NA", "?"
+    rows[6] |= {"age": "", "colour": "", "postcode": "", "same": ""}
+    columns = {"facts": "age+colour+postcode+same:table", "ill": "ill:label"}
+    checks = {"table": {"categories": ["postcode"]}}
+    folder = run(write_table(tmp_path, rows), tmp_path / "out", columns=columns, checks=checks).folder
+    dataset, found = Prepared(Prepared.Config(path=str(folder))), records(folder)
+    facts = dataset.facts["facts"]
+    assert facts["columns"] == ["age", "colour", "postcode", "same"]
+    assert facts["categories"] == {"colour": ["7", "green", "red"], "postcode": ["100", "101"]}
+    np.testing.assert_array_equal(found["k0"]["facts"], np.float32([rows[0]["age"], 2, 0, 5]))
+    np.testing.assert_array_equal(found["k4"]["facts"], np.float32([rows[4]["age"], np.nan, 0, 5]))
+    assert np.isnan(found["k3"]["facts"][0]) and np.isnan(found["k5"]["facts"][0])
+    assert findings(folder) == [("k6", "absent")] and "k6" not in found
+    source = dataset.source("train")
+    ages = np.array([source[n].inputs["facts"][0] for n in range(len(source)) if source[n].inputs["facts"] is not None])
+    assert facts["means"]["age"] == pytest.approx(np.nanmean(ages, dtype=np.float64))
+    assert facts["deviations"] == {"age": pytest.approx(np.nanstd(ages, dtype=np.float64)), "same": 1.0}
+    assert "<td>colour</td>" in (folder / "card.html").read_text()
+    index = dataset.columns("train")
+    assert set(index["facts/colour"]) - {None} == {"7", "green", "red"} and len(index["facts/age"]) == len(source)
+    batch = Pipeline(dataset, {"facts": MODALITIES["table"](build(MODALITIES["table"].Config, facts, ""))}).batch_at(
+        "train", 16, 0
+    )
+    assert np.isfinite(batch.inputs["facts"].values).all() and batch.inputs["facts"].mask.any()
 
 
 def test_a_folder_of_files_is_a_dataset(tmp_path):

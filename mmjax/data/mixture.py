@@ -59,6 +59,15 @@ class Mixture:
         self.targets: Mapping[str, TargetSpec] = self._together("targets")
 
     @property
+    def facts(self) -> Mapping[str, Mapping[str, Any]]:
+        """Those of the first dataset that has the input."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for part in self._parts.values():
+            for own, facts in getattr(part.dataset, "facts", {}).items():
+                found.setdefault(part.rename.get(own, own), facts)
+        return found
+
+    @property
     def splits(self) -> tuple[str, ...]:
         each = {name: part.dataset.splits for name, part in self._parts.items()}
         together = list(dict.fromkeys(split for splits in each.values() for split in splits))

@@ -45,6 +45,11 @@ class Prepared:
         return self.manifest["inputs"]
 
     @property
+    def facts(self) -> Mapping[str, Mapping[str, Any]]:
+        """{input: options of its modality that follow from the training split}."""
+        return self.manifest.get("facts", {})
+
+    @property
     def targets(self) -> Mapping[str, TargetSpec]:
         return {
             name: TargetSpec((), "int32", tuple(target["classes"]))

@@ -10,6 +10,7 @@ as `encoder(input, random)` on an `Input` whose absent values are zeros already,
 from mmjax.encoders.resnet import ResNet
 from mmjax.encoders.spectrogram_resnet import SpectrogramResNet
 from mmjax.encoders.spectrogram_transformer import SpectrogramTransformer
+from mmjax.encoders.table_transformer import TableTransformer
 from mmjax.encoders.text_transformer import TextTransformer
 from mmjax.encoders.vit import ViT
 from mmjax.encoders.waveform_cnn import WaveformCNN
@@ -21,4 +22,5 @@ ENCODERS = {
     "spectrogram_transformer": SpectrogramTransformer,
     "spectrogram_resnet": SpectrogramResNet,
     "waveform_cnn": WaveformCNN,
+    "table_transformer": TableTransformer,
 }

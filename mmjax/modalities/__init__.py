@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
+from mmjax.modalities.table import Table
 from mmjax.modalities.text import Text
 from mmjax.tokens import InputSpec
 
@@ -43,4 +44,5 @@ MODALITIES: dict[str, type[Modality]] = {
     "image": Image,
     "text": Text,
     "audio": Audio,
+    "table": Table,
 }

@@ -90,6 +90,9 @@ def _labels(found: dict[str, Any]) -> dict[str, dict[str, dict[str, int]]]:
         for column, values in facts["columns"].items():
             for name, count in values.get("classes", {}).items():
                 tables.setdefault(column, {}).setdefault(name, {})[split] = count
+            for measure, counts in values.get("categories", {}).items():
+                for name, count in counts.items():
+                    tables.setdefault(f"{column}/{measure}", {}).setdefault(name, {})[split] = count
     return {
         column: dict(sorted(table.items(), key=lambda item: -sum(item[1].values()))[:_MOST_CLASSES])
         for column, table in tables.items()

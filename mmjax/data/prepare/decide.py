@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from mmjax.data.prepare.checks import CHECKS
 from mmjax.data.prepare.checks.duplicates import together
 from mmjax.data.prepare.examined import Examined, Finding
 from mmjax.data.prepare.kinds import KINDS
-from mmjax.data.prepare.kinds.label import ordered
 from mmjax.data.prepare.options import PrepareConfig
 from mmjax.data.prepare.splits import parts
 from mmjax.data.prepared import ordered as ordered_splits
@@ -93,7 +91,7 @@ def stratification(examined: Examined) -> list[str | None]:
     if config.stratify and config.stratify not in names:
         raise UserError("--stratify", f"there is no label {config.stratify!r}", nearest(config.stratify, names))
     name = config.stratify or next(iter(names), "")
-    return examined.classes[name] if name else [None] * examined.job.rows
+    return examined.classes(name) if name else [None] * examined.job.rows
 
 
 def _splits(examined: Examined, groups: np.ndarray, labels: list[str | None]) -> dict[str, np.ndarray]:
@@ -117,14 +115,7 @@ def summarise(examined: Examined) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for column in examined.job.layout.columns:
         rows = np.flatnonzero(examined.alive & examined.present[column.name])
-        if column.kind == "label":
-            names = {name for row in rows if (name := examined.classes[column.name][row]) is not None}
-            summary[column.name] = {"classes": ordered(names)}
-            continue
-        measures: Mapping[str, np.ndarray] = examined.numbers[column.name]
-        summary[column.name] = {
-            name: {"smallest": float(np.nanmin(values[rows])), "largest": float(np.nanmax(values[rows]))}
-            for name, values in measures.items()
-            if len(rows)
-        }
+        numbers = {name: values[rows] for name, values in examined.numbers[column.name].items()}
+        words = {name: [values[row] for row in rows] for name, values in examined.words[column.name].items()}
+        summary[column.name] = examined.job.kinds[column.name].summarise(numbers, words)
     return summary

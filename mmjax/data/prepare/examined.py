@@ -43,7 +43,7 @@ class Examined:
     Attributes:
       keys, splits, groups: of each row; None where a row has no split or group.
       numbers: {column: {measure: float64 [rows], NaN where the row lacks it}}.
-      classes: {column: [name or None]}, of labels.
+      words: {column: {measure: [word or None]}}, of the kinds that keep them.
       present: {column: bool [rows]}, whether the row has it and it could be read.
       findings: of values by themselves.
       alive: bool [rows], which rows nothing has dropped so far.
@@ -58,7 +58,7 @@ class Examined:
         self.findings: list[Finding] = []
         names = [column.name for column in job.layout.columns]
         self.numbers: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
-        self.classes: dict[str, list[str | None]] = {name: [None] * job.rows for name in names}
+        self.words: dict[str, dict[str, list[str | None]]] = {name: {} for name in names}
         self.present = {name: np.zeros(job.rows, bool) for name in names}
         self.alive = np.ones(job.rows, bool)
         for number in range(job.chunks):
@@ -68,6 +68,13 @@ class Examined:
                 self.groups.append(group)
                 for name, values in measured.items():
                     self._take(number * CHUNK + at, name, values)
+
+        for name, measures in self.words.items():
+            for measure, words in measures.items():
+                # Where there are words, numbers are names too.
+                numbers = self.numbers[name].pop(measure, np.zeros(0))
+                for row in np.flatnonzero(~np.isnan(numbers)):
+                    words[row] = f"{numbers[row]:g}"
 
     def _take(self, row: int, name: str, values: dict[str, Any] | None) -> None:
         if values is None:
@@ -84,8 +91,12 @@ class Examined:
                 if measure not in numbers:
                     numbers[measure] = np.full(self.job.rows, np.nan)
                 numbers[measure][row] = value
-            elif measure == "class":
-                self.classes[name][row] = value
+            elif self.job.kinds[name].keeps_words:
+                self.words[name].setdefault(measure, [None] * self.job.rows)[row] = value
+
+    def classes(self, name: str) -> list[str | None]:
+        """The class of each row, of a label."""
+        return self.words[name].get("class", [None] * self.job.rows)
 
     def worth(self, row: int) -> float:
         """How much a row has that its near duplicates may not have."""

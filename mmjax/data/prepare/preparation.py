@@ -29,12 +29,13 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.prepare import card, examine, report, shards, statistics
-from mmjax.data.prepare.columns import arrange
+from mmjax.data.prepare.columns import Column, arrange
 from mmjax.data.prepare.decide import Decisions, decide, drops
 from mmjax.data.prepare.examined import Examined
 from mmjax.data.prepare.job import Job, decisions_identity, identity, list_rows
 from mmjax.data.prepare.options import PrepareConfig
 from mmjax.data.prepare.sources import open_source
+from mmjax.data.prepared import ordered
 from mmjax.errors import UserError
 from mmjax.files import write_atomically, write_json
 
@@ -226,6 +227,7 @@ def _manifest(
         "version": VERSION,
         "name": dataset_name(name),
         "inputs": {column.name: column.kind for column in job.inputs},
+        "facts": {column.name: _facts(examined, decisions, column) for column in job.inputs},
         "targets": targets,
         "splits": {split: {"examples": len(rows)} for split, rows in decisions.splits.items()},
         "shards": files,
@@ -234,6 +236,13 @@ def _manifest(
         "options": dataclasses.asdict(job.config),
         "columns": {column.name: list(column.sources) for column in job.layout.columns},
     }
+
+
+def _facts(examined: Examined, decisions: Decisions, column: Column) -> dict[str, Any]:
+    """What the data decides of how an input becomes an array, from the first split alone, which is that of training."""
+    rows = decisions.splits[next(iter(ordered(decisions.splits)))]
+    numbers = {name: values[rows] for name, values in examined.numbers[column.name].items()}
+    return examined.job.kinds[column.name].facts(decisions.summary[column.name], numbers)
 
 
 def _finish(

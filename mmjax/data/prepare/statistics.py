@@ -16,7 +16,7 @@ def statistics(examined: Examined, splits: Mapping[str, np.ndarray]) -> dict[str
     """{split: {"examples", "columns": {column: ...}, "present": {subset: examples}}}, of the rows of each split.
 
     A column has "present", how many rows have it; "measures", {measure: mean, variance, smallest, median, largest, of
-    its rows}; and a label "classes", {name: examples}.
+    its rows}, and "categories", {measure: {word: examples}}; and a label "classes", {name: examples}.
     """
     return {split: _of_rows(examined, rows) for split, rows in splits.items()}
 
@@ -27,16 +27,22 @@ def _of_rows(examined: Examined, rows: np.ndarray) -> dict[str, Any]:
         present = rows[examined.present[column.name][rows]]
         facts: dict[str, Any] = {"present": len(present)}
         if column.kind == "label":
-            names = collections.Counter(examined.classes[column.name][row] for row in present)
-            facts["classes"] = {str(name): count for name, count in sorted(names.items())}
+            facts["classes"] = _counted(examined.classes(column.name), present)
         else:
             numbers = examined.numbers[column.name]
+            words = examined.words[column.name]
+            facts["categories"] = {name: _counted(values, present) for name, values in words.items()}
             facts["measures"] = {name: spread(values[present]) for name, values in numbers.items() if len(present)}
         columns[column.name] = facts
     inputs = [column.name for column in examined.job.inputs]
     flags = np.stack([examined.present[name][rows] for name in inputs], axis=1)
     subsets = collections.Counter("+".join(np.asarray(inputs)[row].tolist()) for row in flags)
     return {"examples": len(rows), "columns": columns, "present": dict(sorted(subsets.items()))}
+
+
+def _counted(names: list[str | None], rows: np.ndarray) -> dict[str, int]:
+    counts = collections.Counter(name for row in rows if (name := names[row]) is not None)
+    return dict(sorted(counts.items()))
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
@@ -65,8 +71,9 @@ def index_columns(examined: Examined, decisions: Decisions, rows: np.ndarray) ->
     }
     for column in examined.job.layout.columns:
         table[f"{column.name}/present"] = examined.present[column.name][rows]
-        if column.kind == "label":
-            table[column.name] = [examined.classes[column.name][row] for row in rows]
+        for name, words in examined.words[column.name].items():
+            measure = column.name if column.kind == "label" else f"{column.name}/{name}"
+            table[measure] = [words[row] for row in rows]
         for name, values in examined.numbers[column.name].items():
             if name != "bytes":
                 table[f"{column.name}/{name}"] = values[rows]

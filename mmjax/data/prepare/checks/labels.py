@@ -25,7 +25,7 @@ def label_error(examined: Examined) -> Iterator[Finding]:
     learns from, and judged by it (after Northcutt, Jiang and Chuang, Confident Learning, 2021).
     """
     for column in examined.job.targets:
-        names = examined.classes[column.name]
+        names = examined.classes(column.name)
         rows = [int(row) for row in np.flatnonzero(examined.alive) if names[row] is not None]
         counts = {name: sum(names[row] == name for row in rows) for name in {names[row] for row in rows}}
         classes = sorted(str(name) for name, count in counts.items() if count >= _FEWEST)

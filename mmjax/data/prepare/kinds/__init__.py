@@ -10,12 +10,14 @@ from mmjax.data.prepare.kinds.base import File, Kind, Unreadable
 from mmjax.data.prepare.kinds.image import ImageKind
 from mmjax.data.prepare.kinds.label import LabelKind
 from mmjax.data.prepare.kinds.number import NumberKind
+from mmjax.data.prepare.kinds.table import TableKind
 from mmjax.data.prepare.kinds.text import TextKind
 
 KINDS: dict[str, type[Kind]] = {
     "image": ImageKind,
     "audio": AudioKind,
     "text": TextKind,
+    "table": TableKind,
     "label": LabelKind,
     "number": NumberKind,
 }

@@ -32,12 +32,16 @@ class Kind:
       fault_names: what `faults` can find.
       telling: whether two examples that share only this are suspicious. Two captions may well be the same.
       holds_files: whether TFDS would decode what is stored, and `restore` wants it as it is.
+      keeps_words: whether the words among what is measured are few, and counted.
+      joins: whether several columns of the source make one of this kind; `decode` gets {column: value}.
       suffixes: the suffixes of files of this kind, lower case, with the dot.
     """
 
     target: ClassVar[bool] = False
     telling: ClassVar[bool] = True
     holds_files: ClassVar[bool] = False
+    keeps_words: ClassVar[bool] = False
+    joins: ClassVar[bool] = False
     fault_names: ClassVar[tuple[str, ...]] = ()
     suffixes: ClassVar[tuple[str, ...]] = ()
 
@@ -53,7 +57,11 @@ class Kind:
         return bool(self.suffixes) and not self.target
 
     def decode(self, value: Any) -> Any:
-        """Makes raw data of a `File`, or of a value that stands in a manifest or a record. Raises `Unreadable`."""
+        """Makes raw data of a `File`, or of a value that stands in a manifest or a record; None where there is nothing.
+
+        Raises:
+          Unreadable: if there is something else.
+        """
         raise NotImplementedError
 
     def measure(self, raw: Any) -> dict[str, float | int | str]:
@@ -109,6 +117,26 @@ class Kind:
     def restore(self, stored: Any) -> Any:
         """Makes what the modality of this name processes of what TFDS decoded, or read without decoding."""
         return stored
+
+    # Of all rows together.
+
+    def summarise(self, numbers: Mapping[str, np.ndarray], words: Mapping[str, list[str | None]]) -> dict[str, Any]:
+        """What storing has to know of all rows: {measure: {"smallest", "largest"}}, or what the kind makes of it.
+
+        Args:
+          numbers: {measure: float [rows], NaN where there is none}.
+          words: {measure: [rows] of words, None where there is none}.
+        """
+        measured = {name: values[~np.isnan(values)] for name, values in numbers.items()}
+        return {
+            name: {"smallest": float(values.min()), "largest": float(values.max())}
+            for name, values in measured.items()
+            if len(values)
+        }
+
+    def facts(self, summary: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Options of the modality of this name that the data decides; `numbers` are those of the training split."""
+        return {}
 
     # The data card.
 

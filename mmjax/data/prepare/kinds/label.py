@@ -13,6 +13,7 @@ class LabelKind(Kind):
     """A class; stored by its number in the order of the classes' names, numbers in the order of their size."""
 
     target = True
+    keeps_words = True
     suffixes = (".cls",)
 
     def decode(self, value: Any) -> str:
@@ -32,6 +33,9 @@ class LabelKind(Kind):
 
     def measure(self, raw: str) -> dict[str, float | int | str]:
         return {"class": raw, "bytes": 8}
+
+    def summarise(self, numbers: Mapping[str, Any], words: Mapping[str, list[str | None]]) -> dict[str, Any]:
+        return {"classes": ordered({name for name in words.get("class", ()) if name is not None})}
 
     def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         return tfds.features.ClassLabel(names=list(summary["classes"]))

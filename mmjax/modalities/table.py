@@ -1,0 +1,128 @@
+"""Tables: a row of numbers and categories, some of them missing, becomes one number for each column."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mmjax.config import AtLeast
+from mmjax.errors import UserError, nearest
+from mmjax.tokens import InputSpec
+
+
+class Table:
+    """Makes rows of a table into arrays: numbers standardised, categories as their number, a mask of what is missing.
+
+    Raw data is float [columns] in the order of `columns`, NaN where a cell is missing and a category's number where
+    there are categories; or {column: number or category}, in which columns may be left out.
+    """
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """What the columns are. A prepared dataset says all of it, from its training split.
+
+        Attributes:
+          columns: their names.
+          categories: {column: names of its categories}; the other columns are numbers.
+          means, deviations: {column: of its numbers}, by which they are standardised; 0 and 1 by default.
+          largest: standardised numbers beyond it are cut off, as one absurd cell must not rule a sum.
+        """
+
+        columns: tuple[str, ...]
+        categories: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+        means: dict[str, float] = dataclasses.field(default_factory=dict)
+        deviations: dict[str, float] = dataclasses.field(default_factory=dict)
+        largest: float = 10.0
+
+        def __post_init__(self):
+            if not self.columns or len(set(self.columns)) < len(self.columns):
+                raise ValueError(f"columns = {self.columns} are none, or one is there twice; name each once")
+            for where in ("categories", "means", "deviations"):
+                for name in getattr(self, where):
+                    if name not in self.columns:
+                        raise ValueError(f"{where} has an unknown column {name!r}; {nearest(name, self.columns)}")
+            if message := AtLeast(1e-6).check(min((*self.deviations.values(), self.largest))):
+                raise ValueError(f"a deviation or largest is too small; {message}")
+
+    def __init__(self, config: Config):
+        self.config = config
+        self._numbers = {
+            column: {name: float(number) for number, name in enumerate(names)}
+            for column, names in config.categories.items()
+        }
+        self._mean = np.array([config.means.get(name, 0.0) for name in config.columns])
+        self._deviation = np.array([config.deviations.get(name, 1.0) for name in config.columns])
+        self._sizes = np.array([len(config.categories.get(name, ())) for name in config.columns])
+
+    @property
+    def spec(self) -> InputSpec:
+        """[columns] float32 with a flag for each; `categories` is how many a column has, 0 for numbers."""
+        details = {"categories": tuple(self._sizes.tolist())}
+        return InputSpec((len(self.config.columns),), "float32", mask_rank=1, details=details)
+
+    def process(self, raw: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Makes (values [columns] float32, mask [columns] bool) of a row.
+
+        Raises:
+          ValueError: if it has other columns, or a category or number that there is not.
+        """
+        cells = self._cells(raw) if isinstance(raw, Mapping) else np.asarray(raw, np.float64)
+        if cells.shape != self._mean.shape:
+            raise ValueError(f"a row has {len(self._mean)} cells, not {list(cells.shape)}")
+        mask = ~np.isnan(cells)
+        filled = np.where(mask, cells, 0.0)
+        chosen = self._sizes > 0
+        if (chosen & ((filled < 0) | (filled >= self._sizes) | (filled % 1 != 0))).any():
+            raise ValueError("a category's number is out of range")
+        numbers = np.clip((filled - self._mean) / self._deviation, -self.config.largest, self.config.largest)
+        return np.where(mask, np.where(chosen, filled, numbers), 0.0).astype(np.float32), mask
+
+    def absent(self) -> tuple[np.ndarray, np.ndarray]:
+        """Zeros and False."""
+        return np.zeros(len(self._mean), np.float32), np.zeros(len(self._mean), bool)
+
+    def read(self, argument: str, where: str) -> np.ndarray:
+        """Reads "age=41,colour=red"; columns that are left out are missing.
+
+        Raises:
+          UserError: if a column or a category is unknown, or a number is none.
+        """
+        pairs = [part.partition("=") for part in argument.split(",") if part.strip()]
+        row = {name.strip(): value.strip() for name, _, value in pairs}
+        for name in row:
+            if name not in self.config.columns:
+                raise UserError(where, f"there is no column {name!r}", nearest(name, self.config.columns))
+        try:
+            return self._cells(row)
+        except ValueError as error:
+            problem, _, remedy = str(error).partition("; ")
+            raise UserError(where, problem, remedy or "give COLUMN=VALUE,COLUMN=VALUE") from None
+
+    def files(self) -> list[pathlib.Path]:
+        """None."""
+        return []
+
+    def _cells(self, row: Mapping[str, Any]) -> np.ndarray:
+        cells = np.full(len(self._mean), np.nan)
+        for place, name in enumerate(self.config.columns):
+            value = row.get(name)
+            if value is None or value == "":
+                continue
+            if name in self._numbers:
+                known = self._numbers[name]
+                if str(value) not in known:
+                    raise ValueError(f"{name} = {value!r} is no category; {nearest(str(value), known)}")
+                cells[place] = known[str(value)]
+                continue
+            try:
+                cells[place] = float(value)
+            except (TypeError, ValueError):
+                raise ValueError(f"{name} = {value!r} is no number; give one") from None
+            if not math.isfinite(cells[place]):
+                raise ValueError(f"{name} = {value!r} is not finite; leave out what is missing")
+        return cells
