@@ -308,9 +308,14 @@ class Experiment:
     def evaluator(self) -> Evaluator:
         return Evaluator(self.objective, self.mesh, self.evaluation_batches)
 
+    def inputs_of(self, split: str) -> list[str]:
+        """The inputs of the model that examples of a split can have: in a mixture some splits lack some."""
+        there = getattr(self.dataset, "inputs_of", lambda split: self.dataset.inputs)(split)
+        return [name for name in self.specs if name in there]
+
     def evaluate_subsets(self, parameters: Any, split: str) -> dict[str, dict[str, float]]:
-        """{subset of the inputs, like "audio+image": metrics with only these present}."""
-        present = subsets(self.specs)
+        """{subset of the inputs that the split has, like "audio+image": metrics with only these present}."""
+        present = subsets(self.inputs_of(split))
         absences = [[name for name in self.specs if name not in subset] for subset in present]
         rows = self.evaluator.run_each(parameters, split, absences)
         return {subset_name(subset): row for subset, row in zip(present, rows, strict=True)}

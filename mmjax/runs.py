@@ -169,11 +169,12 @@ def evaluate_splits(
     result: dict[str, dict[str, Any]] = {"subsets": {}, "ceilings": {}}
     all_subsets = experiment.config.evaluate.subsets if all_subsets is None else all_subsets
     for split in splits:
+        everything = subset_name(experiment.inputs_of(split))
         if all_subsets and len(experiment.specs) > 1:
             table = experiment.evaluate_subsets(parameters, split)
         else:
-            table = {subset_name(experiment.specs): experiment.evaluator.run(parameters, split)}
-        row = table[subset_name(experiment.specs)]
+            table = {everything: experiment.evaluator.run(parameters, split)}
+        row = table[everything]
         ceilings = experiment.ceilings(split)
         result[split], result["subsets"][split], result["ceilings"][split] = row, table, ceilings
         shown = [metric for metric in experiment.headlines if metric in row]

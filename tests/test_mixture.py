@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import pathlib
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from mmjax.__main__ import main
 from mmjax.config import build
 from mmjax.data import DATASETS, make_dataset
 from mmjax.data.dataset import Record
@@ -136,6 +138,7 @@ class TestMixture:
         sizes = {split: len(made.source(split)) for split in made.splits}
         assert sizes["train"] == 12 + 30 + 7 and sizes["test"] == 42 and sizes["validation"] == 7
         assert sizes["read/test"] == 30 and "other/test" not in sizes
+        assert made.inputs_of("test") == {"picture", "words"} and made.inputs_of("read/test") == {"words"}
         assert made.ceilings("read/test") == {"topic": {"picture": 1.0}} and made.ceilings("test") == {}
 
     @pytest.mark.parametrize("together", [True, False])
@@ -308,3 +311,50 @@ def test_processes_workers_and_resuming_change_nothing():
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str([whole[13:43], whole[13:43]])
+
+
+RECIPE = '''
+from ml_collections import ConfigDict
+
+
+def get_config():
+    trunk = {"width": 8, "depth": 1, "heads": 2}
+    config = ConfigDict()
+    config.data = {
+        "name": "mixture",
+        "of": {
+            "pairs": {"name": "digits", "task": "matched"},
+            "noise": {"name": "synthetic", "examples": 32, "classes": 4, "rename": {"text": "words"}},
+        },
+        "inputs": {"image": {"size": [8, 8], "channels": 1}, "words": {"length": 8}},
+        "sampling": {"temperature": "infinite"},
+    }
+    config.model = {
+        "encoders": {
+            "image": {"kind": "vit", "patch": 4, **trunk},
+            "words": {"kind": "text_transformer", **trunk},
+        },
+        "fusion": {"kind": "concatenation", "width": 8},
+    }
+    config.tasks = {name: {"kind": "classification", "reads": "fused"} for name in ("digit", "label")}
+    config.optimizer = {"name": "adamw"}
+    config.schedule = {"kind": "constant", "peak": 1e-3}
+    config.train = {"steps": 4, "batch_size": 16}
+    config.mesh = {"data": -1}
+    config.evaluate = {"splits": ["pairs/test", "noise/test"], "batch_size": 256}
+    config.log = {"every": 2}
+    return config
+'''
+
+
+def test_a_run_learns_each_task_from_its_own_dataset(tmp_path, monkeypatch, digits_cache):
+    monkeypatch.setenv("MMJAX_CACHE", str(digits_cache))
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    assert main(["train", f"--config={tmp_path / 'recipe.py'}", f"--workdir={tmp_path / 'run'}"]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert "digit/accuracy" in result["pairs/test"] and "label/accuracy" not in result["pairs/test"]
+    assert "label/accuracy" in result["noise/test"] and "digit/accuracy" not in result["noise/test"]
+    assert list(result["subsets"]["pairs/test"]) == ["image"]
+    assert sorted(result["subsets"]["noise/test"]) == ["image", "image+words", "words"]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite([row["digit/loss"], row["label/loss"]]).all() for row in rows if row["split"] == "train")

@@ -10,6 +10,7 @@ which `mmjax.data.dataset.Dataset` describes:
     source(split) -> Source                       len(source), and source[i] -> Record(inputs, targets)
     ceilings(split) -> {target: {subset: accuracy}}
     facts -> {input: options}                     of its modality, that the data decides; may be left out
+    inputs_of(split) -> {names}                   where a split never has some of the inputs; may be left out
     columns(split) -> {name: array}               what is known of each record before it is read; may be left out
 
 Importing this package is quick: what takes seconds to import is imported where it is used.

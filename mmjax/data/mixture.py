@@ -89,6 +89,10 @@ class Mixture:
         sizes = [len(part.source(own)) for part, own in parts]
         return {"dataset": np.repeat([names[id(part)] for part, _ in parts], sizes)}
 
+    def inputs_of(self, split: str) -> set[str]:
+        """The inputs that examples of a split can have: those of its datasets."""
+        return {part.rename.get(own, own) for part, _ in self._of(split) for own in part.dataset.inputs}
+
     def ceilings(self, split: str) -> dict[str, dict[str, float]]:
         """Those of the dataset, for a split of one dataset; a mixture's own are unknown."""
         parts = self._of(split)
