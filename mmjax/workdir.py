@@ -35,6 +35,9 @@ def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any
 
 def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable: tuple[str, ...]) -> None:
     """Raises a UserError if the workdir holds a run of another config than `raw`, save for what may change."""
+    if ":/" in str(workdir):
+        # Checkpoints and logs appear at once by renaming, which is not to be had in a bucket.
+        raise UserError("--workdir", f"{workdir} is an address", "give a folder; a bucket can be mounted as one")
     path = workdir / "config.json"
     above = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
     if not above.is_dir():

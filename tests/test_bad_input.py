@@ -321,6 +321,8 @@ def test_a_workdir_that_is_no_folder_of_a_run_is_refused(capsys, tmp_path):
         "broken": "config.json is not JSON",
     }.items():
         assert expected in refused(capsys, tmp_path, "train", recipe, f"--workdir={tmp_path / name}")
+    line = refused(capsys, tmp_path, "train", recipe, "--workdir=gs://bucket/run")
+    assert "is an address; give a folder; a bucket can be mounted as one" in line
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])

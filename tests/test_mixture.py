@@ -313,7 +313,7 @@ def test_processes_workers_and_resuming_change_nothing():
     assert result.stdout.strip() == str([whole[13:43], whole[13:43]])
 
 
-RECIPE = '''
+RECIPE = """
 from ml_collections import ConfigDict
 
 
@@ -344,7 +344,7 @@ def get_config():
     config.evaluate = {"splits": ["pairs/test", "noise/test"], "batch_size": 256}
     config.log = {"every": 2}
     return config
-'''
+"""
 
 
 def test_a_run_learns_each_task_from_its_own_dataset(tmp_path, monkeypatch, digits_cache):

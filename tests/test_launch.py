@@ -1,0 +1,72 @@
+"""The files in `launch/`: Kubernetes' own schema accepts the jobs, and what they start is a command that there is."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from mmjax.config import build
+from mmjax.experiment import ExperimentConfig, plain
+from mmjax.recipe import load_recipe
+
+ROOT = pathlib.Path(__file__).parent.parent
+SBATCH = ROOT / "launch" / "slurm.sbatch"
+
+
+@pytest.fixture
+def jobset():
+    return yaml.safe_load((ROOT / "launch" / "jobset.yaml").read_text())
+
+
+def test_the_jobs_of_the_jobset_are_valid_and_nothing_else_is_in_it(jobset):
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert set(jobset) == {"apiVersion", "kind", "metadata", "spec"}
+    assert set(jobset["spec"]) == {"failurePolicy", "replicatedJobs"} and len(jobset["spec"]["replicatedJobs"]) == 1
+    for replicated in jobset["spec"]["replicatedJobs"]:
+        assert set(replicated) == {"name", "replicas", "template"}
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job"}, **replicated["template"]}
+        kubernetes_validate.validate(job, "1.33", strict=True)
+        wrong = {**job, "spec": {**job["spec"], "parallellism": 3}}
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(wrong, "1.33", strict=True)
+
+
+def test_the_jobset_asks_for_the_chips_of_its_mesh(jobset):
+    (slices,) = jobset["spec"]["replicatedJobs"]
+    job = slices["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    sides = [int(side) for side in pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")]
+    command, *flags = container["args"]
+    options = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+    assert command == "train" and job["completions"] == job["parallelism"]
+    chips = container["resources"]["limits"]["google.com/tpu"] * job["parallelism"]
+    assert chips == sides[0] * sides[1] == int(options["config.mesh.fsdp"])
+    assert slices["replicas"] == int(options["config.mesh.slice"])
+    recipe = plain(load_recipe(str(ROOT / options["config"]), "--config"))
+    recipe["mesh"] |= {"slice": slices["replicas"], "fsdp": chips}
+    assert recipe["train"]["batch_size"] % (chips * slices["replicas"]) == 0
+    build(ExperimentConfig, recipe, "")
+
+
+def test_the_slurm_script_runs_what_it_is_given_on_every_node(tmp_path):
+    for name, code in {".venv/bin/mmjax": "exit 1", "bin/srun": 'printf "%s\\n" "$@"'}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    words = ["--config=a b.py", "--workdir=/shared/run"]
+    done = subprocess.run([SBATCH, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["--kill-on-bad-exit=1", ".venv/bin/mmjax", "train", *words]
+
+
+@pytest.mark.parametrize("words, said", [([], "usage: sbatch"), (["--config=x"], "there is no .venv/bin/mmjax in")])
+def test_the_slurm_script_refuses_what_cannot_run(tmp_path, words, said):
+    done = subprocess.run([SBATCH, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
