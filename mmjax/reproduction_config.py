@@ -6,6 +6,7 @@ import dataclasses
 from typing import Annotated, Any
 
 from mmjax.config import AtLeast, Within
+from mmjax.errors import nearest
 
 Share = Annotated[float, AtLeast(0)]
 Metrics = dict[str, dict[str, Share]]
@@ -33,10 +34,12 @@ class ArmConfig:
     Attributes:
       config, metrics, subsets: as in `ReproductionConfig`.
       overrides: added to those of the experiment.
+      folds: {fold: overrides on that one alone}, as where something was chosen for each fold by itself.
     """
 
     config: str | None = None
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    folds: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     metrics: Metrics | None = None
     subsets: SubsetsConfig | None = None
 
@@ -72,6 +75,10 @@ class ReproductionConfig:
             raise ValueError("config is missing; name a recipe, like 'configs/digits.py'")
         if self.folds and not self.arms:
             raise ValueError("folds are given without arms; name at least one arm")
+        for name, arm in self.arms.items():
+            for fold in arm.folds:
+                if fold not in self.folds:
+                    raise ValueError(f"the arm {name!r} changes the fold {fold!r}; {nearest(fold, self.folds)}")
         for name in (*self.arms, *self.folds):
             if not name or set(name) & set("/\\") or name.startswith("."):
                 raise ValueError(f"the name {name!r} cannot be a folder's; give a plain one")
@@ -84,7 +91,7 @@ class ReproductionConfig:
                 arm=name,
                 fold=fold,
                 config=arm.config or self.config or "",
-                overrides={**self.overrides, **arm.overrides, **changes},
+                overrides={**self.overrides, **arm.overrides, **changes, **arm.folds.get(fold, {})},
                 metrics=self.metrics if arm.metrics is None else arm.metrics,
                 subsets=arm.subsets or self.subsets,
             )
