@@ -14,6 +14,7 @@ import pytest
 
 from mmjax.__main__ import main
 from mmjax.config import build
+from mmjax.errors import UserError
 from mmjax.reporting.records import BEGINS, ENDS, judge, spread
 from mmjax.reproduction_config import ReproductionConfig
 
@@ -213,6 +214,25 @@ def test_the_recorded_experiments_can_be_run():
         readme = (path.parent / "README.md").read_text()
         assert readme.index(BEGINS) < readme.index(ENDS)
         assert f"mmjax reproduce {path.parent.relative_to(ROOT)}" in readme
+
+
+def test_a_fold_of_an_arm_has_what_the_experiment_the_arm_the_fold_and_the_arm_on_that_fold_say():
+    section = {
+        "question": "?",
+        "config": "configs/small.py",
+        "seeds": [0],
+        "metrics": {"test": {"digit/accuracy": 0.1}},
+        "overrides": {"a": 0, "b": 0, "c": 0, "d": 0},
+        "arms": {"one": {"overrides": {"b": 1, "c": 1, "d": 1}, "folds": {"right": {"d": 3}}}, "two": {}},
+        "folds": {"left": {"c": 2, "d": 2}, "right": {"c": 2, "d": 2}},
+    }
+    cells = {cell.name: cell.overrides for cell in build(ReproductionConfig, section, "").cells}
+    assert cells["one / left"] == {"a": 0, "b": 1, "c": 2, "d": 2}
+    assert cells["one / right"] == {"a": 0, "b": 1, "c": 2, "d": 3}
+    assert cells["two / right"] == {"a": 0, "b": 0, "c": 2, "d": 2}
+    section["arms"]["one"]["folds"] = {"rigth": {}}
+    with pytest.raises(UserError, match="the arm 'one' changes the fold 'rigth'; did you mean 'right'"):
+        build(ReproductionConfig, section, "experiment.json")
 
 
 def test_a_verdict_allows_for_sampling_error_above_and_for_points_below():

@@ -45,7 +45,7 @@ def plot_arms(
     arms: Mapping[str, Mapping[str, Mapping[str, Any]]],
     headlines: Mapping[str, tuple[str, str]],
 ) -> None:
-    """Draws the mean of each arm as a bar, and each fold as a point with the range of its seeds, as a PNG.
+    """Draws the mean of each arm as a line, and each fold as a point with the range of its seeds, as a PNG.
 
     Args:
       arms: {arm: {fold: {"metrics": {split: {metric: {"mean", "smallest", "largest"}}}}}}.
@@ -53,14 +53,19 @@ def plot_arms(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 1.2 + 0.62 * len(arms)), dpi=150, layout="constrained")
+    folds = list(dict.fromkeys(fold for of_folds in arms.values() for fold in of_folds if fold))
+    # What fits beside each other, in letters.
+    columns = max(1, min(len(folds), 80 // (8 + max((len(fold) for fold in folds), default=1))))
+    legend = 0.22 * -(-len(folds) // columns)
+    figure = Figure(figsize=(7.2, 1.2 + legend + 0.62 * len(arms)), dpi=150, layout="constrained")
     axis = figure.subplots()
     names, lowest = list(arms)[::-1], 1.0
     for place, name in enumerate(names):
         split, metric = headlines[name]
         rows = {fold: summary["metrics"][split][metric] for fold, summary in arms[name].items()}
         mean = sum(row["mean"] for row in rows.values()) / len(rows)
-        axis.barh(place, mean, height=0.62, color="#D9D9D9")
+        # No bar: it would have to begin at 0.
+        axis.plot([mean, mean], [place - 0.36, place + 0.36], color="#9A9A9A", linewidth=2.5, solid_capstyle="butt")
         axis.text(
             1.005, place, f"{mean:.3f}", va="center", fontsize=9, color=_GREY, transform=axis.get_yaxis_transform()
         )
@@ -77,13 +82,13 @@ def plot_arms(
     axis.set_yticks(range(len(names)), names)
     axis.set_xlim(max(0.0, lowest - 0.08), 1.0)
     metrics = sorted({f"{metric} on {split}" for split, metric in headlines.values()})
-    axis.set_xlabel(", ".join(metrics) + "; points: the mean of a fold, and the range of its seeds")
+    axis.set_xlabel(", ".join(metrics) + "\nline: the mean; points: each fold, with the range of its seeds")
     axis.grid(axis="x", color="#E5E5E5")
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right"]].set_visible(False)
-    if any(fold for of_folds in arms.values() for fold in of_folds):
-        figure.legend(frameon=False, loc="outside upper center", ncols=6, fontsize=9)
+    if folds:
+        figure.legend(frameon=False, loc="outside upper center", ncols=columns, fontsize=9)
     figure.savefig(path, metadata={"Software": None})
 
 
