@@ -165,7 +165,7 @@ class Case:
 
     @functools.cached_property
     def _gradients(self):
-        return jax.jit(lambda p, b: self.trainer.estimator(self.trainer.objective, p, b))
+        return jax.jit(lambda p, b: self.trainer.estimator(self.objective, p, self.objective.prepare(b)))
 
     def gradients(self, batch: Batch) -> tuple[Any, dict[str, Any]]:
         """Gradients and metrics of the trainer's estimator on one device."""
@@ -180,7 +180,7 @@ class Case:
         with jax.default_matmul_precision("highest"), jax.set_mesh(mesh):
             shardings = parameter_shardings(mesh, self.variables, mesh_config.rules)
             parameters = jax.device_put(self.parameters, shardings)
-            step = jax.jit(lambda p, b: self.trainer.estimator(objective, p, b))
+            step = jax.jit(lambda p, b: self.trainer.estimator(objective, p, objective.prepare(b)))
             for _ in range(times):
                 found = jax.device_get(step(parameters, place_batch(mesh, batch, batch.size)))
             return found

@@ -7,10 +7,13 @@ transforms (`TRANSFORMS`) and loop hooks (`HOOKS`). A technique is one file and 
 from mmjax.training.adversarial import Adversarial
 from mmjax.training.early_stopping import EarlyStopping
 from mmjax.training.estimators import ESTIMATORS
+from mmjax.training.mixing import CutMix, Mixup
 from mmjax.training.transforms import TRANSFORMS
 
 LOSS_TRANSFORMS = {
     "adversarial": Adversarial,
+    "cutmix": CutMix,
+    "mixup": Mixup,
 }
 HOOKS = {
     "early_stopping": EarlyStopping,

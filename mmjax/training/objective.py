@@ -48,6 +48,10 @@ class Objective:
     def model(self, parameters: Parameters) -> Model:
         return nnx.merge(self.graph, parameters)
 
+    def prepare(self, batch: Batch) -> Batch:
+        """What a training step makes of its batch before any of it is cut off: here nothing."""
+        return batch
+
     def totals(self, parameters: Parameters, batch: Batch) -> dict[str, jax.Array]:
         """{task: the sum of its weights over the batch}."""
         tasks = self.model(parameters).tasks
@@ -106,6 +110,9 @@ class Wrapper(Objective):
         """Wraps `objective`; `own` are the subclass's further fields."""
         fields = {field.name: getattr(objective, field.name) for field in dataclasses.fields(Objective)}
         return cls(**fields, inner=objective, **own)
+
+    def prepare(self, batch):
+        return self.inner.prepare(batch)
 
     def totals(self, parameters, batch):
         return self.inner.totals(parameters, batch)

@@ -56,7 +56,7 @@ class Trainer:
         return jax.jit(self._measure)
 
     def _measure(self, parameters: Parameters, batch: Batch) -> tuple[Parameters, States]:
-        gradients, states = self.estimator(self.objective, parameters, batch)
+        gradients, states = self.estimator(self.objective, parameters, self.objective.prepare(batch))
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(norm)
         # A broken step leaves no trace in the metrics but its count.

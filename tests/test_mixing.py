@@ -1,0 +1,150 @@
+"""Blends of two examples: against NumPy, and against the loss of blended probabilities."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.errors import UserError
+from mmjax.tokens import Batch, Input, Target
+from mmjax.training.mixing import CutMix, Mixup
+from tests import contracts
+
+SIZE = 64
+
+
+class Nothing:
+    """An objective of which only the attributes are asked."""
+
+    graph, factors, seed, layout = None, {}, 5, None
+
+    def __init__(self, coupled=()):
+        self.coupled = frozenset(coupled)
+
+    def prepare(self, batch):
+        return batch
+
+
+def make_batch(shape=(8, 6, 3), ids=0) -> Batch:
+    draws = np.random.default_rng(0)
+    present = np.arange(SIZE) % 4 != 1
+    inputs = {
+        "picture": Input(draws.normal(size=(SIZE, *shape)).astype(np.float32), present),
+        "words": Input(draws.integers(0, 9, (SIZE, 5)).astype(np.int32), np.ones((SIZE, 5), bool)),
+    }
+    weight = (np.arange(SIZE) % 5 != 2).astype(np.float32)
+    label = Target(draws.integers(0, 5, SIZE).astype(np.int32), weight)
+    return Batch(inputs, {"label": label}, np.arange(ids, ids + SIZE, dtype=np.int32), np.int32(7))
+
+
+def prepared(kind=Mixup, batch=None, **options):
+    transform = kind(kind.Config(**options))(Nothing())
+    batch = make_batch() if batch is None else batch
+    return batch, transform.prepare(batch)
+
+
+def shares(batch: Batch, mixed: Batch) -> np.ndarray:
+    """The share of the own target, read off the weights; 1 where there is no target at all."""
+    own, other = np.asarray(mixed.targets["label"].weight), np.asarray(mixed.targets["partner of label"].weight)
+    weight = np.asarray(batch.targets["label"].weight)
+    np.testing.assert_allclose(own[weight == 0], 0)
+    found = np.ones(SIZE)
+    found[weight > 0] = own[weight > 0]
+    # The partner's weight is the rest, where the partner has a target.
+    np.testing.assert_allclose(other[weight > 0], (1 - found[weight > 0]) * np.roll(weight, 1)[weight > 0], atol=1e-6)
+    return found
+
+
+def test_mixup_is_the_weighted_mean_of_neighbours_that_have_the_same_inputs():
+    batch, mixed = prepared()
+    found, values = shares(batch, mixed), np.asarray(mixed.inputs["picture"].values)
+    present = batch.inputs["picture"].mask
+    zeroed = np.where(present[:, None, None, None], batch.inputs["picture"].values, 0)
+    expected = zeroed * found[:, None, None, None] + np.roll(zeroed, 1, 0) * (1 - found[:, None, None, None])
+    known = np.asarray(batch.targets["label"].weight) > 0
+    np.testing.assert_allclose(values[known], expected[known], atol=1e-5)
+    alike = present == np.roll(present, 1)
+    assert (found[~alike] == 1).all() and (found[alike & known] < 1).all() and (found >= 0.5).all()
+    np.testing.assert_array_equal(mixed.inputs["words"].values, batch.inputs["words"].values)
+    np.testing.assert_array_equal(mixed.targets["partner of label"].values, np.roll(np.where(
+        batch.targets["label"].weight > 0, batch.targets["label"].values, 0), 1))  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 3), (100,), (40, 5, 4, 2)])
+def test_cutmix_replaces_a_box_as_large_as_the_partners_share(shape):
+    batch = make_batch(shape)
+    _, mixed = prepared(CutMix, batch)
+    found, values = shares(batch, mixed), np.asarray(mixed.inputs["picture"].values)
+    present = batch.inputs["picture"].mask
+    own = np.where(present.reshape(-1, *(1,) * len(shape)), batch.inputs["picture"].values, 0)
+    other, boxes = np.roll(own, 1, 0), 0
+    for row in np.flatnonzero(found < 1):
+        cut = (values[row] == other[row]) & (values[row] != own[row])
+        np.testing.assert_array_equal(values[row], np.where(cut, other[row], own[row]))
+        assert cut.mean() == pytest.approx(1 - found[row], abs=1e-6)
+        places = np.argwhere(cut)
+        if len(places):
+            box = tuple(slice(low, high + 1) for low, high in zip(places.min(0), places.max(0), strict=True))
+            assert cut[box].all() and cut.sum() == cut[box].sum(), "one whole box"
+            boxes += 1
+    assert boxes > 10
+
+
+def test_the_shares_are_those_of_the_beta_distribution_folded_at_a_half():
+    everything = []
+    for start in range(0, 40 * SIZE, SIZE):
+        batch = dataclasses.replace(make_batch(ids=start), inputs={})
+        batch.inputs["picture"] = Input(np.ones((SIZE, 2), np.float32), np.ones(SIZE, bool))
+        _, mixed = prepared(batch=batch, alpha=0.7)
+        everything.append(shares(batch, mixed)[np.asarray(batch.targets["label"].weight) > 0])
+    found = np.concatenate(everything)
+    truth = np.random.default_rng(1).beta(0.7, 0.7, 100_000)
+    truth = np.maximum(truth, 1 - truth)
+    quantiles = np.linspace(0.1, 0.9, 9)
+    np.testing.assert_allclose(np.quantile(found, quantiles), np.quantile(truth, quantiles), atol=0.03)
+
+
+def test_the_rate_is_the_share_of_examples_that_are_blended():
+    count = 0
+    for start in range(0, 20 * SIZE, SIZE):
+        batch = make_batch(ids=start)
+        batch.inputs["picture"] = Input(batch.inputs["picture"].values, np.ones(SIZE, bool))
+        count += int((shares(*prepared(batch=batch, rate=0.25)) < 1).sum())
+    known = 20 * (make_batch().targets["label"].weight > 0).sum()
+    assert count / known == pytest.approx(0.25, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_the_loss_is_that_of_blended_probabilities(kind):
+    case = contracts.Case(contracts.Part("loss_transform", kind))
+    batch = contracts.make_batch(case.specs)
+    # All have a target and are whole, so that blended probabilities are defined.
+    inputs = {name: Input(x.values, np.ones_like(x.mask)) for name, x in batch.inputs.items()}
+    label = batch.targets["label"]
+    targets = {**batch.targets, "label": Target(label.values, np.ones_like(label.weight))}
+    batch = dataclasses.replace(batch, inputs=inputs, targets=targets).zero_absent()
+    mixed = case.objective.prepare(batch)
+    share = np.asarray(mixed.targets["label"].weight)[:, None]
+    assert ((share < 1).sum()) > 8
+    one_hot = np.eye(5)[np.asarray(label.values)]
+    soft = jnp.asarray(share * one_hot + (1 - share) * np.roll(one_hot, 1, 0), jnp.float32)
+    blended = dataclasses.replace(mixed, targets={**batch.targets, "label": Target(soft, np.ones_like(label.weight))})
+    found, _ = case.objective(case.parameters, mixed)
+    truth, _ = case.plain(case.parameters, blended)
+    assert float(found) == pytest.approx(float(truth), rel=1e-5)
+
+
+def test_evaluation_does_not_blend():
+    case = contracts.Case(contracts.Part("loss_transform", "mixup"))
+    batch = contracts.make_batch(case.specs)
+    found, _ = case.objective(case.parameters, batch, False)
+    truth, _ = case.plain(case.parameters, batch, False)
+    assert float(found) == pytest.approx(float(truth), rel=1e-6)
+
+
+def test_tasks_that_compare_examples_are_refused():
+    with pytest.raises(UserError, match="a blend of two examples is no pair of pairs; leave out the tasks"):
+        Mixup(Mixup.Config())(Nothing(coupled=["pairs"]))
