@@ -12,7 +12,6 @@ import pathlib
 from ml_collections import ConfigDict
 
 from mmjax.data.prepared import ordered, read_manifest, read_statistics
-from mmjax.tasks import TASKS
 
 _TRUNK = {"width": 128, "depth": 2, "heads": 4, "drop_path": 0.1}
 
@@ -76,8 +75,6 @@ def get_config(argument: str = "prepared/mine") -> ConfigDict:
     config.tasks = {}
     for name, facts in targets.items():
         kind = "classification" if "classes" in facts else "regression"
-        if kind not in TASKS:
-            continue
         config.tasks[name] = {"kind": kind, "reads": "fused"}
         # Each encoder also answers for itself: without these losses the fusion has nothing to read for a long time.
         for encoder in inputs if len(inputs) > 1 else ():

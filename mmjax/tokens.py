@@ -159,11 +159,19 @@ class InputSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TargetSpec:
-    """What a task may know of its target: shape and dtype of one example, and the names of its classes, if any."""
+    """What a task may know of its target.
+
+    Attributes:
+      shape, dtype: of one example.
+      classes: their names, if it has some.
+      mean, deviation: of a number in the training split, where they are known.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     classes: tuple[str, ...] = ()
+    mean: float = 0.0
+    deviation: float = 1.0
 
 
 def abstract_batch(inputs: dict[str, InputSpec], targets: dict[str, TargetSpec], size: int) -> Batch:

@@ -20,7 +20,7 @@ COPIED = ("mmjax", "configs", "tests", "pyproject.toml")
 PARTS = {
     "encoder": "series_transformer",
     "fusion": "sum",
-    "task": "regression",
+    "task": "quantile",
     "loss_transform": "input_noise",
 }
 
@@ -93,7 +93,7 @@ def test_each_part_is_one_file_and_one_line_in_a_table():
         "mmjax/modalities/__init__.py": "mmjax/modalities/series.py",
         "mmjax/encoders/__init__.py": "mmjax/encoders/series_transformer.py",
         "mmjax/fusion/__init__.py": "mmjax/fusion/sum.py",
-        "mmjax/tasks/__init__.py": "mmjax/tasks/regression.py",
+        "mmjax/tasks/__init__.py": "mmjax/tasks/quantile.py",
         "mmjax/training/__init__.py": "mmjax/training/input_noise.py",
         "mmjax/data/__init__.py": "mmjax/data/waves.py",
     }
@@ -143,7 +143,7 @@ def test_the_contract_suite_finds_the_new_parts(extended):
 
 @pytest.mark.slow
 def test_new_parts_may_lack_inputs_and_targets(extended):
-    shown = contracts(extended, "absent and (series_transformer or regression)")
+    shown = contracts(extended, "absent and (series_transformer or quantile)")
     assert "2 passed" in shown, shown[-3000:]
 
 

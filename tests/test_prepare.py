@@ -224,6 +224,11 @@ def test_columns_together_are_a_table_whose_statistics_are_those_of_training(tmp
     ages = np.array([source[n].inputs["facts"][0] for n in range(len(source)) if source[n].inputs["facts"] is not None])
     assert facts["means"]["age"] == pytest.approx(np.nanmean(ages, dtype=np.float64))
     assert facts["deviations"] == {"age": pytest.approx(np.nanstd(ages, dtype=np.float64)), "same": 1.0}
+    columns = {"facts": "colour:table", "age": "age:number"}
+    number = run(write_table(tmp_path / "b", rows), tmp_path / "number", columns=columns)
+    spec = Prepared(Prepared.Config(path=str(number.folder))).targets["age"]
+    ages = [row["age"] for row in records(number.folder).values() if row["age"] is not None]
+    assert min(ages) < spec.mean < max(ages) and 5 < spec.deviation < 40
     assert "<td>colour</td>" in (folder / "card.html").read_text()
     index = dataset.columns("train")
     assert set(index["facts/colour"]) - {None} == {"7", "green", "red"} and len(index["facts/age"]) == len(source)

@@ -54,7 +54,7 @@ class Prepared:
         return {
             name: TargetSpec((), "int32", tuple(target["classes"]))
             if "classes" in target
-            else TargetSpec((), "float32")
+            else TargetSpec((), "float32", mean=target.get("mean", 0.0), deviation=target.get("deviation", 1.0))
             for name, target in self.manifest["targets"].items()
         }
 

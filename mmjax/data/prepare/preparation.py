@@ -220,9 +220,13 @@ def _manifest(
         for entry in files[split]:
             digest.update(f"{split} {entry['examples']} {entry['records_sha256']} ".encode())
     targets = {
-        column.name: {"kind": column.kind, **decisions.summary[column.name]} if column.kind == "label" else
-        {"kind": column.kind} for column in job.targets
-    }  # fmt: skip
+        column.name: {
+            "kind": column.kind,
+            **(decisions.summary[column.name] if column.kind == "label" else {}),
+            **_facts(examined, decisions, column),
+        }
+        for column in job.targets
+    }
     return {
         "version": VERSION,
         "name": dataset_name(name),
@@ -239,7 +243,7 @@ def _manifest(
 
 
 def _facts(examined: Examined, decisions: Decisions, column: Column) -> dict[str, Any]:
-    """What the data decides of how an input becomes an array, from the first split alone, which is that of training."""
+    """What the data decides of how a column becomes an array, from the first split alone, which is that of training."""
     rows = decisions.splits[next(iter(ordered(decisions.splits)))]
     numbers = {name: values[rows] for name, values in examined.numbers[column.name].items()}
     return examined.job.kinds[column.name].facts(decisions.summary[column.name], numbers)
