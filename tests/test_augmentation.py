@@ -1,18 +1,32 @@
 """Augmentation: what it changes, what it leaves, and that a batch stays a function of seed and data step."""
 
+import collections
+import colorsys
+from typing import ClassVar
+
 import numpy as np
+import PIL.Image
+import PIL.ImageEnhance
 import pytest
 from scipy import ndimage
 
 from mmjax.data.digits import Digits
 from mmjax.data.pipeline import Pipeline, fingerprint
+from mmjax.errors import UserError
 from mmjax.modalities import MODALITIES
-from mmjax.modalities.augmentation import AUGMENTATIONS
+from mmjax.modalities.augmentation import AUGMENTATIONS, rand_augment
 from mmjax.modalities.augmentation.affine import Affine
+from mmjax.modalities.augmentation.colour import Colour
+from mmjax.modalities.augmentation.crop import Crop
+from mmjax.modalities.augmentation.edit_words import EditWords
 from mmjax.modalities.augmentation.equalise import Equalise
+from mmjax.modalities.augmentation.erase import Erase
+from mmjax.modalities.augmentation.flip import Flip
 from mmjax.modalities.augmentation.noise import Noise
+from mmjax.modalities.augmentation.rand_augment import RandAugment
 from mmjax.modalities.augmentation.shift import Shift
 from mmjax.modalities.augmentation.speed import Speed
+from mmjax.modalities.augmentation.synonyms import Synonyms, read_synonyms
 
 RATE = 8000
 
@@ -102,13 +116,200 @@ def test_an_equaliser_makes_each_tone_louder_by_the_gain_at_its_frequency():
 @pytest.mark.parametrize(
     ("modality", "kind"), [(modality, kind) for modality, table in AUGMENTATIONS.items() for kind in table]
 )
-def test_every_augmentation_is_repeatable_changes_its_input_and_gives_what_its_modality_reads(modality, kind):
-    raw = {"image": blob(), "audio": (tone(), RATE)}[modality]
+def test_every_augmentation_is_repeatable_changes_its_input_and_gives_what_its_modality_reads(modality, kind, tmp_path):
+    (tmp_path / "words.json").write_text('{"quick": ["fast"], "lazy": ["idle"]}')
+    needed = {"synonyms": {"path": str(tmp_path / "words.json"), "rate": 0.5}}.get(kind, {})
+    raw = {"image": blob(), "audio": (tone(), RATE), "text": "the quick brown fox jumps over the lazy dog"}[modality]
     cls = AUGMENTATIONS[modality][kind]
-    augmentation, reader = cls(cls.Config()), MODALITIES[modality](MODALITIES[modality].Config())
-    first, again, other = (reader.process(augmentation(raw, draws(seed)))[0] for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
-    assert np.abs(first - other).max() > 0 and np.abs(first - reader.process(raw)[0]).max() > 0
+    augmentation, reader = cls(cls.Config(**needed)), MODALITIES[modality](MODALITIES[modality].Config())
+    found = []
+    for seed in range(12):
+        first, again = (reader.process(augmentation(raw, draws(seed)))[0] for _ in range(2))
+        np.testing.assert_array_equal(first, again)
+        found.append(first.tobytes())
+    assert len(set(found)) > 1 and set(found) - {reader.process(raw)[0].tobytes()}
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS["image"])
+def test_pictures_of_any_channels_stay_pictures_and_transparency_is_not_coloured(kind):
+    draw = np.random.default_rng(1)
+    cls = AUGMENTATIONS["image"][kind]
+    for shape in [(20, 30), (20, 30, 1), (20, 30, 2), (20, 30, 3), (20, 30, 4)]:
+        raw = draw.integers(0, 256, shape, np.uint8)
+        for seed in range(8):
+            found = cls(cls.Config())(raw, draws(seed))
+            assert found.dtype == np.uint8 and found.shape[2:] == raw.shape[2:]
+            assert kind == "crop" or found.shape == raw.shape
+            if kind in ("colour", "rand_augment") and shape[-1] in (2, 4):
+                np.testing.assert_array_equal(found[..., -1], raw[..., -1])
+
+
+class TestCrop:
+    def test_a_part_is_a_rectangle_of_the_picture_within_its_bounds(self):
+        raw = (np.arange(40 * 50).reshape(40, 50) % 251).astype(np.uint8)
+        areas = []
+        for seed in range(300):
+            part = Crop(Crop.Config(smallest=0.2, aspect=1.5))(raw, draws(seed))
+            windows = np.lib.stride_tricks.sliding_window_view(raw, part.shape)
+            assert (windows == part).all((2, 3)).any()
+            areas.append(part.size / raw.size)
+            # Sides are rounded to pixels.
+            assert 1 / 1.65 < part.shape[0] / part.shape[1] * 50 / 40 < 1.65
+        assert 0.18 < min(areas) < 0.25 and max(areas) > 0.9
+
+    def test_the_whole_picture_is_left_where_nothing_fits(self):
+        raw = blob()
+        np.testing.assert_array_equal(Crop(Crop.Config(smallest=1.0, aspect=1.0))(raw, draws()), raw)
+
+
+@pytest.mark.parametrize(("horizontal", "vertical"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)])
+def test_a_flip_mirrors_what_it_says(horizontal, vertical):
+    found = Flip(Flip.Config(horizontal=horizontal, vertical=vertical))(blob(), draws())
+    across = blob()[:, ::-1] if horizontal else blob()
+    np.testing.assert_array_equal(found, across[::-1] if vertical else across)
+
+
+class TestColour:
+    RAW = np.random.default_rng(3).integers(60, 180, (8, 9, 3), np.uint8)
+    STILL: ClassVar = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+
+    def changed(self, end, **strengths):
+        return Colour(Colour.Config(**{**self.STILL, **strengths}))(self.RAW, Fixed(end)).astype(int)
+
+    @pytest.mark.parametrize("end", [0.0, 1.0])
+    @pytest.mark.parametrize(
+        ("name", "enhancer"),
+        [
+            ("brightness", PIL.ImageEnhance.Brightness),
+            ("contrast", PIL.ImageEnhance.Contrast),
+            ("saturation", PIL.ImageEnhance.Color),
+        ],
+    )
+    def test_light_and_saturation_change_as_pillow_changes_them(self, end, name, enhancer):
+        factor = 1.3 if end else 0.7
+        truth = np.asarray(enhancer(PIL.Image.fromarray(self.RAW)).enhance(factor)).astype(int)
+        # Pillow rounds more often.
+        assert np.abs(self.changed(end, **{name: 0.3}) - truth).max() <= 2
+
+    def test_a_hue_is_an_angle_of_the_colour_wheel_of_yiq(self):
+        found = self.changed(1.0, hue=0.2)
+        for before, after in zip(self.RAW.reshape(-1, 3), found.reshape(-1, 3), strict=True):
+            y, i, q = colorsys.rgb_to_yiq(*(before / 255))
+            turned = (i + 1j * q) * np.exp(1j * np.pi * 0.2)
+            y2, i2, q2 = colorsys.rgb_to_yiq(*(after / 255))
+            assert abs(y - y2) < 0.01 and abs(turned - (i2 + 1j * q2)) < 0.02
+
+    def test_without_strength_nothing_changes(self):
+        np.testing.assert_array_equal(self.changed(1.0), self.RAW)
+
+
+class TestErase:
+    def test_one_rectangle_changes_within_its_bounds(self):
+        raw = np.zeros((40, 60), np.uint8)
+        for seed in range(100):
+            erased = Erase(Erase.Config(probability=1.0, smallest=0.1, largest=0.2, aspect=2.0))(raw, draws(seed))
+            rows, columns = np.flatnonzero(erased.any(1)), np.flatnonzero(erased.any(0))
+            box = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
+            # Noise has a zero now and then, also at an edge.
+            assert 0.08 < box / raw.size < 0.22 and (erased > 0).sum() > 0.9 * box
+        assert not raw.any(), "the raw data is not its to change"
+
+    def test_it_happens_as_often_as_it_should(self):
+        raw = np.zeros((10, 10), np.uint8)
+        count = sum(Erase(Erase.Config(probability=0.3))(raw, draws(seed)).any() for seed in range(500))
+        assert abs(count / 500 - 0.3) < 0.06
+
+
+class TestRandAugment:
+    def test_as_many_changes_are_made_as_asked_each_as_often_and_with_the_magnitude(self, monkeypatch):
+        calls = collections.Counter()
+
+        def recorder(name):
+            def change(picture, strength):
+                calls[name, round(strength, 3)] += 1
+                return picture
+
+            return change
+
+        monkeypatch.setattr(rand_augment, "CHANGES", {name: recorder(name) for name in "abcd"})
+        for seed in range(500):
+            RandAugment(RandAugment.Config(count=2, magnitude=7.0))(blob(), draws(seed))
+        assert sum(calls.values()) == 1000 and len(calls) == 8
+        assert all(abs(count - 125) < 50 for count in calls.values()) and {abs(s) for _, s in calls} == {0.7}
+
+    @pytest.mark.parametrize("name", sorted(set(rand_augment.CHANGES) - {"autocontrast", "equalize"}))
+    def test_without_strength_a_change_changes_nothing(self, name):
+        picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8))
+        np.testing.assert_array_equal(np.asarray(rand_augment.CHANGES[name](picture, 0.0)), np.asarray(picture))
+
+    def test_a_translation_moves_by_its_part_of_the_picture(self):
+        raw = np.zeros((20, 20), np.uint8)
+        raw[8:12, 8:12] = 200
+        moved = np.asarray(rand_augment.CHANGES["translate_x"](PIL.Image.fromarray(raw), 0.5))
+        np.testing.assert_array_equal(moved, np.roll(raw, -3, axis=1))
+
+
+class TestEditWords:
+    SENTENCE = " ".join(f"w{number}" for number in range(200))
+
+    def edited(self, seed=0, **rates):
+        return EditWords(EditWords.Config(**rates))(self.SENTENCE, draws(seed)).split()
+
+    def test_deletion_takes_its_share_and_keeps_the_order(self):
+        kept = self.edited(delete=0.3, swap=0.0)
+        assert abs(len(kept) / 200 - 0.7) < 0.1
+        numbers = [int(word[1:]) for word in kept]
+        assert numbers == sorted(numbers)
+
+    def test_swaps_move_words_by_one_place(self):
+        moved = self.edited(delete=0.0, swap=0.3)
+        places = [int(word[1:]) - place for place, word in enumerate(moved)]
+        assert sorted(moved) == sorted(self.SENTENCE.split()) and set(places) == {-1, 0, 1}
+
+    def test_a_word_is_always_left(self):
+        for seed in range(200):
+            assert EditWords(EditWords.Config(delete=0.99, swap=0.5))("one two", draws(seed)).split()
+        assert EditWords(EditWords.Config(delete=0.99))("one", draws()) == "one"
+
+
+class TestSynonyms:
+    # As in WordNet: offset, file, type, number of words in hexadecimal, words with ids, pointers, gloss.
+    NOUNS = (
+        "  1 This is the licence of the database.\n"
+        "00001740 03 n 03 car 0 auto 0 motor_vehicle 0 001 @ 00002137 n 0000 | a thing with wheels\n"
+        "00002137 03 n 01 lonely 0 000 | no others\n"
+    )
+    ADJECTIVES = "00003000 00 a 02 abundant 0 galore(ip) 0 000 | more than enough\n"
+
+    @pytest.fixture
+    def wordnet(self, tmp_path):
+        (tmp_path / "data.noun").write_text(self.NOUNS)
+        (tmp_path / "data.adj").write_text(self.ADJECTIVES)
+        return str(tmp_path)
+
+    def test_wordnet_is_read_with_all_words_of_a_meaning(self, wordnet):
+        assert read_synonyms(wordnet) == {
+            "car": ("auto", "motor vehicle"),
+            "auto": ("car", "motor vehicle"),
+            "motor vehicle": ("auto", "car"),
+            "abundant": ("galore",),
+            "galore": ("abundant",),
+        }
+
+    def test_words_are_replaced_at_the_rate_and_all_else_stays(self, wordnet):
+        replace = Synonyms(Synonyms.Config(path=wordnet, rate=0.4))
+        found = [replace("Car, lonely-car!", draws(seed)) for seed in range(400)]
+        assert {text.split(",")[0] for text in found} == {"Car", "Auto", "Motor vehicle"}
+        assert all(", lonely-" in text and text.endswith("!") for text in found)
+        assert abs(sum(text.startswith("Car") for text in found) / 400 - 0.6) < 0.08
+
+    @pytest.mark.parametrize("content", [None, "[1]", "{", '{"a": 3}'])
+    def test_what_holds_no_synonyms_is_refused_in_one_line(self, tmp_path, content):
+        path = tmp_path / "words.json"
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(UserError, match=r"holds no synonyms .*; give the folder of WordNet's"):
+            Synonyms(Synonyms.Config(path=str(path)))
 
 
 def test_augmented_batches_are_a_function_of_seed_and_data_step_and_evaluation_is_left_alone(digits_cache):

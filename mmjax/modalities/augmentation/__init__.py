@@ -13,10 +13,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmjax.modalities.augmentation.affine import Affine
+from mmjax.modalities.augmentation.colour import Colour
+from mmjax.modalities.augmentation.crop import Crop
+from mmjax.modalities.augmentation.edit_words import EditWords
 from mmjax.modalities.augmentation.equalise import Equalise
+from mmjax.modalities.augmentation.erase import Erase
+from mmjax.modalities.augmentation.flip import Flip
 from mmjax.modalities.augmentation.noise import Noise
+from mmjax.modalities.augmentation.rand_augment import RandAugment
 from mmjax.modalities.augmentation.shift import Shift
 from mmjax.modalities.augmentation.speed import Speed
+from mmjax.modalities.augmentation.synonyms import Synonyms
 
 
 class Augmentation(Protocol):
@@ -27,6 +34,14 @@ class Augmentation(Protocol):
     def __call__(self, raw: Any, draws: np.random.Generator) -> Any: ...
 
 
-IMAGE: dict[str, type] = {"affine": Affine}
+IMAGE: dict[str, type] = {
+    "affine": Affine,
+    "colour": Colour,
+    "crop": Crop,
+    "erase": Erase,
+    "flip": Flip,
+    "rand_augment": RandAugment,
+}
 AUDIO: dict[str, type] = {"equalise": Equalise, "noise": Noise, "shift": Shift, "speed": Speed}
-AUGMENTATIONS: dict[str, dict[str, type]] = {"image": IMAGE, "audio": AUDIO}
+TEXT: dict[str, type] = {"edit_words": EditWords, "synonyms": Synonyms}
+AUGMENTATIONS: dict[str, dict[str, type]] = {"image": IMAGE, "audio": AUDIO, "text": TEXT}
