@@ -19,7 +19,7 @@ from machine import host, percentile
 from rich.console import Console
 
 from mmjax.experiment import Experiment, plain
-from mmjax.planning import peak_flops, training_flops
+from mmjax.planning import peak_flops, step_flops
 from mmjax.runs import train
 from mmjax.sharding import spell
 from mmjax.training import HOOKS
@@ -182,12 +182,7 @@ def utilisation(experiment: Experiment, step_seconds: float) -> dict[str, Any]:
     """The model's FLOPs of a step, what the devices made of them, and the share of their bfloat16 peak where known."""
     devices, kind = experiment.mesh.size, experiment.mesh.devices.flat[0].device_kind
     try:
-        with jax.set_mesh(experiment.mesh):
-            flops = training_flops(
-                lambda parameters, batch: experiment.objective(parameters, batch)[0],
-                experiment.shapes.parameters,
-                experiment.abstract_batch,
-            )
+        flops = step_flops(experiment)
     except ValueError as error:
         return {"flops": None, "flops_unknown": str(error)}
     peak = peak_flops(kind)

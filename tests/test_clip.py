@@ -13,7 +13,7 @@ import pytest
 
 from mmjax.errors import UserError
 from mmjax.experiment import Experiment
-from mmjax.planning import training_flops
+from mmjax.planning import step_flops
 from mmjax.recipe import load_recipe
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -45,12 +45,7 @@ def test_the_flops_of_a_step_are_those_on_paper(experiment):
     patches = BATCH * 2 * 49 * 32 * 32 * 3 * 768
     maps = BATCH * 2 * (768 + 512) * 512
     forward = patches + tower(50, 768) + tower(77, 512) + maps
-    with jax.set_mesh(experiment.mesh):
-        found = training_flops(
-            lambda parameters, batch: experiment.objective(parameters, batch)[0],
-            experiment.shapes.parameters,
-            experiment.abstract_batch,
-        )
+    found = step_flops(experiment)
     # The loss and the recall each write the product of all pairs down, of which a compiler makes one.
     products, rest = divmod(found - 3 * forward, 3 * 2 * BATCH * BATCH * 512)
     assert 1 <= products <= 4 and rest == 0

@@ -38,7 +38,7 @@ def measure(settings: contender.Settings) -> dict[str, Any]:
     import jax
 
     from mmjax.experiment import Experiment
-    from mmjax.planning import training_flops
+    from mmjax.planning import step_flops
     from mmjax.sharding import place_batch
 
     experiment = Experiment(recipe(settings))
@@ -59,12 +59,7 @@ def measure(settings: contender.Settings) -> dict[str, Any]:
 
     found = contender.time_steps(one, settings)
     if settings.count:
-        with jax.set_mesh(experiment.mesh):
-            found["flops"] = training_flops(
-                lambda parameters, batch: experiment.objective(parameters, batch)[0],
-                experiment.shapes.parameters,
-                experiment.abstract_batch,
-            )
+        found["flops"] = step_flops(experiment)
     found["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(experiment.shapes.parameters))
     found["versions"] = f"JAX {jax.__version__}"
     return found

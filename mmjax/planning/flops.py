@@ -24,6 +24,16 @@ def training_flops(forward: Callable[..., Any], *arguments: Any) -> int:
     return TRAINING_PASSES * matmul_flops(forward, *arguments)
 
 
+def step_flops(experiment: Any) -> int:
+    """Those of a training step of an `mmjax.experiment.Experiment` on all devices. Raises as `matmul_flops` does."""
+    with jax.set_mesh(experiment.mesh):
+        return training_flops(
+            lambda parameters, batch: experiment.objective(parameters, batch)[0],
+            experiment.shapes.parameters,
+            experiment.abstract_batch,
+        )
+
+
 def matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
     """FLOPs of all matrix products and convolutions in `function(*arguments)`, which is traced and not run.
 

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from mmjax.planning.chips import Chip, find_chip
-from mmjax.planning.flops import kernel_flops, training_flops
+from mmjax.planning.flops import kernel_flops, step_flops
 from mmjax.planning.hlo import Module
 from mmjax.planning.memory import Buffer, Memory, read_memory
 from mmjax.planning.schedule import Schedule, read_schedule
@@ -241,15 +241,9 @@ def timing(schedule: Schedule, chip: Chip) -> dict[str, Any]:
 def model_flops(experiment: Planned) -> int | None:
     """Of one step on one device; None where a loop with products has as many rounds as the data decides."""
     try:
-        with jax.set_mesh(experiment.mesh):
-            flops = training_flops(
-                lambda parameters, batch: experiment.objective(parameters, batch)[0],
-                experiment.shapes.parameters,
-                experiment.abstract_batch,
-            )
+        return step_flops(experiment) // experiment.mesh.size
     except ValueError:
         return None
-    return flops // experiment.mesh.size
 
 
 def needed_bytes(message: str) -> int | None:
