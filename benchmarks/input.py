@@ -1,0 +1,163 @@
+"""Examples a second that the input pipeline makes of JPEG, WAV and text, beside PyTorch's DataLoader and plain Grain.
+
+    python benchmarks/input.py --torch=PYTHON [--workers=0,2] [--turns=3] [--json=FILE]
+
+    python3 -m venv peer && peer/bin/pip install torch pillow scipy       # then --torch=peer/bin/python
+
+All make batches of 64 with pictures of 224 x 224 from photographs of 427 x 640, two seconds of sound at 16 kHz from
+44.1 kHz, 64 bytes of text and a label. The peers read the files that a table names, as their users do; ours reads what
+`mmjax prepare` made of that table. Each measurement is a process of its own, and the contenders take turns.
+
+Printed are examples a second of the clock, examples a second of processor time, peak memory, and ratios to ours: above
+1, ours is better. On a machine that does other things too, believe the processor's.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+from absl import flags as absl_flags
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks" / "peers")]
+
+from loading import Settings  # noqa: E402
+from machine import host  # noqa: E402
+
+from mmjax.errors import UserError  # noqa: E402
+
+CONTENDERS = {"mmjax": "mmjax_input", "torch": "torch_input", "grain": "grain_input"}
+
+
+def define_flags() -> absl_flags.FlagValues:
+    flags = absl_flags.FlagValues()
+    absl_flags.DEFINE_string(
+        "torch", "", "a Python with torch, pillow and scipy; without it torch is left out", flag_values=flags
+    )
+    absl_flags.DEFINE_list("workers", ["0", "2"], "numbers of worker processes", flag_values=flags)
+    absl_flags.DEFINE_integer("turns", 3, "times that each contender runs", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_integer("batches", 16, "batches that are timed", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_integer("examples", 512, "different examples", lower_bound=64, flag_values=flags)
+    absl_flags.DEFINE_string("json", "", "file for all that was measured", flag_values=flags)
+    return flags
+
+
+def main(arguments: list[str]) -> int:
+    flags = define_flags()
+    if {"-h", "--help"} & set(arguments):
+        print(f"{__doc__}\n{flags.get_help()}")
+        return 0
+    try:
+        flags(arguments)
+        workers = [int(word) for word in flags.workers]
+    except (absl_flags.Error, ValueError) as error:
+        print(f"input.py: error: {error}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        make_data(pathlib.Path(folder), flags.examples)
+        found: dict[str, Any] = {"host": host(), "examples": flags.examples, "runs": []}
+        for turn in range(flags.turns):
+            for count in workers:
+                # The first of a turn is another one each time.
+                names = list(CONTENDERS)
+                for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                    run = {"contender": name, "workers": count, "turn": turn}
+                    settings = Settings(data=folder, workers=count, batches=flags.batches)
+                    run |= in_a_process(name, settings, flags.torch)
+                    found["runs"].append(run)
+                    said = run.get("missing") or run.get("failed") or f"{run['examples'] / run['wall']:.0f} examples/s"
+                    print(f"turn {turn + 1}, {count} workers, {name}: {said}", file=sys.stderr, flush=True)
+    if flags.json:
+        pathlib.Path(flags.json).write_text(json.dumps(found, indent=2) + "\n")
+    print(table(found))
+    return 0
+
+
+def make_data(folder: pathlib.Path, examples: int) -> None:
+    """Photographs, sounds and sentences as files with a table, and the same prepared."""
+    import PIL.Image
+    import scipy.io.wavfile
+    from sklearn.datasets import load_sample_images
+
+    draws = np.random.default_rng(0)
+    photographs = load_sample_images().images
+    rows = []
+    for number in range(examples):
+        pixels = np.roll(photographs[number % 2], draws.integers(0, 400, 2), (0, 1))
+        # No two are alike, or `prepare` would take them for copies.
+        pixels = np.clip(pixels + draws.normal(0, 12, pixels.shape) + draws.integers(-40, 40, 3), 0, 255)
+        PIL.Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.jpg", quality=90)
+        samples = (3000 * draws.normal(size=2 * 44_100)).astype(np.int16)
+        scipy.io.wavfile.write(folder / f"{number}.wav", 44_100, samples)
+        words = " ".join("abcdefghijklmnopqrstuvwxyz"[letter] * 4 for letter in draws.integers(0, 26, 9))
+        rows.append([f"{number}.jpg", f"{number}.wav", words, number % 10])
+    with (folder / "data.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["picture", "sound", "caption", "label"], *rows])
+    command = [sys.executable, "-m", "mmjax", "prepare", f"--source={folder / 'data.csv'}"]
+    options = ["--columns=picture=picture:image,sound=sound:audio,caption=caption:text,label=label:label"]
+    options += ["--splits=train=1", "--keep=duplicate,boilerplate,language,clipped"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [*command, *options, f"--output={folder / 'prepared'}"], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise UserError("mmjax prepare", done.stderr.strip(), "see its message")
+
+
+def in_a_process(name: str, settings: Settings, torch: str) -> dict[str, Any]:
+    """What a contender printed, or why it did not."""
+    python = torch if name == "torch" else sys.executable
+    if not python:
+        return {"missing": "give a Python that has torch with --torch"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    if name != "torch":
+        environment["PYTHONPATH"] = str(ROOT)
+    program = ROOT / "benchmarks" / "peers" / f"{CONTENDERS[name]}.py"
+    command = [python, str(program), json.dumps(vars(settings))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        return {"failed": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"}
+    found = json.loads(done.stdout.splitlines()[-1])
+    lines = [line for line in done.stderr.splitlines() if line.startswith('{"read"')]
+    return found | ({"stages": json.loads(lines[-1])} if lines else {})
+
+
+def table(found: dict[str, Any]) -> str:
+    """Medians over turns, as Markdown."""
+    lines = [
+        f"{found['host']}; {found['examples']} examples",
+        "",
+        "| workers | contender | examples/s | examples/s of a core | ratio | peak MiB | of a worker |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    runs = [run for run in found["runs"] if "wall" in run]
+    for workers in dict.fromkeys(run["workers"] for run in runs):
+        ours = None
+        for name in CONTENDERS:
+            mine = [run for run in runs if (run["workers"], run["contender"]) == (workers, name)]
+            if not mine:
+                continue
+            clock = statistics.median(run["examples"] / run["wall"] for run in mine)
+            core = statistics.median(run["examples"] / run["processor"] for run in mine)
+            ours = core if name == "mmjax" else ours
+            peak, child = (max(run[key] for run in mine) / 2**20 for key in ("peak", "child_peak"))
+            ratio = f"{ours / core:.2f}" if ours else ""
+            lines.append(f"| {workers} | {name} | {clock:.0f} | {core:.0f} | {ratio} | {peak:.0f} | {child:.0f} |")
+    stages = [run["stages"] for run in runs if "stages" in run]
+    if stages:
+        means = {name: statistics.median(stage[name] for stage in stages) for name in stages[0]}
+        lines += ["", "Ours, ms an example: " + ", ".join(f"{name} {value:.2f}" for name, value in means.items())]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
