@@ -105,7 +105,13 @@ def get_config(argument: str = "arithmetic") -> ConfigDict:
         config.data.absent = {}
     config.optimizer = {"name": "adamw", "weight_decay": 0.05, "b2": 0.98, "clip": 1.0}
     config.schedule = {"kind": "cosine", "peak": 2e-3, "warmup": 100}
-    config.train = {"steps": 1400 if task == "arithmetic" else 1000, "batch_size": 64, "accumulate": 1}
+    config.train = {
+        "steps": 1400 if task == "arithmetic" else 1000,
+        "batch_size": 64,
+        "accumulate": 1,
+        "average": None,
+        "loss_transforms": [],
+    }
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     config.precision = {"compute": "float32"}
     config.checkpoint = {"every": 500, "keep": 2}
