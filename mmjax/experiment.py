@@ -152,7 +152,7 @@ class Experiment:
         self.headlines = [f"{name}/{task.headline}" for name, task in model.tasks.items()]
         coupled = frozenset(name for name, task in model.tasks.items() if task.coupled)
         self.chances = {name: task.chance(self.config.train.batch_size) for name, task in model.tasks.items()}
-        return Objective(self.graph, factors, self.config.seed, coupled, self.layout)
+        return Objective(self.graph, factors, self.config.seed, coupled, self.layout, self.specs)
 
     def _trainer(self) -> Trainer:
         train = self.config.train

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 
 from mmjax.errors import UserError
-from mmjax.tokens import Batch, Input, Target
+from mmjax.tokens import Batch, Input, InputSpec, Target
 from mmjax.training.mixing import CutMix, Mixup
 from tests import contracts
 
 SIZE = 64
+SPECS = {
+    "picture": InputSpec((8, 6, 3), "float32", mask_rank=0),
+    "words": InputSpec((5,), "int32", mask_rank=1, details={"vocabulary": 9}),
+    "facts": InputSpec((2,), "float32", mask_rank=1, details={"categories": (0, 3)}),
+}
 
 
 class Nothing:
@@ -21,8 +26,8 @@ class Nothing:
 
     graph, factors, seed, layout = None, {}, 5, None
 
-    def __init__(self, coupled=()):
-        self.coupled = frozenset(coupled)
+    def __init__(self, coupled=(), specs=None):
+        self.coupled, self.specs = frozenset(coupled), SPECS if specs is None else specs
 
     def prepare(self, batch):
         return batch
@@ -34,7 +39,11 @@ def make_batch(shape=(8, 6, 3), ids=0) -> Batch:
     inputs = {
         "picture": Input(draws.normal(size=(SIZE, *shape)).astype(np.float32), present),
         "words": Input(draws.integers(0, 9, (SIZE, 5)).astype(np.int32), np.ones((SIZE, 5), bool)),
+        "facts": Input(draws.integers(0, 3, (SIZE, 2)).astype(np.float32), draws.random((SIZE, 2)) < 0.5),
     }
+    # Every eighth example and the one after it have no words.
+    inputs["words"].mask[np.arange(SIZE) % 8 < 2] = False
+    inputs["facts"].mask[:, 0] |= ~inputs["facts"].mask.any(1)
     weight = (np.arange(SIZE) % 5 != 2).astype(np.float32)
     label = Target(draws.integers(0, 5, SIZE).astype(np.int32), weight)
     return Batch(inputs, {"label": label}, np.arange(ids, ids + SIZE, dtype=np.int32), np.int32(7))
@@ -66,9 +75,14 @@ def test_mixup_is_the_weighted_mean_of_neighbours_that_have_the_same_inputs():
     expected = zeroed * found[:, None, None, None] + np.roll(zeroed, 1, 0) * (1 - found[:, None, None, None])
     known = np.asarray(batch.targets["label"].weight) > 0
     np.testing.assert_allclose(values[known], expected[known], atol=1e-5)
-    alike = present == np.roll(present, 1)
-    assert (found[~alike] == 1).all() and (found[alike & known] < 1).all() and (found >= 0.5).all()
-    np.testing.assert_array_equal(mixed.inputs["words"].values, batch.inputs["words"].values)
+    words = np.asarray(batch.inputs["words"].present)
+    alike = present & (present == np.roll(present, 1)) & (words == np.roll(words, 1))
+    assert alike.sum() > 20 and (found[~alike] == 1).all() and (found[alike & known] < 1).all() and (found >= 0.5).all()
+    for name in ("words", "facts"):
+        # Token ids and rows of tables are those of the example that counts more.
+        np.testing.assert_array_equal(mixed.inputs[name].mask, batch.inputs[name].mask)
+        own = np.where(batch.inputs[name].mask, batch.inputs[name].values, 0)
+        np.testing.assert_array_equal(mixed.inputs[name].values, own)
     np.testing.assert_array_equal(mixed.targets["partner of label"].values, np.roll(np.where(
         batch.targets["label"].weight > 0, batch.targets["label"].values, 0), 1))  # fmt: skip
 
@@ -96,7 +110,8 @@ def test_cutmix_replaces_a_box_as_large_as_the_partners_share(shape):
 def test_the_shares_are_those_of_the_beta_distribution_folded_at_a_half():
     everything = []
     for start in range(0, 40 * SIZE, SIZE):
-        batch = dataclasses.replace(make_batch(ids=start), inputs={})
+        batch = make_batch(ids=start)
+        batch.inputs["words"].mask[:] = True
         batch.inputs["picture"] = Input(np.ones((SIZE, 2), np.float32), np.ones(SIZE, bool))
         _, mixed = prepared(batch=batch, alpha=0.7)
         everything.append(shares(batch, mixed)[np.asarray(batch.targets["label"].weight) > 0])
@@ -111,6 +126,7 @@ def test_the_rate_is_the_share_of_examples_that_are_blended():
     count = 0
     for start in range(0, 20 * SIZE, SIZE):
         batch = make_batch(ids=start)
+        batch.inputs["words"].mask[:] = True
         batch.inputs["picture"] = Input(batch.inputs["picture"].values, np.ones(SIZE, bool))
         count += int((shares(*prepared(batch=batch, rate=0.25)) < 1).sum())
     known = 20 * (make_batch().targets["label"].weight > 0).sum()
@@ -148,3 +164,8 @@ def test_evaluation_does_not_blend():
 def test_tasks_that_compare_examples_are_refused():
     with pytest.raises(UserError, match="a blend of two examples is no pair of pairs; leave out the tasks"):
         Mixup(Mixup.Config())(Nothing(coupled=["pairs"]))
+
+
+def test_nothing_that_can_be_blended_is_refused():
+    with pytest.raises(UserError, match="none of the inputs facts, words can be blended; leave the mixing out"):
+        Mixup(Mixup.Config())(Nothing(specs={name: SPECS[name] for name in ("words", "facts")}))

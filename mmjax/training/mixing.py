@@ -16,7 +16,7 @@ from mmjax.config import AtLeast
 from mmjax.errors import UserError
 from mmjax.layers import Randomness
 from mmjax.tasks.metrics import States
-from mmjax.tokens import Batch, Input, Target
+from mmjax.tokens import Batch, Input, InputSpec, Target
 from mmjax.training.objective import Objective, Parameters, Wrapper
 
 _PARTNER = "partner of "
@@ -31,7 +31,7 @@ class Mixup:
 
         Attributes:
           alpha: the share of an example in its blend is drawn from Beta(alpha, alpha), and is at least a half: inputs
-            that cannot be blended, such as token ids, are then those of the example that counts more.
+            that cannot be blended, token ids and rows of tables, are then those of the example that counts more.
           rate: of examples that are blended.
         """
 
@@ -52,7 +52,11 @@ class Mixup:
             raise UserError(
                 "train.loss_transforms", problem, "leave out the tasks that compare examples, or the mixing"
             )
-        return _Mixed.around(objective, config=self.config, blend=type(self).blend)
+        mixable = tuple(sorted(name for name, spec in objective.specs.items() if _is_mixable(spec)))
+        if not mixable:
+            problem = f"none of the inputs {', '.join(sorted(objective.specs))} can be blended"
+            raise UserError("train.loss_transforms", problem, "leave the mixing out")
+        return _Mixed.around(objective, config=self.config, blend=type(self).blend, mixable=mixable)
 
     @staticmethod
     def blend(own: jax.Array, other: jax.Array, share: jax.Array, random: Randomness) -> tuple[jax.Array, jax.Array]:
@@ -88,6 +92,7 @@ class CutMix(Mixup):
 class _Mixed(Wrapper):
     config: Any = None
     blend: Any = None
+    mixable: tuple[str, ...] = ()
 
     def prepare(self, batch: Batch) -> Batch:
         """The blends, with the targets of the examples, weighted by their share, and those of their partners."""
@@ -95,23 +100,24 @@ class _Mixed(Wrapper):
         # The next example. Batches are shuffled, and of several devices only neighbours have to send one.
         partner = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0) if x.ndim else x, batch)
         random = Randomness.make(self.seed, batch.step, batch.ids).fold("mixing")
-        mixable = {name for name, x in batch.inputs.items() if jnp.issubdtype(x.values.dtype, jnp.floating)}
         draw = jax.vmap(lambda seed: jax.random.beta(jax.random.key(seed), self.config.alpha, self.config.alpha))
         share = draw(random.seeds).astype(jnp.float32)
+        # What one of the two lacks says nothing of its target, and neither does what cannot be blended.
+        there = {name: x.present for name, x in batch.inputs.items()}
         mixed = random.fold("rate").keep(1.0 - self.config.rate, ())
-        for name in mixable:
-            # What one of the two lacks says nothing of its target.
-            mixed &= _present(batch.inputs[name]) == _present(partner.inputs[name])
+        for name, present in there.items():
+            mixed &= present == partner.inputs[name].present
+        mixed &= jnp.stack([there[name] for name in self.mixable]).any(axis=0)
         share = jnp.where(mixed, jnp.maximum(share, 1.0 - share), 1.0)
-        inputs, shares = dict(batch.inputs), []
-        for name in sorted(mixable):
+        inputs, total, count = dict(batch.inputs), jnp.zeros(batch.size), jnp.zeros(batch.size)
+        for name in self.mixable:
             own, other = batch.inputs[name], partner.inputs[name]
             values, found = self.blend(own.values, other.values, share, random.fold(name))
-            shares.append(found)
-            # As long as the longer of the two, where they are blended.
+            # The mask of what can be blended is its length: the blend is as long as the longer of the two.
             both = mixed.reshape((-1,) + (1,) * (own.mask.ndim - 1))
             inputs[name] = Input(values, own.mask | (other.mask & both))
-        share = sum(shares) / len(shares) if shares else jnp.ones_like(share)
+            total, count = total + found * there[name], count + there[name]
+        share = jnp.where(mixed, total / jnp.maximum(count, 1.0), 1.0)
         targets = {name: Target(t.values, t.weight * share) for name, t in batch.targets.items()}
         for name, target in partner.targets.items():
             targets[_PARTNER + name] = Target(target.values, target.weight * (1.0 - share))
@@ -128,8 +134,9 @@ class _Mixed(Wrapper):
         return loss + self.inner.loss(parameters, features, other, totals, names)[0], states
 
 
-def _present(input: Input) -> jax.Array:
-    return input.mask.reshape(input.mask.shape[0], -1).any(axis=1)
+def _is_mixable(spec: InputSpec) -> bool:
+    """Whether numbers between two values mean something: of categories they are others."""
+    return spec.dtype.startswith("float") and "categories" not in spec.details
 
 
 def _apart(batch: Batch) -> tuple[Batch, Batch]:

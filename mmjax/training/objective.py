@@ -18,7 +18,7 @@ from mmjax.layers import Randomness
 from mmjax.model import Model
 from mmjax.sharding import MeshConfig, laid_out
 from mmjax.tasks.metrics import Ratio, States
-from mmjax.tokens import Batch
+from mmjax.tokens import Batch, InputSpec
 from mmjax.training.schedules import Schedule
 
 Parameters = Any
@@ -37,6 +37,7 @@ class Objective:
       seed: of dropout and stochastic depth.
       coupled: tasks whose losses look at several examples at once.
       layout: the section `mesh`, which says how what is computed is split.
+      specs: {name: what an input is}.
     """
 
     graph: Any
@@ -44,6 +45,7 @@ class Objective:
     seed: int
     coupled: frozenset[str] = frozenset()
     layout: MeshConfig = MeshConfig()
+    specs: Mapping[str, InputSpec] = dataclasses.field(default_factory=dict)
 
     def model(self, parameters: Parameters) -> Model:
         return nnx.merge(self.graph, parameters)
