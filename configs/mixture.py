@@ -59,11 +59,15 @@ def get_config(table: str = "") -> ConfigDict:
         for name, kind in manifest["inputs"].items():
             if kind != "table":
                 raise ValueError(f"{table!r} has an input of the kind {kind!r}; give one whose inputs are tables")
+            if name in config.model.encoders:
+                raise ValueError(f"{table!r} has an input {name!r}, as the digits have; prepare it with another name")
             config.model.encoders[name] = {"kind": "table_transformer", **trunk, "width": 64}
         for name, facts in manifest["targets"].items():
-            if "classes" in facts:
-                config.tasks[name] = {"kind": "classification", "reads": "fused"}
-        splits.append("table/test")
+            if name in config.tasks:
+                raise ValueError(f"{table!r} has a target {name!r}, as the digits have; prepare it with another name")
+            kind = "classification" if "classes" in facts else "regression"
+            config.tasks[name] = {"kind": kind, "reads": "fused"}
+        splits += [f"table/{split}" for split in manifest["splits"] if split == "test"]
     config.optimizer = {"name": "adamw", "weight_decay": 0.05, "b2": 0.98, "clip": 1.0}
     config.schedule = {"kind": "cosine", "peak": 2e-3, "warmup": 100}
     config.train = {"steps": 2400, "batch_size": 64, "accumulate": 1}

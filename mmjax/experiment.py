@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Generator, Iterable
 from typing import Annotated, Any
@@ -197,6 +198,9 @@ class Experiment:
         evaluate, checkpoint = self.config.evaluate, self.config.checkpoint
         for number, split in enumerate(evaluate.splits):
             check_split(split, self.dataset.splits, f"evaluate.splits[{number}]")
+            if not self.inputs_of(split):
+                problem = f"examples of {split!r} have none of the inputs {', '.join(self.specs)}"
+                raise UserError(f"evaluate.splits[{number}]", problem, "leave it out, or add an encoder")
         if evaluate.every:
             check_split("validation", self.dataset.splits, "evaluate.every")
         if evaluate.batch_size:
@@ -223,7 +227,9 @@ class Experiment:
         with jax.set_mesh(self.mesh):
             measure = functools.partial(self.objective, train=False)
             _, states = jax.eval_shape(measure, parameters, self.abstract_batch)
-        return sorted(finalise(jax.tree.map(lambda shape: np.ones(shape.shape, shape.dtype), states)))
+        # Numbers that differ: of equal ones there would be no variance, and no metric of it.
+        numbers = itertools.count(1)
+        return sorted(finalise(jax.tree.map(lambda shape: np.full(shape.shape, next(numbers), shape.dtype), states)))
 
     # State.
 

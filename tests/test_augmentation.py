@@ -142,6 +142,8 @@ def test_pictures_of_any_channels_stay_pictures_and_transparency_is_not_coloured
             assert kind == "crop" or found.shape == raw.shape
             if kind in ("colour", "rand_augment") and shape[-1] in (2, 4):
                 np.testing.assert_array_equal(found[..., -1], raw[..., -1])
+            if kind == "erase" and shape[-1] in (2, 4):
+                assert ((found[..., -1] == raw[..., -1]) | (found[..., -1] == 255)).all()
 
 
 class TestCrop:
@@ -303,13 +305,13 @@ class TestSynonyms:
         assert all(", lonely-" in text and text.endswith("!") for text in found)
         assert abs(sum(text.startswith("Car") for text in found) / 400 - 0.6) < 0.08
 
-    @pytest.mark.parametrize("content", [None, "[1]", "{", '{"a": 3}'])
+    @pytest.mark.parametrize("content", [None, "[1]", "{", '{"a": 3}', '{"big": "large"}'])
     def test_what_holds_no_synonyms_is_refused_in_one_line(self, tmp_path, content):
         path = tmp_path / "words.json"
         if content is not None:
             path.write_text(content)
         with pytest.raises(UserError, match=r"holds no synonyms .*; give the folder of WordNet's"):
-            Synonyms(Synonyms.Config(path=str(path)))
+            Synonyms(Synonyms.Config(path=str(path))).open()
 
 
 def test_augmented_batches_are_a_function_of_seed_and_data_step_and_evaluation_is_left_alone(digits_cache):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import subprocess
 
 import kubernetes_validate
@@ -54,16 +55,32 @@ def test_the_jobset_asks_for_the_chips_of_its_mesh(jobset):
     build(ExperimentConfig, recipe, "")
 
 
-def test_the_slurm_script_runs_what_it_is_given_on_every_node(tmp_path):
-    for name, code in {".venv/bin/mmjax": "exit 1", "bin/srun": 'printf "%s\\n" "$@"'}.items():
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
-        (tmp_path / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-    words = ["--config=a b.py", "--workdir=/shared/run"]
-    done = subprocess.run([SBATCH, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["--kill-on-bad-exit=1", ".venv/bin/mmjax", "train", *words]
+def slurm(folder: pathlib.Path, **programs: str) -> tuple[list[str], dict[str, str]]:
+    """The words that start the script where there are such programs, and their environment."""
+    for name, code in {".venv/bin/mmjax": "exit 1", **{f"bin/{name}": code for name, code in programs.items()}}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"#!/bin/bash\n{code}\n")
+        (folder / name).chmod(0o755)
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    return [str(SBATCH), "--config=a b.py"], {**os.environ, "PATH": path, "SLURM_JOB_ID": "77"}
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_the_slurm_script_runs_what_it_is_given_on_every_node(tmp_path, code):
+    words, environment = slurm(tmp_path, srun=f'printf "%s\\n" "$@"; exit {code}')
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines() == ["--kill-on-bad-exit=1", ".venv/bin/mmjax", "train", *words[1:]]
+
+
+def test_the_slurm_script_ends_the_run_at_the_time_limit_and_queues_it_again(tmp_path):
+    sleeps = 'trap "echo saved; exit 0" TERM; echo started; while true; do sleep 0.1; done'
+    words, environment = slurm(tmp_path, srun=sleeps, scontrol='echo scontrol "$@"')
+    started = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    assert started.stdout.readline() == "started\n"
+    started.send_signal(signal.SIGUSR1)
+    assert started.communicate(timeout=60)[0].splitlines() == ["saved", "scontrol requeue 77"]
+    assert started.returncode == 0
 
 
 @pytest.mark.parametrize("words, said", [([], "usage: sbatch"), (["--config=x"], "there is no .venv/bin/mmjax in")])

@@ -38,9 +38,12 @@ class Pictures:
 
         size: int = 12
         classes: int = 3
+        columns: tuple[str, ...] = ()
 
     def __init__(self, config: Config):
         self.config = config
+        # As a table has them; only the means may differ.
+        self.facts = {name: {"columns": config.columns, "means": config.size} for name in self.inputs}
         self.targets = {"label": TargetSpec((), "int32", tuple(map(str, range(config.classes))))}
 
     def prepare(self) -> pathlib.Path:
@@ -84,7 +87,15 @@ class Validated(Words):
     splits: ClassVar = ("train", "validation")
 
 
-DATASETS_HERE = {"pictures": Pictures, "words": Words, "validated": Validated}
+class Both(Words):
+    """It has two targets."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.targets = {**self.targets, "amount": TargetSpec((), "float32", mean=float(config.size))}
+
+
+DATASETS_HERE = {"pictures": Pictures, "words": Words, "validated": Validated, "both": Both}
 OF = {
     "seen": {"name": "pictures"},
     "read": {"name": "words", "size": 30, "classes": 5, "rename": {"label": "topic"}},
@@ -141,6 +152,10 @@ class TestMixture:
         assert made.inputs_of("test") == {"picture", "words"} and made.inputs_of("read/test") == {"words"}
         assert made.ceilings("read/test") == {"topic": {"picture": 1.0}} and made.ceilings("test") == {}
 
+    def test_means_of_one_input_or_target_may_differ_and_are_those_of_the_first(self):
+        made = mixture({"a": {"name": "both", "size": 9}, "b": {"name": "both", "size": 5}})
+        assert made.targets["amount"].mean == 9.0 and made.facts["words"]["means"] == 9
+
     @pytest.mark.parametrize("together", [True, False])
     def test_records_are_those_of_the_datasets_one_after_the_other(self, together):
         source = mixture().source("train")
@@ -171,7 +186,16 @@ class TestMixture:
             ({"a": {"name": "words", "rename": {"wrods": "x"}}}, "data.of.a.rename.wrods: there is no 'wrods'"),
             (
                 {"a": {"name": "words"}, "b": {"name": "words", "classes": 4}},
-                "data.of.b: 'label' of 'b' is not what it is in 'a'",
+                "data.of.b: 'label' of 'b' is not what it is in 'a'; give it another name",
+            ),
+            (
+                {"a": {"name": "words", "columns": ["x"]}, "b": {"name": "words", "columns": ["y"]}},
+                "data.of.b: 'words' of 'b' is not what it is in 'a'; give it another name",
+            ),
+            ({"a": {"name": "mixture", "of": {"b": {"name": "words"}}}}, "data.of.a.name: a mixture of mixtures has"),
+            (
+                {"a": {"name": "both", "rename": {"label": "amount"}}},
+                "data.of.a.rename: two would be named 'amount'; give each a name of its own",
             ),
         ],
     )
@@ -224,6 +248,7 @@ class TestSampling:
             ({"by": "colour"}, "data.sampling.by: nothing is known of 'colour' before a record is read"),
             ({"weights": {"sene": 1}}, "data.sampling.weights.sene: the column 'dataset' has no 'sene'; did you mean"),
             ({"weights": {"seen": 1}}, "data.sampling.weights.read: is missing; give it a weight"),
+            ({"epochs": {"seen": 0, "read": 0, "other": 0}}, "data.sampling.epochs: all weights are 0 at some step"),
             ({"weights": {"seen": 0, "read": 0, "other": 0}}, "data.sampling.weights: all weights are 0 at some step"),
             ({"weights": {"seen": "x"}}, "data.sampling: weights.seen = 'x' is no weight over time; give a number"),
             ({"weights": {"seen": [[5, 1], [5, 2]]}}, "data.sampling: weights.seen = [[5, 1], [5, 2]] is no weight"),
@@ -262,6 +287,9 @@ class TestFilter:
     @pytest.mark.parametrize(
         "filters, said",
         [
+            ({"label": {"at_least": 3}}, "data.filter.label: the column has words, which have no bounds; use one_of"),
+            ({"label": {"none_of": ["7"]}}, "data.filter.label: the column never has '7'; known are '0', '1', '2'"),
+            ({"length": {"one_of": ["a"]}}, "data.filter.length: the column never has 'a'; known are"),
             ({"height": {"at_least": 3}}, "data.filter.height: nothing is known of 'height' before a record is read"),
             ({"length": {"at_least": 99}}, "data.filter: no record of 'train' is left; ask for less"),
         ],
@@ -276,10 +304,10 @@ class TestFilter:
 def hashes(workers: int, parts: int, start: int, count: int) -> list[str]:
     """Of the batches of a mixture with a curriculum, a filter and dropped modalities, put together of `parts` rows."""
     DATASETS.update(DATASETS_HERE)
-    weights = {"seen": [[0, 1], [30, 3]], "read": 2, "other": [[5, 0], [20, 1]]}
+    weights = {"seen": [[0, 1], [30, 3]], "read": [[5, 0], [20, 1]]}
     options = {
         "sampling": build(SamplingConfig, {"weights": weights}, "data.sampling"),
-        "filters": {"dataset": build(FilterConfig, {"none_of": ["nobody"]}, "data.filter")},
+        "filters": {"dataset": build(FilterConfig, {"none_of": ["other"]}, "data.filter")},
         "absent": {"picture": 0.3, "words": 0.3},
     }
     found = []

@@ -340,6 +340,7 @@ class TestTable:
         for raw in ({"age": 30, "colour": "red"}, [30, 2, np.nan], table.read("age=30, colour=red", "--facts")):
             values, mask = table.process(raw)
             assert values.tolist() == [-0.5, 2.0, 0.0] and mask.tolist() == [True, True, False]
+        assert not table.process(table.read("age=?,colour=NA", "--facts"))[1].any()
         assert table.process({"weight": 1e9})[0].tolist() == [0.0, 0.0, 10.0]
 
     @pytest.mark.parametrize(
@@ -351,6 +352,7 @@ class TestTable:
             ({"colour": "rde"}, "colour = 'rde' is no category; did you mean 'red'?"),
             ({"age": "old"}, "age = 'old' is no number"),
             ({"age": np.inf}, "age = inf is not finite"),
+            ([np.inf, 1, 0], "a cell is not finite"),
         ],
     )
     def test_a_row_that_does_not_fit_is_refused(self, raw, said):
@@ -364,6 +366,8 @@ class TestTable:
             ("aeg=3", "--facts: there is no column 'aeg'; did you mean 'age'?"),
             ("colour=pink", "--facts: colour = 'pink' is no category; known are 'blue', 'green', 'red'"),
             ("age=x", "--facts: age = 'x' is no number; give one"),
+            ("age", "--facts: 'age' gives no value; give COLUMN=VALUE,COLUMN=VALUE"),
+            ("age=41,age=42", "--facts: 'age' is there twice; give each column once"),
         ],
     )
     def test_a_row_on_the_command_line_that_does_not_fit_is_refused_in_one_line(self, argument, said):
@@ -377,7 +381,7 @@ class TestTable:
             ({"columns": []}, "table: columns = () are none"),
             ({"columns": ["age", "age"]}, "table: columns = ('age', 'age') are none, or one is there twice"),
             ({"means": {"aeg": 1.0}}, "table: means has an unknown column 'aeg'; did you mean 'age'?"),
-            ({"deviations": {"age": 0.0}}, "table: a deviation or largest is too small; give a value of at least"),
+            ({"deviations": {"age": 0.0}}, "table: a deviation or largest is not above 0"),
         ],
     )
     def test_columns_that_cannot_be_are_refused(self, changes, said):

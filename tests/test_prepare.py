@@ -231,11 +231,25 @@ def test_columns_together_are_a_table_whose_statistics_are_those_of_training(tmp
     assert min(ages) < spec.mean < max(ages) and 5 < spec.deviation < 40
     assert "<td>colour</td>" in (folder / "card.html").read_text()
     index = dataset.columns("train")
-    assert set(index["facts/colour"]) - {None} == {"7", "green", "red"} and len(index["facts/age"]) == len(source)
+    assert set(index["facts/cell/colour"]) - {None} == {"7", "green", "red"}
+    assert len(index["facts/cell/age"]) == len(source)
     batch = Pipeline(dataset, {"facts": MODALITIES["table"](build(MODALITIES["table"].Config, facts, ""))}).batch_at(
         "train", 16, 0
     )
     assert np.isfinite(batch.inputs["facts"].values).all() and batch.inputs["facts"].mask.any()
+
+
+def test_numbers_that_are_names_keep_their_digits_and_a_wrong_column_is_refused(tmp_path):
+    rows = [{"key": f"k{n}", "postcode": 1_000_001 + n % 3, "half": n / 3, "small": 1e-9 * (1 + n)} for n in range(30)]
+    columns = {"facts": "postcode+half+small:table"}
+    path = write_table(tmp_path, rows)
+    checks = {"table": {"categories": ["postcode"]}}
+    folder = run(path, tmp_path / "out", columns=columns, checks=checks).folder
+    facts = Prepared(Prepared.Config(path=str(folder))).facts["facts"]
+    assert facts["categories"] == {"postcode": ["1000001", "1000002", "1000003"]}
+    assert 1e-9 < facts["deviations"]["small"] < 1e-7
+    with pytest.raises(UserError, match="there is no column 'postcod'; did you mean 'postcode'"):
+        run(path, tmp_path / "wrong", columns=columns, checks={"table": {"categories": ["postcod"]}})
 
 
 def test_a_folder_of_files_is_a_dataset(tmp_path):

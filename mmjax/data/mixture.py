@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,16 +54,21 @@ class Mixture:
                     raise ValueError(f"of has a dataset named {name!r}; give names without a slash")
 
     def __init__(self, config: Config):
-        self._parts = {name: _Part(section, f"data.of.{name}") for name, section in config.of.items()}
-        self.inputs: Mapping[str, str] = self._together("inputs")
-        self.targets: Mapping[str, TargetSpec] = self._together("targets")
+        self._parts = {name: _Part(name, section) for name, section in config.of.items()}
+        # A table has the same columns everywhere; what standardises them may differ, and is that of the first dataset.
+        inputs = self._together("inputs", lambda part, own: (part.dataset.inputs[own], part.form_of(own)))
+        targets = self._together("targets", lambda part, own: _form(part.dataset.targets[own]))
+        self.inputs: Mapping[str, str] = {name: part.dataset.inputs[own] for name, (part, own) in inputs.items()}
+        self.targets: Mapping[str, TargetSpec] = {
+            name: part.dataset.targets[own] for name, (part, own) in targets.items()
+        }
 
     @property
     def facts(self) -> Mapping[str, Mapping[str, Any]]:
         """Those of the first dataset that has the input."""
         found: dict[str, Mapping[str, Any]] = {}
         for part in self._parts.values():
-            for own, facts in getattr(part.dataset, "facts", {}).items():
+            for own, facts in part.facts.items():
                 found.setdefault(part.rename.get(own, own), facts)
         return found
 
@@ -85,9 +90,8 @@ class Mixture:
     def columns(self, split: str) -> Mapping[str, np.ndarray]:
         """The column "dataset"."""
         parts = self._of(split)
-        names = {id(part): name for name, part in self._parts.items()}
         sizes = [len(part.source(own)) for part, own in parts]
-        return {"dataset": np.repeat([names[id(part)] for part, _ in parts], sizes)}
+        return {"dataset": np.repeat([part.name for part, _ in parts], sizes)}
 
     def inputs_of(self, split: str) -> set[str]:
         """The inputs that examples of a split can have: those of its datasets."""
@@ -109,33 +113,54 @@ class Mixture:
             return [(self._parts[name], own)]
         return [(part, split) for part in self._parts.values() if split in part.dataset.splits]
 
-    def _together(self, members: str) -> dict[str, Any]:
-        """The inputs or the targets of all datasets, by their names in the mixture."""
-        found: dict[str, tuple[str, Any]] = {}
-        for name, part in self._parts.items():
-            for own, kind in getattr(part.dataset, members).items():
-                renamed = part.rename.get(own, own)
-                first, known = found.setdefault(renamed, (name, kind))
-                if known != kind:
-                    problem = f"{renamed!r} of {name!r} is not what it is in {first!r}: {kind} and {known}"
-                    remedy = f'give it another name: rename = {{"{own}": "{name}_{own}"}}'
-                    raise UserError(f"data.of.{name}", problem, remedy)
-        return {name: kind for name, (_, kind) in found.items()}
+    def _together(self, members: str, look: Callable[[_Part, str], Any]) -> dict[str, tuple[_Part, str]]:
+        """{name in the mixture: the first dataset that has it, its name there}, of the inputs or of the targets.
+
+        Raises:
+          UserError: where what `look` sees differs between datasets that have one name.
+        """
+        found: dict[str, tuple[_Part, str]] = {}
+        for part in self._parts.values():
+            for own in getattr(part.dataset, members):
+                name = part.rename.get(own, own)
+                first, theirs = found.setdefault(name, (part, own))
+                if look(part, own) != look(first, theirs):
+                    problem = f"{name!r} of {part.name!r} is not what it is in {first.name!r}"
+                    remedy = f'give it another name: rename = {{"{own}": "{part.name}_{own}"}}'
+                    raise UserError(f"data.of.{part.name}", problem, remedy)
+        return found
+
+
+def _form(spec: TargetSpec) -> TargetSpec:
+    return dataclasses.replace(spec, mean=0.0, deviation=1.0)
 
 
 class _Part:
     """One of the datasets, with its names in the mixture."""
 
-    def __init__(self, section: Mapping[str, Any], where: str):
+    def __init__(self, name: str, section: Mapping[str, Any]):
         # A mixture is itself one of the datasets that are named there.
         from mmjax.data import make_dataset
 
-        config, self.dataset = make_dataset(section, PartConfig, where)
-        self.rename = config.rename
-        known = [*self.dataset.inputs, *self.dataset.targets]
-        for name in self.rename:
-            if name not in known:
-                raise UserError(f"{where}.rename.{name}", f"there is no {name!r} to rename", nearest(name, known))
+        where = f"data.of.{name}"
+        config, dataset = make_dataset(section, PartConfig, where)
+        if isinstance(dataset, Mixture):
+            raise UserError(f"{where}.name", "a mixture of mixtures has no use", "name their datasets here")
+        self.name, self.dataset, self.rename = name, dataset, config.rename
+        self.facts: Mapping[str, Mapping[str, Any]] = getattr(dataset, "facts", {})
+        known = [*dataset.inputs, *dataset.targets]
+        for old in self.rename:
+            if old not in known:
+                raise UserError(f"{where}.rename.{old}", f"there is no {old!r} to rename", nearest(old, known))
+        for names in (dataset.inputs, dataset.targets):
+            renamed = [self.rename.get(own, own) for own in names]
+            for new in renamed:
+                if renamed.count(new) > 1:
+                    raise UserError(f"{where}.rename", f"two would be named {new!r}", "give each a name of its own")
+
+    def form_of(self, own: str) -> dict[str, Any]:
+        """What the facts of an input say of its form, and not of its values."""
+        return {name: fact for name, fact in self.facts.get(own, {}).items() if name not in ("means", "deviations")}
 
     def source(self, split: str) -> Source:
         source = self.dataset.source(split)

@@ -137,6 +137,10 @@ class Pipeline:
     def _train_function(self, split: str, batch_size: int, rows: Sequence[int] | np.ndarray | None) -> BatchFunction:
         source = self._source(split)
         _check_batch_size(batch_size)
+        for augmentations in self.augment.values():
+            for augmentation in augmentations:
+                if hasattr(augmentation, "open"):
+                    augmentation.open()
         order = make_order(self.dataset, split, len(source), batch_size, self.seed, self.sampling, self.filters)
         return self._function(source, order, batch_size, rows, self.absent, self.augment)
 

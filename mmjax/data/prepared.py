@@ -35,6 +35,7 @@ class Prepared:
     def __init__(self, config: Config):
         self._folder = pathlib.Path(config.path).expanduser().absolute()
         self.manifest = read_manifest(self._folder)
+        self._columns: dict[str, dict[str, np.ndarray]] = {}
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -74,6 +75,11 @@ class Prepared:
     def columns(self, split: str) -> Mapping[str, np.ndarray]:
         """All columns of the index: see `mmjax.data.prepare.statistics.index_columns`."""
         check_split(split, self.splits)
+        if split not in self._columns:
+            self._columns[split] = self._read_columns(split)
+        return self._columns[split]
+
+    def _read_columns(self, split: str) -> dict[str, np.ndarray]:
         try:
             import pyarrow.parquet
         except ImportError:

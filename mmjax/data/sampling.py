@@ -33,12 +33,17 @@ class FilterConfig:
     none_of: tuple[Any, ...] = ()
 
     def keeps(self, values: np.ndarray) -> np.ndarray:
-        """Bool [records]; what is not known (NaN) is kept only if nothing is asked of it."""
+        """Bool [records]. What is not known (NaN) has no bounds and is one of nothing.
+
+        Raises:
+          ValueError: if the column has words where numbers are asked for, or never the value that is.
+        """
         kept = np.ones(len(values), bool)
-        if self.at_least is not None:
-            kept &= values.astype(np.float64) >= self.at_least
-        if self.at_most is not None:
-            kept &= values.astype(np.float64) <= self.at_most
+        if (self.at_least, self.at_most) != (None, None):
+            if values.dtype.kind not in "biuf":
+                raise ValueError("the column has words, which have no bounds; use one_of or none_of")
+            low, high = (-np.inf if self.at_least is None else self.at_least), self.at_most
+            kept &= (values >= low) & (values <= (np.inf if high is None else high))
         if self.one_of is not None:
             kept &= _among(values, self.one_of)
         return kept & ~_among(values, self.none_of)
@@ -57,6 +62,8 @@ class SamplingConfig:
       weights: {group: weight}, all groups, which need not add up to 1. A list of [data step, weight] is a curriculum:
         linear from one to the next.
       epochs: {group: how often an epoch of the whole holds each of its records}, 1 where a group is not named.
+
+    Records that lack the column's value are a group of their own, "None" or "nan", which `data.filter` can leave out.
     """
 
     by: str = "dataset"
@@ -104,7 +111,7 @@ def make_order(
     names, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     groups = {str(names[which]): numbers[inverse == which] for which in np.argsort(first)}
     weights = _weights(sampling, {name: len(records) for name, records in groups.items()})
-    with refusals("data.sampling.weights"):
+    with refusals(f"data.sampling.{'epochs' if sampling.epochs else 'weights'}"):
         return Sampled(groups, weights, batch_size, seed)
 
 
@@ -126,9 +133,14 @@ def _weights(config: SamplingConfig, sizes: Mapping[str, int]) -> dict[str, Poin
 
 
 def _among(values: np.ndarray, wanted: tuple[Any, ...]) -> np.ndarray:
-    if values.dtype.kind in "biuf":
-        return np.isin(values.astype(np.float64), [float(value) for value in wanted])
-    return np.isin(values.astype(str), [str(value) for value in wanted])
+    found = np.zeros(len(values), bool)
+    for value in wanted:
+        numeric = isinstance(value, bool | int | float)
+        this = values == value if values.dtype.kind in "biuf" and numeric else values.astype(str) == str(value)
+        if not this.any():
+            raise ValueError(f"the column never has {value!r}; {nearest(str(value), map(str, np.unique(values)[:50]))}")
+        found |= this
+    return found
 
 
 def _points(weight: Any) -> Points:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from mmjax.config import AtLeast
 from mmjax.errors import UserError, nearest
 from mmjax.tokens import InputSpec
+
+MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
+"""How people write that a cell is missing, in lower case."""
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell says that nothing is known."""
+    return isinstance(cell, str) and cell.strip().lower() in MISSING
 
 
 class Table:
@@ -46,8 +54,8 @@ class Table:
                 for name in getattr(self, where):
                     if name not in self.columns:
                         raise ValueError(f"{where} has an unknown column {name!r}; {nearest(name, self.columns)}")
-            if message := AtLeast(1e-6).check(min((*self.deviations.values(), self.largest))):
-                raise ValueError(f"a deviation or largest is too small; {message}")
+            if not min((*self.deviations.values(), self.largest)) > 0:
+                raise ValueError("a deviation or largest is not above 0; give one that is")
 
     def __init__(self, config: Config):
         self.config = config
@@ -76,6 +84,8 @@ class Table:
             raise ValueError(f"a row has {len(self._mean)} cells, not {list(cells.shape)}")
         mask = ~np.isnan(cells)
         filled = np.where(mask, cells, 0.0)
+        if not np.isfinite(filled).all():
+            raise ValueError("a cell is not finite")
         chosen = self._sizes > 0
         if (chosen & ((filled < 0) | (filled >= self._sizes) | (filled % 1 != 0))).any():
             raise ValueError("a category's number is out of range")
@@ -92,11 +102,17 @@ class Table:
         Raises:
           UserError: if a column or a category is unknown, or a number is none.
         """
-        pairs = [part.partition("=") for part in argument.split(",") if part.strip()]
-        row = {name.strip(): value.strip() for name, _, value in pairs}
-        for name in row:
+        row: dict[str, str] = {}
+        # A comma parts columns only where another one follows, so that categories may have some.
+        for part in re.split(r",(?=[^,=]*=)", argument):
+            name, equals, value = (word.strip() for word in part.partition("="))
+            if not equals:
+                raise UserError(where, f"{part!r} gives no value", "give COLUMN=VALUE,COLUMN=VALUE")
             if name not in self.config.columns:
                 raise UserError(where, f"there is no column {name!r}", nearest(name, self.config.columns))
+            if name in row:
+                raise UserError(where, f"{name!r} is there twice", "give each column once")
+            row[name] = value
         try:
             return self._cells(row)
         except ValueError as error:
@@ -111,7 +127,7 @@ class Table:
         cells = np.full(len(self._mean), np.nan)
         for place, name in enumerate(self.config.columns):
             value = row.get(name)
-            if value is None or value == "":
+            if value is None or is_missing(value):
                 continue
             if name in self._numbers:
                 known = self._numbers[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,7 +60,7 @@ def plot_arms(
     legend = 0.22 * -(-len(folds) // columns)
     figure = Figure(figsize=(7.2, 1.2 + legend + 0.62 * len(arms)), dpi=150, layout="constrained")
     axis = figure.subplots()
-    names, lowest = list(arms)[::-1], 1.0
+    names, lowest, largest = list(arms)[::-1], math.inf, -math.inf
     for place, name in enumerate(names):
         split, metric = headlines[name]
         rows = {fold: summary["metrics"][split][metric] for fold, summary in arms[name].items()}
@@ -70,7 +71,7 @@ def plot_arms(
             1.005, place, f"{mean:.3f}", va="center", fontsize=9, color=_GREY, transform=axis.get_yaxis_transform()
         )
         for number, (fold, row) in enumerate(rows.items()):
-            lowest = min(lowest, row["smallest"])
+            lowest, largest = min(lowest, row["smallest"]), max(largest, row["largest"])
             # Beside each other, so that no fold hides another.
             height = place + 0.44 * (0.5 - (number + 0.5) / len(rows))
             reach = [[row["mean"] - row["smallest"]], [row["largest"] - row["mean"]]]
@@ -80,7 +81,10 @@ def plot_arms(
                 row["mean"], height, xerr=reach, color=colour, marker="o", markersize=4, capsize=2, label=label
             )
     axis.set_yticks(range(len(names)), names)
-    axis.set_xlim(max(0.0, lowest - 0.08), 1.0)
+    if lowest >= 0 and largest <= 1:
+        axis.set_xlim(max(0.0, lowest - 0.08), 1.0)
+    else:
+        axis.margins(x=0.1)
     metrics = sorted({f"{metric} on {split}" for split, metric in headlines.values()})
     axis.set_xlabel(", ".join(metrics) + "\nline: the mean; points: each fold, with the range of its seeds")
     axis.grid(axis="x", color="#E5E5E5")

@@ -12,6 +12,7 @@ import numpy as np
 from mmjax.data.prepare.compare import compare_pairs, read_scores, write_pairs
 from mmjax.data.prepare.examine import read_part, read_rows
 from mmjax.data.prepare.job import CHUNK, Job
+from mmjax.data.prepare.kinds.base import name_of
 from mmjax.data.prepare.sources.folder import SPLITS
 
 Run = Callable[[str, Callable[..., None], Sequence[tuple]], None]
@@ -74,7 +75,7 @@ class Examined:
                 # Where there are words, numbers are names too.
                 numbers = self.numbers[name].pop(measure, np.zeros(0))
                 for row in np.flatnonzero(~np.isnan(numbers)):
-                    words[row] = f"{numbers[row]:g}"
+                    words[row] = name_of(numbers[row])
 
     def _take(self, row: int, name: str, values: dict[str, Any] | None) -> None:
         if values is None:

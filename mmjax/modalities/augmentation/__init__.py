@@ -3,6 +3,7 @@
 `AUGMENTATIONS` has a table for each kind of modality. Each entry is a class with a nested frozen dataclass `Config`,
 called as `augmentation(raw, draws)`, which returns raw data of the same form; `draws` is a `numpy.random.Generator`
 that belongs to the seed, the data step, the row and the place in the config, so that a batch stays a function of those.
+What it reads from files it reads in `open()`, if it has one, which the pipeline calls before training.
 A new one is one new file and one line in the table.
 """
 

@@ -54,4 +54,6 @@ class Erase:
         erased = raw.copy()
         part = erased[top : top + tall, left : left + wide]
         part[...] = draws.integers(0, 256, part.shape, np.uint8)
+        if raw.ndim == 3 and raw.shape[2] in (2, 4):
+            part[..., -1] = 255
         return erased

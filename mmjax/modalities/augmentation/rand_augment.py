@@ -80,7 +80,7 @@ class RandAugment:
 
         Attributes:
           count: changes of each picture.
-          magnitude: 0 for none to 10 for the strongest.
+          magnitude: 0 to 10 for the strongest. Two changes, autocontrast and equalize, are always whole.
         """
 
         count: Count = 2

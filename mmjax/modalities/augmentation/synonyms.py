@@ -32,14 +32,21 @@ class Synonyms:
 
     def __init__(self, config: Config):
         self.config = config
-        self._synonyms = read_synonyms(config.path)
+        self._synonyms: dict[str, tuple[str, ...]] | None = None
+
+    def open(self) -> None:
+        """Reads the dictionary, before training. Raises UserError; who only evaluates does without the file."""
+        self._synonyms = read_synonyms(self.config.path)
 
     def __call__(self, raw: str, draws: np.random.Generator) -> str:
         """The sentence with some of its words replaced; a capital at the beginning of a word stays."""
+        if self._synonyms is None:
+            self.open()
+        synonyms = self._synonyms or {}
 
         def replaced(match: re.Match[str]) -> str:
             chance, choice = draws.uniform(0.0, 1.0, 2)
-            known = self._synonyms.get(match[0].lower(), ())
+            known = synonyms.get(match[0].lower(), ())
             if not known or chance >= self.config.rate:
                 return match[0]
             word = known[int(choice * len(known))]
@@ -61,10 +68,12 @@ def read_synonyms(place: str) -> dict[str, tuple[str, ...]]:
         if files:
             return _wordnet(files)
         found = json.loads(path.read_text())
+        if not all(isinstance(others, list) for others in found.values()):
+            raise TypeError("synonyms are lists")
         return {str(word).lower(): tuple(map(str, others)) for word, others in found.items()}
     except (OSError, ValueError, AttributeError, IndexError, TypeError) as error:
         problem = f"{place!r} holds no synonyms ({type(error).__name__}: {error})"
-        raise UserError("data.augment synonyms path", problem, remedy) from None
+        raise UserError("data.augment, the path of synonyms", problem, remedy) from None
 
 
 def _wordnet(files: list[pathlib.Path]) -> dict[str, tuple[str, ...]]:

@@ -21,6 +21,20 @@ class File:
     data: bytes
 
 
+def name_of(number: float) -> str:
+    """A number as the name of a category: whole ones without a point, others with all of their digits."""
+    return str(int(number)) if float(number).is_integer() else repr(float(number))
+
+
+def standard(values: np.ndarray) -> tuple[float, float] | None:
+    """Mean and deviation of numbers without NaN, None of none; a constant, which says nothing, has the deviation 1."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return None
+    mean, deviation = float(values.mean()), float(values.std())
+    return mean, deviation if deviation > 1e-9 * abs(mean) else 1.0
+
+
 class Kind:
     """Base of all kinds. What a kind does not override it cannot do: `measure` nothing, be like nothing, and so on.
 

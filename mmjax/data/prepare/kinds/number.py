@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.prepare.kinds.base import Kind, Unreadable
+from mmjax.data.prepare.kinds.base import Kind, Unreadable, standard
 
 
 class NumberKind(Kind):
@@ -30,13 +30,8 @@ class NumberKind(Kind):
 
     def facts(self, summary: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
         """Mean and deviation of the training split, by which a regression standardises."""
-        values = numbers.get("value", np.zeros(0))
-        values = values[~np.isnan(values)]
-        if not len(values):
-            return {}
-        mean, deviation = float(values.mean()), float(values.std())
-        # A constant is learned at once, whatever it is divided by.
-        return {"mean": mean, "deviation": deviation if deviation > 1e-6 * max(1.0, abs(mean)) else 1.0}
+        found = standard(numbers.get("value", np.zeros(0)))
+        return {} if found is None else dict(zip(("mean", "deviation"), found, strict=True))
 
     def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         return tfds.features.Scalar(dtype=np.float32)

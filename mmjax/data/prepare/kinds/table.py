@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.prepare.kinds.base import Kind, Unreadable
+from mmjax.data.prepare.kinds.base import Kind, Unreadable, name_of, standard
 from mmjax.data.prepare.kinds.label import ordered
+from mmjax.errors import UserError, nearest
+from mmjax.modalities.table import is_missing
 
-MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
+# Before the name of a column among what is measured, where it could be that of something else.
+_CELL = "cell/"
 
 Row = dict[str, "float | str"]
 
@@ -21,7 +24,7 @@ Row = dict[str, "float | str"]
 class TableKind(Kind):
     """A row of cells; stored as float32, a category by its number, a missing cell as NaN.
 
-    A column is one of numbers if all its cells are, and else one of categories.
+    A column is one of numbers if all its cells are, those of rows that are dropped too, and else one of categories.
     """
 
     joins = True
@@ -45,35 +48,38 @@ class TableKind(Kind):
         return row or None
 
     def measure(self, raw: Row) -> dict[str, float | int | str]:
-        return {"bytes": 4 * len(raw), **raw}
+        return {"bytes": 4 * len(raw), **{f"{_CELL}{name}": cell for name, cell in raw.items()}}
 
     def summarise(self, numbers: Mapping[str, np.ndarray], words: Mapping[str, list[str | None]]) -> dict[str, Any]:
         """{"columns", "categories": {column: names}}, of all rows that stay.
 
         Args:
-          numbers: {column: float [rows], NaN where there is none}.
-          words: {column: [rows] of words, None where there is none}.
+          numbers: {"cell/COLUMN": float [rows], NaN where there is none}.
+          words: {"cell/COLUMN": [rows] of words, None where there is none}.
+
+        Raises:
+          UserError: if a column is to be one of categories that there is not.
         """
-        columns = sorted(({*numbers, *words}) - {"bytes"})
+        columns = sorted(name.removeprefix(_CELL) for name in {*numbers, *words} if name.startswith(_CELL))
+        for name in self.config.categories:
+            if name not in columns:
+                raise UserError("checks.table.categories", f"there is no column {name!r}", nearest(name, columns))
         categories = {}
         for name in columns:
-            if name in words:
-                categories[name] = ordered({word for word in words[name] if word is not None})
+            if _CELL + name in words:
+                categories[name] = ordered({word for word in words[_CELL + name] if word is not None})
             elif name in self.config.categories:
-                cells = numbers[name]
-                categories[name] = ordered({_name(number) for number in cells[~np.isnan(cells)]})
+                cells = numbers[_CELL + name]
+                categories[name] = ordered({name_of(number) for number in cells[~np.isnan(cells)]})
         return {"columns": columns, "categories": categories}
 
     def facts(self, summary: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Options of the modality; `numbers` are those of the training split."""
         means, deviations = {}, {}
         for name in summary["columns"]:
-            cells = numbers.get(name, np.zeros(0))
-            cells = cells[~np.isnan(cells)]
-            if name not in summary["categories"] and len(cells):
-                means[name], deviation = float(cells.mean()), float(cells.std())
-                # A constant tells nothing; in other splits it may be none.
-                deviations[name] = deviation if deviation > 1e-6 * max(1.0, abs(means[name])) else 1.0
+            found = standard(numbers.get(_CELL + name, np.zeros(0)))
+            if name not in summary["categories"] and found is not None:
+                means[name], deviations[name] = found
         return {**summary, "means": means, "deviations": deviations}
 
     def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
@@ -83,7 +89,7 @@ class TableKind(Kind):
         cells = np.full(len(summary["columns"]), np.nan, np.float32)
         for place, name in enumerate(summary["columns"]):
             if name in raw and name in summary["categories"]:
-                cells[place] = summary["categories"][name].index(_name(raw[name]))
+                cells[place] = summary["categories"][name].index(_spelt(raw[name]))
             elif name in raw:
                 cells[place] = raw[name]
         return cells
@@ -93,18 +99,19 @@ class TableKind(Kind):
 
     def show(self, raw: Row) -> str:
         cells = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(_name(cell))}</td></tr>" for name, cell in raw.items()
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(_spelt(cell))}</td></tr>" for name, cell in raw.items()
         )
         return f"<table>{cells}</table>"
 
 
 def _cell(name: str, value: Any) -> float | str | None:
-    if value is None or (isinstance(value, str) and value.strip().lower() in MISSING):
+    if value is None or is_missing(value):
         return None
     if not isinstance(value, str | int | float | np.generic):
         raise Unreadable(f"{name} is a {type(value).__name__}, and no cell of a table")
     try:
-        number = float(value)
+        # Python would take 1_000 for a number, and nobody else would.
+        number = float("_" if "_" in str(value) else value)
     except ValueError:
         return str(value).strip()
     if math.isnan(number):
@@ -114,5 +121,5 @@ def _cell(name: str, value: Any) -> float | str | None:
     return number
 
 
-def _name(cell: float | str) -> str:
-    return cell if isinstance(cell, str) else f"{cell:g}"
+def _spelt(cell: float | str) -> str:
+    return cell if isinstance(cell, str) else name_of(cell)
