@@ -46,6 +46,7 @@ class BatchFunction:
         augment: Mapping[str, Sequence[Augmentation]],
     ):
         self._source, self._modalities, self._targets = source, modalities, targets
+        self._specs = {name: modality.spec for name, modality in modalities.items()}
         self._order, self._rows = order, rows
         self._seed, self._absent, self._augment = seed, absent, augment
 
@@ -53,8 +54,7 @@ class BatchFunction:
         """Returns the batch, and a line for each record or input that is broken."""
         size, count = len(self._source), len(self._rows)
         values, masks = {}, {}
-        for name, modality in self._modalities.items():
-            spec = modality.spec
+        for name, spec in self._specs.items():
             values[name] = np.zeros((count, *spec.shape), spec.dtype)
             masks[name] = np.zeros((count, *spec.shape[: spec.mask_rank]), bool)
         targets = {
@@ -63,6 +63,7 @@ class BatchFunction:
         }
         ids = np.full(count, -1, np.int32)
         troubles: list[str] = []
+        draws = _Draws(self._seed, int(step))
         found, epochs = self._order(int(step), self._rows)
         slots = np.flatnonzero(found >= 0).tolist()
         numbers = found[slots].tolist()
@@ -70,8 +71,11 @@ class BatchFunction:
             row = int(self._rows[slot])
             # The epochs wrap around before the ids leave 32 bits.
             ids[slot] = number + size * (int(epochs[slot]) % (LARGEST_STEP // size))
-            for name, raw in self._kept(record, step, row).items():
-                self._fill(values[name], masks[name], slot, name, raw, (number, int(step), row), troubles)
+            for name, raw in self._kept(record, row, draws).items():
+                try:
+                    values[name][slot], masks[name][slot] = self._processed(name, raw, row, draws)
+                except Exception as error:
+                    troubles.append(f"{name} of record {number}: {type(error).__name__}: {error}")
             for name, value in record.targets.items():
                 if value is not None and name in targets:
                     targets[name].values[slot], targets[name].weight[slot] = value, 1.0
@@ -96,33 +100,41 @@ class BatchFunction:
             troubles.append(f"record {number}: {type(error).__name__}: {error}")
             return Record({}, {})
 
-    def _kept(self, record: Record, step: int, row: int) -> dict[str, Any]:
+    def _kept(self, record: Record, row: int, draws: _Draws) -> dict[str, Any]:
         """The raw inputs that the model takes, that the record has, and that modality dropout leaves."""
         raws = {name: raw for name, raw in record.inputs.items() if raw is not None and name in self._modalities}
         if self._absent:
-            for name in dropped(self._absent, raws, self._draws(_DROPOUT, step, row)):
+            for name in dropped(self._absent, raws, draws(_DROPOUT, row)):
                 del raws[name]
         return raws
 
-    def _draws(self, purpose: int, step: int, row: int, place: str = "") -> np.random.Generator:
-        """Random numbers that belong to the seed, the purpose, the row of the data step, and the place."""
-        philox = np.random.Philox(
-            key=[self._seed % 2**64, purpose], counter=[0, int(row), int(step), zlib.crc32(place.encode())]
-        )
-        return np.random.Generator(philox)
+    def _processed(self, name: str, raw: Any, row: int, draws: _Draws) -> tuple[np.ndarray, np.ndarray]:
+        """Augments and processes one input. Raises whatever is wrong with it."""
+        for turn, augmentation in enumerate(self._augment.get(name, ())):
+            raw = augmentation(raw, draws(_AUGMENT, row, f"{name}/{turn}"))
+        value, mask = self._modalities[name].process(raw)
+        spec = self._specs[name]
+        if value.shape != spec.shape or mask.shape != spec.shape[: spec.mask_rank]:
+            raise ValueError(f"values {value.shape} with mask {mask.shape} do not fit the input's specification")
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError("values that are not finite")
+        return value, mask
 
-    def _fill(self, values, masks, slot: int, name: str, raw: Any, place: tuple[int, int, int], troubles) -> None:
-        """Augments and processes one input into its slot, or leaves the slot absent."""
-        number, step, row = place
-        try:
-            for turn, augmentation in enumerate(self._augment.get(name, ())):
-                raw = augmentation(raw, self._draws(_AUGMENT, step, row, f"{name}/{turn}"))
-            value, mask = self._modalities[name].process(raw)
-            if value.shape != values.shape[1:] or mask.shape != masks.shape[1:]:
-                raise ValueError(f"values {value.shape} with mask {mask.shape} do not fit the input's specification")
-            if value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise ValueError("values that are not finite")
-        except Exception as error:
-            troubles.append(f"{name} of record {number}: {type(error).__name__}: {error}")
-            return
-        values[slot], masks[slot] = value, mask
+
+class _Draws:
+    """Random numbers of one batch. Those of the call before end where the next begin."""
+
+    def __init__(self, seed: int, step: int):
+        self._seed, self._step = seed % 2**64, step
+        self._generator = np.random.Generator(np.random.Philox(0))
+        self._state: Any = self._generator.bit_generator.state
+
+    def __call__(self, purpose: int, row: int, place: str = "") -> np.random.Generator:
+        """Numbers that belong to the seed, the purpose, the row of the data step, and the place.
+
+        The same that a new `Philox(key, counter)` draws, in a quarter of the time that making one takes.
+        """
+        self._state["state"]["key"][:] = self._seed, purpose
+        self._state["state"]["counter"][:] = 0, row, self._step, zlib.crc32(place.encode())
+        self._generator.bit_generator.state = self._state
+        return self._generator

@@ -18,6 +18,7 @@ import numpy as np
 from mmjax.config import Rate
 from mmjax.data import arithmetic, cache, speech
 from mmjax.data.dataset import Record, check_split, dropped
+from mmjax.data.records import Records
 from mmjax.errors import UserError, nearest
 from mmjax.tokens import TargetSpec
 
@@ -209,9 +210,7 @@ class PairedSource:
 
     def _files(self):
         if self._opened is None:
-            import tensorflow_datasets as tfds
-
-            self._opened = tfds.builder_from_directory(str(self._folder)).as_data_source(self._split)
+            self._opened = Records(self._folder, self._split)
         return self._opened
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.dataset import Record, check_split
+from mmjax.data.records import Records
 from mmjax.errors import UserError
 from mmjax.tokens import TargetSpec
 
@@ -160,13 +161,7 @@ class PreparedSource:
     @functools.cached_property
     def _opened(self) -> tuple[Any, dict[str, Any]]:
         """(records, {input: its kind})."""
-        # TFDS and the decoders take long to import.
-        import tensorflow_datasets as tfds
-
+        # The decoders take long to import.
         from mmjax.data.prepare.kinds import KINDS
 
-        kinds = {name: KINDS[kind]() for name, kind in self._inputs.items()}
-        # Files within records are decoded by their kind, as they were when they were prepared.
-        skip = {name: tfds.decode.SkipDecoding() for name, kind in kinds.items() if kind.holds_files}
-        builder = tfds.builder_from_directory(str(self._folder))
-        return builder.as_data_source(self._split, decoders=skip or None), kinds
+        return Records(self._folder, self._split), {name: KINDS[kind]() for name, kind in self._inputs.items()}

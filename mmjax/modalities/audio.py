@@ -64,9 +64,9 @@ class Audio:
         # A long recording is cut before it is resampled, with a margin wider than the filter reaches.
         samples = samples[: math.ceil((self.config.seconds + 1) * rate)]
         samples = resample(samples, rate, self.config.sample_rate)[: self._length]
-        samples = self._normalised(samples)
-        padding = self._length - len(samples)
-        return np.pad(samples, (0, padding)), np.arange(self._length) < len(samples)
+        values, mask = self.absent()
+        values[: len(samples)], mask[: len(samples)] = self._normalised(samples), True
+        return values, mask
 
     def absent(self) -> tuple[np.ndarray, np.ndarray]:
         """Zeros and False."""
@@ -153,7 +153,7 @@ def mono(samples: np.ndarray) -> np.ndarray:
     values = samples.astype(np.float32) / (32768 if samples.dtype == np.int16 else 1)
     if values.ndim == 2:
         values = values.mean(axis=1)
-    if not np.isfinite(values).all():
+    if samples.dtype.kind == "f" and not np.isfinite(values).all():
         raise ValueError("the audio holds values that are not finite")
     return values
 
@@ -161,5 +161,5 @@ def mono(samples: np.ndarray) -> np.ndarray:
 def _trimmed(samples: np.ndarray, decibels: float) -> np.ndarray:
     """Cuts both ends where the amplitude stays `decibels` below the peak."""
     level = np.abs(samples)
-    loud = np.flatnonzero(level > level.max() * 10 ** (-decibels / 20))
-    return samples[loud[0] : loud[-1] + 1] if len(loud) else samples
+    loud = level > level.max() * 10 ** (-decibels / 20)
+    return samples[loud.argmax() : len(loud) - loud[::-1].argmax()] if loud.any() else samples

@@ -87,8 +87,12 @@ class Image:
         picture = PIL.Image.fromarray(pixels)
         if picture.size != self.config.size[::-1]:
             picture = self._resized(picture)
-        values = np.asarray(picture, np.float32).reshape(self.spec.shape) / 255
-        return (values - self._mean) / self._std, np.ones((), bool)
+        values = np.array(picture, np.float32).reshape(*self.config.size, self.config.channels)
+        # In place: memory for each result would cost more than the arithmetic.
+        values /= 255
+        values -= self._mean
+        values /= self._std
+        return values, np.ones((), bool)
 
     def absent(self) -> tuple[np.ndarray, np.ndarray]:
         """Zeros and False."""
@@ -136,7 +140,7 @@ class Image:
             raw = np.rint(colour * alpha + 255 * (1 - alpha)).astype(np.uint8)
         if raw.shape[2] == 1:
             raw = raw[..., 0]
-        if self.config.background == "dark" and np.mean(border_colour(raw)) > 127:
+        if self.config.background == "dark" and _mean(border_colour(raw)) > 127:
             raw = 255 - raw
         if self.config.channels == 3 and raw.ndim == 2:
             return np.repeat(raw[..., None], 3, axis=2)
@@ -159,12 +163,19 @@ def _content(pixels: np.ndarray) -> np.ndarray:
 
     The quarter leaves shadows and the noise of paper out. A picture of one colour stays whole.
     """
-    difference = np.abs(pixels.astype(np.float32) - np.asarray(border_colour(pixels)))
+    difference = np.abs(pixels.astype(np.int16) - np.asarray(border_colour(pixels), np.int16))
     if difference.ndim == 3:
         difference = difference.max(axis=2)
-    rows = np.flatnonzero(difference.max(axis=1) > difference.max() / 4)
-    columns = np.flatnonzero(difference.max(axis=0) > difference.max() / 4)
-    return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else pixels
+    rows, columns = difference.max(axis=1), difference.max(axis=0)
+    quarter = rows.max() / 4
+    if not quarter:
+        return pixels
+    return pixels[_span(rows > quarter), _span(columns > quarter)]
+
+
+def _span(differs: np.ndarray) -> slice:
+    """From the first to the last that differs."""
+    return slice(int(differs.argmax()), len(differs) - int(differs[::-1].argmax()))
 
 
 def border(pixels: np.ndarray) -> np.ndarray:
@@ -178,6 +189,10 @@ def border_colour(pixels: np.ndarray) -> int | tuple[int, ...]:
     levels = np.sort(border(pixels), axis=0)
     median = levels[(len(levels) - 1) // 2]
     return tuple(map(int, median)) if median.ndim else int(median)
+
+
+def _mean(colour: int | tuple[int, ...]) -> float:
+    return sum(colour) / len(colour) if isinstance(colour, tuple) else colour
 
 
 def eight_bits(picture: PIL.Image.Image) -> np.ndarray:

@@ -45,7 +45,6 @@ class Kind:
       target: whether columns of this kind are what a model answers; the others are what it is given.
       fault_names: what `faults` can find.
       telling: whether two examples that share only this are suspicious. Two captions may well be the same.
-      holds_files: whether TFDS would decode what is stored, and `restore` wants it as it is.
       keeps_words: whether the words among what is measured are few, and counted.
       joins: whether several columns of the source make one of this kind; `decode` gets {column: value}.
       suffixes: the suffixes of files of this kind, lower case, with the dot.
@@ -53,7 +52,6 @@ class Kind:
 
     target: ClassVar[bool] = False
     telling: ClassVar[bool] = True
-    holds_files: ClassVar[bool] = False
     keeps_words: ClassVar[bool] = False
     joins: ClassVar[bool] = False
     fault_names: ClassVar[tuple[str, ...]] = ()

@@ -32,7 +32,6 @@ class Picture(NamedTuple):
 class ImageKind(Kind):
     """A picture; stored as the PNG or JPEG file that it came in, others as PNG."""
 
-    holds_files = True
     fault_names = ("blank",)
     suffixes = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
