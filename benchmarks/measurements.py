@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import platform
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from machine import host, percentile
 from rich.console import Console
 
+from mmjax.errors import UserError
 from mmjax.experiment import Experiment, plain
 from mmjax.planning import peak_flops, step_flops
 from mmjax.runs import train
@@ -81,6 +83,25 @@ def first_step(recipe: Any, workdir: pathlib.Path) -> float:
     except _Reached as reached:
         return reached.args[0]
     raise RuntimeError("the run ended before its first step")
+
+
+def part_cores(words: Sequence[str]) -> None:
+    """Leaves the cores of these numbers to the pipeline and the loop, and gives JAX's threads all others.
+
+    On a CPU a step takes longer beside a busy pipeline though it waits for nothing; what remains then is the waiting.
+
+    Raises:
+      UserError: if these are not some of the cores that this process may use.
+    """
+    all_cores = os.sched_getaffinity(0)
+    cores = {int(word) for word in words if word.isdecimal()}
+    if len(cores) != len(words) or not cores < all_cores:
+        problem = f"{','.join(words)} are not some of the cores {','.join(map(str, sorted(all_cores)))}"
+        raise UserError("--input_cores", problem, "leave at least one to the step")
+    # A thread has the cores of the thread that started it, and JAX starts its threads now.
+    os.sched_setaffinity(0, all_cores - cores)
+    jax.block_until_ready(jnp.zeros(()) + 1)
+    os.sched_setaffinity(0, cores)
 
 
 class Run:

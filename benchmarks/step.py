@@ -2,6 +2,7 @@
 
     python benchmarks/step.py --config=configs/digits.py
     python benchmarks/step.py --config=configs/digits.py:matched --config.mesh.fsdp=4 --json
+    python benchmarks/step.py --config=configs/digits.py --input_cores=2,3
 
 Starts the recipe twice in fresh processes, with an empty and with a filled compilation cache, and measures its step in
 a third. The data is prepared before. Steps are timed with one batch that stays on the devices; batches from the
@@ -35,6 +36,13 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     integer, boolean, string = absl_flags.DEFINE_integer, absl_flags.DEFINE_bool, absl_flags.DEFINE_string
     integer("steps", 60, "timed steps with and without the pipeline", lower_bound=4, flag_values=flags)
     boolean("starts", True, "whether to start the recipe with and without a compilation cache", flag_values=flags)
+    absl_flags.DEFINE_list(
+        "input_cores",
+        [],
+        "numbers of cores for the pipeline and the loop alone, as on a machine whose devices are not its processor; "
+        "the step computes on the others",
+        flag_values=flags,
+    )
     boolean("json", False, "print one JSON object instead of a table", flag_values=flags)
     string("part", "", "what a process of this benchmark does itself: start or measure", flag_values=flags)
     string("result", "", "where that process writes what it found", flag_values=flags)
@@ -101,6 +109,8 @@ def measure(flags: absl_flags.FlagValues) -> dict[str, Any]:
 
     from mmjax.experiment import Experiment
 
+    if flags.input_cores:
+        measurements.part_cores(flags.input_cores)
     experiment = Experiment(flags.config)
     run = measurements.Run(experiment)
     found: dict[str, Any] = measurements.machine(experiment)
