@@ -41,7 +41,16 @@ def get_config(table: str = "") -> ConfigDict:
             "audio": {"kind": "spectrogram_transformer", "reduction": 6, "bins": 64, **trunk},
             "text": {"kind": "text_transformer", "width": 64, "depth": 1, "heads": 2},
         },
-        "fusion": {"kind": "cross_attention", "width": 128, "depth": 1, "heads": 4, "hidden": 1024, "queries": 4},
+        # As in configs/digits.py: learned queries read the encoders, which do not read each other.
+        "fusion": {
+            "kind": "cross_attention",
+            "width": 128,
+            "depth": 1,
+            "heads": 4,
+            "hidden": 1024,
+            "queries": 4,
+            "pairs": {},
+        },
     }
     config.tasks = {
         "digit": {"kind": "classification", "reads": "fused", "weight": 1.0},
