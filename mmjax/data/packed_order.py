@@ -17,7 +17,7 @@ from mmjax.data.order import Order
 # Separates the draw of the rows' order from others that use the same seed.
 _ROWS = 0x726F77732121212B
 # Windows that are packed together, which takes hardly longer than one of them; so many chunks of them are kept.
-_CHUNK = 16
+_CHUNK = 4
 _KEPT = 2
 
 

@@ -121,15 +121,15 @@ class Image:
         """Rows and columns of patches of pictures of this height and width, `most` patches at most."""
         side, most = self._side, min(most, self.config.patches or most)
         shrink = np.minimum(1.0, np.sqrt(most * side**2 / (np.asarray(height) * width)))
+        exact = [shrink * length / side for length in (height, width)]
+        rows, columns = (np.clip(np.rint(length), 1, most) for length in exact)
+        # Rounded up, they may be more than there may be; rounded down they are not.
+        over = rows * columns > most
         rows, columns = (
-            np.clip(np.rint(shrink * length / side), 1, most).astype(np.int64) for length in (height, width)
+            np.where(over, np.clip(np.floor(length), 1, most), rounded)
+            for length, rounded in zip(exact, (rows, columns), strict=True)
         )
-        # Rounding may exceed the limit by less than a row along the longer side.
-        tall = rows >= columns
-        return (
-            np.where(tall, np.minimum(rows, most // columns), rows),
-            np.where(tall, columns, np.minimum(columns, most // rows)),
-        )
+        return rows.astype(np.int64), columns.astype(np.int64)
 
     def absent(self) -> tuple[np.ndarray, np.ndarray]:
         """Zeros and False."""
