@@ -18,7 +18,8 @@ def mean_pool(tokens: Tokens) -> Float[Array, "batch width"]:
     """The mean of each example's real tokens, in float32; 0 for an example without any."""
     values = jnp.where(tokens.mask[..., None], tokens.values, 0).astype(jnp.float32)
     if tokens.slots == 1:
-        total, count = values.sum(axis=1), tokens.mask.sum(axis=1, dtype=jnp.float32)
+        total = values.sum(axis=1)
+        count = tokens.mask.sum(axis=1, dtype=jnp.float32)
     else:
         members = tokens.members.astype(jnp.float32)
         # Products with 0 and 1 are exact, unless the accelerator rounds what it multiplies.
