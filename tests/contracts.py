@@ -370,8 +370,10 @@ def check_packing(part: Part) -> None:
     assert_identical(case.gradients(make_packed_batches(case.specs, garbage=True)[0]), case.gradients(packed))
     products = [config for name, config in MESHES.items() if " x " in name]
     assert_close(case.gradients_on(packed, products[PARTS.index(part) % len(products)]), truth)
-    accumulated = {"kind": "accumulated", "microbatches": 4}
-    assert_close(Case(part, estimator=accumulated, parameters=like.parameters, packed=True).gradients(packed), truth)
+    if part.table == "task":
+        # Features of pairs are put together again; how a batch is cut is the same for all parts.
+        estimator = {"kind": "accumulated", "microbatches": 4}
+        assert_close(Case(part, estimator=estimator, parameters=like.parameters, packed=True).gradients(packed), truth)
 
 
 def check_scan(part: Part) -> None:
