@@ -266,8 +266,11 @@ def _print_overview(
         "parameters": f"{count(shapes.parameters):,}",
         **{f"  {name}": f"{number:,}" for name, number in parts(shapes.parameters).items()},
         "optimizer": f"{dict(config.optimizer).get('name', 'adamw')}, {count(shapes.optimizer):,} numbers of state",
-        "batch": f"{experiment.examples_per_step:.4g} examples"
-        + (f" in {train.batch_size // slots} rows, on average" if slots > 1 else "")
+        "batch": (
+            f"{experiment.examples_per_step:.1f} examples in {train.batch_size // slots} rows, on average"
+            if slots > 1
+            else f"{train.batch_size} examples"
+        )
         + (f" in {train.accumulate} microbatches" if train.accumulate > 1 else ""),
         "examples": f"{examples:,} in train",
         "steps": f"{train.steps:,} ({train.steps * experiment.examples_per_step / examples:.1f} epochs)",

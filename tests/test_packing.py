@@ -17,16 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.data import DATASETS
+from mmjax.config import build
+from mmjax.data import DATASETS, make_dataset
 from mmjax.data.dataset import Record
+from mmjax.data.mixture import PartConfig
 from mmjax.data.order import Once
 from mmjax.data.packed_order import Packed, first_fit
 from mmjax.data.packing import Packing, PackingConfig
 from mmjax.data.pipeline import Pipeline, fingerprint
+from mmjax.data.sampling import FilterConfig, SamplingConfig
 from mmjax.errors import UserError
 from mmjax.evaluation.predictor import Predictor, read_inputs
 from mmjax.experiment import Experiment
 from mmjax.modalities import Audio, Image, Text
+from mmjax.modalities.augmentation import AUGMENTATIONS
 from mmjax.tokens import Input, TargetSpec
 from tests import contracts
 from tests.contracts import assert_close, assert_identical
@@ -285,10 +289,38 @@ def test_what_augmentation_makes_larger_stays_in_its_room():
     assert (counts[0] <= counts[1]).all() and counts[0].sum() > 0.7 * counts[1].sum()
 
 
+def test_a_mixture_is_packed_by_what_all_of_its_datasets_know():
+    of = {"one": {"name": "sizes", "rename": {"picture": "image"}}, "two": {"name": "sizes", "size": 7}}
+    mixture = make_dataset({"name": "mixture", "of": of}, PartConfig)[1]
+    modalities = {"image": MODALITIES["picture"], **MODALITIES}
+    packing = Packing(PackingConfig(slots=4, budgets={"image": 14, **PACKING.budgets}, window=16), modalities)
+    rooms = packing.rooms(mixture, "train")
+    assert (rooms["image"][:61] > 0).sum() == 52 and (rooms["image"][61:] == 0).all()
+    assert (rooms["picture"][:61] == 0).all() and (rooms["words"] > 0).sum() == 54 + 6
+    weights = {"weights": {"one": 1.0, "two": 3.0}}
+    sampling = build(SamplingConfig, weights, "data.sampling")
+    pipe = Pipeline(mixture, modalities, seed=3, packing=packing, sampling=sampling)
+    ids = np.concatenate([pipe.batch_at("train", 32, step).ids for step in range(20)])
+    of_two = (ids[ids >= 0] % 68 >= 61).mean()
+    assert pipe.broken == 0 and 0.7 < of_two < 0.8
+    of["two"]["known"] = False
+    mixture = make_dataset({"name": "mixture", "of": of}, PartConfig)[1]
+    with pytest.raises(UserError, match="data.packing: nothing is known of 'picture/height'"):
+        packing.rooms(mixture, "train")
+    curriculum = build(SamplingConfig, {"weights": {"one": [[0, 1], [9, 0]], "two": 1.0}}, "data.sampling")
+    with pytest.raises(UserError, match="data.sampling.weights: weights over time go by data steps, and"):
+        Pipeline(mixture, modalities, seed=3, packing=packing, sampling=curriculum).batch_at("train", 32, 0)
+
+
 def hashes(workers: int, parts: int, start: int, count: int) -> list[str]:
-    """Of packed batches with dropped modalities, put together of `parts` shares of the rows."""
+    """Of packed batches, filtered, augmented, with dropped modalities, put together of `parts` shares of the rows."""
     found, shares = [], [np.arange(8)[part::parts] for part in range(parts)]
-    options = {"workers": workers, "absent": {"picture": 0.3, "words": 0.3}}
+    options = {
+        "workers": workers,
+        "absent": {"picture": 0.3, "words": 0.3},
+        "augment": {"picture": [AUGMENTATIONS["image"]["flip"](AUGMENTATIONS["image"]["flip"].Config())]},
+        "filters": {"words/bytes": FilterConfig(at_most=4.0)},
+    }
     made = [pipeline(**options).train_batches("train", 32, start, rows) for rows in shares]
     order = np.argsort(np.concatenate(shares))
 
