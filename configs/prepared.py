@@ -18,26 +18,31 @@ _TRUNK = {"width": 128, "depth": 2, "heads": 4, "drop_path": 0.1}
 
 def _image(measures):
     side = 64 if measures["height"]["median"] > 32 else 32
-    channels = 1 if measures["channels"]["largest"] < 2 else 3
-    return {"kind": "vit", "patch": side // 8}, {"size": [side, side], "channels": channels}
+    channels, patch = 1 if measures["channels"]["largest"] < 2 else 3, side // 8
+    # Packed, a picture keeps its resolution as long as it has no more patches than one of `size`.
+    options = {"size": [side, side], "channels": channels, "patch": patch, "patches": 64}
+    patches = min(64, math.ceil(measures["height"]["mean"] / patch) * math.ceil(measures["width"]["mean"] / patch))
+    return {"kind": "vit", "patch": patch}, options, patches
 
 
 def _audio(measures):
     # As long as most recordings, which are cut or padded to it, but not so long that a beginning takes hours.
     seconds = float(min(10, max(1, math.ceil(measures["seconds"]["median"] + measures["seconds"]["variance"] ** 0.5))))
-    return {"kind": "spectrogram_transformer", "reduction": 4}, {"sample_rate": 16000, "seconds": seconds}
+    return {"kind": "spectrogram_transformer", "reduction": 4}, {"sample_rate": 16000, "seconds": seconds}, None
 
 
 def _text(measures):
-    return {"kind": "text_transformer"}, {"length": int(min(256, measures["bytes"]["largest"] + 1))}
+    length = int(min(256, measures["bytes"]["largest"] + 1))
+    return {"kind": "text_transformer"}, {"length": length}, min(length, math.ceil(measures["bytes"]["mean"]) + 1)
 
 
 def _table(measures):
     # What the columns are, and by what they are standardised, the folder itself says.
-    return {"kind": "table_transformer"}, {}
+    return {"kind": "table_transformer"}, {}, None
 
 
-# For each kind of input, of what was measured: its encoder, and how raw data becomes arrays.
+# For each kind of input, of what was measured: its encoder, how raw data becomes arrays, and how many tokens an example
+# has on average, where several can share a row.
 _INPUTS = {"image": _image, "audio": _audio, "text": _text, "table": _table}
 
 
@@ -62,14 +67,16 @@ def get_config(argument: str = "prepared/mine") -> ConfigDict:
     config.data = {
         "name": "prepared",
         "path": folder,
-        "inputs": {name: options for name, (_, options) in inputs.items()},
+        "inputs": {name: options for name, (_, options, _) in inputs.items()},
         # Each input is hidden from some training examples, so that the model also learns to do without it.
         "absent": dict.fromkeys(inputs, 0.15) if len(inputs) > 1 else {},
         "augment": {},
+        # --config.data.packing.slots=16 packs examples of different sizes: about eight fill a row.
+        "packing": {"slots": 1, "budgets": {name: 8 * tokens for name, (_, _, tokens) in inputs.items() if tokens}},
         "workers": 0,
     }
     config.model = {
-        "encoders": {name: {**encoder, **_TRUNK} for name, (encoder, _) in inputs.items()},
+        "encoders": {name: {**encoder, **_TRUNK} for name, (encoder, _, _) in inputs.items()},
         "fusion": {"kind": "cross_attention", "width": 128, "depth": 1, "heads": 4, "queries": 4},
     }
     config.tasks = {}

@@ -17,6 +17,7 @@ from flax import nnx
 from mmjax.config import Count, NonNegative, Rate, Within, build, choose, refusals
 from mmjax.data import Dataset, make_dataset
 from mmjax.data.dataset import check_split
+from mmjax.data.packing import Packing, PackingConfig
 from mmjax.data.pipeline import Pipeline, prefetch_to_device
 from mmjax.data.sampling import FilterConfig, SamplingConfig
 from mmjax.errors import UserError, nearest
@@ -53,6 +54,8 @@ class DataConfig:
       sampling: how large a part of each batch comes from which records; see `mmjax.data.sampling.SamplingConfig`. By
         default each epoch holds each record once.
       filter: {column: what it must say for a record to be trained on}; see `mmjax.data.sampling.FilterConfig`.
+      packing: how several examples share each row of the inputs; see `mmjax.data.packing.PackingConfig`. By default
+        each example has a row of its own.
       workers: processes that load data; 0 loads in threads of the main process.
       prefetch: batches that are loaded ahead.
     """
@@ -63,6 +66,7 @@ class DataConfig:
     augment: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     sampling: SamplingConfig | None = None
     filter: dict[str, FilterConfig] = dataclasses.field(default_factory=dict)
+    packing: PackingConfig = PackingConfig()
     workers: NonNegative = 0
     prefetch: Count = 4
 
@@ -73,7 +77,7 @@ class TrainConfig:
 
     Attributes:
       steps: data steps of the whole run.
-      batch_size: examples of a step over all devices of all processes.
+      batch_size: examples of a step over all devices of all processes, at most where examples are packed.
       accumulate: microbatches of a step; more of them need less memory, and give the same result.
       average: decay of a moving average of the parameters, which evaluation then uses; None for none.
       estimator: {"kind": a name in `ESTIMATORS`, …}; by default what `accumulate` asks for.
@@ -126,7 +130,9 @@ class Experiment:
         self.data_config, self.dataset = make_dataset(config.data, DataConfig)
         self.modalities = _modalities(self.data_config, self.dataset, config.model)
         self.augmentations = _augmentations(self.data_config, self.dataset)
-        self.specs = {name: modality.spec for name, modality in self.modalities.items()}
+        packing = self.data_config.packing
+        self.packing = Packing(packing, self.modalities) if packing.slots > 1 else None
+        self.specs = self.packing.specs if self.packing else {n: m.spec for n, m in self.modalities.items()}
         self.targets = dict(self.dataset.targets)
         self.layout = mesh or config.mesh
         self.mesh = make_mesh(self.layout, devices)
@@ -169,12 +175,13 @@ class Experiment:
         cls, options = choose(ESTIMATORS, section, "train.estimator")
         estimator = cls(options)
         parts, shards = getattr(estimator, "microbatches", 1), batch_shards(self.mesh)
-        batch_rows(self.mesh, train.batch_size)
-        if train.batch_size % (parts * shards):
+        self._rows(train.batch_size)
+        slots = self.data_config.packing.slots
+        if train.batch_size % (parts * shards * slots):
             raise UserError(
                 "train.accumulate",
                 f"{parts} microbatches on {shards} parts of the mesh do not divide {train.batch_size} examples",
-                f"make train.batch_size a multiple of {parts * shards}",
+                f"make train.batch_size a multiple of {parts * shards * slots}",
             )
         optimizer = make_optimizer(self.config.optimizer, self.schedule)
         return Trainer(objective, estimator, optimizer, train.average, self.config.log.every)
@@ -204,7 +211,7 @@ class Experiment:
         if evaluate.every:
             check_split("validation", self.dataset.splits, "evaluate.every")
         if evaluate.batch_size:
-            batch_rows(self.mesh, evaluate.batch_size, "evaluate.batch_size")
+            self._rows(evaluate.batch_size, "evaluate.batch_size")
         watched = {"checkpoint.best": checkpoint.best} if checkpoint.best else {}
         for number, (_, options) in enumerate(self.hooks):
             if hasattr(options, "metric"):
@@ -245,7 +252,8 @@ class Experiment:
 
     @property
     def abstract_batch(self) -> Batch:
-        return abstract_batch(self.specs, self.targets, self.config.train.batch_size)
+        slots = self.data_config.packing.slots
+        return abstract_batch(self.specs, self.targets, self.config.train.batch_size, slots)
 
     @property
     def abstract_state(self) -> TrainState:
@@ -290,21 +298,32 @@ class Experiment:
             augment=self.augmentations,
             sampling=data.sampling,
             filters=data.filter,
+            packing=self.packing,
             workers=data.workers,
             prefetch=data.prefetch,
         )
 
+    @functools.cached_property
+    def examples_per_step(self) -> float:
+        """On average where examples are packed, else the batch size."""
+        return self.pipeline.examples_per_step("train", self.config.train.batch_size)
+
+    def _rows(self, batch_size: int, where: str = "train.batch_size") -> np.ndarray:
+        """The rows of a batch of so many examples that this process loads."""
+        if self.packing:
+            return batch_rows(self.mesh, self.packing.rows(batch_size, where), where, self.packing.config.slots)
+        return batch_rows(self.mesh, batch_size, where)
+
     def train_batches(self, start: int) -> Generator[Batch, None, None]:
         """The batches of the training split on the mesh, from data step `start` on, for ever."""
         size = self.config.train.batch_size
-        rows = batch_rows(self.mesh, size)
-        batches = self.pipeline.train_batches("train", size, start_step=start, rows=rows)
+        batches = self.pipeline.train_batches("train", size, start_step=start, rows=self._rows(size))
         return prefetch_to_device(batches, lambda batch: place_batch(self.mesh, batch, size))
 
     def evaluation_batches(self, split: str) -> Iterable[Batch]:
         """The batches of a split on the mesh, once, in order, the last one padded with absent examples."""
         size = self.config.evaluate.batch_size or self.config.train.batch_size
-        rows = batch_rows(self.mesh, size, "evaluate.batch_size")
+        rows = self._rows(size, "evaluate.batch_size")
         for batch in self.pipeline.evaluation_batches(split, size, rows=rows):
             yield place_batch(self.mesh, batch, size)
 

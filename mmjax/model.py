@@ -101,14 +101,17 @@ class Model(nnx.Module):
 def _check_kind(cls: Any, kind: str, spec: InputSpec, where: str) -> None:
     """Raises a UserError where an encoder of this kind cannot read such an input: an image as text, for example."""
 
-    def form(spec: InputSpec) -> tuple[int, str, int]:
-        return len(spec.shape), "numbers" if spec.dtype.startswith("float") else "token ids", spec.mask_rank
+    def form(spec: InputSpec) -> tuple[int, str, int, int]:
+        kind = "numbers" if spec.dtype.startswith("float") else "token ids"
+        return len(spec.shape), kind, spec.mask_rank, spec.axes
 
     def reads(encoder: Any) -> bool:
         # Rows of a table have the form of waveforms; what an encoder has to know of its input tells them apart.
-        return form(encoder.example) == form(spec) and set(encoder.example.details) <= set(spec.details)
+        example = getattr(encoder, "packed_example", None) if spec.axes else encoder.example
+        return example is not None and form(example) == form(spec) and set(example.details) <= set(spec.details)
 
     if not reads(cls):
         fitting = [name for name, other in ENCODERS.items() if reads(other)]
         remedy = f"choose {' or '.join(map(repr, fitting))}" if fitting else "write an encoder for this input"
-        raise UserError(f"{where}.kind", f"{kind!r} does not read {list(spec.shape)} {spec.dtype}", remedy)
+        packed = "packed " if spec.axes else ""
+        raise UserError(f"{where}.kind", f"{kind!r} does not read {packed}{list(spec.shape)} {spec.dtype}", remedy)

@@ -189,7 +189,8 @@ def _fitting_devices(raw: Mapping[str, Any]) -> list[jax.Device]:
         return devices
     train, evaluation = raw["train"], raw.get("evaluate", {})
     parts = max(train.get("accumulate", 1), (train.get("estimator") or {}).get("microbatches", 1))
-    common = math.gcd(train["batch_size"] // parts, evaluation.get("batch_size") or train["batch_size"])
+    slots = (raw["data"].get("packing") or {}).get("slots", 1)
+    common = math.gcd(train["batch_size"] // parts, evaluation.get("batch_size") or train["batch_size"]) // slots
     return devices[: max(count for count in range(1, len(devices) + 1) if common % count == 0)]
 
 
@@ -229,7 +230,7 @@ def _hooks(
     config = experiment.config
     history = read_rows(workdir) if (workdir / "metrics.jsonl").exists() else []
     hooks: list[Hook] = [
-        LogHook(config.log, log, console, experiment.schedule, config.train.batch_size),
+        LogHook(config.log, log, console, experiment.schedule, experiment.examples_per_step),
         EvaluationHook(experiment.evaluator, config.evaluate.every, log),
     ]
     hooks += [cls(options, history) for cls, options in experiment.hooks]
@@ -257,7 +258,7 @@ def _print_overview(
     workdir: pathlib.Path,
 ) -> None:
     config, shapes = experiment.config, experiment.shapes
-    train = config.train
+    train, slots = config.train, experiment.data_config.packing.slots
     devices = f"{experiment.mesh.size} {experiment.mesh.devices.flat[0].device_kind} device(s)"
     facts = {
         "mesh": f"{spell(dict(experiment.mesh.shape))} on {devices}, {jax.process_count()} process(es)",
@@ -265,10 +266,14 @@ def _print_overview(
         "parameters": f"{count(shapes.parameters):,}",
         **{f"  {name}": f"{number:,}" for name, number in parts(shapes.parameters).items()},
         "optimizer": f"{dict(config.optimizer).get('name', 'adamw')}, {count(shapes.optimizer):,} numbers of state",
-        "batch": f"{train.batch_size} examples"
+        "batch": (
+            f"{experiment.examples_per_step:.1f} examples in {train.batch_size // slots} rows, on average"
+            if slots > 1
+            else f"{train.batch_size} examples"
+        )
         + (f" in {train.accumulate} microbatches" if train.accumulate > 1 else ""),
         "examples": f"{examples:,} in train",
-        "steps": f"{train.steps:,} ({train.steps * train.batch_size / examples:.1f} epochs)",
+        "steps": f"{train.steps:,} ({train.steps * experiment.examples_per_step / examples:.1f} epochs)",
     }
     for name, chance in experiment.chances.items():
         facts[f"loss of {name} by chance"] = "unknown" if chance is None else f"{chance:.3f}"

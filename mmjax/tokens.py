@@ -3,6 +3,11 @@
 Shapes are static. What is absent is a mask of zeros: `Batch.zero_absent` replaces absent values by zeros before the
 first operation, because a mask that is applied afterwards lets a NaN through into the gradients of weights
 (0 * NaN = NaN).
+
+Packed examples share rows. Row r of R then has E slots, and slot e of it holds example b = r * E + e of B = R * E.
+Inputs and tokens have R rows, and `segments` says which slot each of their elements belongs to. Targets, ids and
+whatever is read out have one entry an example, B of them. An example is in the same slot in all of its inputs; one slot
+a row, E = 1, is the batch that is not packed.
 """
 
 from __future__ import annotations
@@ -21,28 +26,47 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def pytree(cls: type[T]) -> type[T]:
-    """Makes a frozen dataclass whose fields are all arrays, or trees of arrays, and registers it as a JAX pytree."""
+    """Makes a frozen dataclass of arrays, or trees of arrays, and registers it as a JAX pytree.
+
+    Fields that are `static()` are plain values, and part of the tree's structure.
+    """
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+def static(default: Any) -> Any:
+    """A field of a `pytree` that is no array."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+def of_slots(mask: Array, segments: Array | None, slots: int) -> Array:
+    """Bool [R, E, N]: which elements of a row [R, N] each of its slots has."""
+    if slots == 1 or segments is None:
+        return mask[:, None]
+    return mask[:, None] & (segments[:, None] == np.arange(slots, dtype=np.int32)[:, None])
 
 
 @pytree
 class Tokens:
-    """A sequence of vectors for each example.
+    """A sequence of vectors for each row: those of one example, or of the packed examples in its slots.
 
     Attributes:
-      values: [B, N, D], zero where `mask` is False.
-      mask: [B, N] bool, True where a token is real.
-      positions: [B, N, axes] float32, the place of each token: (row, column), seconds, index …
-      segments: [B, N] int32; tokens see each other only where their segments are equal.
+      values: [R, N, D], zero where `mask` is False.
+      mask: [R, N] bool, True where a token is real.
+      positions: [R, N, axes] float32, the place of each token within its example: (row, column), seconds, index …
+      segments: [R, N] int32, each token's slot; tokens see each other only where their segments are equal.
+      slots: E, the slots of a row.
     """
 
     values: Any
     mask: Any
     positions: Any
     segments: Any
+    slots: int = static(1)
 
     @staticmethod
-    def make(values: Array, mask: Array, positions: Array | None = None, segments: Array | None = None) -> Tokens:
+    def make(
+        values: Array, mask: Array, positions: Array | None = None, segments: Array | None = None, slots: int = 1
+    ) -> Tokens:
         """Makes Tokens with the masked values zeroed; positions default to the index, segments to one segment."""
         batch, length = mask.shape
         if positions is None:
@@ -51,10 +75,25 @@ class Tokens:
         if segments is None:
             segments = jnp.zeros((batch, length), jnp.int32)
         values = jnp.where(mask[..., None], values, 0)
-        return Tokens(values, mask, positions, segments)
+        return Tokens(values, mask, positions, segments, slots)
+
+    @staticmethod
+    def of_examples(values: Array, slots: int = 1, mask: Array | None = None) -> Tokens:
+        """Tokens of vectors [B, Q, D], Q of each example; `mask` [B], by default all True, says who has them."""
+        batch, count, width = values.shape
+        rows, length = batch // slots, slots * count
+        if mask is None:
+            mask = jnp.ones((batch, count), bool)
+        else:
+            mask = jnp.broadcast_to(mask[:, None], (batch, count))
+        if slots == 1:
+            return Tokens.make(values, mask)
+        segments = jnp.broadcast_to(jnp.repeat(jnp.arange(slots, dtype=jnp.int32), count), (rows, length))
+        positions = jnp.broadcast_to(jnp.tile(jnp.arange(count, dtype=jnp.float32), slots)[:, None], (rows, length, 1))
+        return Tokens.make(values.reshape(rows, length, width), mask.reshape(rows, length), positions, segments, slots)
 
     def with_values(self, values: Array) -> Tokens:
-        """The same tokens with other vectors [B, N, D'], zeroed where masked."""
+        """The same tokens with other vectors [R, N, D'], zeroed where masked."""
         return dataclasses.replace(self, values=jnp.where(self.mask[..., None], values, 0))
 
     @property
@@ -62,9 +101,19 @@ class Tokens:
         return self.values.shape[-1]
 
     @property
-    def present(self) -> jax.Array:
+    def examples(self) -> int:
+        """B, the slots of all rows."""
+        return self.mask.shape[0] * self.slots
+
+    @property
+    def members(self) -> Array:
+        """[R, E, N] bool: which tokens of its row each example has."""
+        return of_slots(self.mask, self.segments, self.slots)
+
+    @property
+    def present(self) -> Array:
         """[B] bool: whether the example has any token at all."""
-        return self.mask.any(axis=1)
+        return self.members.any(axis=2).reshape(-1)
 
 
 @pytree
@@ -72,18 +121,26 @@ class Input:
     """What one modality gives the model.
 
     Attributes:
-      values: [B, ...], of any dtype.
+      values: [B, ...], of any dtype; [R, N, ...] where examples are packed.
       mask: bool, the shape is a prefix of that of `values`: [B] where an example is there or not (an image),
-        [B, length] where its length varies (a text, a waveform). All False means that the modality is absent.
+        [B, length] where its length varies (a text, a waveform), [R, N] where examples are packed. All False means that
+        the modality is absent.
+      positions: [R, N, axes] float32 of a packed input, each element's place within its example; None of others.
+      segments: [R, N] int32 of a packed input, each element's slot; None of others.
+      slots: E, the slots of a row.
     """
 
     values: Any
     mask: Any
+    positions: Any = None
+    segments: Any = None
+    slots: int = static(1)
 
     @property
     def present(self) -> Array:
         """[B] bool: whether the example has anything of this modality."""
-        return self.mask.reshape(self.mask.shape[0], -1).any(axis=1)
+        mask = self.mask.reshape(self.mask.shape[0], -1)
+        return of_slots(mask, self.segments, self.slots).any(axis=2).reshape(-1)
 
 
 @pytree
@@ -117,7 +174,13 @@ class Batch:
 
     @property
     def size(self) -> int:
+        """B, the examples."""
         return self.ids.shape[0]
+
+    @property
+    def rows(self) -> int:
+        """R, the rows that the examples share."""
+        return next((x.mask.shape[0] for x in self.inputs.values()), self.size)
 
     def zero_absent(self) -> Batch:
         """Replaces whatever stands where nothing is present by zeros, so that it can reach no result."""
@@ -130,14 +193,14 @@ class Batch:
 
         return dataclasses.replace(
             self,
-            inputs={name: Input(zero(x.mask, x.values), x.mask) for name, x in self.inputs.items()},
+            inputs={name: dataclasses.replace(x, values=zero(x.mask, x.values)) for name, x in self.inputs.items()},
             targets={name: Target(zero(t.weight > 0, t.values), t.weight) for name, t in self.targets.items()},
         )
 
     def without(self, names: Collection[str]) -> Batch:
         """The same batch with the named inputs absent from every example."""
-        inputs = {name: Input(x.values, x.mask & False) if name in names else x for name, x in self.inputs.items()}
-        return dataclasses.replace(self, inputs=inputs)
+        absent = {name: dataclasses.replace(x, mask=x.mask & False) for name, x in self.inputs.items() if name in names}
+        return dataclasses.replace(self, inputs={**self.inputs, **absent})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,16 +208,18 @@ class InputSpec:
     """What an encoder may know of its input before it sees one: shape and dtype of one example, without B.
 
     Attributes:
-      shape: of `Input.values`.
+      shape: of `Input.values`; of a packed input that of a row, whose first number is the row's budget.
       dtype: of `Input.values`, a NumPy name.
       mask_rank: how many leading axes of `shape` the mask covers (0 for an image, 1 for a text).
       details: facts about the values, for example {"vocabulary": 256} or {"sample_rate": 16000}.
+      axes: of the positions of a packed input; 0 for one that is not packed.
     """
 
     shape: tuple[int, ...]
     dtype: str
     mask_rank: int
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    axes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,17 +239,21 @@ class TargetSpec:
     deviation: float = 1.0
 
 
-def abstract_batch(inputs: dict[str, InputSpec], targets: dict[str, TargetSpec], size: int) -> Batch:
-    """A batch of shapes without data, for tracing."""
+def abstract_batch(inputs: dict[str, InputSpec], targets: dict[str, TargetSpec], size: int, slots: int = 1) -> Batch:
+    """A batch of shapes without data, for tracing: `size` examples, `slots` of them in a row."""
 
-    def shape(spec, dims):
-        return jax.ShapeDtypeStruct((size, *dims), spec)
+    def shape(dtype, dims, count=size):
+        return jax.ShapeDtypeStruct((count, *dims), dtype)
+
+    def input(spec: InputSpec) -> Input:
+        rows, mask = size // slots, spec.shape[: spec.mask_rank]
+        values = shape(spec.dtype, spec.shape, rows), shape("bool", mask, rows)
+        if not spec.axes:
+            return Input(*values)
+        return Input(*values, shape("float32", (*mask, spec.axes), rows), shape("int32", mask, rows), slots)
 
     return Batch(
-        inputs={
-            name: Input(shape(spec.dtype, spec.shape), shape("bool", spec.shape[: spec.mask_rank]))
-            for name, spec in inputs.items()
-        },
+        inputs={name: input(spec) for name, spec in inputs.items()},
         targets={name: Target(shape(spec.dtype, spec.shape), shape("float32", ())) for name, spec in targets.items()},
         ids=shape("int32", ()),
         step=jax.ShapeDtypeStruct((), "int32"),

@@ -4,8 +4,8 @@ A new file is tested the moment it has its line in a table: `tests/test_contract
 each `check_…` here on a small model with the new part in it. Sizes are set by the usual names of fields (`SMALL`).
 
 The promises: what is absent changes nothing, whatever is written there; 1 device = 8 devices; accumulated = whole
-batch; scanned = unrolled; bfloat16 is close to float32; what is saved is restored; every parameter has a gradient, and
-the loss falls.
+batch; packed = each alone; scanned = unrolled; bfloat16 is close to float32; what is saved is restored; every parameter
+has a gradient, and the loss falls.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from mmjax.encoders import ENCODERS
+from mmjax.errors import UserError
 from mmjax.fusion import FUSIONS
 from mmjax.layers import Precision
 from mmjax.model import Model, ModelConfig
@@ -114,13 +115,16 @@ def small(cls: type, **overrides: Any) -> dict[str, Any]:
     return options
 
 
-def sections(part: Part, **overrides: Any) -> tuple[ModelConfig, dict[str, Any], dict[str, InputSpec]]:
-    """The config's sections of a small model with two inputs, with `part` in its place."""
+def sections(
+    part: Part, packed: bool = False, **overrides: Any
+) -> tuple[ModelConfig, dict[str, Any], dict[str, InputSpec]]:
+    """The config's sections of a small model with two inputs, `packed` or not, with `part` in its place."""
     first = part.kind if part.table == "encoder" else "vit"
     # One input of numbers and one of token ids.
     kinds = {"first": first, "second": "vit" if first == "text_transformer" else "text_transformer"}
     encoders = {name: {"kind": kind, **small(ENCODERS[kind], **overrides)} for name, kind in kinds.items()}
-    specs = {name: ENCODERS[kind].example for name, kind in kinds.items()}
+    form = "packed_example" if packed else "example"
+    specs = {name: getattr(ENCODERS[kind], form) for name, kind in kinds.items()}
     # Around other parts stands the fusion that compiles fastest.
     fusion = part.kind if part.table == "fusion" else "gated_average"
     config = ModelConfig(encoders=encoders, fusion={"kind": fusion, **small(FUSIONS[fusion], **overrides)})
@@ -141,9 +145,10 @@ class Case:
         precision: str = "float32",
         estimator: dict | None = None,
         parameters: Any = None,
+        packed: bool = False,
         **overrides: Any,
     ):
-        config, tasks, self.specs = sections(part, **overrides)
+        config, tasks, self.specs = sections(part, packed, **overrides)
 
         def make():
             rngs = nnx.Rngs(params=jax.random.key(1))
@@ -228,6 +233,49 @@ def make_batch(specs: dict[str, InputSpec], garbage: bool = False, size: int = B
     return Batch(inputs, targets, np.arange(100, 100 + size, dtype=np.int32), np.int32(3))
 
 
+def make_packed_batches(
+    specs: dict[str, InputSpec], rows: int = 8, slots: int = 3, garbage: bool = False
+) -> tuple[Batch, Batch]:
+    """A batch of packed examples of unequal lengths, some without one or all inputs, and the same ones a row each.
+
+    One slot of each row is empty. With `garbage`, absurd values stand wherever nothing is.
+    """
+    draws = np.random.default_rng(3)
+    size, number = rows * slots, np.arange(rows * slots)
+    empty = number % slots == (number // slots) % slots
+    together, alone = {}, {}
+    for order, (name, spec) in enumerate(specs.items()):
+        budget = spec.shape[0]
+        lengths = draws.integers(1, budget // (slots - 1) + 1, size)
+        lengths[empty | ((number + order) % 5 == 0)] = 0
+        if np.issubdtype(spec.dtype, np.integer):
+            elements = draws.integers(0, spec.details["vocabulary"], (size, *spec.shape)).astype(spec.dtype)
+            absurd: Any = np.iinfo(np.int32).max
+        else:
+            elements, absurd = draws.normal(size=(size, *spec.shape)).astype(spec.dtype), np.nan
+        places = draws.integers(0, 4, (size, budget, spec.axes)).astype(np.float32)
+
+        def fill(count, slots, elements=elements, places=places, lengths=lengths, spec=spec, absurd=absurd):
+            values = np.full((count, *spec.shape), absurd if garbage else 0, spec.dtype)
+            mask, positions = np.zeros(values.shape[:2], bool), np.zeros((*values.shape[:2], spec.axes), np.float32)
+            segments, begin = np.zeros(values.shape[:2], np.int32), np.zeros(count, int)
+            for example, length in enumerate(lengths):
+                row, slot = divmod(example, slots)
+                here = row, slice(begin[row], begin[row] + length)
+                values[here], mask[here], segments[here] = elements[example, :length], True, slot
+                positions[here] = places[example, :length]
+                begin[row] += length
+            return Input(values, mask, positions, segments, slots)
+
+        together[name], alone[name] = fill(rows, slots), fill(size, 1)
+    others = make_batch({}, garbage, size)
+    weights = np.where(empty, 0.0, 1.0).astype(np.float32)
+    targets = {name: Target(t.values, t.weight * weights) for name, t in others.targets.items()}
+    ids = np.where(empty, -1, others.ids).astype(np.int32)
+    packed = Batch(together, targets, ids, others.step)
+    return packed, dataclasses.replace(packed, inputs=alone)
+
+
 def assert_close(found: Any, truth: Any, tolerance: float = TOLERANCE) -> None:
     """Each leaf is equal to within `tolerance` of its largest value (or of 1e-3 of the largest of all leaves)."""
     found, truth = jax.device_get((found, truth))
@@ -302,6 +350,30 @@ def check_accumulation(part: Part) -> None:
     case, batch, whole = standard(part)
     accumulated = {"kind": "accumulated", "microbatches": 4}
     assert_close(Case(part, estimator=accumulated, parameters=case.parameters).gradients(batch), whole)
+
+
+def check_packing(part: Part) -> None:
+    """Packed examples give what each gives by itself, with dropout on, on one device, on eight and in microbatches."""
+    packs = all(hasattr(ENCODERS[kind], "packed_example") for kind in ([part.kind] if part.table == "encoder" else []))
+    if not packs:
+        return  # such an encoder is refused; see `test_packing.py`
+    like, _, _ = standard(part)
+    try:
+        case = Case(part, parameters=like.parameters, packed=True)
+    except UserError as error:
+        # Refused for a reason, in one line.
+        assert part.table == "loss_transform" and "does not know packed inputs" in str(error)
+        return
+    packed, alone = make_packed_batches(case.specs)
+    truth = case.gradients(alone)
+    assert_close(case.gradients(packed), truth)
+    assert_identical(case.gradients(make_packed_batches(case.specs, garbage=True)[0]), case.gradients(packed))
+    products = [config for name, config in MESHES.items() if " x " in name]
+    assert_close(case.gradients_on(packed, products[PARTS.index(part) % len(products)]), truth)
+    if part.table == "task":
+        # Features of pairs are put together again; how a batch is cut is the same for all parts.
+        estimator = {"kind": "accumulated", "microbatches": 4}
+        assert_close(Case(part, estimator=estimator, parameters=like.parameters, packed=True).gradients(packed), truth)
 
 
 def check_scan(part: Part) -> None:

@@ -23,6 +23,10 @@ def test_microbatches_give_what_the_whole_batch_gives(part):
     contracts.check_accumulation(part)
 
 
+def test_packed_examples_give_what_each_gives_alone(part):
+    contracts.check_packing(part)
+
+
 def test_scanned_layers_give_what_unrolled_layers_give(part):
     contracts.check_scan(part)
 

@@ -117,7 +117,7 @@ def shell_commands() -> list:
 def prepared(tmp_path_factory) -> pathlib.Path:
     """What the recipe of `docs/own_data.md` reads of a folder that `mmjax prepare` made there."""
     folder = tmp_path_factory.mktemp("prepared")
-    sizes = {name: {"median": 8.0, "largest": 8.0} for name in ("height", "width", "channels", "bytes")}
+    sizes = {name: {"mean": 8.0, "median": 8.0, "largest": 8.0} for name in ("height", "width", "channels", "bytes")}
     columns = {name: {"present": 9, "measures": sizes} for name in ("picture", "caption")}
     manifest = {
         "version": 1,
@@ -137,8 +137,8 @@ def test_commands_in_the_pages_have_flags_that_exist(words, prepared):
         usage = (ROOT / "tpu_setup.sh").read_text()
         assert all(f"  {argument.partition('=')[0]}" in usage for argument in arguments)
     elif pathlib.Path(program).name == "mmjax":
-        check_mmjax(*(argument.replace("configs/prepared.py:prepared/mine", f"configs/prepared.py:{prepared}")
-                      for argument in arguments))  # fmt: skip
+        there = f"configs/prepared.py:{prepared}"
+        check_mmjax(*(re.sub(r"configs/prepared.py:prepared/(mine|photos)", there, word) for word in arguments))
 
 
 def check_mmjax(name: str, *arguments: str) -> None:
@@ -151,7 +151,7 @@ def check_mmjax(name: str, *arguments: str) -> None:
     recipe = recipe.removeprefix("--config=")
     # `mmjax predict` has a flag for each input of the run; the recipe of docs/extending.md is written there.
     inputs = {"near", "far"} if "runs/series" in " ".join(arguments) else set()
-    inputs |= {"picture", "caption"} if "runs/mine" in " ".join(arguments) else set()
+    inputs |= {"picture", "caption"} if {"--workdir=runs/mine", "--workdir=runs/photos"} & {*arguments} else set()
     if (ROOT / recipe.partition(":")[0]).is_file():
         recipe = load_recipe(f"{ROOT}/{recipe}")
         inputs |= set(recipe.model.encoders)

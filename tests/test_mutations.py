@@ -37,6 +37,7 @@ class Mutation:
 ABSENCE = ("tests/test_contracts.py", "-k", "absent_changes and fusion-concatenation")
 MICROBATCHES = ("tests/test_contracts.py", "-k", "microbatches and fusion-concatenation")
 MICROBATCHES_OF_PAIRS = ("tests/test_contracts.py", "-k", "microbatches and task-contrastive")
+PACKED = ("tests/test_contracts.py", "-k", "packed and fusion-cross_attention")
 WEIGHTS = ("tests/test_masks.py", "-k", "counts_as_often")
 PAIRS = ("tests/test_masks.py", "-k", "lacks_one_of_a_pair")
 RING_OF_PAIRS = ("tests/test_pairs.py", "-k", "definition")
@@ -126,6 +127,42 @@ MUTATIONS = [
         "return cosines, there & (",
         "return cosines, (",
         PAIRS,
+    ),
+    # Examples that share rows.
+    Mutation(
+        "a mean is that of all examples of a row",
+        "layers/pooling.py",
+        "members = tokens.members.astype(jnp.float32)",
+        "members = (tokens.members | tokens.mask[:, None]).astype(jnp.float32)",
+        PACKED,
+    ),
+    Mutation(
+        "what is read out reads the first example of a row",
+        "tokens.py",
+        "jnp.repeat(jnp.arange(slots, dtype=jnp.int32), count)",
+        "jnp.repeat(jnp.zeros(slots, jnp.int32), count)",
+        PACKED,
+    ),
+    Mutation(
+        "an example is there where its row is",
+        "tokens.py",
+        "return mask[:, None] & (segments[:, None] == np.arange(slots, dtype=np.int32)[:, None])",
+        "return mask[:, None] & (segments[:, None] >= 0 * np.arange(slots, dtype=np.int32)[:, None])",
+        PACKED,
+    ),
+    Mutation(
+        "dropout depends on the place in the row",
+        "layers/randomness.py",
+        "places = jnp.where(members, before, 0).sum(axis=1, dtype=jnp.uint32)",
+        "places = jnp.broadcast_to(jnp.arange(before.shape[2], dtype=jnp.uint32), tokens.mask.shape)",
+        PACKED,
+    ),
+    Mutation(
+        "microbatches tear the examples of a row apart",
+        "training/estimators.py",
+        "together = x.reshape(rows // self.microbatches, self.microbatches, -1, *x.shape[1:]).swapaxes(0, 1)",
+        "together = x.reshape(-1, self.microbatches, 1, *x.shape[1:]).swapaxes(0, 1)",
+        ("tests/test_contracts.py", "-k", "packed and task-contrastive"),
     ),
     # What devices send each other.
     Mutation(
@@ -237,8 +274,8 @@ MUTATIONS = [
     Mutation(
         "features come back in another order than the examples",
         "training/estimators.py",
-        "lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])",
-        "lambda x: x.reshape(-1, *x.shape[2:])",
+        "return together.reshape(-1, *x.shape[2:])",
+        "return x.reshape(-1, *x.shape[2:])",
         MICROBATCHES_OF_PAIRS,
     ),
     Mutation(
@@ -258,8 +295,8 @@ MUTATIONS = [
     Mutation(
         "every process loads the first rows",
         "sharding/placement.py",
-        "    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))",
-        "    return np.arange(len(np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))))",
+        "    return np.unique(np.concatenate([np.arange(rows)[index] for index in slices]))",
+        "    return np.arange(len(np.unique(np.concatenate([np.arange(rows)[index] for index in slices]))))",
         ("tests/test_processes.py", "-k", "gradients"),
     ),
     Mutation(

@@ -53,7 +53,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     workdir = pathlib.Path(flags.workdir)
     experiment, state = restore(workdir)
     given = _given(flags, list(experiment.modalities))
-    inputs = read_inputs(experiment.modalities, given)
+    inputs = read_inputs(experiment.modalities, given, experiment.packing)
     predictor = Predictor(experiment.objective, experiment.mesh, experiment.targets)
     answers = predictor.run(state.evaluated, inputs)
     check_answers(answers, given, experiment.modalities)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mmjax.data.dataset import Record, Source, dropped
 from mmjax.data.order import Order
-from mmjax.modalities import Modality
+from mmjax.data.rows import Rows
 from mmjax.modalities.augmentation import Augmentation
-from mmjax.tokens import Batch, Input, Target, TargetSpec
+from mmjax.tokens import Batch, Target, TargetSpec
 
 LARGEST_STEP = 2**31 - 1
 # Separate the draws of modality dropout and of augmentation from others that use the same seed.
@@ -25,10 +25,12 @@ class BatchFunction:
 
     Args:
       source: the records.
-      modalities: {name of an input: what processes it}.
+      names: of the inputs that the model takes.
+      make_rows: makes what takes the inputs of so many examples.
       targets: {name of a target: its shape and dtype}.
       order: which records are in the batch of a data step.
       rows: which rows of the global batch to make.
+      slots: examples that share a row.
       seed: of modality dropout and augmentation.
       absent: {name of an input: rate of modality dropout}.
       augment: {name of an input: what changes its raw data, in order}.
@@ -37,26 +39,26 @@ class BatchFunction:
     def __init__(
         self,
         source: Source,
-        modalities: Mapping[str, Modality],
+        names: Sequence[str],
+        make_rows: Callable[[int], Rows],
         targets: Mapping[str, TargetSpec],
         order: Order,
         rows: np.ndarray,
+        slots: int,
         seed: int,
         absent: Mapping[str, float],
         augment: Mapping[str, Sequence[Augmentation]],
     ):
-        self._source, self._modalities, self._targets = source, modalities, targets
-        self._specs = {name: modality.spec for name, modality in modalities.items()}
+        self._source, self._names, self._make_rows, self._targets = source, tuple(names), make_rows, targets
+        # The places of the examples in the whole batch, which has `slots` of them for each row.
         self._order, self._rows = order, rows
+        self._places = (rows[:, None] * slots + np.arange(slots)).reshape(-1)
         self._seed, self._absent, self._augment = seed, absent, augment
 
     def __call__(self, step: int) -> tuple[Batch, tuple[str, ...]]:
         """Returns the batch, and a line for each record or input that is broken."""
-        size, count = len(self._source), len(self._rows)
-        values, masks = {}, {}
-        for name, spec in self._specs.items():
-            values[name] = np.zeros((count, *spec.shape), spec.dtype)
-            masks[name] = np.zeros((count, *spec.shape[: spec.mask_rank]), bool)
+        size, count = len(self._source), len(self._places)
+        rows = self._make_rows(count)
         targets = {
             name: Target(np.zeros((count, *spec.shape), spec.dtype), np.zeros(count, np.float32))
             for name, spec in self._targets.items()
@@ -68,19 +70,18 @@ class BatchFunction:
         slots = np.flatnonzero(found >= 0).tolist()
         numbers = found[slots].tolist()
         for slot, number, record in zip(slots, numbers, self._read(numbers, troubles), strict=True):
-            row = int(self._rows[slot])
+            row = int(self._places[slot])
             # The epochs wrap around before the ids leave 32 bits.
             ids[slot] = number + size * (int(epochs[slot]) % (LARGEST_STEP // size))
             for name, raw in self._kept(record, row, draws).items():
                 try:
-                    values[name][slot], masks[name][slot] = self._processed(name, raw, row, draws)
+                    rows.put(name, slot, number, self._augmented(name, raw, row, draws))
                 except Exception as error:
                     troubles.append(f"{name} of record {number}: {type(error).__name__}: {error}")
             for name, value in record.targets.items():
                 if value is not None and name in targets:
                     targets[name].values[slot], targets[name].weight[slot] = value, 1.0
-        inputs = {name: Input(values[name], masks[name]) for name in self._modalities}
-        return Batch(inputs, targets, ids, np.asarray(step, np.int32)), tuple(troubles)
+        return Batch(rows.inputs, targets, ids, np.asarray(step, np.int32)), tuple(troubles)
 
     def _read(self, numbers: Sequence[int], troubles: list[str]) -> list[Record]:
         """The records of these numbers, read together; where that fails, one by one, to find who is broken."""
@@ -102,23 +103,16 @@ class BatchFunction:
 
     def _kept(self, record: Record, row: int, draws: _Draws) -> dict[str, Any]:
         """The raw inputs that the model takes, that the record has, and that modality dropout leaves."""
-        raws = {name: raw for name, raw in record.inputs.items() if raw is not None and name in self._modalities}
+        raws = {name: raw for name, raw in record.inputs.items() if raw is not None and name in self._names}
         if self._absent:
             for name in dropped(self._absent, raws, draws(_DROPOUT, row)):
                 del raws[name]
         return raws
 
-    def _processed(self, name: str, raw: Any, row: int, draws: _Draws) -> tuple[np.ndarray, np.ndarray]:
-        """Augments and processes one input. Raises whatever is wrong with it."""
+    def _augmented(self, name: str, raw: Any, row: int, draws: _Draws) -> Any:
         for turn, augmentation in enumerate(self._augment.get(name, ())):
             raw = augmentation(raw, draws(_AUGMENT, row, f"{name}/{turn}"))
-        value, mask = self._modalities[name].process(raw)
-        spec = self._specs[name]
-        if value.shape != spec.shape or mask.shape != spec.shape[: spec.mask_rank]:
-            raise ValueError(f"values {value.shape} with mask {mask.shape} do not fit the input's specification")
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ValueError("values that are not finite")
-        return value, mask
+        return raw
 
 
 class _Draws:

@@ -88,10 +88,17 @@ class Mixture:
         return _Sources([part.source(own) for part, own in self._of(split)])
 
     def columns(self, split: str) -> Mapping[str, np.ndarray]:
-        """The column "dataset"."""
+        """The column "dataset", and the numbers that all datasets with an input know of it: NaN in the others."""
         parts = self._of(split)
         sizes = [len(part.source(own)) for part, own in parts]
-        return {"dataset": np.repeat([part.name for part, _ in parts], sizes)}
+        found = {"dataset": np.repeat([part.name for part, _ in parts], sizes)}
+        each = [part.measures(own) for part, own in parts]
+        for name in dict.fromkeys(name for known in each for name in known):
+            having = [name.partition("/")[0] in part.names for part, _ in parts]
+            if all(name in known for known, has in zip(each, having, strict=True) if has):
+                columns = [known.get(name, np.full(size, np.nan)) for known, size in zip(each, sizes, strict=True)]
+                found[name] = np.concatenate(columns)
+        return found
 
     def inputs_of(self, split: str) -> set[str]:
         """The inputs that examples of a split can have: those of its datasets."""
@@ -157,6 +164,21 @@ class _Part:
             for new in renamed:
                 if renamed.count(new) > 1:
                     raise UserError(f"{where}.rename", f"two would be named {new!r}", "give each a name of its own")
+
+    @property
+    def names(self) -> list[str]:
+        """Those of its inputs, in the mixture."""
+        return [self.rename.get(own, own) for own in self.dataset.inputs]
+
+    def measures(self, split: str) -> dict[str, np.ndarray]:
+        """{"INPUT/MEASURE": numbers} of the records of a split, by the names in the mixture."""
+        columns: Mapping[str, np.ndarray] = getattr(self.dataset, "columns", lambda split: {})(split)
+        found = {}
+        for name, values in columns.items():
+            own, slash, measure = name.partition("/")
+            if slash and own in self.dataset.inputs and np.asarray(values).dtype.kind in "biuf":
+                found[f"{self.rename.get(own, own)}/{measure}"] = np.asarray(values, float)
+        return found
 
     def form_of(self, own: str) -> dict[str, Any]:
         """What the facts of an input say of its form, and not of its values."""

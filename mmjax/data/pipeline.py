@@ -7,6 +7,7 @@ run that resumes asks for the batches from its data step on. `mmjax.data.order` 
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,10 @@ from absl import flags, logging
 
 from mmjax.data.batching import LARGEST_STEP, BatchFunction
 from mmjax.data.dataset import Dataset, Source, check_split
-from mmjax.data.order import Once
+from mmjax.data.order import Once, Order
+from mmjax.data.packed_order import Packed
+from mmjax.data.packing import Packing
+from mmjax.data.rows import OwnRows, Rows
 from mmjax.data.sampling import FilterConfig, SamplingConfig, make_order
 from mmjax.errors import UserError, nearest
 from mmjax.modalities import Modality
@@ -40,6 +44,7 @@ class Pipeline:
         loses all of its inputs; see `mmjax.data.dataset.dropped`.
       augment: {name of an input: what changes its raw data in training, in order}, drawn from the same.
       sampling, filters: which records training sees how often; see `mmjax.data.sampling`.
+      packing: how examples share rows; None gives each a row of its own.
       workers: the number of processes that make training batches; 0 makes them in a thread of this process.
       prefetch: how many batches are made ahead.
 
@@ -61,6 +66,7 @@ class Pipeline:
         augment: Mapping[str, Sequence[Augmentation]] | None = None,
         sampling: SamplingConfig | None = None,
         filters: Mapping[str, FilterConfig] | None = None,
+        packing: Packing | None = None,
         workers: int = 0,
         prefetch: int = 4,
     ):
@@ -73,14 +79,17 @@ class Pipeline:
                 raise UserError(f"data.absent.{name}", f"the model has no input {name!r}", nearest(name, modalities))
         self.dataset, self.modalities, self.seed, self.absent = dataset, dict(modalities), seed, dict(absent or {})
         self.augment, self.workers, self.prefetch = dict(augment or {}), workers, prefetch
-        self.sampling, self.filters = sampling, dict(filters or {})
+        self.sampling, self.filters, self.packing = sampling, dict(filters or {}), packing
         self.broken = 0
         self._seen = 0
         self._sources: dict[str, Source] = {}
+        self._planned: dict[str, dict[str, np.ndarray]] = {}
 
     @property
     def specs(self) -> dict[str, InputSpec]:
         """{name of an input: its shape, dtype and mask}."""
+        if self.packing:
+            return self.packing.specs
         return {name: modality.spec for name, modality in self.modalities.items()}
 
     def size(self, split: str) -> int:
@@ -96,12 +105,13 @@ class Pipeline:
           split: the name of the split.
           batch_size: of the global batch, B.
           start_step: the first data step.
-          rows: which of the B rows to make, all by default; another process makes the others.
+          rows: which of the rows to make, all by default; another process makes the others. There are B of them, or
+            B / slots where examples are packed.
 
         Returns:
-          An iterator of batches of NumPy arrays with `len(rows)` examples. Close it, or use it in a `with` statement.
-          An example's id is its number in the split plus a multiple of the split's size that grows with the epoch, so
-          that ids differ within a batch even where the batch exceeds the split.
+          An iterator of batches of NumPy arrays with the examples of these rows. Close it, or use it in a `with`
+          statement. An example's id is its number in the split plus a multiple of the split's size that grows with the
+          epoch, so that ids differ within a batch even where the batch exceeds the split.
         """
         batch_of = self._train_function(split, batch_size, rows)
         return self._iterate(batch_of, start_step, LARGEST_STEP, self.workers)
@@ -117,13 +127,26 @@ class Pipeline:
     ) -> BatchIterator:
         """The examples of a split in their order, once; an example's id is its number.
 
-        The last batch is filled up with examples of id -1, without inputs, whose targets weigh 0. `Batch.step` counts
+        Where examples are packed, the order is that of the plan, and the metrics of the split are the same. The last
+        batch is filled up with examples of id -1, without inputs, whose targets weigh 0. `Batch.step` counts
         the batches. Arguments as in `train_batches`; starting worker processes takes seconds, so `workers` pays only
         for large splits.
         """
-        source = self._source(split)
-        batch_of = self._function(source, Once(len(source), batch_size), batch_size, rows, absent={}, augment={})
-        return self._iterate(batch_of, 0, -(-len(source) // batch_size), workers)
+        size = len(self._source(split))
+        if not self.packing:
+            once, steps = Once(size, batch_size), -(-size // batch_size)
+            return self._iterate(self._function(split, once, batch_size, rows, {}, {}), 0, steps, workers)
+        window = self.packing.config.window
+        packed = self.packing.order(
+            Once(size, window), self._rooms(split, self.packing), batch_size, self.seed, windows=-(-size // window)
+        )
+        return self._iterate(self._function(split, packed, batch_size, rows, {}, {}), 0, packed.steps, workers)
+
+    def examples_per_step(self, split: str, batch_size: int) -> float:
+        """How many examples a training batch has, on average where examples are packed."""
+        if not self.packing:
+            return batch_size
+        return self._packed_order(split, batch_size, self.packing).fullness * self.packing.rows(batch_size)
 
     def _source(self, split: str) -> Source:
         if split not in self._sources:
@@ -135,20 +158,45 @@ class Pipeline:
         return self._sources[split]
 
     def _train_function(self, split: str, batch_size: int, rows: Sequence[int] | np.ndarray | None) -> BatchFunction:
-        source = self._source(split)
         _check_batch_size(batch_size)
         for augmentations in self.augment.values():
             for augmentation in augmentations:
                 if hasattr(augmentation, "open"):
                     augmentation.open()
-        order = make_order(self.dataset, split, len(source), batch_size, self.seed, self.sampling, self.filters)
-        return self._function(source, order, batch_size, rows, self.absent, self.augment)
+        if self.packing:
+            order: Order = self._packed_order(split, batch_size, self.packing)
+        else:
+            order = self._stream(split, batch_size)
+        return self._function(split, order, batch_size, rows, self.absent, self.augment)
 
-    def _function(self, source, order, batch_size, rows, absent, augment) -> BatchFunction:
+    def _stream(self, split: str, batch_size: int) -> Order:
+        size = len(self._source(split))
+        return make_order(self.dataset, split, size, batch_size, self.seed, self.sampling, self.filters)
+
+    def _packed_order(self, split: str, batch_size: int, packing: Packing) -> Packed:
+        if self.sampling and any(not isinstance(weight, int | float) for weight in self.sampling.weights.values()):
+            problem = "weights over time go by data steps, and examples are packed by windows"
+            raise UserError("data.sampling.weights", problem, "give each group one number")
+        stream = self._stream(split, packing.config.window)
+        return packing.order(stream, self._rooms(split, packing), batch_size, self.seed)
+
+    def _rooms(self, split: str, packing: Packing) -> dict[str, np.ndarray]:
+        if split not in self._planned:
+            self._planned[split] = packing.rooms(self.dataset, split)
+        return self._planned[split]
+
+    def _function(self, split, order, batch_size, rows, absent, augment) -> BatchFunction:
         _check_batch_size(batch_size)
+        source, slots = self._source(split), 1
+        make_rows: Callable[[int], Rows] = functools.partial(OwnRows, self.modalities)
+        if self.packing:
+            batch_size, slots = self.packing.rows(batch_size), self.packing.config.slots
+            make_rows = functools.partial(self.packing.shared_rows, self._rooms(split, self.packing), slots=slots)
         rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
         targets = dict(self.dataset.targets)
-        return BatchFunction(source, self.modalities, targets, order, rows, self.seed, absent, augment)
+        return BatchFunction(
+            source, list(self.modalities), make_rows, targets, order, rows, slots, self.seed, absent, augment
+        )
 
     def _iterate(self, batch_of: BatchFunction, start: int, stop: int, workers: int) -> BatchIterator:
         import grain

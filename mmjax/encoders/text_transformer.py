@@ -12,9 +12,10 @@ from mmjax.tokens import Input, InputSpec, Tokens
 
 
 class TextTransformer(nnx.Module):
-    """Token ids [B, length] with their mask, as tokens with positions (index)."""
+    """Token ids [B, length] with their mask, or packed ones [R, budget], as tokens with positions (index)."""
 
     example: ClassVar[InputSpec] = InputSpec((6,), "int32", mask_rank=1, details={"vocabulary": 17})
+    packed_example: ClassVar[InputSpec] = dataclasses.replace(example, shape=(12,), axes=1)
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(TransformerConfig):
@@ -28,6 +29,6 @@ class TextTransformer(nnx.Module):
     def __call__(self, input: Input, random: Randomness | None) -> Tokens:
         # Unit variance, so that words count as much as positions do.
         values = self.embedding(input.values, self.dtype) * self.width**0.5
-        tokens = Tokens.make(values, input.mask)
+        tokens = Tokens.make(values, input.mask, input.positions, input.segments, input.slots)
         tokens = tokens.with_values(values + sincos_positions(tokens.positions, self.width).astype(self.dtype))
         return self.trunk(tokens, random)

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mmjax.data.packing import Packing
+from mmjax.data.rows import OwnRows
 from mmjax.errors import UserError, nearest
 from mmjax.modalities import Modality
 from mmjax.sharding import batch_rows, batch_shards, place_batch, replicated
@@ -16,12 +18,15 @@ from mmjax.tokens import Batch, Input, Target, TargetSpec
 from mmjax.training.objective import Objective, Parameters
 
 
-def read_inputs(modalities: Mapping[str, Modality], arguments: Mapping[str, str]) -> dict[str, Input]:
+def read_inputs(
+    modalities: Mapping[str, Modality], arguments: Mapping[str, str], packing: Packing | None = None
+) -> dict[str, Input]:
     """Reads what `--NAME=ARGUMENT` gives, and makes it what the model takes, as in training.
 
     Args:
       modalities: {name of an input: what reads and processes it}.
       arguments: {name of an input: a file's path, or a sentence}.
+      packing: where training packs examples: this one then has a row to itself.
 
     Returns:
       {name: Input with values `spec.shape` and mask `spec.shape[:mask_rank]`}, absent where there is no argument.
@@ -35,19 +40,15 @@ def read_inputs(modalities: Mapping[str, Modality], arguments: Mapping[str, str]
             raise UserError(f"--{name}", f"the run has no input {name!r}", nearest(name, modalities))
     if not arguments:
         raise UserError("mmjax predict", "no input is given", f"give {known}")
-    inputs = {}
-    for name, modality in modalities.items():
-        if name not in arguments:
-            inputs[name] = Input(*modality.absent())
-            continue
+    rows = packing.shared_rows(None, 1, slots=1) if packing else OwnRows(modalities, 1)
+    for name, argument in arguments.items():
         where = f"--{name}"
-        raw = modality.read(arguments[name], where)
+        raw = modalities[name].read(argument, where)
         try:
-            values, mask = modality.process(raw)
+            rows.put(name, 0, 0, raw)
         except ValueError as error:
-            raise UserError(where, f"{arguments[name]!r}: {error}", "give another") from error
-        inputs[name] = Input(np.asarray(values), np.asarray(mask))
-    return inputs
+            raise UserError(where, f"{argument!r}: {error}", "give another") from error
+    return jax.tree.map(lambda leaf: leaf[0], rows.inputs)
 
 
 class Predictor:
@@ -93,7 +94,7 @@ class Predictor:
             return rows
 
         batch = Batch(
-            inputs={name: Input(row_zero(x.values), row_zero(x.mask)) for name, x in inputs.items()},
+            inputs=jax.tree.map(row_zero, dict(inputs)),
             # A target of weight 1 for the example, so that a task's weight says whether its inputs are there.
             targets={
                 name: Target(np.zeros((size, *spec.shape), spec.dtype), row_zero(np.float32(1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +40,10 @@ class Concatenation(nnx.Module):
         self.widths = {**widths, FUSED: config.width}
 
     def __call__(self, tokens: dict[str, Tokens], random: Randomness | None) -> dict[str, Tokens]:
-        pooled = [mean_pool(tokens[name]) for name in self.names]
+        pooled: list[Any] = [mean_pool(tokens[name]) for name in self.names]
         flags = [tokens[name].present[:, None].astype(jnp.float32) for name in self.names]
         hidden = jax.nn.gelu(self.up(jnp.concatenate(pooled + flags, axis=-1).astype(self.dtype)))
         if random is not None:
             hidden = dropout(hidden, self.dropout, random.fold(FUSED))
         fused = self.down(hidden)[:, None]
-        return {**tokens, FUSED: Tokens.make(fused, jnp.ones(fused.shape[:2], bool))}
+        return {**tokens, FUSED: Tokens.of_examples(fused, next(iter(tokens.values())).slots)}

@@ -40,8 +40,9 @@ class CrossBlock(nnx.Module):
     ) -> Tokens:
         def add(tokens: Tokens, branch: jax.Array, place: str) -> Tokens:
             if random is not None:
-                branch = dropout(branch, self.dropout, random.fold(place))
-                branch = drop_path(branch, drop, random.fold(place + "/path"))
+                draws = random.among(tokens)
+                branch = dropout(branch, self.dropout, draws.fold(place))
+                branch = drop_path(branch, drop, draws.fold(place + "/path"))
             return tokens.with_values(tokens.values + branch)
 
         normed = queries.with_values(self.query_norm(queries.values))
@@ -143,13 +144,12 @@ class CrossAttention(nnx.Module):
         self.widths = dict.fromkeys((*widths, FUSED), width)
 
     def __call__(self, tokens: dict[str, Tokens], random: Randomness | None) -> dict[str, Tokens]:
-        # One segment an example: fusion of packed examples would need a query set for each.
         entered = {
             name: tokens[name].with_values(entrance(tokens[name].values)) for name, entrance in self.entrances.items()
         }
-        batch = next(iter(tokens.values())).values.shape[0]
-        queries = jnp.broadcast_to(self.queries[...].astype(self.dtype), (batch, *self.queries.shape))
-        latents = Tokens.make(queries, jnp.ones(queries.shape[:2], bool))
+        like = next(iter(tokens.values()))
+        queries = jnp.broadcast_to(self.queries[...].astype(self.dtype), (like.examples, *self.queries.shape))
+        latents = Tokens.of_examples(queries, like.slots)
         entered, latents = self.rounds((entered, latents), random=random)
         results = {**entered, FUSED: latents}
         return {name: result.with_values(self.norm(result.values)) for name, result in results.items()}

@@ -48,4 +48,4 @@ class GatedAverage(nnx.Module):
         average = jnp.einsum("bm,bmw->bw", gates.astype(self.dtype), mapped)
         average = average + self.out(jax.nn.gelu(self.norm(average)))
         fused = average[:, None]
-        return {**tokens, FUSED: Tokens.make(fused, jnp.ones(fused.shape[:2], bool))}
+        return {**tokens, FUSED: Tokens.of_examples(fused, next(iter(tokens.values())).slots)}

@@ -33,9 +33,10 @@ class Block(nnx.Module):
 
         def add(tokens: Tokens, branch: jax.Array, place: str) -> Tokens:
             if random is not None:
-                branch = dropout(branch, self.dropout, random.fold(place))
+                draws = random.among(tokens)
+                branch = dropout(branch, self.dropout, draws.fold(place))
                 if not (isinstance(drop, float) and drop == 0.0):
-                    branch = drop_path(branch, drop, random.fold(place + "/path"))
+                    branch = drop_path(branch, drop, draws.fold(place + "/path"))
             return tokens.with_values(tokens.values + branch)
 
         normed = tokens.with_values(self.attention_norm(tokens.values))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,24 +15,31 @@ from mmjax.tokens import Tokens
 
 
 def mean_pool(tokens: Tokens) -> Float[Array, "batch width"]:
-    """The mean of the real tokens, in float32; 0 for an example without any."""
+    """The mean of each example's real tokens, in float32; 0 for an example without any."""
     values = jnp.where(tokens.mask[..., None], tokens.values, 0).astype(jnp.float32)
-    count = tokens.mask.sum(axis=1, dtype=jnp.float32)
-    return values.sum(axis=1) / jnp.maximum(count, 1.0)[:, None]
+    if tokens.slots == 1:
+        total = values.sum(axis=1)
+        count = tokens.mask.sum(axis=1, dtype=jnp.float32)
+    else:
+        members = tokens.members.astype(jnp.float32)
+        # Products with 0 and 1 are exact, unless the accelerator rounds what it multiplies.
+        total = jnp.einsum("ren,rnw->rew", members, values, precision="highest").reshape(-1, tokens.width)
+        count = members.sum(axis=2).reshape(-1)
+    return total / jnp.maximum(count, 1.0)[:, None]
 
 
 def first_pool(tokens: Tokens) -> Float[Array, "batch width"]:
     """The first real token, in float32, where a class token stands; 0 for an example without any."""
-    return _pick(tokens, tokens.mask.argmax(axis=1))
+    return _pick(tokens, tokens.members.argmax(axis=2))
 
 
 def last_pool(tokens: Tokens) -> Float[Array, "batch width"]:
     """The last real token, in float32, where the end of a sentence stands; 0 for an example without any."""
-    return _pick(tokens, tokens.mask.shape[1] - 1 - tokens.mask[:, ::-1].argmax(axis=1))
+    return _pick(tokens, tokens.mask.shape[1] - 1 - tokens.members[:, :, ::-1].argmax(axis=2))
 
 
-def _pick(tokens: Tokens, index: Int[Array, " batch"]) -> Float[Array, "batch width"]:
-    picked = jnp.take_along_axis(tokens.values, index[:, None, None], axis=1)[:, 0]
+def _pick(tokens: Tokens, index: Int[Array, "rows slots"]) -> Float[Array, "batch width"]:
+    picked = jnp.take_along_axis(tokens.values, index[:, :, None], axis=1).reshape(-1, tokens.width)
     return jnp.where(tokens.present[:, None], picked.astype(jnp.float32), 0)
 
 
@@ -50,11 +55,12 @@ class AttentionPooling(nnx.Module):
 
     def __call__(self, tokens: Tokens) -> Float[Array, "batch width"]:
         """0 for an example without any token."""
-        batch = tokens.values.shape[0]
-        query = jnp.broadcast_to(self.query[...].astype(tokens.values.dtype), (batch, 1, tokens.width))
-        # One segment: pooling of packed examples would need a query for each.
-        reader = Tokens.make(query, tokens.present[:, None])
-        tokens = dataclasses.replace(tokens, segments=jnp.zeros_like(tokens.segments))
+        query = self.query[...].astype(tokens.values.dtype)
+        # The query of an example is in its slot, so it reads that example's tokens alone.
+        reader = Tokens.of_examples(
+            jnp.broadcast_to(query, (tokens.examples, *query.shape)), tokens.slots, tokens.present
+        )
         pooled = self.attention(reader, tokens)
         pooled = pooled + self.mlp(self.norm(pooled))
-        return jnp.where(tokens.present[:, None], pooled[:, 0].astype(jnp.float32), 0)
+        pooled = pooled.reshape(-1, tokens.width)
+        return jnp.where(tokens.present[:, None], pooled.astype(jnp.float32), 0)

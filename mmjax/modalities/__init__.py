@@ -7,7 +7,8 @@ members of `Modality`. A new kind is one new file and one line in the table.
 from __future__ import annotations
 
 import pathlib
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -38,6 +39,25 @@ class Modality(Protocol):
 
     def files(self) -> list[pathlib.Path]:
         """Files that `process` depends on, for example a tokenizer's; a checkpoint keeps copies of them."""
+
+
+class Packable(Modality, Protocol):
+    """What packing asks in addition of a modality whose examples can share rows.
+
+    Attributes:
+      measures: what `lengths` has to know of a record, by the names that `mmjax prepare` gives it in its index.
+    """
+
+    measures: ClassVar[tuple[str, ...]]
+
+    def packed(self, budget: int) -> InputSpec:
+        """The form of a row of so many elements: [budget, ...], with positions."""
+
+    def lengths(self, measured: Mapping[str, np.ndarray], budget: int) -> np.ndarray:
+        """Int [records], how many elements each takes, at least 1 and at most `budget`, from {measure: [records]}."""
+
+    def elements(self, raw: Any, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Makes (values [n, ...], positions [n, axes] float32) of raw data, with n <= most, or raises ValueError."""
 
 
 MODALITIES: dict[str, type[Modality]] = {

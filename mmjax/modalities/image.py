@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import PIL.Image
@@ -45,6 +46,9 @@ class Image:
             `digits` and MNIST train on.
           crop: "content" first cuts off the margins, which have the colour of the border. With `fit="pad"` a digit on a
             large sheet then resembles those of `digits`, which fill their picture. "none" keeps them.
+          patch: the side of a patch in pixels, of pictures that are packed. They keep their resolution and, up to whole
+            patches, their aspect ratio; `size` and `fit` are not asked.
+          patches: most patches of a packed picture, by default a whole row; one that has more is made smaller.
           mean, std: subtracted from and divided into values in [0, 1]; one number for all channels, or one for each.
         """
 
@@ -54,6 +58,8 @@ class Image:
         resize: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bicubic"
         background: Literal["any", "dark"] = "any"
         crop: Literal["none", "content"] = "none"
+        patch: Count | None = None
+        patches: Count | None = None
         mean: tuple[float, ...] = (0.5,)
         std: tuple[Annotated[float, AtLeast(1e-6)], ...] = (0.5,)
 
@@ -65,8 +71,10 @@ class Image:
                 if count not in (1, self.channels):
                     raise ValueError(f"{name} has {count} numbers; give 1 or {self.channels}, as there are channels")
 
+    measures: ClassVar[tuple[str, ...]] = ("height", "width")
+
     def __init__(self, config: Config):
-        self.config = config
+        self.config, self._side = config, config.patch or 0
         self._mean = np.asarray(config.mean, np.float32)
         self._std = np.asarray(config.std, np.float32)
 
@@ -81,10 +89,7 @@ class Image:
         Raises:
           ValueError: if `raw` is not such an array.
         """
-        pixels = self._pixels(np.asarray(raw))
-        if self.config.crop == "content":
-            pixels = _content(pixels)
-        picture = PIL.Image.fromarray(pixels)
+        picture = self._picture(raw)
         if picture.size != self.config.size[::-1]:
             picture = self._resized(picture)
         values = np.array(picture, np.float32).reshape(*self.config.size, self.config.channels)
@@ -93,6 +98,42 @@ class Image:
         values -= self._mean
         values /= self._std
         return values, np.ones((), bool)
+
+    def packed(self, budget: int) -> InputSpec:
+        """[budget, patch * patch * channels] float32, with positions (row, column)."""
+        side = self._side
+        if not side:
+            raise ValueError("pictures are packed as patches, and patch is missing; set it to that of the encoder")
+        return InputSpec((budget, side**2 * self.config.channels), "float32", 1, {"patch": side}, axes=2)
+
+    def lengths(self, measured: Mapping[str, np.ndarray], budget: int) -> np.ndarray:
+        """The patches of pictures of these heights and widths."""
+        rows, columns = self._grid(measured["height"], measured["width"], budget)
+        return rows * columns
+
+    def elements(self, raw: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Makes (patches [n, patch * patch * channels], their (row, column) [n, 2]) of uint8 [H, W] or [H, W, C]."""
+        picture, side = self._picture(raw), self._side
+        rows, columns = (int(count) for count in self._grid(picture.height, picture.width, most))
+        picture = picture.resize((columns * side, rows * side), _FILTERS[self.config.resize])
+        values = np.asarray(picture, np.float32).reshape(rows, side, columns, side, self.config.channels) / 255
+        values = ((values - self._mean) / self._std).swapaxes(1, 2).reshape(rows * columns, -1)
+        places = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
+        return values, places.reshape(-1, 2).astype(np.float32)
+
+    def _grid(self, height, width, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of patches of pictures of this height and width, `most` patches at most."""
+        side, most = self._side, min(most, self.config.patches or most)
+        shrink = np.minimum(1.0, np.sqrt(most * side**2 / (np.asarray(height) * width)))
+        exact = [shrink * length / side for length in (height, width)]
+        rows, columns = (np.clip(np.rint(length), 1, most) for length in exact)
+        # Rounded up, they may be more than there may be; rounded down they are not.
+        over = rows * columns > most
+        rows, columns = (
+            np.where(over, np.clip(np.floor(length), 1, most), rounded)
+            for length, rounded in zip(exact, (rows, columns), strict=True)
+        )
+        return rows.astype(np.int64), columns.astype(np.int64)
 
     def absent(self) -> tuple[np.ndarray, np.ndarray]:
         """Zeros and False."""
@@ -126,6 +167,10 @@ class Image:
     def files(self) -> list[pathlib.Path]:
         """None."""
         return []
+
+    def _picture(self, raw: np.ndarray) -> PIL.Image.Image:
+        pixels = self._pixels(np.asarray(raw))
+        return PIL.Image.fromarray(_content(pixels) if self.config.crop == "content" else pixels)
 
     def _pixels(self, raw: np.ndarray) -> np.ndarray:
         """Makes raw pixels uint8 [H, W] where the config says 1 channel, else [H, W, 3]."""

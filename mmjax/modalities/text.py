@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from mmjax.config import AtLeast, Count
+from mmjax.config import AtLeast, Count, Within
 from mmjax.errors import UserError
 from mmjax.tokens import InputSpec
 
@@ -30,6 +30,8 @@ class Text:
           tokenizer: "bytes" (the 256 bytes of UTF-8), or the path of a `.json` file of Hugging Face `tokenizers`, or of
             a `.model` file of sentencepiece.
           lowercase: whether to ignore case.
+          tokens_per_byte: the room that a packed text is planned with, for each byte of it. What has more tokens loses
+            its last ones, but not the end; a tokenizer of words makes about 0.25 of English.
           vocabulary: how many tokens the model keeps vectors for; by default those that the tokenizer makes and our own
             two. More leave room, so that the table divides over chips, or stand for a tokenizer that is yet to come.
         """
@@ -37,7 +39,10 @@ class Text:
         length: Annotated[int, AtLeast(2)] = 32
         tokenizer: str = "bytes"
         lowercase: bool = False
+        tokens_per_byte: Annotated[float, Within(0.01, 1.0)] = 1.0
         vocabulary: Count | None = None
+
+    measures: ClassVar[tuple[str, ...]] = ("bytes",)
 
     def __init__(self, config: Config):
         self.config = config
@@ -60,13 +65,31 @@ class Text:
         Raises:
           ValueError: if `raw` is not a string.
         """
-        if not isinstance(raw, str):
-            raise ValueError(f"a text is a string, not {type(raw).__name__}")
-        tokens = list(self._encode(raw.lower() if self.config.lowercase else raw))
-        tokens = [*tokens[: self.config.length - 1], self.end]
+        tokens = self._tokens(raw, self.config.length)
         values = np.zeros(self.config.length, np.int32)
         values[: len(tokens)] = tokens
         return values, np.arange(self.config.length) < len(tokens)
+
+    def packed(self, budget: int) -> InputSpec:
+        """[budget] int32, with positions (index)."""
+        return dataclasses.replace(self.spec, shape=(budget,), axes=1)
+
+    def lengths(self, measured: Mapping[str, np.ndarray], budget: int) -> np.ndarray:
+        """What the bytes of each text make at most, and the end, cut to `length` and to a row."""
+        tokens = np.ceil(measured["bytes"] * self.config.tokens_per_byte).astype(np.int64) + 1
+        return np.minimum(tokens, min(budget, self.config.length))
+
+    def elements(self, raw: str, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Makes (tokens [n] int32, index [n, 1]) of a sentence; raises ValueError if `raw` is not a string."""
+        tokens = np.asarray(self._tokens(raw, min(most, self.config.length)), np.int32)
+        return tokens, np.arange(len(tokens), dtype=np.float32)[:, None]
+
+    def _tokens(self, raw: str, most: int) -> list[int]:
+        """Of a sentence, the end included, which stays where it is cut."""
+        if not isinstance(raw, str):
+            raise ValueError(f"a text is a string, not {type(raw).__name__}")
+        tokens = list(self._encode(raw.lower() if self.config.lowercase else raw))
+        return [*tokens[: most - 1], self.end]
 
     def absent(self) -> tuple[np.ndarray, np.ndarray]:
         """Zeros and False."""

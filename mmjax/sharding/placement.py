@@ -25,34 +25,41 @@ def batch_shards(mesh: Mesh) -> int:
     return axis_size(mesh, RULES["batch"])
 
 
-def batch_rows(mesh: Mesh, batch_size: int, where: str = "train.batch_size") -> np.ndarray:
+def batch_rows(mesh: Mesh, rows: int, where: str = "train.batch_size", slots: int = 1) -> np.ndarray:
     """The rows of a global batch that this process has to load: those of its own devices.
+
+    Args:
+      rows: of the global batch, each with `slots` examples.
+      where: the batch size in the config, for messages.
 
     Raises:
       UserError: where the batch does not divide.
     """
-    if batch_size % batch_shards(mesh):
+    shards = batch_shards(mesh)
+    if rows % shards:
         raise UserError(
             where,
-            f"{batch_size} does not divide over the {batch_shards(mesh)} parts of the mesh",
-            f"choose a multiple of {batch_shards(mesh)}",
+            f"{rows * slots} does not divide over the {shards} parts of the mesh",
+            f"choose a multiple of {shards * slots}",
         )
-    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
+    slices = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[index] for index in slices]))
 
 
 def place_batch(mesh: Mesh, batch: Batch, batch_size: int) -> Batch:
-    """Makes the global batch from this process's rows, in the order of `batch_rows`.
+    """Makes the global batch of `batch_size` examples from this process's rows, in the order of `batch_rows`.
 
     Every array has the global shape afterwards; no data crosses between processes.
     """
     sharding = batch_sharding(mesh)
+    # Inputs have fewer rows than the batch has examples where several share one.
+    shares = batch_size // batch.size
 
     def place(local):
         local = np.asarray(local)
         if local.ndim == 0:
             # `jax.device_put` would compare the processes' numbers with each other, a collective for each batch.
             return jax.make_array_from_callback((), replicated(mesh), lambda _: local)
-        return jax.make_array_from_process_local_data(sharding, local, (batch_size, *local.shape[1:]))
+        return jax.make_array_from_process_local_data(sharding, local, (shares * len(local), *local.shape[1:]))
 
     return jax.tree.map(place, batch)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from mmjax.config import AtLeast, Rate
 from mmjax.tasks.metrics import States
 from mmjax.tokens import Batch, Input
-from mmjax.training.objective import Objective, Parameters, Wrapper
+from mmjax.training.objective import Objective, Parameters, Wrapper, refuse_packed
 
 
 class Adversarial:
@@ -38,6 +38,7 @@ class Adversarial:
         self.config = config
 
     def __call__(self, objective: Objective) -> Objective:
+        refuse_packed(objective, "adversarial training")
         return _Moved.around(objective, config=self.config)
 
 

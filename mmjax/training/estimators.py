@@ -59,7 +59,7 @@ class Accumulated:
         totals = objective.totals(parameters, batch)
         coupled = sorted(objective.coupled)
         single = [name for name in objective.factors if name not in objective.coupled]
-        parts = self._cut(batch)
+        parts = self._cut(batch, batch.rows)
         gradients = jax.tree.map(jnp.zeros_like, parameters)
         loss = jnp.zeros(())
         states: States = {}
@@ -70,13 +70,13 @@ class Accumulated:
                 features = objective.features(parameters, part)
                 return {name: features[name] for name in coupled}
 
-            features = self._join(jax.lax.map(forward, parts))
+            features = self._join(jax.lax.map(forward, parts), batch.rows)
             (loss, states), (gradients, pull) = jax.value_and_grad(
                 lambda parameters, features: objective.loss(parameters, features, batch, totals, coupled),
                 argnums=(0, 1),
                 has_aux=True,
             )(parameters, features)
-            pull = self._cut(pull)
+            pull = self._cut(pull, batch.rows)
 
         def one(part, pull):
             def partial(parameters):
@@ -93,20 +93,29 @@ class Accumulated:
         more, (more_loss, more_states) = summed
         return merge(gradients, more), {**states, **more_states, "loss": Ratio(loss + more_loss, jnp.ones(()))}
 
-    def _cut(self, tree: Any) -> Any:
-        """[B, ...] to [microbatches, B / microbatches, ...]; each microbatch takes rows from every device's share."""
+    def _cut(self, tree: Any, rows: int) -> Any:
+        """[B, ...] to [microbatches, B / microbatches, ...]; each microbatch takes rows from every device's share.
+
+        Examples that share one of the R rows stay together, in arrays [R, ...] and in arrays [B, ...].
+        """
 
         def cut(x):
             if x.ndim == 0:
                 return jnp.broadcast_to(x, (self.microbatches,))
-            x = x.reshape(-1, self.microbatches, *x.shape[1:]).swapaxes(0, 1)
+            together = x.reshape(rows // self.microbatches, self.microbatches, -1, *x.shape[1:]).swapaxes(0, 1)
+            x = together.reshape(self.microbatches, -1, *x.shape[1:])
             return shard(x, "none", "batch", *("none",) * (x.ndim - 2))
 
         return jax.tree.map(cut, tree)
 
-    def _join(self, tree: Any) -> Any:
+    def _join(self, tree: Any, rows: int) -> Any:
         """The inverse of `_cut` for features."""
-        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
+
+        def join(x):
+            together = x.reshape(self.microbatches, rows // self.microbatches, -1, *x.shape[2:]).swapaxes(0, 1)
+            return together.reshape(-1, *x.shape[2:])
+
+        return jax.tree.map(join, tree)
 
 
 ESTIMATORS = {

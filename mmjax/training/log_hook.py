@@ -31,10 +31,10 @@ class LogHook(Hook):
     """Writes the training metrics and shows progress; without a terminal, a line every tenth of the run."""
 
     def __init__(
-        self, config: LogConfig, log: MetricsLog | None, console: Console, schedule: Schedule, batch_size: int
+        self, config: LogConfig, log: MetricsLog | None, console: Console, schedule: Schedule, examples: float
     ):
         self.config, self.log, self.console = config, log, console
-        self.schedule, self.batch_size = schedule, batch_size
+        self.schedule, self.examples = schedule, examples
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -58,7 +58,7 @@ class LogHook(Hook):
         row["optimizer/learning_rate"] = float(self.schedule(int(loop.state.step) - 1))
         seconds = (time.perf_counter() - self.since) / (loop.step - self.at)
         self.since, self.at = time.perf_counter(), loop.step
-        row["perf/step_seconds"], row["perf/examples_per_second"] = seconds, self.batch_size / seconds
+        row["perf/step_seconds"], row["perf/examples_per_second"] = seconds, self.examples / seconds
         loop.latest["train"] = row
         if self.log:
             self.log.write(loop.step, "train", row)

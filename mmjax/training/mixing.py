@@ -17,7 +17,7 @@ from mmjax.errors import UserError
 from mmjax.layers import Randomness
 from mmjax.tasks.metrics import States
 from mmjax.tokens import Batch, Input, InputSpec, Target
-from mmjax.training.objective import Objective, Parameters, Wrapper
+from mmjax.training.objective import Objective, Parameters, Wrapper, refuse_packed
 
 _PARTNER = "partner of "
 
@@ -52,6 +52,7 @@ class Mixup:
             raise UserError(
                 "train.loss_transforms", problem, "leave out the tasks that compare examples, or the mixing"
             )
+        refuse_packed(objective, "mixing")
         mixable = tuple(sorted(name for name, spec in objective.specs.items() if _is_mixable(spec)))
         if not mixable:
             problem = f"none of the inputs {', '.join(sorted(objective.specs))} can be blended"

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmjax.errors import UserError
 from mmjax.layers import Randomness
 from mmjax.model import Model
 from mmjax.sharding import MeshConfig, laid_out
@@ -124,3 +125,11 @@ class Wrapper(Objective):
 
     def loss(self, parameters, features, batch, totals, names=None):
         return self.inner.loss(parameters, features, batch, totals, names)
+
+
+def refuse_packed(objective: Objective, technique: str) -> None:
+    """Raises a UserError where examples share rows, for a technique that takes a row of an input for an example."""
+    packed = sorted(name for name, spec in objective.specs.items() if spec.axes)
+    if packed:
+        problem = f"{technique} does not know packed inputs, as {', '.join(packed)}"
+        raise UserError("train.loss_transforms", problem, "leave it out, or set data.packing.slots = 1")

@@ -75,8 +75,7 @@ def index_columns(examined: Examined, decisions: Decisions, rows: np.ndarray) ->
             measure = column.name if column.kind == "label" else f"{column.name}/{name}"
             table[measure] = [words[row] for row in rows]
         for name, values in examined.numbers[column.name].items():
-            if name != "bytes":
-                table[f"{column.name}/{name}"] = values[rows]
+            table[f"{column.name}/{name}"] = values[rows]
     return table
 
 
