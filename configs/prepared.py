@@ -37,8 +37,16 @@ def _table(measures):
     return {"kind": "table_transformer"}, {}
 
 
+def _series(measures):
+    # As long as most series, in about 32 tokens. How many channels, and what standardises them, the folder itself says.
+    steps = measures["steps"]
+    most = min(steps["largest"], steps["median"] + steps["variance"] ** 0.5, 4096)
+    patch = max(4, math.ceil(most / 32))
+    return {"kind": "series_transformer", "patch": patch}, {"length": patch * math.ceil(most / patch)}
+
+
 # For each kind of input, of what was measured: its encoder, and how raw data becomes arrays.
-_INPUTS = {"image": _image, "audio": _audio, "text": _text, "table": _table}
+_INPUTS = {"image": _image, "audio": _audio, "text": _text, "table": _table, "series": _series}
 
 
 def get_config(argument: str = "prepared/mine") -> ConfigDict:

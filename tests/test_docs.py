@@ -150,7 +150,7 @@ def check_mmjax(name: str, *arguments: str) -> None:
     recipe = next((word for word in arguments if word.startswith("--config=")), "--config=configs/digits.py")
     recipe = recipe.removeprefix("--config=")
     # `mmjax predict` has a flag for each input of the run; the recipe of docs/extending.md is written there.
-    inputs = {"near", "far"} if "runs/series" in " ".join(arguments) else set()
+    inputs = {"near", "far"} if "runs/gestures" in " ".join(arguments) else set()
     inputs |= {"picture", "caption"} if "runs/mine" in " ".join(arguments) else set()
     if (ROOT / recipe.partition(":")[0]).is_file():
         recipe = load_recipe(f"{ROOT}/{recipe}")

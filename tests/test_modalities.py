@@ -20,6 +20,7 @@ RAW = {
     "audio": (np.arange(1000, dtype=np.int16), 8_000),
     "text": "a sentence",
     "table": {"age": 41, "colour": "red"},
+    "series": np.arange(40.0),
 }
 NEEDED = {"table": {"columns": ["age", "colour"], "categories": {"colour": ["blue", "red"]}}}
 

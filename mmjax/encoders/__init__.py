@@ -8,6 +8,7 @@ as `encoder(input, random)` on an `Input` whose absent values are zeros already,
 """
 
 from mmjax.encoders.resnet import ResNet
+from mmjax.encoders.series_transformer import SeriesTransformer
 from mmjax.encoders.spectrogram_resnet import SpectrogramResNet
 from mmjax.encoders.spectrogram_transformer import SpectrogramTransformer
 from mmjax.encoders.table_transformer import TableTransformer
@@ -23,4 +24,5 @@ ENCODERS = {
     "spectrogram_resnet": SpectrogramResNet,
     "waveform_cnn": WaveformCNN,
     "table_transformer": TableTransformer,
+    "series_transformer": SeriesTransformer,
 }

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
+from mmjax.modalities.series import Series
 from mmjax.modalities.table import Table
 from mmjax.modalities.text import Text
 from mmjax.tokens import InputSpec
@@ -45,4 +46,5 @@ MODALITIES: dict[str, type[Modality]] = {
     "text": Text,
     "audio": Audio,
     "table": Table,
+    "series": Series,
 }

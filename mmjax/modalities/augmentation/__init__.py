@@ -22,9 +22,12 @@ from mmjax.modalities.augmentation.erase import Erase
 from mmjax.modalities.augmentation.flip import Flip
 from mmjax.modalities.augmentation.noise import Noise
 from mmjax.modalities.augmentation.rand_augment import RandAugment
+from mmjax.modalities.augmentation.series_jitter import SeriesJitter
+from mmjax.modalities.augmentation.series_scaling import SeriesScaling
 from mmjax.modalities.augmentation.shift import Shift
 from mmjax.modalities.augmentation.speed import Speed
 from mmjax.modalities.augmentation.synonyms import Synonyms
+from mmjax.modalities.augmentation.time_warp import TimeWarp
 
 
 class Augmentation(Protocol):
@@ -45,4 +48,5 @@ IMAGE: dict[str, type] = {
 }
 AUDIO: dict[str, type] = {"equalise": Equalise, "noise": Noise, "shift": Shift, "speed": Speed}
 TEXT: dict[str, type] = {"edit_words": EditWords, "synonyms": Synonyms}
-AUGMENTATIONS: dict[str, dict[str, type]] = {"image": IMAGE, "audio": AUDIO, "text": TEXT}
+SERIES: dict[str, type] = {"jitter": SeriesJitter, "scaling": SeriesScaling, "time_warp": TimeWarp}
+AUGMENTATIONS: dict[str, dict[str, type]] = {"image": IMAGE, "audio": AUDIO, "text": TEXT, "series": SERIES}

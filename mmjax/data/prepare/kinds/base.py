@@ -35,6 +35,20 @@ def standard(values: np.ndarray) -> tuple[float, float] | None:
     return mean, deviation if deviation > 1e-9 * abs(mean) else 1.0
 
 
+def pooled(counts: np.ndarray, means: np.ndarray, deviations: np.ndarray) -> tuple[float, float]:
+    """Mean and deviation of all values of several groups, from those of each group and how many values it has.
+
+    Groups without values may hold NaN. As in `standard`, a constant has the deviation 1; no values at all have 0 and 1.
+    """
+    filled = counts > 0
+    counts, means, deviations = counts[filled], means[filled], deviations[filled]
+    if not len(counts):
+        return 0.0, 1.0
+    mean = float(np.average(means, weights=counts))
+    deviation = float(np.sqrt(np.average(np.square(deviations) + np.square(means - mean), weights=counts)))
+    return mean, deviation if deviation > 1e-9 * abs(mean) else 1.0
+
+
 class Kind:
     """Base of all kinds. What a kind does not override it cannot do: `measure` nothing, be like nothing, and so on.
 
