@@ -45,8 +45,20 @@ def _series(measures):
     return {"kind": "series_transformer", "patch": patch}, {"length": patch * math.ceil(most / patch)}
 
 
+def _points(measures):
+    points = int(min(1024, max(64, measures["points"]["median"])))
+    return {"kind": "point_transformer", "groups": points // 16, "neighbours": min(32, points // 4)}, {"points": points}
+
+
 # For each kind of input, of what was measured: its encoder, and how raw data becomes arrays.
-_INPUTS = {"image": _image, "audio": _audio, "text": _text, "table": _table, "series": _series}
+_INPUTS = {
+    "image": _image,
+    "audio": _audio,
+    "text": _text,
+    "table": _table,
+    "series": _series,
+    "points": _points,
+}
 
 
 def get_config(argument: str = "prepared/mine") -> ConfigDict:

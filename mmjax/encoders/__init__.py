@@ -7,6 +7,7 @@ as `encoder(input, random)` on an `Input` whose absent values are zeros already,
 `tests/contracts.py` tries it.
 """
 
+from mmjax.encoders.point_transformer import PointTransformer
 from mmjax.encoders.resnet import ResNet
 from mmjax.encoders.series_transformer import SeriesTransformer
 from mmjax.encoders.spectrogram_resnet import SpectrogramResNet
@@ -25,4 +26,5 @@ ENCODERS = {
     "waveform_cnn": WaveformCNN,
     "table_transformer": TableTransformer,
     "series_transformer": SeriesTransformer,
+    "point_transformer": PointTransformer,
 }

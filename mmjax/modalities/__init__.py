@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
+from mmjax.modalities.points import Points
 from mmjax.modalities.series import Series
 from mmjax.modalities.table import Table
 from mmjax.modalities.text import Text
@@ -47,4 +48,5 @@ MODALITIES: dict[str, type[Modality]] = {
     "audio": Audio,
     "table": Table,
     "series": Series,
+    "points": Points,
 }

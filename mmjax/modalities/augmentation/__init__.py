@@ -21,6 +21,10 @@ from mmjax.modalities.augmentation.equalise import Equalise
 from mmjax.modalities.augmentation.erase import Erase
 from mmjax.modalities.augmentation.flip import Flip
 from mmjax.modalities.augmentation.noise import Noise
+from mmjax.modalities.augmentation.points_dropout import PointsDropout
+from mmjax.modalities.augmentation.points_jitter import PointsJitter
+from mmjax.modalities.augmentation.points_rotation import PointsRotation
+from mmjax.modalities.augmentation.points_scaling import PointsScaling
 from mmjax.modalities.augmentation.rand_augment import RandAugment
 from mmjax.modalities.augmentation.series_jitter import SeriesJitter
 from mmjax.modalities.augmentation.series_scaling import SeriesScaling
@@ -49,4 +53,16 @@ IMAGE: dict[str, type] = {
 AUDIO: dict[str, type] = {"equalise": Equalise, "noise": Noise, "shift": Shift, "speed": Speed}
 TEXT: dict[str, type] = {"edit_words": EditWords, "synonyms": Synonyms}
 SERIES: dict[str, type] = {"jitter": SeriesJitter, "scaling": SeriesScaling, "time_warp": TimeWarp}
-AUGMENTATIONS: dict[str, dict[str, type]] = {"image": IMAGE, "audio": AUDIO, "text": TEXT, "series": SERIES}
+POINTS: dict[str, type] = {
+    "dropout": PointsDropout,
+    "jitter": PointsJitter,
+    "rotation": PointsRotation,
+    "scaling": PointsScaling,
+}
+AUGMENTATIONS: dict[str, dict[str, type]] = {
+    "image": IMAGE,
+    "audio": AUDIO,
+    "text": TEXT,
+    "series": SERIES,
+    "points": POINTS,
+}

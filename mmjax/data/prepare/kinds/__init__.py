@@ -12,6 +12,7 @@ from mmjax.data.prepare.kinds.base import File, Kind, Unreadable
 from mmjax.data.prepare.kinds.image import ImageKind
 from mmjax.data.prepare.kinds.label import LabelKind
 from mmjax.data.prepare.kinds.number import NumberKind
+from mmjax.data.prepare.kinds.points import PointsKind
 from mmjax.data.prepare.kinds.series import SeriesKind
 from mmjax.data.prepare.kinds.table import TableKind
 from mmjax.data.prepare.kinds.text import TextKind
@@ -22,6 +23,7 @@ KINDS: dict[str, type[Kind]] = {
     "text": TextKind,
     "table": TableKind,
     "series": SeriesKind,
+    "points": PointsKind,
     "label": LabelKind,
     "number": NumberKind,
 }
