@@ -50,6 +50,13 @@ def _points(measures):
     return {"kind": "point_transformer", "groups": points // 16, "neighbours": min(32, points // 4)}, {"points": points}
 
 
+def _video(measures):
+    side = 64 if measures["height"]["median"] > 32 else 32
+    channels = 1 if measures["channels"]["largest"] < 2 else 3
+    encoder = {"kind": "video_transformer", "patch": side // 4, "tubelet": 2}
+    return encoder, {"frames": 8, "size": [side, side], "channels": channels}
+
+
 # For each kind of input, of what was measured: its encoder, and how raw data becomes arrays.
 _INPUTS = {
     "image": _image,
@@ -58,6 +65,7 @@ _INPUTS = {
     "table": _table,
     "series": _series,
     "points": _points,
+    "video": _video,
 }
 
 

@@ -124,6 +124,7 @@ def test_every_augmentation_is_repeatable_changes_its_input_and_gives_what_its_m
         "audio": (tone(), RATE),
         "text": "the quick brown fox jumps over the lazy dog",
         "series": np.sin(np.arange(50.0)),
+        "video": (np.stack([np.roll(blob(), number, axis=1) for number in range(12)]), 4.0),
         "points": np.random.default_rng(0).normal(size=(50, 3)),
     }[modality]
     cls = AUGMENTATIONS[modality][kind]

@@ -137,7 +137,7 @@ def test_commands_in_the_pages_have_flags_that_exist(words, prepared):
         usage = (ROOT / "tpu_setup.sh").read_text()
         assert all(f"  {argument.partition('=')[0]}" in usage for argument in arguments)
     elif pathlib.Path(program).name == "mmjax":
-        check_mmjax(*(argument.replace("configs/prepared.py:prepared/mine", f"configs/prepared.py:{prepared}")
+        check_mmjax(*(re.sub(r"configs/prepared.py:prepared/\w+", f"configs/prepared.py:{prepared}", argument)
                       for argument in arguments))  # fmt: skip
 
 

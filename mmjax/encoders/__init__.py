@@ -14,6 +14,7 @@ from mmjax.encoders.spectrogram_resnet import SpectrogramResNet
 from mmjax.encoders.spectrogram_transformer import SpectrogramTransformer
 from mmjax.encoders.table_transformer import TableTransformer
 from mmjax.encoders.text_transformer import TextTransformer
+from mmjax.encoders.video_transformer import VideoTransformer
 from mmjax.encoders.vit import ViT
 from mmjax.encoders.waveform_cnn import WaveformCNN
 
@@ -27,4 +28,5 @@ ENCODERS = {
     "table_transformer": TableTransformer,
     "series_transformer": SeriesTransformer,
     "point_transformer": PointTransformer,
+    "video_transformer": VideoTransformer,
 }

@@ -17,6 +17,7 @@ from mmjax.modalities.points import Points
 from mmjax.modalities.series import Series
 from mmjax.modalities.table import Table
 from mmjax.modalities.text import Text
+from mmjax.modalities.video import Video
 from mmjax.tokens import InputSpec
 
 
@@ -49,4 +50,5 @@ MODALITIES: dict[str, type[Modality]] = {
     "table": Table,
     "series": Series,
     "points": Points,
+    "video": Video,
 }

@@ -16,6 +16,7 @@ import numpy as np
 from mmjax.modalities.augmentation.affine import Affine
 from mmjax.modalities.augmentation.colour import Colour
 from mmjax.modalities.augmentation.crop import Crop
+from mmjax.modalities.augmentation.each_frame import each_frame
 from mmjax.modalities.augmentation.edit_words import EditWords
 from mmjax.modalities.augmentation.equalise import Equalise
 from mmjax.modalities.augmentation.erase import Erase
@@ -26,11 +27,13 @@ from mmjax.modalities.augmentation.points_jitter import PointsJitter
 from mmjax.modalities.augmentation.points_rotation import PointsRotation
 from mmjax.modalities.augmentation.points_scaling import PointsScaling
 from mmjax.modalities.augmentation.rand_augment import RandAugment
+from mmjax.modalities.augmentation.reverse import Reverse
 from mmjax.modalities.augmentation.series_jitter import SeriesJitter
 from mmjax.modalities.augmentation.series_scaling import SeriesScaling
 from mmjax.modalities.augmentation.shift import Shift
 from mmjax.modalities.augmentation.speed import Speed
 from mmjax.modalities.augmentation.synonyms import Synonyms
+from mmjax.modalities.augmentation.temporal_crop import TemporalCrop
 from mmjax.modalities.augmentation.time_warp import TimeWarp
 
 
@@ -59,10 +62,12 @@ POINTS: dict[str, type] = {
     "rotation": PointsRotation,
     "scaling": PointsScaling,
 }
+TIME: dict[str, type] = {"reverse": Reverse, "temporal_crop": TemporalCrop}
 AUGMENTATIONS: dict[str, dict[str, type]] = {
     "image": IMAGE,
     "audio": AUDIO,
     "text": TEXT,
     "series": SERIES,
     "points": POINTS,
+    "video": {**TIME, **{kind: each_frame(cls) for kind, cls in IMAGE.items()}},
 }

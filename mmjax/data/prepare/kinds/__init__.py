@@ -16,6 +16,7 @@ from mmjax.data.prepare.kinds.points import PointsKind
 from mmjax.data.prepare.kinds.series import SeriesKind
 from mmjax.data.prepare.kinds.table import TableKind
 from mmjax.data.prepare.kinds.text import TextKind
+from mmjax.data.prepare.kinds.video import VideoKind
 
 KINDS: dict[str, type[Kind]] = {
     "image": ImageKind,
@@ -24,6 +25,7 @@ KINDS: dict[str, type[Kind]] = {
     "table": TableKind,
     "series": SeriesKind,
     "points": PointsKind,
+    "video": VideoKind,
     "label": LabelKind,
     "number": NumberKind,
 }
