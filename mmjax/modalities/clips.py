@@ -178,9 +178,7 @@ def _read_video(data: bytes, name: str) -> Clip:
                 promised = container.duration / 1_000_000
             begin = float((stream.start_time or 0) * stream.time_base)
             clip = _thinned(frames(stream), rate)
-    except MemoryError:
-        raise
-    # Every codec has errors of its own.
+    # Every codec has errors of its own, and sizes that are nonsense make others.
     except Exception as error:
         raise ValueError(f"no video, or a damaged one: {error}") from None
     # Frames may have no time, or last longer than others; a tenth of the clip is no matter of rounding.

@@ -172,5 +172,8 @@ def _drawn(places: np.ndarray) -> np.ndarray:
     cells = (places - (low + high) / 2) / extent * (_SIDE - 3) + _SIDE / 2
     counts = np.zeros((_SIDE, _SIDE))
     np.add.at(counts, (_SIDE - 1 - cells[:, 1].astype(int), cells[:, 0].astype(int)), 1)
+    # Dots of two pixels; nothing lies at the edge, from which a dot would go round.
+    for axis in (0, 1):
+        counts = counts + np.roll(counts, 1, axis)
     ink = np.where(counts > 0, 0.4 + 0.6 * np.log1p(counts) / np.log1p(counts.max()), 0)[..., None]
     return np.rint(255 + ink * (np.array([0, 50, 110]) - 255)).astype(np.uint8)
