@@ -292,12 +292,13 @@ class TestPrepare:
         assert found(scene()) == [] and found(scene()[:1]) == found(np.repeat(scene()[:1], 9, axis=0)) == ["constant"]
         assert found(scene() // 60 + 9) == ["blank"]
 
-    @pytest.mark.parametrize("change", ["mp4", "small", "slower"])
+    @pytest.mark.parametrize("change", ["mp4", "small", "slower", "crop"])
     def test_a_clip_that_was_changed_a_little_is_near_and_others_are_not(self, change):
         kind, raw = KINDS["video"](), scene(5, 24, 96)
         changed = {
             "mp4": lambda: video(raw),
             "small": lambda: npy(np.stack([np.asarray(PIL.Image.fromarray(f).resize((64, 60))) for f in raw])),
+            "crop": lambda: npy(raw[:, 5:-3, 4:-6]),
             "slower": lambda: npy(np.repeat(raw, 2, axis=0)),
         }[change]()
         sketches = [kind.sketch(kind.decode(each)) for each in (changed, *(scene(n, 24, 96) for n in range(10)))]
