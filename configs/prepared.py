@@ -41,9 +41,38 @@ def _table(measures):
     return {"kind": "table_transformer"}, {}, None
 
 
+def _series(measures):
+    # As long as most series, in about 32 tokens. How many channels, and what standardises them, the folder itself says.
+    steps = measures["steps"]
+    most = min(steps["largest"], steps["median"] + steps["variance"] ** 0.5, 4096)
+    patch = max(4, math.ceil(most / 32))
+    return {"kind": "series_transformer", "patch": patch}, {"length": patch * math.ceil(most / patch)}, None
+
+
+def _points(measures):
+    points = int(min(1024, max(64, measures["points"]["median"])))
+    encoder = {"kind": "point_transformer", "groups": points // 16, "neighbours": min(32, points // 4)}
+    return encoder, {"points": points}, None
+
+
+def _video(measures):
+    side = 64 if measures["height"]["median"] > 32 else 32
+    channels = 1 if measures["channels"]["largest"] < 2 else 3
+    encoder = {"kind": "video_transformer", "patch": side // 4, "tubelet": 2}
+    return encoder, {"frames": 8, "size": [side, side], "channels": channels}, None
+
+
 # For each kind of input, of what was measured: its encoder, how raw data becomes arrays, and how many tokens an example
 # has on average, where several can share a row.
-_INPUTS = {"image": _image, "audio": _audio, "text": _text, "table": _table}
+_INPUTS = {
+    "image": _image,
+    "audio": _audio,
+    "text": _text,
+    "table": _table,
+    "series": _series,
+    "points": _points,
+    "video": _video,
+}
 
 
 def get_config(argument: str = "prepared/mine") -> ConfigDict:

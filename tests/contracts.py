@@ -44,6 +44,8 @@ SMALL: dict[str, Any] = {
     "blocks": (1, 1),
     "bins": 16,
     "queries": 2,
+    "groups": 6,
+    "neighbours": 4,
     "dropout": 0.1,
     "drop_path": 0.1,
 }

@@ -119,7 +119,14 @@ def test_an_equaliser_makes_each_tone_louder_by_the_gain_at_its_frequency():
 def test_every_augmentation_is_repeatable_changes_its_input_and_gives_what_its_modality_reads(modality, kind, tmp_path):
     (tmp_path / "words.json").write_text('{"quick": ["fast"], "lazy": ["idle"]}')
     needed = {"synonyms": {"path": str(tmp_path / "words.json"), "rate": 0.5}}.get(kind, {})
-    raw = {"image": blob(), "audio": (tone(), RATE), "text": "the quick brown fox jumps over the lazy dog"}[modality]
+    raw = {
+        "image": blob(),
+        "audio": (tone(), RATE),
+        "text": "the quick brown fox jumps over the lazy dog",
+        "series": np.sin(np.arange(50.0)),
+        "video": (np.stack([np.roll(blob(), number, axis=1) for number in range(12)]), 4.0),
+        "points": np.random.default_rng(0).normal(size=(50, 3)),
+    }[modality]
     cls = AUGMENTATIONS[modality][kind]
     augmentation, reader = cls(cls.Config(**needed)), MODALITIES[modality](MODALITIES[modality].Config())
     found = []

@@ -138,7 +138,7 @@ def test_commands_in_the_pages_have_flags_that_exist(words, prepared):
         assert all(f"  {argument.partition('=')[0]}" in usage for argument in arguments)
     elif pathlib.Path(program).name == "mmjax":
         there = f"configs/prepared.py:{prepared}"
-        check_mmjax(*(re.sub(r"configs/prepared.py:prepared/(mine|photos)", there, word) for word in arguments))
+        check_mmjax(*(re.sub(r"configs/prepared.py:prepared/\w+", there, word) for word in arguments))
 
 
 def check_mmjax(name: str, *arguments: str) -> None:
@@ -150,7 +150,7 @@ def check_mmjax(name: str, *arguments: str) -> None:
     recipe = next((word for word in arguments if word.startswith("--config=")), "--config=configs/digits.py")
     recipe = recipe.removeprefix("--config=")
     # `mmjax predict` has a flag for each input of the run; the recipe of docs/extending.md is written there.
-    inputs = {"near", "far"} if "runs/series" in " ".join(arguments) else set()
+    inputs = {"near", "far"} if "runs/gestures" in " ".join(arguments) else set()
     inputs |= {"picture", "caption"} if {"--workdir=runs/mine", "--workdir=runs/photos"} & {*arguments} else set()
     if (ROOT / recipe.partition(":")[0]).is_file():
         recipe = load_recipe(f"{ROOT}/{recipe}")

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "extending.md"
 COPIED = ("mmjax", "configs", "tests", "pyproject.toml")
 PARTS = {
-    "encoder": "series_transformer",
+    "encoder": "pose_transformer",
     "fusion": "sum",
     "task": "quantile",
     "loss_transform": "input_noise",
@@ -90,15 +90,15 @@ def run(folder: pathlib.Path, *words: str, timeout: int = 300) -> str:
 
 def test_each_part_is_one_file_and_one_line_in_a_table():
     tables = {
-        "mmjax/modalities/__init__.py": "mmjax/modalities/series.py",
-        "mmjax/encoders/__init__.py": "mmjax/encoders/series_transformer.py",
+        "mmjax/modalities/__init__.py": "mmjax/modalities/pose.py",
+        "mmjax/encoders/__init__.py": "mmjax/encoders/pose_transformer.py",
         "mmjax/fusion/__init__.py": "mmjax/fusion/sum.py",
         "mmjax/tasks/__init__.py": "mmjax/tasks/quantile.py",
         "mmjax/training/__init__.py": "mmjax/training/input_noise.py",
-        "mmjax/data/__init__.py": "mmjax/data/waves.py",
+        "mmjax/data/__init__.py": "mmjax/data/gestures.py",
     }
     assert set(blocks("diff")) == set(tables)
-    assert set(blocks("python")) == {*tables.values(), "configs/series.py"}
+    assert set(blocks("python")) == {*tables.values(), "configs/gestures.py"}
     for path, block in blocks("diff").items():
         imported, line = (added[0] for _, added, _ in hunks(block))
         module, name = re.fullmatch(r"from ([\w.]+) import (\w+)", imported).groups()
@@ -113,8 +113,8 @@ def test_the_new_files_are_in_our_style(extended):
 
 
 def test_the_recipe_trains(extended):
-    workdir = extended / "runs" / "series"
-    train = ["train", "--config=configs/series.py", f"--workdir={workdir}", "--config.train.steps=60"]
+    workdir = extended / "runs" / "gestures"
+    train = ["train", "--config=configs/gestures.py", f"--workdir={workdir}", "--config.train.steps=60"]
     shown = run(extended, "-m", "mmjax", *train, "--config.evaluate.every=30", "--config.data.examples=512")
     assert "far+near" in shown
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -122,15 +122,15 @@ def test_the_recipe_trains(extended):
     assert losses[-1] < 0.6 * losses[0]
     result = json.loads((workdir / "result.json").read_text())
     test = result["test"]
-    assert test["shape/accuracy"] > 1 / 3
+    assert test["gesture/accuracy"] > 1 / 3
     assert 0 < test["frequency/mean_absolute_error"] <= test["frequency/root_mean_square_error"] < 2
     assert set(result["subsets"]["test"]) == {"near", "far", "far+near"}
 
-    series = extended / "wave.csv"
-    series.write_text("".join("1\n" if step % 16 < 8 else "-1\n" for step in range(40)))
-    predict = ["-m", "mmjax", "predict", f"--workdir={workdir}", f"--near={series}"]
+    arm = extended / "arm.csv"
+    arm.write_text("".join("0,0,1,0,2,0\n" if step % 16 < 8 else "0,0,0,1,0,2\n" for step in range(40)))
+    predict = ["-m", "mmjax", "predict", f"--workdir={workdir}", f"--near={arm}"]
     answers = json.loads(run(extended, *predict, "--json").splitlines()[-1])
-    assert answers["shape"]["answer"] in ("sine", "square", "sawtooth")
+    assert answers["gesture"]["answer"] in ("wave", "chop", "crank")
     assert isinstance(answers["frequency"]["answer"], float)
     assert "frequency" in run(extended, *predict)
 
@@ -143,7 +143,7 @@ def test_the_contract_suite_finds_the_new_parts(extended):
 
 @pytest.mark.slow
 def test_new_parts_may_lack_inputs_and_targets(extended):
-    shown = contracts(extended, "absent and (series_transformer or quantile)")
+    shown = contracts(extended, "absent and (pose_transformer or quantile)")
     assert "2 passed" in shown, shown[-3000:]
 
 

@@ -20,6 +20,9 @@ RAW = {
     "audio": (np.arange(1000, dtype=np.int16), 8_000),
     "text": "a sentence",
     "table": {"age": 41, "colour": "red"},
+    "series": np.arange(40.0),
+    "video": (np.arange(5 * 64, dtype=np.uint8).reshape(5, 8, 8), 2.0),
+    "points": np.arange(60.0).reshape(20, 3) % 7,
 }
 NEEDED = {"table": {"columns": ["age", "colour"], "categories": {"colour": ["blue", "red"]}}}
 

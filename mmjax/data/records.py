@@ -19,8 +19,8 @@ Read = Callable[[Any], Any]
 class Records:
     """The records of one split, each a dict as the features say.
 
-    A text is bytes, a class its number, a tensor a NumPy array that cannot be written to. An image is the bytes of its
-    file, since decoding is its modality's.
+    A text is bytes, texts are a list of them, a class is its number, a tensor a NumPy array that cannot be written to.
+    An image is the bytes of its file, since decoding is for whom `restore`s it.
 
     Args:
       folder: of the prepared dataset.
@@ -65,6 +65,8 @@ def _reads(tfds: Any, feature: Any, name: str) -> Read:
         return lambda fields: {key: read(fields) for key, read in parts.items()}
     if isinstance(feature, (tfds.features.Text, tfds.features.Image)):
         return lambda fields: fields[name].bytes_list.value[0]
+    if isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.Text):
+        return lambda fields: list(fields[name].bytes_list.value)
     if isinstance(feature, tfds.features.ClassLabel):
         return lambda fields: fields[name].int64_list.value[0]
     if isinstance(feature, tfds.features.Tensor):

@@ -8,11 +8,14 @@ as `encoder(input, random)` on an `Input` whose absent values are zeros already,
 examples share.
 """
 
+from mmjax.encoders.point_transformer import PointTransformer
 from mmjax.encoders.resnet import ResNet
+from mmjax.encoders.series_transformer import SeriesTransformer
 from mmjax.encoders.spectrogram_resnet import SpectrogramResNet
 from mmjax.encoders.spectrogram_transformer import SpectrogramTransformer
 from mmjax.encoders.table_transformer import TableTransformer
 from mmjax.encoders.text_transformer import TextTransformer
+from mmjax.encoders.video_transformer import VideoTransformer
 from mmjax.encoders.vit import ViT
 from mmjax.encoders.waveform_cnn import WaveformCNN
 
@@ -24,4 +27,7 @@ ENCODERS = {
     "spectrogram_resnet": SpectrogramResNet,
     "waveform_cnn": WaveformCNN,
     "table_transformer": TableTransformer,
+    "series_transformer": SeriesTransformer,
+    "point_transformer": PointTransformer,
+    "video_transformer": VideoTransformer,
 }

@@ -14,8 +14,11 @@ import numpy as np
 
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.image import Image
+from mmjax.modalities.points import Points
+from mmjax.modalities.series import Series
 from mmjax.modalities.table import Table
 from mmjax.modalities.text import Text
+from mmjax.modalities.video import Video
 from mmjax.tokens import InputSpec
 
 
@@ -65,4 +68,7 @@ MODALITIES: dict[str, type[Modality]] = {
     "text": Text,
     "audio": Audio,
     "table": Table,
+    "series": Series,
+    "points": Points,
+    "video": Video,
 }

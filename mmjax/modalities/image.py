@@ -24,6 +24,35 @@ _FILTERS = {
 }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PictureConfig:
+    """How a picture comes to one size and scale.
+
+    Attributes:
+      size: (height, width) in pixels.
+      channels: 1 for grey, 3 for RGB.
+      fit: how another aspect ratio comes to `size`: "stretch" the picture, "pad" it with its border's colour, or "crop"
+        it in the middle.
+      resize: the filter of resizing; all but "nearest" average over the area when they shrink.
+      mean, std: subtracted from and divided into values in [0, 1]; one number for all channels, or one for each.
+    """
+
+    size: tuple[Count, ...] = (32, 32)
+    channels: Literal[1, 3] = 3
+    fit: Literal["stretch", "pad", "crop"] = "stretch"
+    resize: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[Annotated[float, AtLeast(1e-6)], ...] = (0.5,)
+
+    def __post_init__(self):
+        if len(self.size) != 2:
+            raise ValueError(f"size = {self.size} has {len(self.size)} numbers; give (height, width)")
+        for name in ("mean", "std"):
+            count = len(getattr(self, name))
+            if count not in (1, self.channels):
+                raise ValueError(f"{name} has {count} numbers; give 1 or {self.channels}, as there are channels")
+
+
 class Image:
     """Makes pictures of any size, grey or in colour, into arrays of one shape.
 
@@ -32,15 +61,10 @@ class Image:
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(PictureConfig):
         """How a picture becomes an array.
 
         Attributes:
-          size: (height, width) in pixels.
-          channels: 1 for grey, 3 for RGB.
-          fit: how another aspect ratio comes to `size`: "stretch" the picture, "pad" it with its border's colour, or
-            "crop" it in the middle.
-          resize: the filter of resizing; all but "nearest" average over the area when they shrink.
           background: "any" leaves pictures as they are. "dark" inverts a picture whose border is light, so that dark
             ink on white paper, which is what people photograph and draw, looks like the light digits on black that
             `digits` and MNIST train on.
@@ -49,27 +73,12 @@ class Image:
           patch: the side of a patch in pixels, of pictures that are packed. They keep their resolution and, up to whole
             patches, their aspect ratio; `size` and `fit` are not asked.
           patches: most patches of a packed picture, by default a whole row; one that has more is made smaller.
-          mean, std: subtracted from and divided into values in [0, 1]; one number for all channels, or one for each.
         """
 
-        size: tuple[Count, ...] = (32, 32)
-        channels: Literal[1, 3] = 3
-        fit: Literal["stretch", "pad", "crop"] = "stretch"
-        resize: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bicubic"
         background: Literal["any", "dark"] = "any"
         crop: Literal["none", "content"] = "none"
         patch: Count | None = None
         patches: Count | None = None
-        mean: tuple[float, ...] = (0.5,)
-        std: tuple[Annotated[float, AtLeast(1e-6)], ...] = (0.5,)
-
-        def __post_init__(self):
-            if len(self.size) != 2:
-                raise ValueError(f"size = {self.size} has {len(self.size)} numbers; give (height, width)")
-            for name in ("mean", "std"):
-                count = len(getattr(self, name))
-                if count not in (1, self.channels):
-                    raise ValueError(f"{name} has {count} numbers; give 1 or {self.channels}, as there are channels")
 
     measures: ClassVar[tuple[str, ...]] = ("height", "width")
 

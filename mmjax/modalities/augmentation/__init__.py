@@ -16,15 +16,25 @@ import numpy as np
 from mmjax.modalities.augmentation.affine import Affine
 from mmjax.modalities.augmentation.colour import Colour
 from mmjax.modalities.augmentation.crop import Crop
+from mmjax.modalities.augmentation.each_frame import each_frame
 from mmjax.modalities.augmentation.edit_words import EditWords
 from mmjax.modalities.augmentation.equalise import Equalise
 from mmjax.modalities.augmentation.erase import Erase
 from mmjax.modalities.augmentation.flip import Flip
 from mmjax.modalities.augmentation.noise import Noise
+from mmjax.modalities.augmentation.points_dropout import PointsDropout
+from mmjax.modalities.augmentation.points_jitter import PointsJitter
+from mmjax.modalities.augmentation.points_rotation import PointsRotation
+from mmjax.modalities.augmentation.points_scaling import PointsScaling
 from mmjax.modalities.augmentation.rand_augment import RandAugment
+from mmjax.modalities.augmentation.reverse import Reverse
+from mmjax.modalities.augmentation.series_jitter import SeriesJitter
+from mmjax.modalities.augmentation.series_scaling import SeriesScaling
 from mmjax.modalities.augmentation.shift import Shift
 from mmjax.modalities.augmentation.speed import Speed
 from mmjax.modalities.augmentation.synonyms import Synonyms
+from mmjax.modalities.augmentation.temporal_crop import TemporalCrop
+from mmjax.modalities.augmentation.time_warp import TimeWarp
 
 
 class Augmentation(Protocol):
@@ -45,4 +55,19 @@ IMAGE: dict[str, type] = {
 }
 AUDIO: dict[str, type] = {"equalise": Equalise, "noise": Noise, "shift": Shift, "speed": Speed}
 TEXT: dict[str, type] = {"edit_words": EditWords, "synonyms": Synonyms}
-AUGMENTATIONS: dict[str, dict[str, type]] = {"image": IMAGE, "audio": AUDIO, "text": TEXT}
+SERIES: dict[str, type] = {"jitter": SeriesJitter, "scaling": SeriesScaling, "time_warp": TimeWarp}
+POINTS: dict[str, type] = {
+    "dropout": PointsDropout,
+    "jitter": PointsJitter,
+    "rotation": PointsRotation,
+    "scaling": PointsScaling,
+}
+TIME: dict[str, type] = {"reverse": Reverse, "temporal_crop": TemporalCrop}
+AUGMENTATIONS: dict[str, dict[str, type]] = {
+    "image": IMAGE,
+    "audio": AUDIO,
+    "text": TEXT,
+    "series": SERIES,
+    "points": POINTS,
+    "video": {**TIME, **{kind: each_frame(cls) for kind, cls in IMAGE.items()}},
+}

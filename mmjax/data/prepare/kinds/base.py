@@ -35,6 +35,20 @@ def standard(values: np.ndarray) -> tuple[float, float] | None:
     return mean, deviation if deviation > 1e-9 * abs(mean) else 1.0
 
 
+def pooled(counts: np.ndarray, means: np.ndarray, deviations: np.ndarray) -> tuple[float, float]:
+    """Mean and deviation of all values of several groups, from those of each group and how many values it has.
+
+    Groups without values may hold NaN. As in `standard`, a constant has the deviation 1; no values at all have 0 and 1.
+    """
+    filled = counts > 0
+    counts, means, deviations = counts[filled], means[filled], deviations[filled]
+    if not len(counts):
+        return 0.0, 1.0
+    mean = float(np.average(means, weights=counts))
+    deviation = float(np.sqrt(np.average(np.square(deviations) + np.square(means - mean), weights=counts)))
+    return mean, deviation if deviation > 1e-9 * abs(mean) else 1.0
+
+
 class Kind:
     """Base of all kinds. What a kind does not override it cannot do: `measure` nothing, be like nothing, and so on.
 
@@ -46,6 +60,7 @@ class Kind:
       fault_names: what `faults` can find.
       telling: whether two examples that share only this are suspicious. Two captions may well be the same.
       keeps_words: whether the words among what is measured are few, and counted.
+      takes_folders: whether a path may be that of a folder; `decode` then gets a tuple of its files.
       joins: whether several columns of the source make one of this kind; `decode` gets {column: value}.
       suffixes: the suffixes of files of this kind, lower case, with the dot.
     """
@@ -53,6 +68,7 @@ class Kind:
     target: ClassVar[bool] = False
     telling: ClassVar[bool] = True
     keeps_words: ClassVar[bool] = False
+    takes_folders: ClassVar[bool] = False
     joins: ClassVar[bool] = False
     fault_names: ClassVar[tuple[str, ...]] = ()
     suffixes: ClassVar[tuple[str, ...]] = ()

@@ -48,6 +48,11 @@ class Source(Protocol):
         """The `File` or value that `kind` decodes. Raises OSError or `Unreadable`."""
 
 
+def load_folder(place: str) -> tuple[File, ...]:
+    """Loads all files of a folder, hidden ones left out."""
+    return tuple(File(name, files.read(files.join(place, name))) for name, _ in files.walk(place))
+
+
 def load_file(reference: Any) -> Any:
     """Loads {"file": place}, with "offset" and "size" where it is a part of a file; anything else is the value."""
     if not isinstance(reference, dict) or "file" not in reference:

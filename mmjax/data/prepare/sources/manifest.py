@@ -12,7 +12,7 @@ from typing import Any
 
 from mmjax.data.prepare import files
 from mmjax.data.prepare.kinds import Kind
-from mmjax.data.prepare.sources.base import Row, load_file
+from mmjax.data.prepare.sources.base import Row, load_file, load_folder
 from mmjax.errors import UserError
 
 _NAMES = ("manifest", "metadata")
@@ -48,7 +48,10 @@ class Manifest:
 
     def load(self, value: Any, kind: Kind) -> Any:
         if isinstance(value, str) and kind.is_path(value):
-            return load_file({"file": files.join(self.folder, value), "name": value})
+            place = files.join(self.folder, value)
+            if kind.takes_folders and files.is_folder(place):
+                return load_folder(place)
+            return load_file({"file": place, "name": value})
         return value
 
 

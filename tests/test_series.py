@@ -1,0 +1,255 @@
+"""Series of sensors: files, missing values, standardising, augmentation, and what preparation finds wrong with them."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import scipy.interpolate
+
+from mmjax.config import build
+from mmjax.data import Prepared
+from mmjax.data.prepare.kinds import KINDS, File, Unreadable
+from mmjax.data.prepare.options import PrepareConfig
+from mmjax.data.prepare.preparation import prepare
+from mmjax.data.prepare.runners import Local
+from mmjax.errors import UserError
+from mmjax.modalities.augmentation.series_jitter import SeriesJitter
+from mmjax.modalities.augmentation.series_scaling import SeriesScaling
+from mmjax.modalities.augmentation.time_warp import TimeWarp
+from mmjax.modalities.series import MOST_CHANNELS, Series, read_series
+
+
+def npy(values, **options) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values, **options)
+    return buffer.getvalue()
+
+
+def draws(seed=0):
+    return np.random.Generator(np.random.Philox(seed))
+
+
+def make(**fields) -> Series:
+    return Series(build(Series.Config, fields, "series"))
+
+
+class TestFiles:
+    @pytest.mark.parametrize("dtype", ["<f8", ">f4", "<i2", "u1", "?"])
+    @pytest.mark.parametrize("order", ["C", "F"])
+    def test_arrays_of_any_dtype_and_order_are_read(self, dtype, order):
+        values = np.asarray(np.arange(12).reshape(6, 2) % 7, dtype, order=order)
+        np.testing.assert_array_equal(read_series(npy(values)), values.astype(float))
+        np.testing.assert_array_equal(read_series(npy(values[:, 0])), values[:, :1].astype(float))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "a,b\n1,2\n,4\n\n7,8\n",
+            "1,2\nNA,4\n,\n7,8",
+            "1;2\n;4\n;\n7;8\n",
+            "1\t2\r\nnan\t4\r\n\r\n7\t8\r\n",
+            '\ufeff"a","b, in volts"\n1,2\n?,4\n,\n7,8\n\n',
+        ],
+    )
+    def test_tables_with_and_without_names_and_with_gaps_are_read(self, text):
+        nothing = np.nan
+        np.testing.assert_array_equal(read_series(text.encode()), [[1, 2], [nothing, 4], [nothing, nothing], [7, 8]])
+
+    def test_one_channel_with_a_gap_keeps_its_step(self):
+        np.testing.assert_array_equal(read_series(b"volts\n1\n\n3\n")[:, 0], [1, np.nan, 3])
+
+    @pytest.mark.parametrize(
+        ("data", "said"),
+        [
+            (b"", "no steps"),
+            (b"a,b\n", "no steps"),
+            (b"a,b\n1,2\n3\n", "line 3 has 1 values and not 2"),
+            (b"a,b\n1,2\n3,x\n", "line 3 has a value that is no number: '3,x'"),
+            (b'"a\n', "no CSV"),
+            (b"\xff\xfe\x00", "neither NPY nor text"),
+            (npy(np.arange(50.0))[:-8], "cut short: 392 of 400 bytes"),
+            (npy(np.arange(50.0))[:40], "no array in NumPy's format"),
+            (npy(np.array([{}, []], object), allow_pickle=True), "not of numbers"),
+            (npy(np.array(["a"])), "not of numbers"),
+            (npy(np.zeros((2, 3, 4))), r"not float64 \[2, 3, 4\]"),
+            (npy(np.zeros((0, 3))), "no steps"),
+            (npy(np.zeros((3, MOST_CHANNELS + 1))), "at most 256 channels"),
+        ],
+    )
+    def test_what_is_no_series_is_refused_with_a_reason(self, data, said, tmp_path):
+        with pytest.raises(ValueError, match=said):
+            read_series(data)
+        with pytest.raises(Unreadable, match=said):
+            KINDS["series"]().decode(File("x", data))
+        (tmp_path / "x").write_bytes(data)
+        with pytest.raises(UserError, match=said) as caught:
+            make().read(str(tmp_path / "x"), "--sensor")
+        assert "\n" not in str(caught.value)
+
+    def test_a_header_that_promises_more_than_memory_holds_is_refused_at_once(self):
+        data = npy(np.zeros((10, 7))).replace(b"(10, 7), }" + b" " * 12, b"(99999999999999, 7), }")
+        with pytest.raises(ValueError, match="cut short"):
+            read_series(data)
+
+    def test_a_pickle_is_never_loaded(self):
+        with pytest.raises(ValueError):
+            read_series(b"cos\nsystem\n(S'touch /tmp/evil'\ntR.")
+        archive = io.BytesIO()
+        np.savez(archive, np.arange(3))
+        with pytest.raises(ValueError):
+            read_series(archive.getvalue())
+
+
+class TestSeries:
+    def test_values_are_standardised_and_what_is_missing_is_the_mean_with_a_flag_of_zero(self):
+        series = make(length=4, channels=2, means=[1.0, 10.0], deviations=[2.0, 5.0])
+        values, mask = series.process(np.array([[3.0, np.nan], [np.nan, np.inf], [1.0, 1000.0]]))
+        np.testing.assert_array_equal(values, [[1, 0, 1, 0], [0, 0, 0, 0], [0, 10, 1, 1], [0, 0, 0, 0]])
+        assert mask.tolist() == [True, False, True, False]
+
+    def test_a_long_series_is_cut_and_one_without_channels_has_one(self):
+        values, mask = make(length=3).process(np.arange(9))
+        assert values[:, 0].tolist() == [0, 1, 2] and mask.all()
+
+    @pytest.mark.parametrize(
+        ("raw", "said"),
+        [
+            (np.zeros((5, 3)), "a series of 3 channels, where there should be 2"),
+            (np.full((5, 2), np.nan), "nothing is there in the first 4 steps"),
+            (np.zeros((0, 2)), "no steps"),
+            (np.array([["a", "b"]]), "a series is numbers"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, raw, said):
+        with pytest.raises(ValueError, match=said):
+            make(length=4, channels=2).process(raw)
+
+    @pytest.mark.parametrize(
+        "fields", [{"means": [1.0, 2.0]}, {"channels": 2, "deviations": [1.0]}, {"deviations": [0.0]}, {"length": 0}]
+    )
+    def test_a_config_that_cannot_be_is_a_user_error(self, fields):
+        with pytest.raises(UserError):
+            make(**fields)
+
+
+class TestAugmentation:
+    RAW = np.stack([np.sin(np.arange(1.0, 401.0) / 9), 100 * np.cos(np.arange(400.0) / 20)], axis=1)
+
+    def test_jitter_is_in_proportion_to_the_deviation_of_each_channel_and_leaves_gaps(self):
+        raw = self.RAW.copy()
+        raw[7, 0] = np.nan
+        found = SeriesJitter(SeriesJitter.Config(deviation=0.1))(raw, draws())
+        assert np.isnan(found[7, 0]) and np.isnan(found).sum() == 1
+        shares = np.nanstd(found - raw, axis=0) / np.nanstd(raw, axis=0)
+        np.testing.assert_allclose(shares, 0.1, rtol=0.15)
+
+    def test_scaling_is_one_factor_a_channel(self):
+        scaling = SeriesScaling(SeriesScaling.Config(deviation=0.2))
+        factors = np.array([(scaling(self.RAW, draws(seed)) / self.RAW)[1] for seed in range(500)])
+        ratio = scaling(self.RAW, draws(3)) / self.RAW
+        np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:1], ratio.shape))
+        np.testing.assert_allclose(factors.mean(axis=0), 1, atol=0.04)
+        np.testing.assert_allclose(factors.std(axis=0), 0.2, rtol=0.15)
+
+    def test_a_warp_without_strength_is_the_identity(self):
+        np.testing.assert_allclose(TimeWarp(TimeWarp.Config(deviation=0.0))(self.RAW, draws()), self.RAW, atol=1e-9)
+
+    def test_a_warp_moves_values_along_one_smooth_path_that_keeps_both_ends(self):
+        steps = np.arange(200.0)
+        for seed in range(20):
+            warp = TimeWarp(TimeWarp.Config(deviation=0.3))
+            path = warp(np.stack([steps, steps**2], axis=1), draws(seed))
+            # Of a straight line, the values are the path itself.
+            assert path[0, 0] == 0 and path[-1, 0] == pytest.approx(199) and (np.diff(path[:, 0]) > 0).all()
+            np.testing.assert_allclose(path[:, 1], np.interp(path[:, 0], steps, steps**2), atol=1e-6)
+            assert np.abs(np.diff(path[:, 0], 2)).max() < 0.2 and np.abs(path[:, 0] - steps).max() > 1
+
+    def test_a_warp_keeps_gaps_as_long_as_time_makes_them_and_invents_nothing(self):
+        raw = np.arange(100.0)
+        raw[40:60] = np.nan
+        for seed in range(20):
+            found = TimeWarp(TimeWarp.Config())(raw, draws(seed))[:, 0]
+            whole = TimeWarp(TimeWarp.Config())(np.arange(100.0), draws(seed))[:, 0]
+            gap = np.isnan(found)
+            assert (gap == ((whole > 39.5) & (whole < 59.5)) | (np.abs(whole % 1 - 0.5) < 1e-9)).all()
+            assert np.abs(found - whole)[~gap].max() <= 0.5
+        assert TimeWarp(TimeWarp.Config())(np.array([3.0]), draws()).tolist() == [[3.0]]
+
+
+class TestPrepare:
+    @staticmethod
+    def wave(seed: int, steps: int = 80) -> np.ndarray:
+        noise = draws(seed).normal(size=(steps + 4, 2))
+        return np.stack([np.convolve(channel, np.ones(5) / 5, "valid") for channel in noise.T], axis=1) * [1, 30] + [
+            0,
+            7,
+        ]
+
+    def test_faults_are_found_and_nothing_else(self):
+        kind = KINDS["series"]()
+
+        def found(raw):
+            return list(kind.faults(kind.measure(kind.decode(raw))))
+
+        gaps = self.wave(0)
+        gaps[3:9, 1] = np.nan
+        assert found(self.wave(0)) == found(gaps) == []
+        assert found(np.full((9, 2), 3.0)) == ["constant"] and found(np.array([1.0, np.inf, 2.0])) == ["not_finite"]
+        assert found(np.full((9, 2), np.nan)) == ["empty"] and found(np.array([1.0, 1e300])) == ["not_finite"]
+
+    @pytest.mark.parametrize("change", ["csv", "resampled"])
+    def test_a_series_that_was_changed_a_little_is_near_and_others_are_not(self, change):
+        kind, raw = KINDS["series"](), self.wave(5)
+        changed = {
+            "csv": lambda: read_series("\n".join(f"{a:.3f},{b:.3f}" for a, b in raw).encode()),
+            "resampled": lambda: scipy.interpolate.interp1d(np.arange(80), raw, axis=0)(np.linspace(0, 79, 300)),
+        }[change]()
+        sketches = [kind.sketch(raw) for raw in (changed, *(self.wave(seed) for seed in range(30)))]
+        pairs = kind.candidates(np.stack([kind.hashes(sketch) for sketch in sketches]))
+        assert [0, 6] in pairs.tolist()
+        alike = [kind.alike(sketches[0], other) >= kind.config.alike for other in sketches[1:]]
+        assert np.flatnonzero(alike).tolist() == [5]
+        assert kind.alike(kind.sketch(raw), kind.sketch(2 * raw)) < kind.config.alike
+        assert kind.alike(kind.sketch(raw), kind.sketch(raw[:, :1])) == 0
+
+    def test_a_folder_of_files_becomes_records_with_the_statistics_of_training(self, tmp_path):
+        folder, raw = tmp_path / "in", {}
+        for number in range(20):
+            values = self.wave(number, 60 + number)
+            values[number, 0] = np.nan
+            place = folder / "ab"[number % 2] / f"{number:02}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if number % 4:
+                place.with_suffix(".npy").write_bytes(npy(values.astype(np.float32)))
+            else:
+                rows = [",".join("" if np.isnan(v) else repr(float(np.float32(v))) for v in row) for row in values]
+                place.with_suffix(".csv").write_text("x,y\n" + "\n".join(rows) + "\n")
+            raw[f"{'ab'[number % 2]}/{number:02}"] = values.astype(np.float32)
+        (folder / "a" / "80.npy").write_bytes(npy(raw["a/00"])[:-9])
+        (folder / "a" / "81.npy").write_bytes(npy(raw["a/00"]))
+        (folder / "a" / "82.npy").write_bytes(npy(np.zeros((9, 2))))
+        (folder / "b" / "83.npy").write_bytes(npy(raw["b/01"][:50, :1]))
+        output = prepare(PrepareConfig(source=str(folder)), tmp_path / "out", Local(1)).folder
+        lines = [json.loads(line) for line in (output / "findings.jsonl").read_text().splitlines()]
+        found = {line["key"]: line["check"] for line in lines}
+        assert found == {"a/80": "unreadable", "a/82": "constant", "a/81": "duplicate"}
+        raw["b/83"] = np.stack([raw["b/01"][:50, 0], np.full(50, np.nan)], axis=1)
+        dataset, training = Prepared(Prepared.Config(path=str(output))), []
+        for split in dataset.splits:
+            source = dataset.source(split)
+            for number in range(len(source)):
+                key, stored = source.stored(number)["key"].decode(), source[number].inputs["series"]
+                np.testing.assert_array_equal(stored, raw.pop(key))
+                training += [stored] if split == "train" else []
+        assert not raw
+        together = np.concatenate(training).astype(np.float64)
+        facts = dataset.facts["series"]
+        assert facts["channels"] == 2
+        np.testing.assert_allclose(facts["means"], np.nanmean(together, axis=0), rtol=1e-6)
+        np.testing.assert_allclose(facts["deviations"], np.nanstd(together, axis=0), rtol=1e-6)
+        values, mask = make(length=64, **facts).process(training[0])
+        assert np.isfinite(values).all() and mask.any()
+        assert (output / "card.html").read_text().count('<path d="M') > 10
