@@ -53,11 +53,10 @@ def write_wav(path, samples: np.ndarray, rate: int, bits: int) -> None:
 def test_values_and_masks_have_the_shapes_of_the_spec(kind):
     modality = make(kind)
     spec = modality.spec
-    for values, mask in (modality.process(RAW[kind]), modality.absent()):
-        assert values.shape == spec.shape and values.dtype == spec.dtype
-        assert mask.shape == spec.shape[: spec.mask_rank] and mask.dtype == bool
-    assert modality.process(RAW[kind])[1].any()
-    assert not modality.absent()[1].any() and not modality.absent()[0].any()
+    values, mask = modality.process(RAW[kind])
+    assert values.shape == spec.shape and values.dtype == spec.dtype
+    assert mask.shape == spec.shape[: spec.mask_rank] and mask.dtype == bool
+    assert mask.any()
 
 
 @pytest.mark.parametrize("kind", MODALITIES)

@@ -34,9 +34,6 @@ class Modality(Protocol):
     def process(self, raw: Any) -> tuple[np.ndarray, np.ndarray]:
         """Makes (values `spec.shape`, mask `spec.shape[:spec.mask_rank]`) of raw data, or raises ValueError."""
 
-    def absent(self) -> tuple[np.ndarray, np.ndarray]:
-        """(values, mask) of an example that lacks this modality: zeros and False."""
-
     def read(self, argument: str, where: str) -> Any:
         """Reads raw data as `--{where}=argument` gives it: a file's path, or a sentence. Raises UserError."""
 

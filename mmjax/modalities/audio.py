@@ -64,13 +64,9 @@ class Audio:
         # A long recording is cut before it is resampled, with a margin wider than the filter reaches.
         samples = samples[: math.ceil((self.config.seconds + 1) * rate)]
         samples = resample(samples, rate, self.config.sample_rate)[: self._length]
-        values, mask = self.absent()
+        values, mask = np.zeros(self._length, np.float32), np.zeros(self._length, bool)
         values[: len(samples)], mask[: len(samples)] = self._normalised(samples), True
         return values, mask
-
-    def absent(self) -> tuple[np.ndarray, np.ndarray]:
-        """Zeros and False."""
-        return np.zeros(self._length, np.float32), np.zeros(self._length, bool)
 
     def read(self, argument: str, where: str) -> Waveform:
         """Reads the WAV file at the path `argument`: 8, 16, 24 or 32 bits, or floating; any rate and channels.

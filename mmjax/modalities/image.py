@@ -144,10 +144,6 @@ class Image:
         )
         return rows.astype(np.int64), columns.astype(np.int64)
 
-    def absent(self) -> tuple[np.ndarray, np.ndarray]:
-        """Zeros and False."""
-        return np.zeros(self.spec.shape, np.float32), np.zeros((), bool)
-
     def read(self, argument: str, where: str) -> np.ndarray:
         """Reads the picture file at the path `argument` (PNG, JPEG, WebP, … whatever Pillow knows).
 

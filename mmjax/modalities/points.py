@@ -92,10 +92,6 @@ class Points:
         array[: len(kept), 3:] = np.clip(features, -self.config.largest, self.config.largest)
         return array, np.arange(self.config.points) < len(kept)
 
-    def absent(self) -> tuple[np.ndarray, np.ndarray]:
-        """Zeros and False."""
-        return np.zeros(self.spec.shape, np.float32), np.zeros(self.config.points, bool)
-
     def read(self, argument: str, where: str) -> np.ndarray:
         """Reads the PCD, BIN or NPY file at the path `argument`. Raises UserError."""
         data = read_bytes(argument, where, _REMEDY)

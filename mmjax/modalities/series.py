@@ -84,10 +84,6 @@ class Series:
         mask[: len(values)] = there.any(axis=1)
         return array, mask
 
-    def absent(self) -> tuple[np.ndarray, np.ndarray]:
-        """Zeros and False."""
-        return np.zeros(self.spec.shape, np.float32), np.zeros(self.config.length, bool)
-
     def read(self, argument: str, where: str) -> np.ndarray:
         """Reads the NPY or CSV file at the path `argument`; see `read_series`. Raises UserError."""
         data = read_bytes(argument, where, _REMEDY)

@@ -92,10 +92,6 @@ class Table:
         numbers = np.clip((filled - self._mean) / self._deviation, -self.config.largest, self.config.largest)
         return np.where(mask, np.where(chosen, filled, numbers), 0.0).astype(np.float32), mask
 
-    def absent(self) -> tuple[np.ndarray, np.ndarray]:
-        """Zeros and False."""
-        return np.zeros(len(self._mean), np.float32), np.zeros(len(self._mean), bool)
-
     def read(self, argument: str, where: str) -> np.ndarray:
         """Reads "age=41,colour=red"; columns that are left out are missing.
 

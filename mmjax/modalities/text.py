@@ -91,10 +91,6 @@ class Text:
         tokens = list(self._encode(raw.lower() if self.config.lowercase else raw))
         return [*tokens[: most - 1], self.end]
 
-    def absent(self) -> tuple[np.ndarray, np.ndarray]:
-        """Zeros and False."""
-        return np.zeros(self.config.length, np.int32), np.zeros(self.config.length, bool)
-
     def read(self, argument: str, where: str) -> str:
         """Returns the sentence, which is the argument itself. Raises UserError if it is not valid UTF-8."""
         try:

@@ -57,10 +57,6 @@ class Video:
             values[place] = self._image.process(frames[int(number)])[0]
         return values, np.arange(self.config.frames) < len(chosen)
 
-    def absent(self) -> tuple[np.ndarray, np.ndarray]:
-        """Zeros and False."""
-        return np.zeros(self.spec.shape, np.float32), np.zeros(self.config.frames, bool)
-
     def read(self, argument: str, where: str) -> Clip:
         """Reads the file or the folder of pictures at the path `argument`. Raises UserError."""
         try:
