@@ -27,12 +27,14 @@ class Settings:
     """One measurement.
 
     Attributes:
-      data: folder with `data.csv`, its files, and `prepared`.
+      data: folder with `data.csv`, its files, and what was prepared of them.
+      prepared: the name of the folder in it that ours reads.
       workers: processes that load.
       batches: how many are timed, after `warmup`.
     """
 
     data: str
+    prepared: str = "prepared"
     batch_size: int = 64
     workers: int = 1
     warmup: int = 4

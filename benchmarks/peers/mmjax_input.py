@@ -17,7 +17,7 @@ SETTINGS = loading.settings()
 
 
 def main() -> None:
-    dataset = Prepared(Prepared.Config(path=str(pathlib.Path(SETTINGS.data) / "prepared")))
+    dataset = Prepared(Prepared.Config(path=str(pathlib.Path(SETTINGS.data) / SETTINGS.prepared)))
     modalities = {
         "picture": Image(Image.Config(size=(loading.SIDE, loading.SIDE))),
         "sound": Audio(Audio.Config(sample_rate=loading.RATE, seconds=loading.SECONDS, normalise="none")),

@@ -85,7 +85,7 @@ class Job:
             if kind.joins:
                 return kind.decode(values)
             value = self.source.load(values[column.sources[0]], kind)
-            return None if value is None else kind.decode(value)
+            return None if value is None else kind.reduced(kind.decode(value))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
             raise Unreadable(error.strerror or "there is no such file") from None
         except OSError as error:
@@ -124,7 +124,7 @@ def list_rows(source: Source, config: PrepareConfig, layout: Layout, work: pathl
 def identity(listing: str, layout: Layout, config: PrepareConfig) -> str:
     """Names everything that what is measured depends on: not the thresholds, nor how it is split and stored."""
     columns = [dataclasses.asdict(column) for column in layout.columns]
-    text = json.dumps([_VERSION, config.source, config.format, listing, columns], sort_keys=True)
+    text = json.dumps([_VERSION, config.source, config.format, listing, columns, config.reduce], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

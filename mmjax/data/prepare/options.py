@@ -30,6 +30,8 @@ class PrepareConfig:
       seed: of all random choices.
       shard_megabytes: how large a shard should be.
       checks: {kind of column: the thresholds of its checks}, see `mmjax.data.prepare.kinds`.
+      reduce: {kind of column: how much of its data is kept}, see there too. What is made smaller once need not be made
+        smaller in each epoch.
       keep: findings that are reported but not dropped, beside those that never are.
       drop: findings that are dropped though they are suspicions only.
     """
@@ -48,6 +50,7 @@ class PrepareConfig:
     seed: NonNegative = 0
     shard_megabytes: Annotated[float, AtLeast(0.001)] = 64.0
     checks: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    reduce: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
 
@@ -57,14 +60,19 @@ class PrepareConfig:
                 raise ValueError(f"{name!r} is no name; use letters, digits and _")
         if not sum(self.splits.values()):
             raise ValueError("splits have no share above 0; give for example train=0.8,test=0.2")
-        for kind, section in self.checks.items():
-            if kind not in KINDS:
-                raise ValueError(f"checks.{kind} is no kind of column; {nearest(kind, KINDS)}")
-            build(KINDS[kind].Config, section, f"checks.{kind}")
+        for name, sections in (("checks", self.checks), ("reduce", self.reduce)):
+            for kind in sections:
+                if kind not in KINDS:
+                    raise ValueError(f"{name}.{kind} is no kind of column; {nearest(kind, KINDS)}")
+                self.kind(kind)
 
     def kind(self, name: str) -> Kind:
-        """A kind with the thresholds of the user."""
-        return KINDS[name](build(KINDS[name].Config, self.checks.get(name, {}), f"checks.{name}"))
+        """A kind with the user's thresholds and reductions."""
+        kind = KINDS[name]
+        return kind(
+            build(kind.Config, self.checks.get(name, {}), f"checks.{name}"),
+            build(kind.Reduce, self.reduce.get(name, {}), f"reduce.{name}"),
+        )
 
 
 def nested(assignments: Iterable[str], where: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from mmjax.config import AtLeast, Within
+from mmjax.config import AtLeast, Count, Within
 from mmjax.data.prepare import pictures
 from mmjax.data.prepare.kinds.base import File, Kind, Unreadable
 from mmjax.errors import UserError
@@ -47,6 +47,18 @@ class AudioKind(Kind):
         clipped: Annotated[float, AtLeast(0)] = 0.001
         alike: Annotated[float, Within(0, 1)] = 0.94
 
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Reduce:
+        """How much of a recording is kept.
+
+        Attributes:
+          rate: in Hz, to which recordings of a higher rate are resampled; by default they keep theirs.
+          mono: whether the channels become one, their mean.
+        """
+
+        rate: Count | None = None
+        mono: bool = False
+
     def decode(self, value: Any) -> Waveform:
         if isinstance(value, File):
             return _read(value)
@@ -60,6 +72,15 @@ class AudioKind(Kind):
                 raise Unreadable(str(error)) from None
             return samples, rate
         raise Unreadable(f"{type(value).__name__} is no audio file, and no (samples, rate)")
+
+    def reduced(self, raw: Waveform) -> Waveform:
+        samples, rate = raw
+        if self.reduce.mono and samples.ndim == 2:
+            samples = mono(samples)
+        if self.reduce.rate is None or rate <= self.reduce.rate:
+            return samples, rate
+        channels = [resample(mono(channel), rate, self.reduce.rate) for channel in np.atleast_2d(samples.T)]
+        return (channels[0] if samples.ndim == 1 else np.stack(channels, axis=1)), self.reduce.rate
 
     def measure(self, raw: Waveform) -> dict[str, float | int | str]:
         samples, rate = raw

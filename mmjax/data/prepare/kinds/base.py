@@ -52,8 +52,8 @@ def pooled(counts: np.ndarray, means: np.ndarray, deviations: np.ndarray) -> tup
 class Kind:
     """Base of all kinds. What a kind does not override it cannot do: `measure` nothing, be like nothing, and so on.
 
-    A kind is made from its `Config`, which holds the thresholds of its checks. `decode`, `measure`, `sketch` and
-    `features` do not depend on them, so that other thresholds judge what was measured once.
+    A kind is made from its `Config`, which holds the thresholds of its checks, and its `Reduce`. `decode`, `measure`,
+    `sketch` and `features` do not depend on thresholds, so that others judge what was measured once.
 
     Attributes:
       target: whether columns of this kind are what a model answers; the others are what it is given.
@@ -77,8 +77,13 @@ class Kind:
     class Config:
         """No options."""
 
-    def __init__(self, config: Any = None):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Reduce:
+        """Nothing can be made smaller."""
+
+    def __init__(self, config: Any = None, reduce: Any = None):
         self.config: Any = self.Config() if config is None else config
+        self.reduce: Any = self.Reduce() if reduce is None else reduce
 
     def is_path(self, value: str) -> bool:
         """Whether a string in a manifest is the path of a file, and not the value itself."""
@@ -91,6 +96,10 @@ class Kind:
           Unreadable: if there is something else.
         """
         raise NotImplementedError
+
+    def reduced(self, raw: Any) -> Any:
+        """What is kept of raw data: all of it, unless the user has asked for less."""
+        return raw
 
     def measure(self, raw: Any) -> dict[str, float | int | str]:
         """Numbers and words that describe raw data; "bytes" is how much a record grows by it."""

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from mmjax.config import AtLeast, Within
+from mmjax.config import AtLeast, Count, Within
 from mmjax.data.prepare import pictures
 from mmjax.data.prepare.kinds.base import File, Kind, Unreadable
 from mmjax.modalities.image import eight_bits
@@ -50,6 +50,17 @@ class ImageKind(Kind):
         blank: Annotated[float, AtLeast(0)] = 8.0
         alike: Annotated[float, Within(0, 1)] = 0.87
 
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Reduce:
+        """How much of an image is kept.
+
+        Attributes:
+          shortest: pixels of the shorter side, to which larger images shrink; by default they stay as they are. JPEG
+            files are written anew with quality 95.
+        """
+
+        shortest: Count | None = None
+
     def decode(self, value: Any) -> Picture:
         if isinstance(value, np.ndarray):
             if value.dtype != np.uint8 or value.ndim not in (2, 3) or not value.size:
@@ -72,6 +83,19 @@ class ImageKind(Kind):
         pixels = eight_bits(picture)
         plain = kind in ("PNG", "JPEG") and mode in ("L", "RGB", "RGBA") and upright and frames == 1
         return Picture(pixels, data if plain and not (mode != "RGBA" and picture.has_transparency_data) else None)
+
+    def reduced(self, raw: Picture) -> Picture:
+        height, width = raw.pixels.shape[:2]
+        shortest = self.reduce.shortest
+        if shortest is None or min(height, width) <= shortest:
+            return raw
+        size = tuple(max(1, round(side * shortest / min(height, width))) for side in (width, height))
+        picture = PIL.Image.fromarray(raw.pixels).resize(size, PIL.Image.Resampling.LANCZOS)
+        if raw.file is None or not raw.file.startswith(_JPEG):
+            return Picture(np.asarray(picture))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=95)
+        return self.decode(buffer.getvalue())
 
     def measure(self, raw: Picture) -> dict[str, float | int | str]:
         pixels = raw.pixels

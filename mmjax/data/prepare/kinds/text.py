@@ -80,8 +80,8 @@ class TextKind(Kind):
                 except re.error as error:
                     raise ValueError(f"{pattern!r} is no regular expression: {error}; mend it") from None
 
-    def __init__(self, config: Any = None):
-        super().__init__(config)
+    def __init__(self, config: Any = None, reduce: Any = None):
+        super().__init__(config, reduce)
         self._boilerplate = [re.compile(pattern, re.IGNORECASE | re.DOTALL) for pattern in self.config.boilerplate]
 
     def is_path(self, value: str) -> bool:

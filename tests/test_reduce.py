@@ -1,0 +1,104 @@
+"""What a user wants to be kept of pictures and recordings, and nothing else, is made smaller once and for all."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+import scipy.signal
+import soundfile
+
+from mmjax.config import build
+from mmjax.data import Prepared
+from mmjax.data.prepare.kinds import KINDS, File
+from mmjax.data.prepare.options import PrepareConfig
+from mmjax.data.prepare.preparation import prepare
+from mmjax.data.prepare.runners import Local
+from mmjax.errors import UserError
+
+
+def kind(name: str, **reduce):
+    return PrepareConfig(source="", reduce={name: reduce}).kind(name)
+
+
+def photograph(form: str, size=(61, 40), mode: str = "RGB") -> bytes:
+    draws = np.random.default_rng(0)
+    coarse = PIL.Image.fromarray(draws.integers(0, 256, (3, 4, 3)).astype(np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize(size, PIL.Image.Resampling.BICUBIC).convert(mode).save(buffer, form, quality=90)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_large_picture_shrinks_to_its_shorter_side_and_keeps_its_format(form, mode):
+    image = kind("image", shortest=20)
+    data = photograph(form, mode=mode)
+    whole = image.decode(data)
+    small = image.reduced(whole)
+    assert small.pixels.shape[:2] == (20, 30)
+    stored = image.stored(small, {"channels": {"largest": 1 if mode == "L" else 3}})
+    assert PIL.Image.open(io.BytesIO(stored)).format == form
+    # What was measured is what training will see, to the last bit.
+    assert np.array_equal(KINDS["image"]().restore(stored), small.pixels)
+    # And it is the same picture: each pixel is about the mean of those that it stands for.
+    truth = np.asarray(PIL.Image.fromarray(whole.pixels).resize((30, 20), PIL.Image.Resampling.BOX), np.float32)
+    assert np.abs(small.pixels - truth).mean() < 6
+
+
+def test_a_small_picture_keeps_its_very_bytes():
+    image = kind("image", shortest=40)
+    data = photograph("JPEG")
+    assert image.reduced(image.decode(data)).file == data
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_recording_is_resampled_channel_by_channel(channels):
+    rate, wanted = 44_100, 16_000
+    time = np.arange(rate) / rate
+    samples = np.stack([np.sin(2 * np.pi * frequency * time) for frequency in (440, 700)][:channels], axis=1) / 2
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format="WAV")
+    audio = kind("audio", rate=wanted)
+    found, now = audio.reduced(audio.decode(File("a.wav", buffer.getvalue())))
+    assert now == wanted and found.shape == (wanted,) if channels == 1 else found.shape == (wanted, 2)
+    truth = scipy.signal.resample(samples, wanted, axis=0).reshape(found.shape)
+    # The ends of a wave that does not end are the resampler's own.
+    assert np.abs(found - truth)[200:-200].max() < 1e-3
+
+
+def test_a_lower_rate_stays_and_channels_become_one_by_request():
+    samples = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
+    assert kind("audio", rate=16_000).reduced((samples, 8000)) == (samples, 8000)
+    mixed, rate = kind("audio", mono=True).reduced((samples, 8000))
+    assert rate == 8000 and np.allclose(mixed, samples.mean(axis=1), atol=1e-6)
+
+
+def test_a_prepared_folder_holds_and_indexes_what_is_kept(tmp_path):
+    source = tmp_path / "photographs"
+    source.mkdir()
+    sizes = [(40, 60), (90, 30), (16, 16), (100, 101)]
+    for number, size in enumerate(sizes):
+        pixels = np.random.default_rng(number).integers(0, 256, (9, 9, 3)).astype(np.uint8)
+        PIL.Image.fromarray(pixels).resize(size).save(source / f"{number}.png")
+
+    def lengths(name: str, **reduce) -> list[tuple[int, int]]:
+        section = {"source": str(source), "splits": {"train": 1.0}, "reduce": {"image": reduce}}
+        prepare(build(PrepareConfig, section, ""), tmp_path / name, Local(1))
+        dataset = Prepared(Prepared.Config(path=str(tmp_path / name)))
+        columns = dataset.columns("train")
+        stored = [record.inputs["image"].shape[:2] for record in map(dataset.source("train").__getitem__, range(4))]
+        index = zip(columns["image/height"].tolist(), columns["image/width"].tolist(), strict=True)
+        assert [tuple(map(int, each)) for each in index] == stored
+        return sorted(stored)
+
+    assert lengths("whole") == sorted(size[::-1] for size in sizes)
+    assert lengths("small", shortest=20) == [(16, 16), (20, 20), (20, 60), (30, 20)]
+
+
+@pytest.mark.parametrize("section", [{"picture": {}}, {"image": {"smallest": 3}}, {"text": {"shortest": 3}}])
+def test_what_cannot_be_reduced_is_refused(section):
+    with pytest.raises((ValueError, UserError), match="reduce"):
+        PrepareConfig(source="", reduce=section)
