@@ -1,102 +1,136 @@
-"""Labels that a simple classifier, which never saw the row, is sure are wrong."""
+"""Labels that are probably wrong, by what all other rows say of each.
+
+Each input alone predicts the label of a row from all other rows. A mixture then says what came about how: with some
+probability somebody chose another class, and else the class is as probable as the predictions of all inputs together
+make it. How much each input is to be believed, and how many labels are wrong, are those that make the labels most
+probable; a label is suspected if it is rather wrong than right. So no threshold is made for one kind of data, and an
+input that says nothing of the label weighs little. Where no input says anything, nothing is suspected.
+
+Labels that are wrong teach what is wrong: those that a round doubts do not teach in the next (after Northcutt, Jiang
+and Chuang, Confident Learning, 2021).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from mmjax.data.prepare.examined import Examined, Finding
+from mmjax.data.prepare.left_out import LeftOut
 
-# Fewer rows of a class tell nothing about it; of more rows than the second, some teach.
+# Fewer rows of a class tell nothing about it; more rows than the second are judged in parts.
 _FEWEST = 10
 _MOST = 20_000
-_FOLDS = 5
-_REPEATS = 3
-# Rows whose own label is less probable do not teach the second time; those below the other are suspected then.
-_DOUBTFUL = 0.2
-_SUSPECTED = 0.02
+_ROUNDS = 6
+_DOUBTFUL = 0.3
+_SUSPECTED = 0.5
+# What to believe before the data says it, as strong as a few rows. Of the labels one in ten may be wrong, by a beta
+# distribution. Predictions are sharp (the logarithm of the largest weight has this mean and deviation), as many
+# wrong labels and weak predictions would explain the same data, and rare classes need no correction.
+_WRONG_PRIOR = (1.0, 9.0)
+_WEIGHT_PRIOR = (2.5, 0.5)
+_MOST_WRONG = 0.45
+# Of the entropy of the labels: inputs that explain less do not know enough of a label to doubt it.
+_EXPLAINED = 0.1
 
 
 def label_error(examined: Examined) -> Iterator[Finding]:
-    """Rows to whose label cross-validated probabilities give less than one in fifty.
-
-    Labels that are wrong teach what is wrong: so those that a first round doubts are left out of what the second
-    learns from, and judged by it (after Northcutt, Jiang and Chuang, Confident Learning, 2021).
-    """
+    """Rows whose label is more probably wrong than right."""
     for column in examined.job.targets:
         names = examined.classes(column.name)
-        rows = [int(row) for row in np.flatnonzero(examined.alive) if names[row] is not None]
-        counts = {name: sum(names[row] == name for row in rows) for name in {names[row] for row in rows}}
-        classes = sorted(str(name) for name, count in counts.items() if count >= _FEWEST)
-        rows = [row for row in rows if names[row] in classes]
+        rows = np.asarray([row for row in np.flatnonzero(examined.alive) if names[row] is not None], np.int64)
+        found, places, counts = np.unique([str(names[row]) for row in rows], return_inverse=True, return_counts=True)
+        classes = [str(name) for name, count in zip(found, counts, strict=True) if count >= _FEWEST]
+        rows = rows[counts[places] >= _FEWEST] if len(rows) else rows
         if len(classes) < 2:
             continue
-        labels = np.asarray([classes.index(str(names[row])) for row in rows])
-        features = _features(examined, np.asarray(rows))
-        if features is None:
-            continue
-        probabilities = cross_validated(features, labels, f"{examined.job.config.seed}")
-        own = probabilities[np.arange(len(labels)), labels]
-        for at in np.flatnonzero(own < _SUSPECTED):
-            why = f"its {column.name} {names[rows[at]]!r} seems to be {classes[probabilities[at].argmax()]!r}"
-            yield Finding(
-                rows[at], "label_error", f"{why}, with probability {probabilities[at].max():.2f}", column.name
-            )
+        labels = np.searchsorted(classes, [str(names[row]) for row in rows])
+        for part in np.array_split(np.arange(len(rows)), -(-len(rows) // _MOST)):
+            features = inputs_of(examined, rows[part])
+            if not features:
+                continue
+            wrong, probabilities = suspicions(features, labels[part], len(classes))
+            for at in np.flatnonzero(wrong > _SUSPECTED):
+                row, seems = int(rows[part][at]), classes[probabilities[at].argmax()]
+                why = f"its {column.name} {names[row]!r} seems to be {seems!r}, with probability {wrong[at]:.2f}"
+                yield Finding(row, "label_error", why, column.name)
 
 
-def cross_validated(features: np.ndarray, labels: np.ndarray, seed: str) -> np.ndarray:
-    """float [rows, classes]: what classifiers that did not learn from a row give it, doubtful labels left out."""
-    first = _round(features, labels, np.ones(len(labels), bool), [f"{seed}:0"])
-    certain = first[np.arange(len(labels)), labels] >= _DOUBTFUL
-    # A class of which all is doubtful is kept as it is.
-    for name in range(labels.max() + 1):
-        if certain[labels == name].sum() < _FOLDS:
-            certain[labels == name] = True
-    return _round(features, labels, certain, [f"{seed}:{repeat + 1}" for repeat in range(_REPEATS)])
+def suspicions(
+    features: Sequence[tuple[np.ndarray, np.ndarray]], labels: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The probability that each label is wrong [rows], and that of each class without regard to it [rows, classes].
 
-
-def _round(features: np.ndarray, labels: np.ndarray, teaches: np.ndarray, seeds: list[str]) -> np.ndarray:
-    """Support vector machines with a radial kernel; their decision values, averaged over seeds, become probabilities.
-
-    By a logistic regression, which learns from the decision values of rows that it does not judge.
+    Args:
+      features: of each input, (bool [rows], which rows have it; float [those rows, n]).
+      labels: int [rows], each less than `classes`.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.svm import SVC
-
-    from mmjax.data.prepare.splits import parts
-
-    shares, rows = {str(fold): 1.0 for fold in range(_FOLDS)}, np.arange(len(labels))
-    decisions = np.zeros((len(labels), labels.max() + 1))
-    for seed in seeds:
-        folds = parts(shares, rows, [str(label) for label in labels], f"{seed}:labels")
-        for fold in range(_FOLDS):
-            learned = np.flatnonzero((folds != fold) & teaches)
-            learned = learned[:: -(-len(learned) // _MOST)]
-            model = SVC(C=3.0).fit(features[learned], labels[learned])
-            values = model.decision_function(features[folds == fold])
-            # Of two classes there is one value.
-            values = np.stack([-values, values], axis=1) if values.ndim == 1 else values
-            decisions[folds == fold] += values / len(seeds)
-    probabilities = np.zeros_like(decisions)
-    folds = parts(shares, rows, [str(label) for label in labels], f"{seeds[0]}:probabilities")
-    for fold in range(_FOLDS):
-        learned = (folds != fold) & teaches
-        model = LogisticRegression(max_iter=2000).fit(decisions[learned], labels[learned])
-        probabilities[folds == fold] = model.predict_proba(decisions[folds == fold])
-    return probabilities
+    targets = np.eye(classes)[labels]
+    inputs = [(there, LeftOut(values)) for there, values in features]
+    teaches = np.ones(len(labels), bool)
+    for _ in range(_ROUNDS):
+        evidence = np.zeros((len(inputs), len(labels), classes))
+        for at, (there, left_out) in enumerate(inputs):
+            if teaches[there].any():
+                evidence[at, there] = left_out.predict(targets[there], teaches[there])
+        wrong, probabilities = _judge(evidence, labels)
+        certain = wrong < _DOUBTFUL
+        # A class of which all is doubtful teaches as it is.
+        certain |= np.bincount(labels, certain, minlength=classes)[labels] < _FEWEST / 2
+        if (certain == teaches).all():
+            break
+        teaches = certain
+    return wrong, probabilities
 
 
-def _features(examined: Examined, rows: np.ndarray) -> np.ndarray | None:
-    """float32 [rows, n] of all inputs side by side, each of the same weight, zeros where a row lacks one."""
-    parts = []
+def _judge(evidence: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fits the mixture to predictions [inputs, rows, classes] of labels [rows]; the same two arrays as above."""
+    import scipy.optimize
+
+    rows, classes = np.arange(len(labels)), evidence.shape[2]
+    frequency = np.log1p(np.bincount(labels, minlength=classes))
+    frequency -= frequency.mean()
+
+    def explained(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How probable each label came about rightly and wrongly, and the classes' probabilities."""
+        *weights, rare, odds = values
+        rate = _MOST_WRONG / (1 + np.exp(-odds))
+        # Regression draws what it predicts of rare classes towards nothing, more than that of others.
+        logits = np.tensordot(np.exp(weights), evidence, 1) + rare * frequency
+        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        own = probabilities[rows, labels]
+        return (1 - rate) * own, rate * (1 - own) / (classes - 1), probabilities
+
+    def surprise(values: np.ndarray) -> float:
+        right, wrong, _ = explained(values)
+        rate = _MOST_WRONG / (1 + np.exp(-values[-1]))
+        prior = _WRONG_PRIOR[0] * np.log(rate) + _WRONG_PRIOR[1] * np.log(1 - rate) - 0.5 * values[-2] ** 2
+        prior -= 0.5 * ((values[:-2].max() - _WEIGHT_PRIOR[0]) / _WEIGHT_PRIOR[1]) ** 2
+        return -float(np.log(np.maximum(right + wrong, 1e-30)).sum() + prior) / len(labels)
+
+    # From two sides, as there may be two valleys: most labels are right, or many are wrong.
+    starts = [[*[np.log(weight / len(evidence))] * len(evidence), 0.0, odds] for weight, odds in ((8, -2), (20, -1))]
+    # Weights from nothing to where exp() has long made them certainty.
+    bounds = [(-7.0, 7.0)] * len(evidence) + [(-3.0, 3.0), (-12.0, 5.0)]
+    fits = [scipy.optimize.minimize(surprise, start, method="L-BFGS-B", bounds=bounds) for start in starts]
+    right, wrong, probabilities = explained(min(fits, key=lambda fit: fit.fun).x)
+    shares = np.bincount(labels, minlength=classes) / len(labels)
+    entropy = -(shares * np.log(np.maximum(shares, 1e-30))).sum()
+    if -np.log(np.maximum(right + wrong, 1e-30)).mean() > (1 - _EXPLAINED) * entropy:
+        return np.zeros(len(labels)), probabilities
+    return wrong / np.maximum(right + wrong, 1e-30), probabilities
+
+
+def inputs_of(examined: Examined, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each input that has features, (bool [rows], which of some rows have it; its features of these)."""
+    found = []
     for column in examined.job.inputs:
         numbers, values = examined.features(column.name)
-        if len(numbers):
-            place = np.full(examined.job.rows, -1)
-            place[numbers] = np.arange(len(numbers))
-            chosen = place[rows]
-            values = values.astype(np.float32)
-            values = (values - values.mean(axis=0)) / np.sqrt(values.var(axis=0).sum() + 1e-9)
-            parts.append(np.where(chosen[:, None] >= 0, values[chosen], 0))
-    return np.concatenate(parts, axis=1) if parts else None
+        place = np.full(examined.job.rows, -1)
+        place[numbers] = np.arange(len(numbers))
+        there = place[rows] >= 0
+        if there.sum() >= _FEWEST:
+            found.append((there, values[place[rows][there]]))
+    return found
