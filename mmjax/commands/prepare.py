@@ -12,6 +12,9 @@ OUTPUT/card.html; --dry_run only makes these, in OUTPUT.partial.
 
 A command that was interrupted goes on when it is given again. To train on the result, see docs/own_data.md.
 
+--alignment=RUN, the workdir of a run whose model was trained to tell pairs from others, finds inputs that do not belong
+together. Without it they are found by a label, where there is one.
+
 With --config nothing but the section `data` of the recipe matters. Training prepares too; this is for doing it once,
 before many runs or on a machine without an accelerator.
 """
@@ -41,6 +44,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_bool("dry_run", False, "only find out what would be dropped, and say so", flag_values=flags)
     absl_flags.DEFINE_integer("workers", 0, "processes; as many as there are cores by default", flag_values=flags)
     absl_flags.DEFINE_string("runner", "local", "local, or a runner of Apache Beam: DirectRunner …", flag_values=flags)
+    help_text = "workdir of a run with a contrastive task, which says which pairs of inputs do not belong together"
+    absl_flags.DEFINE_string("alignment", None, help_text, flag_values=flags)
     absl_flags.DEFINE_bool("json", False, "print the report as one JSON object", flag_values=flags)
     describe = {
         "columns": "NAME=COLUMN or NAME=COLUMN:KIND, parted by commas: what is an input or a target",
@@ -103,12 +108,25 @@ def _prepare_source(flags: absl_flags.FlagValues) -> None:
     from mmjax.data.prepare.runners import make_runner
 
     config = options(flags)
+    aligner = _aligner(pathlib.Path(flags.alignment)) if flags.alignment else None
     with make_runner(flags.runner, flags.workers) as runner:
-        done = prepare(config, pathlib.Path(flags.output), runner, _progress, flags.dry_run)
+        done = prepare(config, pathlib.Path(flags.output), runner, _progress, flags.dry_run, aligner)
     if flags.json:
         print(json.dumps(done.report, indent=2))
     else:
         _print(done, flags.dry_run)
+
+
+def _aligner(workdir: pathlib.Path) -> Any:
+    from mmjax.evaluation.aligner import Aligner
+    from mmjax.runs import restore
+    from mmjax.training.state import parameters_hash
+
+    experiment, state = restore(workdir)
+    identity = f"{workdir} at step {int(state.step)}, parameters {parameters_hash(state.evaluated)[:16]}"
+    return Aligner(
+        experiment.objective, state.evaluated, experiment.mesh, experiment.modalities, experiment.targets, identity
+    )
 
 
 def options(flags: absl_flags.FlagValues) -> Any:
@@ -194,6 +212,8 @@ def _print(done: Any, dry_run: bool) -> None:
             dropped = f"{found['dropped']:,}" if found["drops"] else "no, reported only"
             table.add_row(name, f"{found['rows']:,}", dropped, f"{example['key']}: {example['why']}")
         Console(highlight=False).print(table)
+    for check, why in report["not_judged"].items():
+        console.print(f"not judged: {check}, because {why}")
     where = {
         "page": str(done.folder / "card.html"),
         "findings": str(done.folder / "findings.jsonl"),

@@ -12,6 +12,8 @@ and Chuang, Confident Learning, 2021).
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -26,35 +28,63 @@ _ROUNDS = 6
 _DOUBTFUL = 0.3
 _SUSPECTED = 0.5
 # What to believe before the data says it, as strong as a few rows. Of the labels one in ten may be wrong, by a beta
-# distribution. Predictions are sharp (the logarithm of the largest weight has this mean and deviation), as many
-# wrong labels and weak predictions would explain the same data, and rare classes need no correction.
+# distribution, and rare classes need no correction. Predictions are sharp: the logarithm of the largest weight has this
+# mean and deviation. Where one input tells all classes apart, wrong labels and blunt predictions explain the same data
+# equally well, however many rows there are; so this counts with a share of the rows.
 _WRONG_PRIOR = (1.0, 9.0)
 _WEIGHT_PRIOR = (2.5, 0.5)
+_WEIGHT_STRENGTH = 0.01
 _MOST_WRONG = 0.45
+# How often an input is that of another row.
+_ANOTHER = 0.001
 # Of the entropy of the labels: inputs that explain less do not know enough of a label to doubt it.
 _EXPLAINED = 0.1
 
 
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Rows with a label, of classes that have enough of them, and what their inputs are.
+
+    Attributes:
+      name: of the label.
+      classes: their names.
+      rows: int64 [n], their numbers.
+      labels: int64 [n], each the number of a class.
+      inputs: (name, bool [n] which rows have it, float [those rows, m] its features) of each input that has features.
+    """
+
+    name: str
+    classes: list[str]
+    rows: np.ndarray
+    labels: np.ndarray
+    inputs: list[tuple[str, np.ndarray, np.ndarray]]
+
+
 def label_error(examined: Examined) -> Iterator[Finding]:
     """Rows whose label is more probably wrong than right."""
+    for found in labelled(examined):
+        features = [(there, values) for _, there, values in found.inputs]
+        wrong, probabilities = suspicions(features, found.labels, len(found.classes))
+        for at in np.flatnonzero(wrong > _SUSPECTED):
+            label, seems = found.classes[found.labels[at]], found.classes[probabilities[at].argmax()]
+            why = f"its {found.name} {label!r} seems to be {seems!r}, with probability {wrong[at]:.2f}"
+            yield Finding(int(found.rows[at]), "label_error", why, found.name)
+
+
+def labelled(examined: Examined) -> Iterator[Labelled]:
+    """What can be judged by labels: each label, in parts of rows that fit into memory."""
     for column in examined.job.targets:
         names = examined.classes(column.name)
         rows = np.asarray([row for row in np.flatnonzero(examined.alive) if names[row] is not None], np.int64)
-        found, places, counts = np.unique([str(names[row]) for row in rows], return_inverse=True, return_counts=True)
-        classes = [str(name) for name, count in zip(found, counts, strict=True) if count >= _FEWEST]
-        rows = rows[counts[places] >= _FEWEST] if len(rows) else rows
+        counts = collections.Counter(names[row] for row in rows)
+        classes = sorted(str(name) for name, count in counts.items() if count >= _FEWEST)
+        rows = np.asarray([row for row in rows if counts[names[row]] >= _FEWEST], np.int64)
         if len(classes) < 2:
             continue
         labels = np.searchsorted(classes, [str(names[row]) for row in rows])
         for part in np.array_split(np.arange(len(rows)), -(-len(rows) // _MOST)):
-            features = inputs_of(examined, rows[part])
-            if not features:
-                continue
-            wrong, probabilities = suspicions(features, labels[part], len(classes))
-            for at in np.flatnonzero(wrong > _SUSPECTED):
-                row, seems = int(rows[part][at]), classes[probabilities[at].argmax()]
-                why = f"its {column.name} {names[row]!r} seems to be {seems!r}, with probability {wrong[at]:.2f}"
-                yield Finding(row, "label_error", why, column.name)
+            if inputs := _inputs(examined, rows[part]):
+                yield Labelled(column.name, classes, rows[part], labels[part], inputs)
 
 
 def suspicions(
@@ -97,9 +127,11 @@ def _judge(evidence: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
         *weights, rare, odds = values
         rate = _MOST_WRONG / (1 + np.exp(-odds))
         # Regression draws what it predicts of rare classes towards nothing, more than that of others.
-        logits = np.tensordot(np.exp(weights), evidence, 1) + rare * frequency
-        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        logits = rare * frequency + np.zeros(evidence.shape[1:])
+        for weight, predicted in zip(weights, evidence, strict=True):
+            # An input may be that of another row: none alone rules a class out.
+            logits += np.log((1 - _ANOTHER) * _softmax(np.exp(weight) * predicted) + _ANOTHER / classes)
+        probabilities = _softmax(logits)
         own = probabilities[rows, labels]
         return (1 - rate) * own, rate * (1 - own) / (classes - 1), probabilities
 
@@ -107,7 +139,8 @@ def _judge(evidence: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
         right, wrong, _ = explained(values)
         rate = _MOST_WRONG / (1 + np.exp(-values[-1]))
         prior = _WRONG_PRIOR[0] * np.log(rate) + _WRONG_PRIOR[1] * np.log(1 - rate) - 0.5 * values[-2] ** 2
-        prior -= 0.5 * ((values[:-2].max() - _WEIGHT_PRIOR[0]) / _WEIGHT_PRIOR[1]) ** 2
+        blunt = 0.5 * ((values[:-2].max() - _WEIGHT_PRIOR[0]) / _WEIGHT_PRIOR[1]) ** 2
+        prior -= blunt * (1 + _WEIGHT_STRENGTH * len(labels))
         return -float(np.log(np.maximum(right + wrong, 1e-30)).sum() + prior) / len(labels)
 
     # From two sides, as there may be two valleys: most labels are right, or many are wrong.
@@ -123,8 +156,12 @@ def _judge(evidence: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     return wrong / np.maximum(right + wrong, 1e-30), probabilities
 
 
-def inputs_of(examined: Examined, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each input that has features, (bool [rows], which of some rows have it; its features of these)."""
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def _inputs(examined: Examined, rows: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
     found = []
     for column in examined.job.inputs:
         numbers, values = examined.features(column.name)
@@ -132,5 +169,5 @@ def inputs_of(examined: Examined, rows: np.ndarray) -> list[tuple[np.ndarray, np
         place[numbers] = np.arange(len(numbers))
         there = place[rows] >= 0
         if there.sum() >= _FEWEST:
-            found.append((there, values[place[rows][there]]))
+            found.append((column.name, there, values[place[rows][there]]))
     return found

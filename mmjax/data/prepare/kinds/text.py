@@ -166,8 +166,8 @@ class TextKind(Kind):
     def placeholder(self, summary: Mapping[str, Any]) -> str:
         return ""
 
-    def restore(self, stored: bytes) -> str:
-        return stored.decode()
+    def restore(self, stored: bytes | str) -> str:
+        return stored if isinstance(stored, str) else stored.decode()
 
     def show(self, raw: str) -> str:
         return f"<q>{html.escape(raw if len(raw) <= 400 else raw[:400] + ' …')}</q>"
