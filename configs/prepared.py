@@ -59,6 +59,12 @@ def get_config(argument: str = "prepared/mine") -> ConfigDict:
         for name, kind in manifest["inputs"].items()
         if kind in _INPUTS and measured[name]["present"]
     }
+    # A tokenizer that `mmjax prepare --train_tokenizer=…` trained on this data.
+    for name, trained in manifest.get("tokenizers", {}).items():
+        if name in inputs:
+            inputs[name][1].update(
+                tokenizer=str(pathlib.Path(folder) / trained["file"]), length=int(min(256, trained["longest"] + 1))
+            )
     config.data = {
         "name": "prepared",
         "path": folder,

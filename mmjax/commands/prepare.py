@@ -60,6 +60,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     }
     for name in (*_LISTS, *_TEXTS):
         absl_flags.DEFINE_string(name, None, describe[name], flag_values=flags)
+    help_text = "tokens of a tokenizer to train on each text of the training split, such as 8000"
+    absl_flags.DEFINE_integer("train_tokenizer", None, help_text, flag_values=flags)
     absl_flags.DEFINE_integer("folds", None, "number of parts for cross-validation", flag_values=flags)
     absl_flags.DEFINE_integer("seed", None, "of all random choices, 0 by default", flag_values=flags)
     help_text = "KEY=VALUE of any other option, such as checks.image.blank=3; may be given several times"
@@ -139,7 +141,7 @@ def options(flags: absl_flags.FlagValues) -> Any:
     for name, kind in _LISTS.items():
         if (text := flags[name].value) is not None:
             given[name] = _pairs(name, text) if kind is dict else [word for word in text.split(",") if word]
-    for name in (*_TEXTS, "folds", "seed"):
+    for name in (*_TEXTS, "folds", "seed", "train_tokenizer"):
         if flags[name].value is not None:
             given[name] = flags[name].value
     known = [field.name for field in dataclasses.fields(PrepareConfig)]

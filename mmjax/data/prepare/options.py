@@ -29,6 +29,8 @@ class PrepareConfig:
       folds: number of parts for cross-validation, of whole groups and stratified; 0 for none.
       seed: of all random choices.
       shard_megabytes: how large a shard should be.
+      train_tokenizer: tokens of a tokenizer that is trained on each text input of the training split, 0 for none; more
+        than the 256 that are the bytes.
       checks: {kind of column: the thresholds of its checks}, see `mmjax.data.prepare.kinds`.
       keep: findings that are reported but not dropped, beside those that never are.
       drop: findings that are dropped though they are suspicions only.
@@ -47,6 +49,7 @@ class PrepareConfig:
     folds: NonNegative = 0
     seed: NonNegative = 0
     shard_megabytes: Annotated[float, AtLeast(0.001)] = 64.0
+    train_tokenizer: NonNegative = 0
     checks: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
@@ -57,6 +60,10 @@ class PrepareConfig:
                 raise ValueError(f"{name!r} is no name; use letters, digits and _")
         if not sum(self.splits.values()):
             raise ValueError("splits have no share above 0; give for example train=0.8,test=0.2")
+        if 0 < self.train_tokenizer <= 256:
+            raise ValueError(
+                f"train_tokenizer {self.train_tokenizer} has no room beside the 256 bytes; give 4000, or 0"
+            )
         for kind, section in self.checks.items():
             if kind not in KINDS:
                 raise ValueError(f"checks.{kind} is no kind of column; {nearest(kind, KINDS)}")

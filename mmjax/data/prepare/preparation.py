@@ -28,11 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.prepare import card, examine, report, shards, statistics
-from mmjax.data.prepare.columns import Column, arrange
+from mmjax.data.prepare import card, examine, report, shards, statistics, tokenizer
+from mmjax.data.prepare.columns import Column, Layout, arrange
 from mmjax.data.prepare.decide import Decisions, decide, drops
 from mmjax.data.prepare.examined import Aligner, Examined
 from mmjax.data.prepare.job import Job, decisions_identity, identity, list_rows
+from mmjax.data.prepare.kinds import KINDS
 from mmjax.data.prepare.options import PrepareConfig
 from mmjax.data.prepare.sources import open_source
 from mmjax.data.prepared import ordered
@@ -105,6 +106,8 @@ def prepare(
             if column.name in shards.RESERVED:
                 remedy = f"call it something else: --columns={column.name}_=COLUMN"
                 raise UserError("--columns", f"{column.name!r} is a name of mmjax's own", remedy)
+        if config.train_tokenizer:
+            tokenizer.check(config.train_tokenizer, tokenized(layout))
         if aligner is not None:
             _check_pairs(aligner, [column.name for column in layout.columns if not column.target])
         rows, listing = list_rows(source, config, layout, partial / "listing")
@@ -129,6 +132,11 @@ def prepare(
         manifest = _finish(examined, decisions, decided, plan, found, output)
         shutil.rmtree(partial, ignore_errors=True)
         return Prepared(output, manifest, found)
+
+
+def tokenized(layout: Layout) -> list[Column]:
+    """The inputs for which a tokenizer can be trained."""
+    return [column for column in layout.columns if KINDS[column.kind].tokenized]
 
 
 def _check_pairs(aligner: Aligner, inputs: list[str]) -> None:
@@ -282,6 +290,9 @@ def _finish(
             # A second name for the file, so that an interruption here loses nothing.
             os.link(work / "shards" / file, folder / file)
     manifest = _manifest(examined, decisions, decided, files, name)
+    if columns := tokenized(examined.job.layout) if examined.job.config.train_tokenizer else []:
+        rows = decisions.splits[next(iter(ordered(decisions.splits)))]
+        manifest["tokenizers"] = tokenizer.train(folder, examined, columns, rows)
     _write_tfds(folder, manifest, decisions)
     _write_index(folder, examined, decisions)
     write_json(folder / "statistics.json", statistics.statistics(examined, decisions.splits))

@@ -47,6 +47,7 @@ class Kind:
       telling: whether two examples that share only this are suspicious. Two captions may well be the same.
       holds_files: whether TFDS would decode what is stored, and `restore` wants it as it is.
       keeps_words: whether the words among what is measured are few, and counted.
+      tokenized: whether `restore` gives strings, for which a tokenizer can be trained.
       joins: whether several columns of the source make one of this kind; `decode` gets {column: value}.
       suffixes: the suffixes of files of this kind, lower case, with the dot.
     """
@@ -55,6 +56,7 @@ class Kind:
     telling: ClassVar[bool] = True
     holds_files: ClassVar[bool] = False
     keeps_words: ClassVar[bool] = False
+    tokenized: ClassVar[bool] = False
     joins: ClassVar[bool] = False
     fault_names: ClassVar[tuple[str, ...]] = ()
     suffixes: ClassVar[tuple[str, ...]] = ()

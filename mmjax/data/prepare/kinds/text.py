@@ -48,6 +48,7 @@ class TextKind(Kind):
     """A text, stored as it is."""
 
     telling = False
+    tokenized = True
     fault_names = ("empty", "long", "boilerplate", "language")
     suffixes = (".txt", ".md", ".caption")
 
