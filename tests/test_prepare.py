@@ -251,6 +251,24 @@ def test_numbers_that_are_names_keep_their_digits_and_a_wrong_column_is_refused(
         run(path, tmp_path / "wrong", columns=columns, checks={"table": {"categories": ["postcod"]}})
 
 
+def test_codes_of_digits_keep_what_the_file_says(tmp_path):
+    codes = ["01234", "98765", "00007"]
+    rows = [
+        {"key": f"k{n}", "code": codes[n % 3], "card": 1234567890123456700 + n % 2, "zero": n % 3 / 2}
+        for n in range(30)
+    ]
+    rows[4]["code"] = ""
+    path = write_table(tmp_path, rows)
+    folder = run(path, tmp_path / "out", columns={"facts": "code+card+zero:table"}, keep=["duplicate"]).folder
+    dataset = Prepared(Prepared.Config(path=str(folder)))
+    names = {"code": sorted(codes), "card": ["1234567890123456700", "1234567890123456701"]}
+    assert {name: sorted(found) for name, found in dataset.facts["facts"]["categories"].items()} == names
+    modality = MODALITIES["table"](build(MODALITIES["table"].Config, dataset.facts["facts"], ""))
+    stored = records(folder)["k0"]["facts"]
+    np.testing.assert_array_equal(modality.process({"code": "01234", "card": names["card"][0], "zero": 0})[0],
+                                  modality.process(stored)[0])  # fmt: skip
+
+
 def test_a_folder_of_files_is_a_dataset(tmp_path):
     for number in range(6):
         place = tmp_path / "in" / ("train" if number < 4 else "val") / "ab"[number % 2]
