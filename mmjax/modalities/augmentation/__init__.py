@@ -21,6 +21,7 @@ from mmjax.modalities.augmentation.equalise import Equalise
 from mmjax.modalities.augmentation.erase import Erase
 from mmjax.modalities.augmentation.flip import Flip
 from mmjax.modalities.augmentation.noise import Noise
+from mmjax.modalities.augmentation.paraphrase import Paraphrase
 from mmjax.modalities.augmentation.rand_augment import RandAugment
 from mmjax.modalities.augmentation.shift import Shift
 from mmjax.modalities.augmentation.speed import Speed
@@ -44,5 +45,5 @@ IMAGE: dict[str, type] = {
     "rand_augment": RandAugment,
 }
 AUDIO: dict[str, type] = {"equalise": Equalise, "noise": Noise, "shift": Shift, "speed": Speed}
-TEXT: dict[str, type] = {"edit_words": EditWords, "synonyms": Synonyms}
+TEXT: dict[str, type] = {"edit_words": EditWords, "paraphrase": Paraphrase, "synonyms": Synonyms}
 AUGMENTATIONS: dict[str, dict[str, type]] = {"image": IMAGE, "audio": AUDIO, "text": TEXT}
