@@ -29,7 +29,8 @@ def _audio(measures):
 
 
 def _text(measures):
-    return {"kind": "text_transformer"}, {"length": int(min(256, measures["bytes"]["largest"] + 1))}
+    length = int(min(256, measures["bytes"]["largest"] + 1))
+    return {"kind": "text_transformer"}, {"length": length, "tokenizer": "bytes"}
 
 
 def _table(measures):
