@@ -219,7 +219,10 @@ def example(folder, key, image: bytes, audio: bytes, caption: str, digit: int) -
 
 
 def photographs(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator) -> Plant:
-    """Tiles of two photographs with splits: copies within training, and copies of test in training."""
+    """Tiles of two photographs with splits: copies within training, and copies of test in training.
+
+    Tiles of nothing but sky are left out: they are blank, and all alike.
+    """
     import sklearn.datasets
 
     (folder / "files").mkdir(parents=True)
@@ -228,7 +231,9 @@ def photographs(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generat
     for name, pixels in zip(("china", "flower"), sklearn.datasets.load_sample_images().images, strict=True):
         for top in range(0, pixels.shape[0] - TILE + 1, TILE):
             for left in range(0, pixels.shape[1] - TILE + 1, TILE):
-                tiles[f"{name}_{top}_{left}"] = pixels[top : top + TILE, left : left + TILE]
+                tile = pixels[top : top + TILE, left : left + TILE]
+                if np.ptp(np.quantile(tile.mean(axis=2), (0.01, 0.99))) > 16:
+                    tiles[f"{name}_{top}_{left}"] = tile
 
     def add(key: str, content: bytes, suffix: str, split: str) -> None:
         path = f"files/{key}.{suffix}"
