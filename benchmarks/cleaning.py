@@ -1,6 +1,6 @@
 """Plants faults in a user's folders, runs `mmjax prepare` on them, and prints what each detector found.
 
-    python benchmarks/cleaning.py --data=DIR [--seed=0] [--folder=DIR] [--json=FILE]
+    python benchmarks/cleaning.py --data=DIR [--seeds=0,1,2] [--folder=DIR] [--alignment=RUN] [--json=FILE]
 
 DIR has MNIST's idx files and recordings of spoken digits, as `configs/avmnist.py` needs them; MMJAX_DATA by default.
 The photographs are scikit-learn's two, cut into tiles. All thresholds are the defaults; the wanted language is the only
@@ -130,7 +130,7 @@ def write_rows(folder: pathlib.Path, rows: list[dict[str, object]]) -> None:
 
 
 def digits(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator, count: int = 1500) -> Plant:
-    """Pictures of digits, their sounds and sentences: single faults of each kind, whole copies, and wrong labels."""
+    """Pictures of digits, their sounds and sentences: single faults, whole copies, wrong labels, shuffled pairs."""
     files = find(data)
     (pixels, labels) = read_images(*next(iter(files.images.items())))
     with tempfile.TemporaryDirectory() as scratch:
@@ -194,6 +194,11 @@ def digits(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator, c
     spoil("language", 20, retell(FOREIGN))
     spoil("label_error", 60, relabel)
     for number in [next(order) for _ in range(60)]:
+        # The sound of another row that says another digit.
+        other = next(at for at in rng.permutation(count) if whole[at][4] != whole[number][4])
+        (folder / str(rows[number]["audio"])).write_bytes(wav(*whole[other][1:3]))
+        plant.single.setdefault("misaligned", set()).add(str(rows[number]["key"]))
+    for number in [next(order) for _ in range(60)]:
         image, samples, rate, caption, digit = whole[number]
         key = f"copy{number:05}"
         row = example(
@@ -214,7 +219,10 @@ def example(folder, key, image: bytes, audio: bytes, caption: str, digit: int) -
 
 
 def photographs(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator) -> Plant:
-    """Tiles of two photographs with splits: copies within training, and copies of test in training."""
+    """Tiles of two photographs with splits: copies within training, and copies of test in training.
+
+    Tiles of nothing but sky are left out: they are blank, and all alike.
+    """
     import sklearn.datasets
 
     (folder / "files").mkdir(parents=True)
@@ -223,7 +231,9 @@ def photographs(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generat
     for name, pixels in zip(("china", "flower"), sklearn.datasets.load_sample_images().images, strict=True):
         for top in range(0, pixels.shape[0] - TILE + 1, TILE):
             for left in range(0, pixels.shape[1] - TILE + 1, TILE):
-                tiles[f"{name}_{top}_{left}"] = pixels[top : top + TILE, left : left + TILE]
+                tile = pixels[top : top + TILE, left : left + TILE]
+                if np.ptp(np.quantile(tile.mean(axis=2), (0.01, 0.99))) > 16:
+                    tiles[f"{name}_{top}_{left}"] = tile
 
     def add(key: str, content: bytes, suffix: str, split: str) -> None:
         path = f"files/{key}.{suffix}"
@@ -261,8 +271,32 @@ def recordings(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generato
         key = f"copy_{recording.name}"
         add(key, recording.digit, *altered_sound(samples, rate, rng))
         plant.copies.setdefault("duplicate", {})[key] = recording.name
+    spoil_labels(rows, "digit", plant, rng)
     write_rows(folder, [rows[at] for at in rng.permutation(len(rows))])
     return plant
+
+
+def pictures(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator, count: int = 1500) -> Plant:
+    """Pictures of digits alone, with wrong labels."""
+    pixels, labels = read_images(*next(iter(find(data).images.items())))
+    (folder / "files").mkdir(parents=True)
+    rows: list[dict[str, object]] = []
+    for at in rng.permutation(len(pixels))[:count]:
+        (folder / f"files/{at}.png").write_bytes(png(pixels[at]))
+        rows.append({"key": str(at), "image": f"files/{at}.png", "digit": int(labels[at])})
+    plant = Plant()
+    spoil_labels(rows, "digit", plant, rng)
+    write_rows(folder, rows)
+    return plant
+
+
+def spoil_labels(rows: list[dict[str, object]], name: str, plant: Plant, rng: np.random.Generator) -> None:
+    """Gives one row in twenty-five another class. Copies stay, since one of two that differ goes for another reason."""
+    copied = {key for copies in plant.copies.values() for pair in copies.items() for key in pair}
+    free = [row for row in rows if row["key"] not in copied]
+    for at in rng.permutation(len(free))[: len(free) // 25]:
+        free[at][name] = (int(str(free[at][name])) + int(rng.integers(1, 10))) % 10
+        plant.single.setdefault("label_error", set()).add(str(free[at]["key"]))
 
 
 def texts(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator) -> Plant:
@@ -346,35 +380,57 @@ def refuse_tar(folder: pathlib.Path) -> str:
     return f"exit code {done.returncode}, left in the folder: {left}\n{done.stderr.strip()}"
 
 
-FOLDERS = {"digits": digits, "photographs": photographs, "recordings": recordings, "texts": texts}
+FOLDERS = {
+    "digits": digits,
+    "pictures": pictures,
+    "photographs": photographs,
+    "recordings": recordings,
+    "texts": texts,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="", help="folder with MNIST and spoken digits; MMJAX_DATA by default")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", default="0", help="several, parted by commas: 0,1,2")
     parser.add_argument("--folder", default="", help="where to make everything; a temporary folder by default")
     parser.add_argument("--only", default="", help=f"one of {', '.join(FOLDERS)}")
+    parser.add_argument("--alignment", default="", help="a run that judges pairs in `digits`, instead of the label")
     parser.add_argument("--json", default="", help="where to write the scores")
     options = parser.parse_args()
     data = raw_folder(options.data)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
     with tempfile.TemporaryDirectory() as scratch:
         base = pathlib.Path(options.folder or scratch)
-        scores = {}
-        print(f"{'folder':12} {'finding':12} {'planted':>7} {'found':>6} {'recall':>7} {'precision':>9}")
+        scores: dict[str, dict[str, list]] = {}
+        row = "{:12} {:12} {:>7} {:>6} {:>13} {:>13}"
+        print(row.format("folder", "finding", "planted", "found", "recall", "precision"))
         for name, make in FOLDERS.items():
             if options.only in ("", name):
-                rng = np.random.default_rng([options.seed, len(name)])
-                plant = make(base / name, data, rng)
-                flags = ["--set", 'checks.text.language=["en"]'] if name in ("digits", "texts") else []
-                findings = prepare(base / name / "data.csv", base / f"{name}-prepared", *flags)
-                scores[name] = score(plant, findings)
-                for finding, (recall, precision, planted, found) in scores[name].items():
-                    print(f"{name:12} {finding:12} {planted:7} {found:6} {recall:7.3f} {precision:9.3f}", flush=True)
+                found: dict[str, list] = {}
+                for seed in seeds:
+                    place = base / f"{seed}"
+                    plant = make(place / name, data, np.random.default_rng([seed, len(name)]))
+                    flags = ["--set", 'checks.text.language=["en"]'] if name in ("digits", "texts") else []
+                    flags += [f"--alignment={options.alignment}"] if options.alignment and name == "digits" else []
+                    findings = prepare(place / name / "data.csv", place / f"{name}-prepared", *flags)
+                    for finding, figures in score(plant, findings).items():
+                        found.setdefault(finding, []).append(figures)
+                scores[name] = found
+                for finding, of_seeds in found.items():
+                    recall, precision, planted, there = zip(*of_seeds, strict=True)
+                    counts = [f"{np.mean(count):.0f}" for count in (planted, there)]
+                    print(row.format(name, finding, *counts, spread(recall), spread(precision)), flush=True)
         if not options.only:
             print("a tar with ../ in a name:", refuse_tar(base / "tar"))
         if options.json:
             pathlib.Path(options.json).write_text(json.dumps(scores, indent=2) + "\n")
+
+
+def spread(values: Iterable[float]) -> str:
+    """The mean, and the smallest where there are several."""
+    several = list(values)
+    return f"{np.mean(several):.3f}" + (f" (>{min(several):.3f})" if len(several) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def _audio(measures):
 
 def _text(measures):
     length = int(min(256, measures["bytes"]["largest"] + 1))
-    return {"kind": "text_transformer"}, {"length": length}, min(length, math.ceil(measures["bytes"]["mean"]) + 1)
+    options = {"length": length, "tokenizer": "bytes"}
+    return {"kind": "text_transformer"}, options, min(length, math.ceil(measures["bytes"]["mean"]) + 1)
 
 
 def _table(measures):
@@ -93,6 +94,12 @@ def get_config(argument: str = "prepared/mine") -> ConfigDict:
         for name, kind in manifest["inputs"].items()
         if kind in _INPUTS and measured[name]["present"]
     }
+    # A tokenizer that `mmjax prepare --train_tokenizer=…` trained on this data.
+    for name, trained in manifest.get("tokenizers", {}).items():
+        if name in inputs:
+            inputs[name][1].update(
+                tokenizer=str(pathlib.Path(folder) / trained["file"]), length=int(min(256, trained["longest"] + 1))
+            )
     config.data = {
         "name": "prepared",
         "path": folder,

@@ -2,6 +2,7 @@
 
 import collections
 import colorsys
+import pickle
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from mmjax.modalities.augmentation.equalise import Equalise
 from mmjax.modalities.augmentation.erase import Erase
 from mmjax.modalities.augmentation.flip import Flip
 from mmjax.modalities.augmentation.noise import Noise
+from mmjax.modalities.augmentation.paraphrase import Paraphrase
 from mmjax.modalities.augmentation.rand_augment import RandAugment
 from mmjax.modalities.augmentation.shift import Shift
 from mmjax.modalities.augmentation.speed import Speed
@@ -118,7 +120,10 @@ def test_an_equaliser_makes_each_tone_louder_by_the_gain_at_its_frequency():
 )
 def test_every_augmentation_is_repeatable_changes_its_input_and_gives_what_its_modality_reads(modality, kind, tmp_path):
     (tmp_path / "words.json").write_text('{"quick": ["fast"], "lazy": ["idle"]}')
-    needed = {"synonyms": {"path": str(tmp_path / "words.json"), "rate": 0.5}}.get(kind, {})
+    needed = {
+        "synonyms": {"path": str(tmp_path / "words.json"), "rate": 0.5},
+        "paraphrase": {"function": f"{__name__}:in_other_words"},
+    }.get(kind, {})
     raw = {
         "image": blob(),
         "audio": (tone(), RATE),
@@ -319,6 +324,67 @@ class TestSynonyms:
             path.write_text(content)
         with pytest.raises(UserError, match=r"holds no synonyms .*; give the folder of WordNet's"):
             Synonyms(Synonyms.Config(path=str(path))).open()
+
+
+def in_other_words(text: str) -> list[str]:
+    return [f"{text} indeed", f"so {text}", f"{text} as they say"]
+
+
+def drawn_words(text: str, generator: np.random.Generator) -> str:
+    return f"{text} {generator.integers(1000)}"
+
+
+def no_words(text: str) -> list[str]:
+    return []
+
+
+def no_list(text: str) -> str:
+    return text
+
+
+def no_text(text: str, generator: np.random.Generator) -> int:
+    return 3
+
+
+class TestParaphrase:
+    def made(self, name, rate=0.5):
+        return Paraphrase(Paraphrase.Config(function=f"{__name__}:{name}", rate=rate))
+
+    def test_each_of_a_list_comes_equally_often_at_the_rate(self):
+        counts = collections.Counter(self.made("in_other_words", 0.6)("a fox", draws(seed)) for seed in range(900))
+        assert abs(counts.pop("a fox") - 360) < 60 and set(counts) == set(in_other_words("a fox"))
+        assert all(abs(count - 180) < 45 for count in counts.values())
+
+    def test_a_function_may_draw_itself_and_a_copy_in_another_process_draws_the_same(self):
+        paraphrase = self.made("drawn_words", 0.99)
+        paraphrase.open()
+        copy = pickle.loads(pickle.dumps(paraphrase))
+        found = [paraphrase("a fox", draws(seed)) for seed in range(20)]
+        assert len(set(found)) > 10 and found == [copy("a fox", draws(seed)) for seed in range(20)]
+
+    def test_a_text_without_another_stays(self):
+        assert self.made("no_words", 0.99)("a fox", draws()) == "a fox"
+
+    @pytest.mark.parametrize(
+        ("function", "message"),
+        [
+            ("no.such.module:retell", r"cannot be imported \(ModuleNotFoundError.*; name a function of a module"),
+            ("json:retell", r"cannot be imported \(AttributeError"),
+            ("json:__name__", "is a str, and no function; name"),
+        ],
+    )
+    def test_what_cannot_be_imported_is_refused_before_training(self, function, message):
+        with pytest.raises(UserError, match=message):
+            Paraphrase(Paraphrase.Config(function=function)).open()
+
+    @pytest.mark.parametrize(("name", "wanted"), [("no_list", "a list of texts"), ("no_text", "a text")])
+    def test_what_is_no_text_is_refused(self, name, wanted):
+        with pytest.raises(UserError, match=f"let it return {wanted}"):
+            self.made(name, 0.99)("a fox", draws())
+
+    def test_a_name_without_a_colon_is_refused(self):
+        with pytest.raises(ValueError, match="is not 'module:function'"):
+            Paraphrase.Config(function="retell")
 
 
 def test_augmented_batches_are_a_function_of_seed_and_data_step_and_evaluation_is_left_alone(digits_cache):

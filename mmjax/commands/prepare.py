@@ -12,6 +12,9 @@ OUTPUT/card.html; --dry_run only makes these, in OUTPUT.partial.
 
 A command that was interrupted goes on when it is given again. To train on the result, see docs/own_data.md.
 
+--alignment=RUN, the workdir of a run whose model was trained to tell pairs from others, finds inputs that do not belong
+together. Without it they are found by a label, where there is one.
+
 With --config nothing but the section `data` of the recipe matters. Training prepares too; this is for doing it once,
 before many runs or on a machine without an accelerator.
 """
@@ -41,6 +44,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_bool("dry_run", False, "only find out what would be dropped, and say so", flag_values=flags)
     absl_flags.DEFINE_integer("workers", 0, "processes; as many as there are cores by default", flag_values=flags)
     absl_flags.DEFINE_string("runner", "local", "local, or a runner of Apache Beam: DirectRunner …", flag_values=flags)
+    help_text = "workdir of a run with a contrastive task, which says which pairs of inputs do not belong together"
+    absl_flags.DEFINE_string("alignment", None, help_text, flag_values=flags)
     absl_flags.DEFINE_bool("json", False, "print the report as one JSON object", flag_values=flags)
     describe = {
         "columns": "NAME=COLUMN or NAME=COLUMN:KIND, parted by commas: what is an input or a target",
@@ -55,6 +60,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     }
     for name in (*_LISTS, *_TEXTS):
         absl_flags.DEFINE_string(name, None, describe[name], flag_values=flags)
+    help_text = "tokens of a tokenizer to train on each text of the training split, such as 8000"
+    absl_flags.DEFINE_integer("train_tokenizer", None, help_text, flag_values=flags)
     absl_flags.DEFINE_integer("folds", None, "number of parts for cross-validation", flag_values=flags)
     absl_flags.DEFINE_integer("seed", None, "of all random choices, 0 by default", flag_values=flags)
     help_text = "KEY=VALUE of any other option, such as checks.image.blank=3; may be given several times"
@@ -103,12 +110,25 @@ def _prepare_source(flags: absl_flags.FlagValues) -> None:
     from mmjax.data.prepare.runners import make_runner
 
     config = options(flags)
+    aligner = _aligner(pathlib.Path(flags.alignment)) if flags.alignment else None
     with make_runner(flags.runner, flags.workers) as runner:
-        done = prepare(config, pathlib.Path(flags.output), runner, _progress, flags.dry_run)
+        done = prepare(config, pathlib.Path(flags.output), runner, _progress, flags.dry_run, aligner)
     if flags.json:
         print(json.dumps(done.report, indent=2))
     else:
         _print(done, flags.dry_run)
+
+
+def _aligner(workdir: pathlib.Path) -> Any:
+    from mmjax.evaluation.aligner import Aligner
+    from mmjax.runs import restore
+    from mmjax.training.state import parameters_hash
+
+    experiment, state = restore(workdir)
+    identity = f"{workdir} at step {int(state.step)}, parameters {parameters_hash(state.evaluated)[:16]}"
+    return Aligner(
+        experiment.objective, state.evaluated, experiment.mesh, experiment.modalities, experiment.targets, identity
+    )
 
 
 def options(flags: absl_flags.FlagValues) -> Any:
@@ -121,7 +141,7 @@ def options(flags: absl_flags.FlagValues) -> Any:
     for name, kind in _LISTS.items():
         if (text := flags[name].value) is not None:
             given[name] = _pairs(name, text) if kind is dict else [word for word in text.split(",") if word]
-    for name in (*_TEXTS, "folds", "seed"):
+    for name in (*_TEXTS, "folds", "seed", "train_tokenizer"):
         if flags[name].value is not None:
             given[name] = flags[name].value
     known = [field.name for field in dataclasses.fields(PrepareConfig)]
@@ -194,6 +214,8 @@ def _print(done: Any, dry_run: bool) -> None:
             dropped = f"{found['dropped']:,}" if found["drops"] else "no, reported only"
             table.add_row(name, f"{found['rows']:,}", dropped, f"{example['key']}: {example['why']}")
         Console(highlight=False).print(table)
+    for check, why in report["not_judged"].items():
+        console.print(f"not judged: {check}, because {why}")
     where = {
         "page": str(done.folder / "card.html"),
         "findings": str(done.folder / "findings.jsonl"),

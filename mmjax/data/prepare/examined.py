@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from mmjax.data.prepare.compare import compare_pairs, read_scores, write_pairs
-from mmjax.data.prepare.examine import read_part, read_rows
+from mmjax.data.prepare.examine import read_part, read_rows, write_arrays
 from mmjax.data.prepare.job import CHUNK, Job
-from mmjax.data.prepare.kinds.base import name_of
+from mmjax.data.prepare.kinds.base import Unreadable, name_of
 from mmjax.data.prepare.sources.folder import SPLITS
 
 Run = Callable[[str, Callable[..., None], Sequence[tuple]], None]
 """(what to say, function, arguments of each call): calls the function for all, somewhere, in any order."""
+
+
+class Aligner(Protocol):
+    """A model that tells pairs of inputs from other pairs.
+
+    Attributes:
+      identity: names the model.
+      pairs: (name of an input, name of another one) of each comparison that it makes.
+    """
+
+    identity: str
+
+    @property
+    def pairs(self) -> Sequence[tuple[str, str]]: ...
+
+    def embed(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+        """{pair: two arrays [rows, width]} of rows {input: raw data or None}; NaN where a row lacks an input."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +68,13 @@ class Examined:
       present: {column: bool [rows]}, whether the row has it and it could be read.
       findings: of values by themselves.
       alive: bool [rows], which rows nothing has dropped so far.
+      aligner: what says whether inputs belong together, if the user gave something that does.
+      not_judged: {name of a check: why it said nothing}.
     """
 
-    def __init__(self, job: Job, run: Run):
-        self.job, self._run = job, run
+    def __init__(self, job: Job, run: Run, aligner: Aligner | None = None):
+        self.job, self._run, self.aligner = job, run, aligner
+        self.not_judged: dict[str, str] = {}
         self._alike: dict[str, np.ndarray] = {}
         self.keys: list[str] = []
         self.splits: list[str | None] = []
@@ -131,6 +154,50 @@ class Examined:
     def features(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(numbers of rows, float16 [rows, n])."""
         return read_part(self.job.work, self.job.chunks, name, "featured", "features")
+
+    def embedded(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """{pair: (numbers of rows, float32 [rows, width] of either input)} of the rows that are alive and have both."""
+        if self.aligner is None:
+            return {}
+        names = [column.name for column in self.job.inputs]
+        pairs = [pair for pair in self.aligner.pairs if set(pair) <= set(names)]
+        folder = self.job.work / "aligned" / hashlib.sha256(self.aligner.identity.encode()).hexdigest()
+        parts = [self._embed(folder, chunk, pairs) for chunk in range(self.job.chunks)]
+        found = {}
+        for pair in pairs:
+            one, other = (np.concatenate([part["+".join(pair) + f"/{side}"] for part in parts]) for side in (0, 1))
+            rows = np.flatnonzero(self.alive & ~np.isnan(one).any(axis=1) & ~np.isnan(other).any(axis=1))
+            found[pair] = rows, one[rows], other[rows]
+        return found
+
+    def _embed(self, folder: pathlib.Path, chunk: int, pairs: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+        """{"ONE+OTHER/side": float32 [rows of the chunk, width]}; what was embedded already stays."""
+        path = folder / f"{chunk:07}.npz"
+        if not path.exists():
+            # Every row that can be read, so that it does not depend on what other checks drop.
+            summary = {
+                name: self.job.kinds[name].summarise(self.numbers[name], self.words[name])
+                for name in {name for pair in pairs for name in pair}
+            }
+            rows = range(chunk * CHUNK, min(self.job.rows, (chunk + 1) * CHUNK))
+            assert self.aligner is not None
+            embedded = self.aligner.embed([self._restored(row, summary) for row in rows])
+            arrays = {"+".join(pair) + f"/{side}": embedded[pair][side] for pair in pairs for side in (0, 1)}
+            write_arrays(path, arrays)
+        with np.load(path) as arrays:
+            return dict(arrays)
+
+    def _restored(self, number: int, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs of a row as training would read them."""
+        row, restored = self.job.row(number), {}
+        for column in self.job.inputs:
+            if column.name in summary and self.present[column.name][number]:
+                kind = self.job.kinds[column.name]
+                with contextlib.suppress(Unreadable):
+                    restored[column.name] = kind.restore(
+                        kind.stored(self.job.decode(row, column), summary[column.name])
+                    )
+        return restored
 
 
 def joined(count: int, pairs: Iterable[Sequence[int]]) -> np.ndarray:

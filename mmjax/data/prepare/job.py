@@ -24,7 +24,7 @@ CHUNK = 64
 """Rows that are examined together: what is lost at most when a process dies."""
 
 # Raised whenever what is kept of an examined row changes, so that nobody goes on with old ones.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +128,9 @@ def identity(listing: str, layout: Layout, config: PrepareConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def decisions_identity(measured: str, config: PrepareConfig) -> str:
-    """Names everything that the finished shards depend on."""
-    text = json.dumps([measured, dataclasses.asdict(config)], sort_keys=True)
+def decisions_identity(measured: str, config: PrepareConfig, aligner: str = "") -> str:
+    """Names everything that the finished shards depend on; `aligner` names the model that pairs are judged by."""
+    text = json.dumps([measured, dataclasses.asdict(config), aligner], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -29,6 +29,8 @@ class PrepareConfig:
       folds: number of parts for cross-validation, of whole groups and stratified; 0 for none.
       seed: of all random choices.
       shard_megabytes: how large a shard should be.
+      train_tokenizer: tokens of a tokenizer that is trained on each text input of the training split, 0 for none; more
+        than the 256 that are the bytes.
       checks: {kind of column: the thresholds of its checks}, see `mmjax.data.prepare.kinds`.
       reduce: {kind of column: how much of its data is kept}, see there too. What is made smaller once need not be made
         smaller in each epoch.
@@ -49,6 +51,7 @@ class PrepareConfig:
     folds: NonNegative = 0
     seed: NonNegative = 0
     shard_megabytes: Annotated[float, AtLeast(0.001)] = 64.0
+    train_tokenizer: NonNegative = 0
     checks: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     reduce: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     keep: tuple[str, ...] = ()
@@ -60,6 +63,10 @@ class PrepareConfig:
                 raise ValueError(f"{name!r} is no name; use letters, digits and _")
         if not sum(self.splits.values()):
             raise ValueError("splits have no share above 0; give for example train=0.8,test=0.2")
+        if 0 < self.train_tokenizer <= 256:
+            raise ValueError(
+                f"train_tokenizer {self.train_tokenizer} has no room beside the 256 bytes; give 4000, or 0"
+            )
         for name, sections in (("checks", self.checks), ("reduce", self.reduce)):
             for kind in sections:
                 if kind not in KINDS:

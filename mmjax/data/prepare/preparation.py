@@ -28,11 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.prepare import card, examine, report, shards, statistics
-from mmjax.data.prepare.columns import Column, arrange
+from mmjax.data.prepare import card, examine, report, shards, statistics, tokenizer
+from mmjax.data.prepare.columns import Column, Layout, arrange
 from mmjax.data.prepare.decide import Decisions, decide, drops
-from mmjax.data.prepare.examined import Examined
+from mmjax.data.prepare.examined import Aligner, Examined
 from mmjax.data.prepare.job import Job, decisions_identity, identity, list_rows
+from mmjax.data.prepare.kinds import KINDS
 from mmjax.data.prepare.options import PrepareConfig
 from mmjax.data.prepare.sources import open_source
 from mmjax.data.prepared import ordered
@@ -76,6 +77,7 @@ def prepare(
     runner: Any,
     progress: Progress = no_progress,
     dry_run: bool = False,
+    aligner: Aligner | None = None,
 ) -> Prepared:
     """Prepares a source, or goes on with it.
 
@@ -83,6 +85,7 @@ def prepare(
       output: the folder of the finished dataset; OUTPUT.partial beside it is for the work.
       runner: what calls functions many times, of `mmjax.data.prepare.runners`.
       dry_run: whether to stop before anything is written but a report on what would be dropped.
+      aligner: what says which pairs of inputs belong together.
 
     Raises:
       UserError: if the source or the options are wrong, or `output` holds something else.
@@ -103,16 +106,20 @@ def prepare(
             if column.name in shards.RESERVED:
                 remedy = f"call it something else: --columns={column.name}_=COLUMN"
                 raise UserError("--columns", f"{column.name!r} is a name of mmjax's own", remedy)
+        if config.train_tokenizer:
+            tokenizer.check(config.train_tokenizer, tokenized(layout))
+        if aligner is not None:
+            _check_pairs(aligner, [column.name for column in layout.columns if not column.target])
         rows, listing = list_rows(source, config, layout, partial / "listing")
         measured = identity(listing, layout, config)
-        decided = decisions_identity(measured, config)
+        decided = decisions_identity(measured, config, aligner.identity if aligner else "")
         if output.exists():
             return _finished(output, decided, partial)
         work = _same_work(partial, measured)
         job = Job(source, layout, config, work, rows)
         todo = [(job, chunk) for chunk in range(job.chunks) if not examine.chunk_path(work, chunk).exists()]
         run("Examining", examine.examine_chunk, todo)
-        examined = Examined(job, run)
+        examined = Examined(job, run, aligner)
         decisions = decide(examined)
         found = report.make(examined, decisions)
         if dry_run:
@@ -125,6 +132,18 @@ def prepare(
         manifest = _finish(examined, decisions, decided, plan, found, output)
         shutil.rmtree(partial, ignore_errors=True)
         return Prepared(output, manifest, found)
+
+
+def tokenized(layout: Layout) -> list[Column]:
+    """The inputs for which a tokenizer can be trained."""
+    return [column for column in layout.columns if KINDS[column.kind].tokenized]
+
+
+def _check_pairs(aligner: Aligner, inputs: list[str]) -> None:
+    if not any(set(pair) <= set(inputs) for pair in aligner.pairs):
+        compared = " or ".join(" with ".join(pair) for pair in aligner.pairs)
+        problem = f"{aligner.identity} compares {compared}, and the inputs are {', '.join(inputs)}"
+        raise UserError("--alignment", problem, "name the columns as the run does: --columns=NAME=COLUMN,…")
 
 
 @contextlib.contextmanager
@@ -271,6 +290,9 @@ def _finish(
             # A second name for the file, so that an interruption here loses nothing.
             os.link(work / "shards" / file, folder / file)
     manifest = _manifest(examined, decisions, decided, files, name)
+    if columns := tokenized(examined.job.layout) if examined.job.config.train_tokenizer else []:
+        rows = decisions.splits[next(iter(ordered(decisions.splits)))]
+        manifest["tokenizers"] = tokenizer.train(folder, examined, columns, rows)
     _write_tfds(folder, manifest, decisions)
     _write_index(folder, examined, decisions)
     write_json(folder / "statistics.json", statistics.statistics(examined, decisions.splits))

@@ -16,7 +16,7 @@ _EXAMPLES = 5
 
 
 def make(examined: Examined, decisions: Decisions) -> dict[str, Any]:
-    """{"rows", "kept", "dropped", "splits", "findings": {name: {"found", "rows", "dropped", "drops", "examples"}}}.
+    """{"rows", "kept", "dropped", "splits", "not_judged", "findings": {name: {"rows", "dropped", "drops", "examples"}}}
 
     "rows" of a finding are those that it concerns, "dropped" those that go because of it first.
     """
@@ -39,6 +39,8 @@ def make(examined: Examined, decisions: Decisions) -> dict[str, Any]:
             }
             for name, findings in sorted(by_name.items(), key=lambda item: (not effective[item[0]], item[0]))
         },
+        # What a check could not look for, and why: no finding is no proof then.
+        "not_judged": examined.not_judged,
     }
 
 

@@ -22,6 +22,7 @@ from mmjax.modalities.augmentation.equalise import Equalise
 from mmjax.modalities.augmentation.erase import Erase
 from mmjax.modalities.augmentation.flip import Flip
 from mmjax.modalities.augmentation.noise import Noise
+from mmjax.modalities.augmentation.paraphrase import Paraphrase
 from mmjax.modalities.augmentation.points_dropout import PointsDropout
 from mmjax.modalities.augmentation.points_jitter import PointsJitter
 from mmjax.modalities.augmentation.points_rotation import PointsRotation
@@ -54,7 +55,7 @@ IMAGE: dict[str, type] = {
     "rand_augment": RandAugment,
 }
 AUDIO: dict[str, type] = {"equalise": Equalise, "noise": Noise, "shift": Shift, "speed": Speed}
-TEXT: dict[str, type] = {"edit_words": EditWords, "synonyms": Synonyms}
+TEXT: dict[str, type] = {"edit_words": EditWords, "paraphrase": Paraphrase, "synonyms": Synonyms}
 SERIES: dict[str, type] = {"jitter": SeriesJitter, "scaling": SeriesScaling, "time_warp": TimeWarp}
 POINTS: dict[str, type] = {
     "dropout": PointsDropout,

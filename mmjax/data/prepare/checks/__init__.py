@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from mmjax.data.prepare.checks import duplicates, labels, values
+from mmjax.data.prepare.checks import duplicates, labels, pairs, values
 from mmjax.data.prepare.examined import Examined, Finding
 
 
@@ -33,5 +33,6 @@ CHECKS: dict[str, Check] = {
     "duplicate": Check(duplicates.duplicate),
     "leakage": Check(duplicates.leakage),
     "shared": Check(duplicates.shared, drops=False),
+    "misaligned": Check(pairs.misaligned, drops=False),
     "label_error": Check(labels.label_error, drops=False),
 }

@@ -61,6 +61,7 @@ class Kind:
       telling: whether two examples that share only this are suspicious. Two captions may well be the same.
       keeps_words: whether the words among what is measured are few, and counted.
       takes_folders: whether a path may be that of a folder; `decode` then gets a tuple of its files.
+      tokenized: whether `restore` gives strings, for which a tokenizer can be trained.
       joins: whether several columns of the source make one of this kind; `decode` gets {column: value}.
       suffixes: the suffixes of files of this kind, lower case, with the dot.
     """
@@ -69,6 +70,7 @@ class Kind:
     telling: ClassVar[bool] = True
     keeps_words: ClassVar[bool] = False
     takes_folders: ClassVar[bool] = False
+    tokenized: ClassVar[bool] = False
     joins: ClassVar[bool] = False
     fault_names: ClassVar[tuple[str, ...]] = ()
     suffixes: ClassVar[tuple[str, ...]] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,9 @@ from mmjax.modalities.table import is_missing
 # Before the name of a column among what is measured, where it could be that of something else.
 _CELL = "cell/"
 
+# Digits that are no quantity: codes keep their zeros, and float64 would change the last of sixteen digits.
+_NAME = re.compile(r"-?(0\d+|\d{16,})")
+
 Row = dict[str, "float | str"]
 
 
@@ -25,6 +29,7 @@ class TableKind(Kind):
     """A row of cells; stored as float32, a category by its number, a missing cell as NaN.
 
     A column is one of numbers if all its cells are, those of rows that are dropped too, and else one of categories.
+    Digits that begin with a zero, such as 01234, are a name, and so are more digits than a number can hold.
     """
 
     joins = True
@@ -109,6 +114,8 @@ def _cell(name: str, value: Any) -> float | str | None:
         return None
     if not isinstance(value, str | int | float | np.generic):
         raise Unreadable(f"{name} is a {type(value).__name__}, and no cell of a table")
+    if _NAME.fullmatch(str(value).strip()):
+        return str(value).strip()
     try:
         # Python would take 1_000 for a number, and nobody else would.
         number = float("_" if "_" in str(value) else value)

@@ -48,6 +48,7 @@ class TextKind(Kind):
     """A text, stored as it is."""
 
     telling = False
+    tokenized = True
     fault_names = ("empty", "long", "boilerplate", "language")
     suffixes = (".txt", ".md", ".caption")
 
@@ -166,8 +167,8 @@ class TextKind(Kind):
     def placeholder(self, summary: Mapping[str, Any]) -> str:
         return ""
 
-    def restore(self, stored: bytes) -> str:
-        return stored.decode()
+    def restore(self, stored: bytes | str) -> str:
+        return stored if isinstance(stored, str) else stored.decode()
 
     def show(self, raw: str) -> str:
         return f"<q>{html.escape(raw if len(raw) <= 400 else raw[:400] + ' …')}</q>"

@@ -1,0 +1,146 @@
+"""Inputs of one row that do not belong together, as where a file was given the name of another.
+
+With a model that was trained to tell pairs from other pairs (`--alignment`): how much more probable it holds the two
+inputs of a row than either with the inputs of other rows. Without one, where there is a label: which input contradicts
+the label, while another one agrees with it. Where neither can be told, nothing is suspected, and the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mmjax.data.prepare.checks.labels import Labelled, labelled, suspicions
+from mmjax.data.prepare.examined import Examined, Finding
+
+CHECK = "misaligned"
+
+_SUSPECTED = 0.5
+_AGREES = 0.05
+# Other rows that the two inputs of each are compared with, and how many rows are at least needed.
+_OTHERS = 1000
+_FEWEST = 50
+# In nats a row: a model that tells less about pairs cannot say which are wrong.
+_TOLD = 0.1
+
+
+def misaligned(examined: Examined) -> Iterator[Finding]:
+    """Rows of which one input is more probably that of another row than not."""
+    if len(examined.job.inputs) < 2:
+        return
+    if examined.aligner is not None:
+        yield from _by_model(examined)
+        return
+    told = False
+    for found in labelled(examined):
+        told = True
+        yield from _by_label(examined, found)
+    if not told:
+        needed = "a model, --alignment=RUN, or a label with enough rows of two classes"
+        examined.not_judged[CHECK] = f"it needs {needed}"
+
+
+def _by_label(examined: Examined, found: Labelled) -> Iterator[Finding]:
+    judged = {}
+    for name, there, values in found.inputs:
+        wrong, _ = suspicions([(np.ones(there.sum(), bool), values)], found.labels[there], len(found.classes))
+        # Where the input says nothing of the label, nothing is known.
+        judged[name] = np.full(len(found.rows), np.nan)
+        if wrong.any():
+            judged[name][there] = wrong
+    for name, wrong in judged.items():
+        agrees = np.zeros(len(found.rows), bool)
+        for other, values in judged.items():
+            agrees |= (other != name) & (values < _AGREES)
+        for at in np.flatnonzero((wrong > _SUSPECTED) & agrees):
+            label = found.classes[found.labels[at]]
+            why = f"its {name} contradicts its {found.name} {label!r}, and another input agrees with it"
+            yield Finding(int(found.rows[at]), CHECK, f"{why}, with probability {wrong[at]:.2f}", name)
+
+
+def _by_model(examined: Examined) -> Iterator[Finding]:
+    for (first, second), (rows, one, other) in examined.embedded().items():
+        if len(rows) < _FEWEST:
+            examined.not_judged[CHECK] = (
+                f"{len(rows)} rows have both {first} and {second}; at least {_FEWEST} are needed"
+            )
+            continue
+        wrong, told = unlikely_pairs(one, other)
+        if told < _TOLD:
+            examined.not_judged[CHECK] = f"the model of --alignment tells too little of {first} and {second}"
+            continue
+        for at in np.flatnonzero(wrong > _SUSPECTED):
+            why = f"its {first} and its {second} do not belong together, with probability {wrong[at]:.2f}"
+            yield Finding(int(rows[at]), CHECK, why, first)
+
+
+def unlikely_pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, float]:
+    """How probable it is that each pair of embeddings is none, and how much they tell of pairs, in nats a pair.
+
+    How much more probable a partner is than a random one, is the share of exp(scale * cosine) that it has of the mean
+    over others (van den Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018), here
+    the geometric mean of both directions, at the scale at which the pairs are most probable. What this is for pairs
+    that are none is known: it is what partners drawn at random have, some of which belong together by chance.
+
+    Args:
+      one, other: float [rows, width], each row of length 1.
+    """
+    import scipy.optimize
+
+    count = len(one)
+    others = np.linspace(0, count - 1, min(count, _OTHERS)).astype(np.int64)
+    right = np.einsum("rw,rw->r", one, other, dtype=np.float64)
+    sides = [(one @ other[others].T).astype(np.float64), (other @ one[others].T).astype(np.float64)]
+
+    def means(scale: float) -> list[np.ndarray]:
+        """Of either side, the logarithm of the mean [rows] over others."""
+        return [np.log(np.exp(scale * (side - 1)).mean(axis=1)) for side in sides]
+
+    def surprise(values: np.ndarray) -> float:
+        scale, rate = np.exp(values[0]), 0.5 / (1 + np.exp(-values[1]))
+        first, second = means(scale)
+        return -float(np.log((1 - rate) * np.exp(scale * (right - 1) - 0.5 * (first + second)) + rate).mean())
+
+    fit = scipy.optimize.minimize(surprise, [2.0, -2.0], method="L-BFGS-B", bounds=[(-2.0, 4.0), (-12.0, 8.0)])
+    scale = np.exp(fit.x[0])
+    first, second = means(scale)
+    pairs = scale * (right - 1) - 0.5 * (first + second)
+    drawn = [
+        scale * (side - 1) - 0.5 * (own[:, None] + partner[others])
+        for side, own, partner in zip(sides, (first, second), (second, first), strict=True)
+    ]
+    off = np.arange(count)[:, None] != others
+    random = np.sort(np.concatenate([values[off] for values in drawn]))
+    # The share of random partners that fit at least as well: of pairs that are none, uniform between 0 and 1.
+    return false_discovery(1 - np.searchsorted(random, pairs) / len(random)), -float(fit.fun)
+
+
+def false_discovery(ranks: np.ndarray) -> np.ndarray:
+    """The probability of each of many p-values that it came about by chance, where the others are rather small.
+
+    It is the density of those by chance, 1 times their share, over the density of all. That share is what lies in the
+    upper half, where hardly any other is (Storey, A Direct Approach to False Discovery Rates, 2002); the density is the
+    slope of the least concave function above the empirical distribution (Grenander, On the Theory of Mortality
+    Measurement, 1956).
+    """
+    order = np.sort(ranks)
+    above = int((order > 0.5).sum())
+    share = min(1.0, 2 * (above + 1) / len(ranks)) if above else 0.0
+    places = np.concatenate([[0.0], order, [1.0]])
+    heights = np.concatenate([np.arange(len(order) + 1), [len(order)]]) / len(order)
+    corners = [0]
+    for at in range(1, len(places)):
+        while len(corners) > 1 and _turns_up(places, heights, corners[-2], corners[-1], at):
+            corners.pop()
+        corners.append(at)
+    widths = np.maximum(np.diff(places[corners]), 1e-12)
+    slopes = np.diff(heights[corners]) / widths
+    density = slopes[np.clip(np.searchsorted(places[corners], ranks) - 1, 0, len(slopes) - 1)]
+    return np.minimum(1.0, share / np.maximum(density, 1e-12))
+
+
+def _turns_up(x: np.ndarray, y: np.ndarray, first: int, second: int, third: int) -> bool:
+    """Whether the way from the second point to the third is no less steep than that from the first to the second."""
+    before = (y[second] - y[first]) * (x[third] - x[second])
+    return before <= (y[third] - y[second]) * (x[second] - x[first])

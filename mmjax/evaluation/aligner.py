@@ -1,0 +1,118 @@
+"""What a run with a contrastive task makes of the two inputs that it compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mmjax.errors import UserError
+from mmjax.modalities import Modality
+from mmjax.sharding import batch_rows, batch_shards, place_batch, replicated
+from mmjax.tasks.contrastive import Contrastive
+from mmjax.tokens import Batch, Input, Target, TargetSpec
+from mmjax.training.objective import Objective, Parameters
+
+_BATCH = 64
+
+
+class Aligner:
+    """Embeds pairs of inputs as the contrastive tasks of a run do.
+
+    Args:
+      objective: whose tasks embed, without dropout.
+      parameters: of the run.
+      mesh: where.
+      modalities: {name of an input: what makes raw data what the model takes}.
+      targets: what each target of the data looks like; nobody knows their values here.
+      identity: names the run and its step.
+
+    Raises:
+      UserError: if no task of the run compares two inputs.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        parameters: Parameters,
+        mesh: Mesh,
+        modalities: Mapping[str, Modality],
+        targets: Mapping[str, TargetSpec],
+        identity: str,
+    ):
+        self.identity = identity
+        self._parameters, self._mesh, self._modalities, self._targets = parameters, mesh, dict(modalities), targets
+        self._tasks: dict[tuple[str, str], str] = {}
+        for name, task in objective.model(parameters).tasks.items():
+            if isinstance(task, Contrastive):
+                first, second = (reads.removeprefix("encoders.") for reads in task.config.pair)
+                if first in modalities and second in modalities:
+                    self._tasks.setdefault((first, second), name)
+        if not self._tasks:
+            remedy = "give a run with a task of kind contrastive whose pair is of two encoders"
+            raise UserError("--alignment", f"no task of {identity} compares two inputs", remedy)
+        names = list(self._tasks.values())
+
+        def embed(parameters: Parameters, batch: Batch):
+            features = objective.features(parameters, batch, train=False)
+            return {name: features[name] for name in names}
+
+        self._embed = jax.jit(embed, out_shardings=replicated(mesh))
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The names of the two inputs of each comparison."""
+        return list(self._tasks)
+
+    def embed(self, rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+        """{pair: (float32 [rows, width], the same)} of rows {input: raw data or None}, each of length 1.
+
+        Where a row lacks an input, or has one that cannot be processed, its embedding is NaN.
+        """
+        found: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {pair: [] for pair in self._tasks}
+        size = -(-_BATCH // batch_shards(self._mesh)) * batch_shards(self._mesh)
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            processed = {name: [self._process(name, row.get(name)) for row in part] for name in self._modalities}
+            with jax.set_mesh(self._mesh):
+                features = jax.device_get(self._embed(self._parameters, self._batch(processed, size)))
+            for pair, task in self._tasks.items():
+                one, other = (
+                    np.where([value is not None for value in processed[name]], side[: len(part)].T, np.nan).T
+                    for name, side in zip(pair, features[task], strict=True)
+                )
+                found[pair].append((one, other))
+        return {
+            pair: (np.concatenate([one for one, _ in parts]), np.concatenate([other for _, other in parts]))
+            for pair, parts in found.items()
+        }
+
+    def _process(self, name: str, raw: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        if raw is None:
+            return None
+        try:
+            values, mask = self._modalities[name].process(raw)
+        except ValueError:
+            return None
+        return np.asarray(values), np.asarray(mask)
+
+    def _batch(self, processed: Mapping[str, list[tuple[np.ndarray, np.ndarray] | None]], size: int) -> Batch:
+        inputs = {}
+        for name, rows in processed.items():
+            absent = self._modalities[name].absent()
+            filled = [absent if row is None else row for row in [*rows, *[None] * (size - len(rows))]]
+            inputs[name] = Input(np.stack([row[0] for row in filled]), np.stack([row[1] for row in filled]))
+        batch = Batch(
+            inputs=inputs,
+            targets={
+                name: Target(np.zeros((size, *spec.shape), spec.dtype), np.zeros(size, np.float32))
+                for name, spec in self._targets.items()
+            },
+            ids=np.arange(size, dtype=np.int32),
+            step=np.zeros((), np.int32),
+        )
+        own = batch_rows(self._mesh, size)
+        return place_batch(self._mesh, jax.tree.map(lambda leaf: leaf[own] if leaf.ndim else leaf, batch), size)
