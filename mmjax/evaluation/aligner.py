@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mmjax.data.rows import OwnRows
 from mmjax.errors import UserError
 from mmjax.modalities import Modality
 from mmjax.sharding import batch_rows, batch_shards, place_batch, replicated
@@ -76,12 +78,13 @@ class Aligner:
         size = -(-_BATCH // batch_shards(self._mesh)) * batch_shards(self._mesh)
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            processed = {name: [self._process(name, row.get(name)) for row in part] for name in self._modalities}
+            inputs = self._inputs(part, size)
+            there = {name: each.present[: len(part), None] for name, each in inputs.items()}
             with jax.set_mesh(self._mesh):
-                features = jax.device_get(self._embed(self._parameters, self._batch(processed, size)))
+                features = jax.device_get(self._embed(self._parameters, self._batch(inputs, size)))
             for pair, task in self._tasks.items():
                 one, other = (
-                    np.where([value is not None for value in processed[name]], side[: len(part)].T, np.nan).T
+                    np.where(there[name], side[: len(part)], np.nan)
                     for name, side in zip(pair, features[task], strict=True)
                 )
                 found[pair].append((one, other))
@@ -90,21 +93,17 @@ class Aligner:
             for pair, parts in found.items()
         }
 
-    def _process(self, name: str, raw: Any) -> tuple[np.ndarray, np.ndarray] | None:
-        if raw is None:
-            return None
-        try:
-            values, mask = self._modalities[name].process(raw)
-        except ValueError:
-            return None
-        return np.asarray(values), np.asarray(mask)
+    def _inputs(self, rows: Sequence[Mapping[str, Any]], size: int) -> dict[str, Input]:
+        made = OwnRows(self._modalities, size)
+        for place, row in enumerate(rows):
+            for name in self._modalities:
+                if row.get(name) is not None:
+                    # What cannot be processed stays absent.
+                    with contextlib.suppress(ValueError):
+                        made.put(name, place, place, row[name])
+        return made.inputs
 
-    def _batch(self, processed: Mapping[str, list[tuple[np.ndarray, np.ndarray] | None]], size: int) -> Batch:
-        inputs = {}
-        for name, rows in processed.items():
-            absent = self._modalities[name].absent()
-            filled = [absent if row is None else row for row in [*rows, *[None] * (size - len(rows))]]
-            inputs[name] = Input(np.stack([row[0] for row in filled]), np.stack([row[1] for row in filled]))
+    def _batch(self, inputs: dict[str, Input], size: int) -> Batch:
         batch = Batch(
             inputs=inputs,
             targets={
