@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 
-from mmjax.config import AtLeast, Count, NonNegative
+from mmjax.config import Count, NonNegative
 from mmjax.errors import UserError
 from mmjax.modalities.point_files import as_points, read_points
 from mmjax.modalities.raw_files import read_bytes
+from mmjax.modalities.standard import StandardConfig
 from mmjax.tokens import InputSpec
 
 _REMEDY = "give the path of a PCD (ascii or binary), BIN (KITTI) or NPY file"
@@ -24,7 +25,7 @@ class Points:
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(StandardConfig):
         """How a cloud becomes an array. A prepared dataset says features, means and deviations.
 
         Attributes:
@@ -36,30 +37,18 @@ class Points:
           normalise: "sphere" moves the mean of the points to the origin and the farthest of them to a distance of 1,
             "centre" only moves, "none" keeps the places as they are.
           features: numbers of a point beside x, y and z.
-          means, deviations: of each feature, by which it is standardised; 0 and 1 by default.
-          largest: standardised features beyond it are cut off.
         """
 
         points: Count = 1024
         choose: Literal["stride", "farthest"] = "stride"
         normalise: Literal["sphere", "centre", "none"] = "sphere"
         features: NonNegative = 0
-        means: tuple[float, ...] = ()
-        deviations: tuple[float, ...] = ()
-        largest: Annotated[float, AtLeast(0.1)] = 10.0
 
         def __post_init__(self):
-            for name in ("means", "deviations"):
-                count = len(getattr(self, name))
-                if count not in (0, self.features):
-                    raise ValueError(f"{name} has {count} numbers; give {self.features}, as there are features")
-            if min(self.deviations, default=1.0) <= 0:
-                raise ValueError("a deviation is not above 0; give one that is")
+            self.check(self.features)
 
     def __init__(self, config: Config):
         self.config = config
-        self._mean = np.asarray(config.means or (0.0,) * config.features)
-        self._deviation = np.asarray(config.deviations or (1.0,) * config.features)
 
     @property
     def spec(self) -> InputSpec:
@@ -85,11 +74,9 @@ class Points:
         if self.config.normalise == "sphere":
             places = places / (np.linalg.norm(places, axis=1).max() or 1.0)
         kept = self._kept(places)
-        features = values[kept, 3:]
-        features = (np.where(np.isfinite(features), features, self._mean) - self._mean) / self._deviation
         array = np.zeros(self.spec.shape, np.float32)
         array[: len(kept), :3] = places[kept]
-        array[: len(kept), 3:] = np.clip(features, -self.config.largest, self.config.largest)
+        array[: len(kept), 3:] = self.config.standardise(values[kept, 3:])
         return array, np.arange(self.config.points) < len(kept)
 
     def read(self, argument: str, where: str) -> np.ndarray:

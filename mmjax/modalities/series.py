@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import pathlib
-from typing import Annotated
 
 import numpy as np
 
-from mmjax.config import AtLeast, Count
+from mmjax.config import Count
 from mmjax.errors import UserError
 from mmjax.modalities.raw_files import NPY, read_bytes, read_npy
+from mmjax.modalities.standard import StandardConfig
 from mmjax.modalities.table import is_missing
 from mmjax.tokens import InputSpec
 
@@ -29,34 +29,22 @@ class Series:
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(StandardConfig):
         """How a series becomes an array. A prepared dataset says channels, means and deviations.
 
         Attributes:
           length: in steps; what is longer is cut at its end, what is shorter is padded and masked.
           channels: numbers in each step.
-          means, deviations: of each channel, by which it is standardised; 0 and 1 by default.
-          largest: standardised values beyond it are cut off, as one absurd value must not rule a sum.
         """
 
         length: Count = 256
         channels: Count = 1
-        means: tuple[float, ...] = ()
-        deviations: tuple[float, ...] = ()
-        largest: Annotated[float, AtLeast(0.1)] = 10.0
 
         def __post_init__(self):
-            for name in ("means", "deviations"):
-                count = len(getattr(self, name))
-                if count not in (0, self.channels):
-                    raise ValueError(f"{name} has {count} numbers; give {self.channels}, as there are channels")
-            if min(self.deviations, default=1.0) <= 0:
-                raise ValueError("a deviation is not above 0; give one that is")
+            self.check(self.channels)
 
     def __init__(self, config: Config):
         self.config = config
-        self._mean = np.asarray(config.means or (0.0,) * config.channels)
-        self._deviation = np.asarray(config.deviations or (1.0,) * config.channels)
 
     @property
     def spec(self) -> InputSpec:
@@ -76,10 +64,8 @@ class Series:
         there = np.isfinite(values)
         if not there.any():
             raise ValueError(f"nothing is there in the first {self.config.length} steps of the series")
-        standard = (np.where(there, values, self._mean) - self._mean) / self._deviation
-        standard = np.clip(standard, -self.config.largest, self.config.largest)
         array = np.zeros(self.spec.shape, np.float32)
-        array[: len(values)] = np.concatenate([standard, there], axis=1)
+        array[: len(values)] = np.concatenate([self.config.standardise(values), there], axis=1)
         mask = np.zeros(self.config.length, bool)
         mask[: len(values)] = there.any(axis=1)
         return array, mask
