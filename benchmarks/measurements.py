@@ -156,7 +156,7 @@ class Run:
         return seconds
 
 
-def steps_and_waiting(run: Run, count: int, rounds: int = 4) -> dict[str, float]:
+def steps_and_waiting(run: Run, count: int, in_a_round: int = 20) -> dict[str, float]:
     """Times steps with the same batch and with batches from the pipeline, in turns, so that both see the same machine.
 
     Args:
@@ -165,8 +165,9 @@ def steps_and_waiting(run: Run, count: int, rounds: int = 4) -> dict[str, float]
     Returns:
       "step_ms" and "step_ms_p90" with the same batch, "examples_per_second"; "input_ms", and its share "input_share" of
       a step, in which the host waited for its batch, which the devices need not notice; and "real_over_same", the ratio
-      of the mean durations, with the lowest and the highest of the rounds.
+      of the mean durations, with its standard error over the rounds, and the lowest and the highest of them.
     """
+    rounds = max(4, count // in_a_round)
     same: list[float] = []
     real: list[float] = []
     waits: list[float] = []
@@ -184,6 +185,7 @@ def steps_and_waiting(run: Run, count: int, rounds: int = 4) -> dict[str, float]
         "input_ms": statistics.fmean(waits) * 1e3,
         "input_share": sum(waits) / sum(real),
         "real_over_same": statistics.fmean(real) / statistics.fmean(same),
+        "real_over_same_error": statistics.stdev(ratios) / rounds**0.5,
         "real_over_same_low": min(ratios),
         "real_over_same_high": max(ratios),
     }

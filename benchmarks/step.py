@@ -157,8 +157,9 @@ def table(found: dict[str, Any]) -> str:
         "host overhead a step": f"{overhead}: median (10th percentile)",
         "waiting for input": (
             f"{found['input_share']:.2%} of a step ({found['input_ms']:.2f} ms); with the pipeline it takes "
-            f"{found['real_over_same']:.3f} times as long as with one batch "
-            f"({found['real_over_same_low']:.3f} to {found['real_over_same_high']:.3f})"
+            f"{found['real_over_same']:.3f} times as long as with one batch (standard error "
+            f"{found['real_over_same_error']:.3f}; rounds {found['real_over_same_low']:.3f} to "
+            f"{found['real_over_same_high']:.3f})"
         ),
         "peak memory": peak,
         "utilisation": used,
