@@ -253,3 +253,25 @@ class TestPrepare:
         values, mask = make(length=64, **facts).process(training[0])
         assert np.isfinite(values).all() and mask.any()
         assert (output / "card.html").read_text().count('<path d="M') > 10
+
+
+def test_series_that_share_their_times_are_no_copies_of_each_other():
+    kind = KINDS["series"]()
+    draws = np.random.default_rng(0)
+    times = np.arange(0.0, 1280.0, 10.0)
+    one, other = (np.column_stack([times, draws.normal(size=(128, 3))]) for _ in range(2))
+    near = one + np.array([0, 1e-3, 1e-3, 1e-3])
+    sketches = [kind.sketch(each) for each in (one, other, near)]
+    assert kind.alike(sketches[0], sketches[1]) < 0.5
+    assert kind.alike(sketches[0], sketches[2]) > 0.99
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("a\tb\n1\t2\n3\t\n", [[1, 2], [3, np.nan]]),
+        (",0,1\n0,5.0,6.0\n1,7.0,8.0\n", [[5, 6], [7, 8]]),
+    ],
+)
+def test_trailing_gaps_and_the_numbers_that_pandas_writes_are_read(text, expected):
+    np.testing.assert_array_equal(read_series(text.encode()), expected)

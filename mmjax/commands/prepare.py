@@ -127,7 +127,13 @@ def _aligner(workdir: pathlib.Path) -> Any:
     experiment, state = restore(workdir)
     identity = f"{workdir} at step {int(state.step)}, parameters {parameters_hash(state.evaluated)[:16]}"
     return Aligner(
-        experiment.objective, state.evaluated, experiment.mesh, experiment.modalities, experiment.targets, identity
+        experiment.objective,
+        state.evaluated,
+        experiment.mesh,
+        experiment.modalities,
+        experiment.targets,
+        identity,
+        experiment.packing,
     )
 
 

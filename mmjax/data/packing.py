@@ -85,11 +85,16 @@ class Packing:
             raise UserError(where, problem, f"make it a multiple of {self.config.slots}")
         return batch_size // self.config.slots
 
-    def rooms(self, dataset: Dataset, split: str) -> dict[str, np.ndarray]:
-        """{name of an input: int [records], the elements that each record of a split takes}, from the index alone."""
+    def rooms(self, dataset: Dataset, split: str, size: int) -> dict[str, np.ndarray]:
+        """{name of an input: int [size], the elements that each record of a split takes}, from the index alone."""
+        # Of a mixture, one dataset may lack what another has.
+        there = getattr(dataset, "inputs_of", lambda split: dataset.inputs)(split)
         columns: Mapping[str, np.ndarray] = getattr(dataset, "columns", lambda split: {})(split)
         rooms = {}
         for name, modality in self.modalities.items():
+            if name not in there:
+                rooms[name] = np.zeros(size, np.int64)
+                continue
             for measure in modality.measures:
                 if f"{name}/{measure}" not in columns:
                     problem = f"nothing is known of {f'{name}/{measure}'!r} of {split!r} before a record is read"

@@ -93,7 +93,9 @@ class Pipeline:
         return {name: modality.spec for name, modality in self.modalities.items()}
 
     def size(self, split: str) -> int:
-        """The number of examples of a split."""
+        """The number of examples of a split. Raises a UserError where it has none, or they cannot be packed."""
+        if self.packing:
+            self._rooms(split, self.packing)
         return len(self._source(split))
 
     def train_batches(
@@ -182,7 +184,7 @@ class Pipeline:
 
     def _rooms(self, split: str, packing: Packing) -> dict[str, np.ndarray]:
         if split not in self._planned:
-            self._planned[split] = packing.rooms(self.dataset, split)
+            self._planned[split] = packing.rooms(self.dataset, split, len(self._source(split)))
         return self._planned[split]
 
     def _function(self, split, order, batch_size, rows, absent, augment) -> BatchFunction:

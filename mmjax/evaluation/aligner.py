@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mmjax.data.rows import OwnRows
+from mmjax.data.packing import Packing
+from mmjax.data.rows import OwnRows, Rows
 from mmjax.errors import UserError
 from mmjax.modalities import Modality
 from mmjax.sharding import batch_rows, batch_shards, place_batch, replicated
@@ -31,6 +32,7 @@ class Aligner:
       modalities: {name of an input: what makes raw data what the model takes}.
       targets: what each target of the data looks like; nobody knows their values here.
       identity: names the run and its step.
+      packing: where training packed examples: here each then has a row to itself.
 
     Raises:
       UserError: if no task of the run compares two inputs.
@@ -44,8 +46,9 @@ class Aligner:
         modalities: Mapping[str, Modality],
         targets: Mapping[str, TargetSpec],
         identity: str,
+        packing: Packing | None = None,
     ):
-        self.identity = identity
+        self.identity, self._packing = identity, packing
         self._parameters, self._mesh, self._modalities, self._targets = parameters, mesh, dict(modalities), targets
         self._tasks: dict[tuple[str, str], str] = {}
         for name, task in objective.model(parameters).tasks.items():
@@ -94,7 +97,9 @@ class Aligner:
         }
 
     def _inputs(self, rows: Sequence[Mapping[str, Any]], size: int) -> dict[str, Input]:
-        made = OwnRows(self._modalities, size)
+        made: Rows = (
+            self._packing.shared_rows(None, size, slots=1) if self._packing else OwnRows(self._modalities, size)
+        )
         for place, row in enumerate(rows):
             for name in self._modalities:
                 if row.get(name) is not None:

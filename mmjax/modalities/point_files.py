@@ -127,7 +127,8 @@ def _ascii(data: bytes, points: int, formats: list[str], counts: list[int]) -> l
     # A colour's bits are those of its own type; nothing else is so large that a type could not hold it.
     with np.errstate(invalid="ignore", over="ignore"):
         return [
-            part.astype(each) if each in ("<f4", "<u4") else part for part, each in zip(parts, formats, strict=True)
+            part.astype(each) if each in ("<f4", "<u4", "<i4") else part
+            for part, each in zip(parts, formats, strict=True)
         ]
 
 

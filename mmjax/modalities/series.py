@@ -113,7 +113,7 @@ def read_series(data: bytes) -> np.ndarray:
     if data.startswith(NPY):
         return as_series(read_npy(data))
     try:
-        lines = data.decode("utf-8-sig").rstrip().splitlines()
+        lines = data.decode("utf-8-sig").rstrip("\r\n").splitlines()
     except UnicodeDecodeError:
         raise ValueError("neither NPY nor text in UTF-8") from None
     delimiter = next((sign for sign in "\t;" if lines and sign in lines[0]), ",")
@@ -121,7 +121,11 @@ def read_series(data: bytes) -> np.ndarray:
         rows = list(csv.reader(lines, delimiter=delimiter, strict=True))
     except csv.Error as error:
         raise ValueError(f"no CSV: {error}") from None
-    named = bool(rows) and not all(_is_value(cell) for cell in rows[0])
+    # pandas writes the numbers of the columns above them, and those of the rows in a column without a name.
+    numbered = bool(rows) and len(rows[0]) > 1 and rows[0] == ["", *map(str, range(len(rows[0]) - 1))]
+    named = numbered or (bool(rows) and not all(_is_value(cell) for cell in rows[0]))
+    if numbered:
+        rows = [row[1:] for row in rows]
     width = max((len(row) for row in rows), default=0)
     steps = []
     for number, row in enumerate(rows[named:], 1 + named):

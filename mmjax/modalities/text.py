@@ -31,7 +31,8 @@ class Text:
             a `.model` file of sentencepiece.
           lowercase: whether to ignore case.
           tokens_per_byte: the room that a packed text is planned with, for each byte of it. What has more tokens loses
-            its last ones, but not the end; a tokenizer of words makes about 0.25 of English.
+            its last ones, but not the end. A tokenizer of words makes about 0.25 of English; above 1 leaves room for
+            what augmentation adds.
           vocabulary: how many tokens the model keeps vectors for; by default those that the tokenizer makes and our own
             two. More leave room, so that the table divides over chips, or stand for a tokenizer that is yet to come.
         """
@@ -39,7 +40,7 @@ class Text:
         length: Annotated[int, AtLeast(2)] = 32
         tokenizer: str = "bytes"
         lowercase: bool = False
-        tokens_per_byte: Annotated[float, Within(0.01, 1.0)] = 1.0
+        tokens_per_byte: Annotated[float, Within(0.01, 8.0)] = 1.0
         vocabulary: Count | None = None
 
     measures: ClassVar[tuple[str, ...]] = ("bytes",)
@@ -48,6 +49,8 @@ class Text:
         self.config = config
         self._encode, size = _load(config.tokenizer)
         self.begin, self.end = size, size + 1
+        # What a tokenizer puts around any text; sentencepiece's mark of a word's beginning comes with the first word.
+        self._around = len(self._encode("")) + (config.tokenizer != "bytes")
         self.vocabulary = config.vocabulary or size + 2
         if self.vocabulary < size + 2:
             problem = f"{self.vocabulary} are fewer than the {size} tokens of the tokenizer and our own two"
@@ -76,7 +79,7 @@ class Text:
 
     def lengths(self, measured: Mapping[str, np.ndarray], budget: int) -> np.ndarray:
         """What the bytes of each text make at most, and the end, cut to `length` and to a row."""
-        tokens = np.ceil(measured["bytes"] * self.config.tokens_per_byte).astype(np.int64) + 1
+        tokens = np.ceil(measured["bytes"] * self.config.tokens_per_byte).astype(np.int64) + 1 + self._around
         return np.minimum(tokens, min(budget, self.config.length))
 
     def elements(self, raw: str, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -38,13 +38,16 @@ def examine_chunk(job: Job, number: int) -> None:
         found: dict[str, Any] = {}
         for column in layout.columns:
             try:
-                raw = job.decode(row, column)
-                found[column.name] = None if raw is None else job.kinds[column.name].measure(raw)
+                kind, whole = job.kinds[column.name], job.read(row, column)
+                raw = None if whole is None else kind.reduced(whole)
+                found[column.name] = None if raw is None else kind.measure(raw)
+                if raw is not whole:
+                    found[column.name] |= kind.measure_whole(whole)
             except Unreadable as error:
                 found[column.name] = {"unreadable": " ".join(str(error).split())[:300]}
                 continue
             if raw is not None and not column.target:
-                _add(parts, column.name, at, job.kinds[column.name], raw)
+                _add(parts, column.name, at, kind, raw)
         split, group = (str(row.values[name]) if row.values.get(name) is not None else None if name else None
                         for name in (layout.split, layout.group))  # fmt: skip
         rows.append([row.key, found, split, group])

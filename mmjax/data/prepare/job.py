@@ -24,7 +24,7 @@ CHUNK = 64
 """Rows that are examined together: what is lost at most when a process dies."""
 
 # Raised whenever what is kept of an examined row changes, so that nobody goes on with old ones.
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +76,11 @@ class Job:
         return {name: value for name, value in self.__dict__.items() if name not in ("_index", "kinds")}
 
     def decode(self, row: Row, column: Column) -> Any:
+        """What is kept of the raw data of a column, None where the row lacks it. Raises `Unreadable`."""
+        raw = self.read(row, column)
+        return None if raw is None else self.kinds[column.name].reduced(raw)
+
+    def read(self, row: Row, column: Column) -> Any:
         """The raw data of a column, None where the row lacks it. Raises `Unreadable`."""
         kind = self.kinds[column.name]
         values = {name: row.values.get(name) for name in column.sources}
@@ -85,7 +90,7 @@ class Job:
             if kind.joins:
                 return kind.decode(values)
             value = self.source.load(values[column.sources[0]], kind)
-            return None if value is None else kind.reduced(kind.decode(value))
+            return None if value is None else kind.decode(value)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
             raise Unreadable(error.strerror or "there is no such file") from None
         except OSError as error:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mmjax.data.draws import draws
 from mmjax.data.prepare.examined import Examined, Finding
 from mmjax.data.prepare.left_out import LeftOut
 
@@ -84,7 +85,9 @@ def labelled(examined: Examined) -> Iterator[Labelled]:
         if len(classes) < 2:
             continue
         labels = np.searchsorted(classes, [str(names[row]) for row in rows])
-        for part in np.array_split(np.arange(len(rows)), -(-len(rows) // _MOST)):
+        # Sources often list class by class: each part is a fair sample of all.
+        order = np.argsort(draws(f"{column.name}:parts".encode()).random(len(rows)), kind="stable")
+        for part in map(np.sort, np.array_split(order, -(-len(rows) // _MOST))):
             if inputs := _inputs(examined, rows[part]):
                 yield Labelled(column.name, classes, rows[part], labels[part], inputs)
 

@@ -21,6 +21,7 @@ _AGREES = 0.05
 # Other rows that the two inputs of each are compared with, and how many rows are at least needed.
 _OTHERS = 1000
 _FEWEST = 50
+_MOST = 20_000
 # In nats a row: a model that tells less about pairs cannot say which are wrong.
 _TOLD = 0.1
 
@@ -62,17 +63,24 @@ def _by_label(examined: Examined, found: Labelled) -> Iterator[Finding]:
 def _by_model(examined: Examined) -> Iterator[Finding]:
     for (first, second), (rows, one, other) in examined.embedded().items():
         if len(rows) < _FEWEST:
-            examined.not_judged[CHECK] = (
-                f"{len(rows)} rows have both {first} and {second}; at least {_FEWEST} are needed"
-            )
+            _not_judged(examined, f"{len(rows)} rows have both {first} and {second}; at least {_FEWEST} are needed")
             continue
-        wrong, told = unlikely_pairs(one, other)
-        if told < _TOLD:
-            examined.not_judged[CHECK] = f"the model of --alignment tells too little of {first} and {second}"
-            continue
-        for at in np.flatnonzero(wrong > _SUSPECTED):
-            why = f"its {first} and its {second} do not belong together, with probability {wrong[at]:.2f}"
-            yield Finding(int(rows[at]), CHECK, why, first)
+        # In parts that fit into memory, each of them from everywhere.
+        parts = -(-len(rows) // _MOST)
+        for start in range(parts):
+            part = np.arange(start, len(rows), parts)
+            wrong, told = unlikely_pairs(one[part], other[part])
+            if told < _TOLD:
+                _not_judged(examined, f"the model of --alignment tells too little of {first} and {second}")
+                break
+            for at in np.flatnonzero(wrong > _SUSPECTED):
+                why = f"its {first} and its {second} do not belong together, with probability {wrong[at]:.2f}"
+                yield Finding(int(rows[part[at]]), CHECK, why, first)
+
+
+def _not_judged(examined: Examined, why: str) -> None:
+    before = examined.not_judged.get(CHECK)
+    examined.not_judged[CHECK] = f"{before}; {why}" if before else why
 
 
 def unlikely_pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, float]:

@@ -78,9 +78,14 @@ class AudioKind(Kind):
         if self.reduce.mono and samples.ndim == 2:
             samples = mono(samples)
         if self.reduce.rate is None or rate <= self.reduce.rate:
-            return samples, rate
+            return raw if samples is raw[0] else (samples, rate)
         channels = [resample(mono(channel), rate, self.reduce.rate) for channel in np.atleast_2d(samples.T)]
         return (channels[0] if samples.ndim == 1 else np.stack(channels, axis=1)), self.reduce.rate
+
+    def measure_whole(self, raw: Waveform) -> dict[str, float | int | str]:
+        # Resampled, what was cut off at the limit no longer lies at it.
+        values = mono(raw[0])
+        return {"clipped": _clipped(values, float(np.abs(values).max()))}
 
     def measure(self, raw: Waveform) -> dict[str, float | int | str]:
         samples, rate = raw

@@ -103,6 +103,10 @@ class Kind:
         """What is kept of raw data: all of it, unless the user has asked for less."""
         return raw
 
+    def measure_whole(self, raw: Any) -> dict[str, float | int | str]:
+        """What `measure` would not find in what is left of raw data that was reduced."""
+        return {}
+
     def measure(self, raw: Any) -> dict[str, float | int | str]:
         """Numbers and words that describe raw data; "bytes" is how much a record grows by it."""
         return {}

@@ -88,7 +88,8 @@ class PointsKind(Kind):
 
     def sketch(self, raw: np.ndarray) -> bytes | None:
         places = _finite(raw)[:, :3]
-        if not len(places):
+        # Clouds may differ in their features alone, such as fields on one mesh: of those nothing can be said.
+        if not len(places) or raw.shape[1] > 3:
             return None
         along = np.sort(places @ _directions().T, axis=0)
         # Between the outermost, which one stray point moves.

@@ -84,8 +84,12 @@ class SeriesKind(Kind):
         return _profile(raw).astype(np.float32).tobytes()
 
     def hashes(self, sketch: bytes) -> np.ndarray:
+        # Each channel on its own scale: a column of times would say everything, and it is the same in all series.
         profile = _read_profile(sketch)
-        return fingerprints.hashes((profile - profile.mean(axis=0)).reshape(-1))
+        deviation = profile.std(axis=0)
+        return fingerprints.hashes(
+            ((profile - profile.mean(axis=0)) / np.where(deviation > 0, deviation, 1)).reshape(-1)
+        )
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return fingerprints.candidates(hashes)
@@ -94,10 +98,12 @@ class SeriesKind(Kind):
         if len(one) != len(other):
             return 0.0
         first, second = _read_profile(one), _read_profile(other)
-        error = np.square(first - second).sum()
-        variances = [np.square(profile - profile.mean(axis=0)).sum() for profile in (first, second)]
-        # Two constants, which a user may keep, are alike where they are equal.
-        return 1.0 - float(error / least) if (least := min(variances)) > 0 else float(error == 0)
+        error = np.square(first - second).sum(axis=0)
+        variances = [np.square(profile - profile.mean(axis=0)).sum(axis=0) for profile in (first, second)]
+        least = np.minimum(*variances)
+        # Two constants, which a user may keep, are alike where they are equal. All channels have to be alike.
+        shares = np.where(least > 0, 1 - error / np.where(least > 0, least, 1), error == 0)
+        return float(shares.min())
 
     def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         return tfds.features.Tensor(shape=(None, _channels(summary)), dtype=np.float32, encoding="bytes")

@@ -53,9 +53,13 @@ class Folder:
             problem = f"{self.place!r} holds no file that can be read"
             raise UserError("--source", problem, f"give a folder with a manifest, or with files of these: {suffixes}")
         parts = {stem: stem.split("/")[:-1] for stem in examples}
-        splits = all(folders and folders[0].lower() in SPLITS for folders in parts.values())
+        placed = [folders for folders in parts.values() if folders]
+        splits = bool(placed) and all(folders[0].lower() in SPLITS for folders in placed)
+        if splits:
+            # What lies beside the folders of the splits, such as a list of the files, belongs to none of them.
+            parts = {stem: folders for stem, folders in parts.items() if folders}
         labels = {"/".join(folders[splits:]) for folders in parts.values()}
-        for stem in sorted(examples):
+        for stem in sorted(parts):
             values = examples[stem]
             if splits:
                 values["split"] = SPLITS[parts[stem][0].lower()]

@@ -48,6 +48,8 @@ class Manifest:
 
     def load(self, value: Any, kind: Kind) -> Any:
         if isinstance(value, str) and kind.is_path(value):
+            if not value.strip():
+                return None
             place = files.join(self.folder, value)
             if kind.takes_folders and files.is_folder(place):
                 return load_folder(place)
