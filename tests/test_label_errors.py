@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 
 from mmjax.data.prepare import left_out
-from mmjax.data.prepare.checks.labels import suspicions
+from mmjax.data.prepare.checks import labels as labels_check
+from mmjax.data.prepare.checks.labels import label_error, suspicions
 from mmjax.data.prepare.left_out import LeftOut
 
 
@@ -77,3 +80,24 @@ def test_nothing_is_suspected_where(case):
     draws, truth, features = classes_of(300, seed=2)
     labels = draws.permutation(truth) if case == "nothing tells the label" else truth
     assert suspicions([(np.ones(300, bool), features)], labels, 3)[0].max() < 0.5
+
+
+def test_rows_that_come_class_by_class_are_judged_in_parts_of_all_classes(monkeypatch):
+    draws, truth, telling = classes_of(300)
+    order = np.argsort(truth, kind="stable")
+    truth, telling = truth[order], telling[order]
+    wrong = draws.choice(300, 12, replace=False)
+    names = [f"class {name}" for name in truth]
+    for row in wrong:
+        names[row] = f"class {(truth[row] + 1) % 3}"
+    column = types.SimpleNamespace(name="label")
+    job = types.SimpleNamespace(rows=300, targets=[column], inputs=[types.SimpleNamespace(name="telling")])
+    examined = types.SimpleNamespace(
+        job=job,
+        alive=np.ones(300, bool),
+        classes=lambda name: names,
+        features=lambda name: (np.arange(300), telling),
+    )
+    monkeypatch.setattr(labels_check, "_MOST", 75)
+    found = {finding.row for finding in label_error(examined)}
+    assert len(found & set(wrong.tolist())) >= 11 and len(found) <= 13

@@ -275,6 +275,8 @@ def test_a_folder_of_files_is_a_dataset(tmp_path):
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{number}.jpg").write_bytes(encoded(scene(number), "JPEG"))
         (place / f"{number}.txt").write_text(f"number {number}")
+    # Beside the folders of the splits, and a series as far as anybody can tell.
+    (tmp_path / "in" / "sizes.csv").write_text("1,2\n3,4\n")
     run(tmp_path / "in", tmp_path / "out")
     found = records(tmp_path / "out")
     assert found["val/a/4"]["text"] == "number 4" and found["train/b/3"]["label"] == 1
