@@ -77,7 +77,7 @@ def test_a_slow_pipeline_shows_as_waiting_and_a_quick_one_does_not(modules, run,
     found = {}
     for batches in (slow, quick):
         monkeypatch.setattr(run, "batches", batches(run.batch))
-        found[batches] = modules["measurements"].steps_and_waiting(run, 12, rounds=2)
+        found[batches] = modules["measurements"].steps_and_waiting(run, 12, in_a_round=6)
     assert found[slow]["input_ms"] > 19 and found[slow]["real_over_same"] > 1.2 * found[quick]["real_over_same"]
     assert found[quick]["input_share"] < 0.1 < found[slow]["input_share"]
     assert found[slow]["step_ms"] <= found[slow]["step_ms_p90"]

@@ -376,3 +376,14 @@ class TestPrepare:
         values, mask = make(points=40, **facts).process(training[0])
         assert np.isfinite(values).all() and mask.any()
         assert (output / "card.html").read_text().count("points, from above and from the side") > 10
+
+
+def test_clouds_of_one_shape_with_other_features_are_no_copies():
+    kind = KINDS["points"]()
+    draws = np.random.default_rng(0)
+    places = draws.normal(size=(200, 3))
+    one, other = (np.column_stack([places, scale * draws.uniform(size=200)]) for scale in (1.0, 3.0))
+    sketches = [kind.sketch(each) for each in (one, other, one[::-1])]
+    assert kind.alike(sketches[0], sketches[1]) < 0.5
+    assert kind.alike(sketches[0], sketches[2]) == 1.0
+    assert kind.alike(sketches[0], kind.sketch(places)) == 0.0

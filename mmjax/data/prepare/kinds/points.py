@@ -87,17 +87,17 @@ class PointsKind(Kind):
         return measured["points"]
 
     def sketch(self, raw: np.ndarray) -> bytes | None:
-        places = _finite(raw)[:, :3]
-        # Clouds may differ in their features alone, such as fields on one mesh: of those nothing can be said.
-        if not len(places) or raw.shape[1] > 3:
+        points = _finite(raw)
+        if not len(points):
             return None
-        along = np.sort(places @ _directions().T, axis=0)
+        # Features too, since clouds may differ in these alone, as fields on one mesh do.
+        along = np.sort(np.concatenate([points[:, :3] @ _directions().T, np.nan_to_num(points[:, 3:])], axis=1), axis=0)
         # Between the outermost, which one stray point moves.
         shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES * len(along)
         return along[shares.astype(int)].astype(np.float32).tobytes()
 
     def hashes(self, sketch: bytes) -> np.ndarray:
-        quantiles = _read_quantiles(sketch)
+        quantiles = _read_quantiles(sketch)[:, :_DIRECTIONS]
         # What all directions have in common is that they are sorted.
         return fingerprints.hashes((quantiles - quantiles.mean(axis=1, keepdims=True)).reshape(-1))
 
@@ -105,10 +105,12 @@ class PointsKind(Kind):
         return fingerprints.candidates(hashes)
 
     def alike(self, one: bytes, other: bytes) -> float:
+        if len(one) != len(other):
+            return 0.0
         first, second = _read_quantiles(one), _read_quantiles(other)
-        size = min(np.sqrt(np.square(each - each.mean(axis=0)).mean()) for each in (first, second))
-        distance = float(np.sqrt(np.square(first - second).mean()))
-        return 1 - distance / float(size) if size else float(not distance)
+        # The place as a whole, and each feature on its own scale: all have to be alike.
+        parts = [slice(_DIRECTIONS), *(slice(at, at + 1) for at in range(_DIRECTIONS, first.shape[1]))]
+        return min(_likeness(first[:, part], second[:, part]) for part in parts)
 
     def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         return tfds.features.Tensor(shape=(None, 3 + _features(summary)), dtype=np.float32, encoding="bytes")
@@ -154,7 +156,15 @@ def _features(summary: Mapping[str, Any]) -> int:
 
 
 def _read_quantiles(sketch: bytes) -> np.ndarray:
-    return np.frombuffer(sketch, np.float32).reshape(_QUANTILES, _DIRECTIONS).astype(np.float64)
+    """[quantiles, directions + features]."""
+    return np.frombuffer(sketch, np.float32).reshape(_QUANTILES, -1).astype(np.float64)
+
+
+def _likeness(one: np.ndarray, other: np.ndarray) -> float:
+    """1 less the distance of two sets of quantiles over the extent of the smaller; two constants have to be equal."""
+    size = min(float(np.sqrt(np.square(each - each.mean(axis=0)).mean())) for each in (one, other))
+    distance = float(np.sqrt(np.square(one - other).mean()))
+    return 1 - distance / size if size else float(not distance)
 
 
 @functools.cache
