@@ -117,7 +117,7 @@ class TestFiles:
         ("name", "data", "said"),
         [
             ("a.bin", b"", "there are no points"),
-            ("a.bin", b"123", "3 bytes are no points of four float32 each"),
+            ("a.bin", b"123", "3 bytes are no points of 4 float32 each"),
             ("a.pcd", b"", "neither PCD, nor NPY, nor BIN"),
             ("a.pcd", b"# .PCD v0.7\nVERSION 0.7\n", "has no end"),
             ("a.pcd", b"# .PCD v0.7\nDATA ascii\n1 2 3\n", "has no FIELDS"),
@@ -387,3 +387,8 @@ def test_clouds_of_one_shape_with_other_features_are_no_copies():
     assert kind.alike(sketches[0], sketches[1]) < 0.5
     assert kind.alike(sketches[0], sketches[2]) == 1.0
     assert kind.alike(sketches[0], kind.sketch(places)) == 0.0
+
+
+def test_the_files_of_nuscenes_have_a_fifth_column():
+    values = np.arange(40, dtype="<f4").reshape(8, 5)
+    np.testing.assert_array_equal(KINDS["points"]().decode(File("sweep.pcd.bin", values.tobytes())), values)

@@ -29,9 +29,11 @@ def read_points(data: bytes, name: str) -> np.ndarray:
     """
     # First, as any bytes may stand at its beginning.
     if pathlib.PurePath(name.lower()).suffix == ".bin":
-        if len(data) % 16:
-            raise ValueError(f"{len(data):,} bytes are no points of four float32 each")
-        return as_points(np.frombuffer(data, "<f4").reshape(-1, 4))
+        # nuScenes adds the number of the laser's ring, and a second suffix.
+        columns = 5 if name.lower().endswith(".pcd.bin") else 4
+        if len(data) % (4 * columns):
+            raise ValueError(f"{len(data):,} bytes are no points of {columns} float32 each")
+        return as_points(np.frombuffer(data, "<f4").reshape(-1, columns))
     if data.startswith(NPY):
         return as_points(read_npy(data))
     if re.match(rb"\s*(#|VERSION)", data):
