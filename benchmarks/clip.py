@@ -12,7 +12,8 @@ The peers, each of which is left out where it is not installed:
 `torch.compile` needs a C++ compiler. All have the same sizes, batch, softmax loss, gradient clipping and AdamW, float32
 parameters, and as many threads as `--cores`. Each measurement is a process of its own, so that its peak memory is its
 own; the contenders take turns, so that whatever else the machine does hits all of them. Ours runs as `mmjax train`
-runs, with huge pages; each peer runs as it is, and with huge pages too.
+runs, with huge pages, with its layers in a loop and without (`scan=False` of an encoder); each peer runs as it is, and
+with huge pages too.
 
 Printed are milliseconds a step, of the clock and of all cores together (on a machine that is busy with other things,
 believe the latter, with --cores=1), peak memory, and ratios to ours: above 1, ours is better.
@@ -56,6 +57,7 @@ class Contender:
 CONTENDERS = {
     # Decides about huge pages itself.
     OURS: Contender("mmjax_clip"),
+    "mmjax_unrolled": Contender("mmjax_clip", "unrolled"),
     "torch": Contender("torch_clip"),
     "torch_huge": Contender("torch_clip", huge_pages=True),
     "torch_compiled": Contender("torch_clip", "compiled"),

@@ -219,9 +219,9 @@ MUTATIONS = [
     Mutation(
         "parameters are gathered all at once",
         "layers/stack.py",
-        "        if self.scan:\n",
+        "        first = 0\n",
         "        from mmjax.sharding import shard\n"
-        '        layers = jax.tree.map(lambda x: shard(x, *("none",) * x.ndim), layers)\n        if self.scan:\n',
+        '        layers = jax.tree.map(lambda x: shard(x, *("none",) * x.ndim), layers)\n        first = 0\n',
         ("tests/test_mesh.py", "-k", "layer_at_a_time"),
     ),
     # What is kept.

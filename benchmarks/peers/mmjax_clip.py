@@ -21,6 +21,9 @@ def recipe(settings: contender.Settings) -> Any:
 
     config, size = load_recipe(str(ROOT / "configs" / "clip_b32.py")), settings.shape
     config.train.batch_size, config.precision.compute = settings.batch_size, settings.precision
+    if settings.mode == "unrolled":
+        for encoder in config.model.encoders.values():
+            encoder.scan = False
     if settings.size != "b32":
         config.data.image, config.data.letters = [size.pixels, size.pixels, 3], size.length - 1
         config.data.inputs.image.size = [size.pixels, size.pixels]

@@ -43,13 +43,13 @@ class CrossBlock(nnx.Module):
                 draws = random.among(tokens)
                 branch = dropout(branch, self.dropout, draws.fold(place))
                 branch = drop_path(branch, drop, draws.fold(place + "/path"))
-            return tokens.with_values(tokens.values + branch)
+            return dataclasses.replace(tokens, values=tokens.values + branch)
 
-        normed = queries.with_values(self.query_norm(queries.values))
-        read = [
-            self.attentions[name](normed, keys[name].with_values(self.key_norms[name](keys[name].values)))
-            for name in self.names
-        ]
+        def normed(tokens: Tokens, norm: LayerNorm) -> Tokens:
+            return dataclasses.replace(tokens, values=norm(tokens.values))
+
+        asking = normed(queries, self.query_norm)
+        read = [self.attentions[name](asking, normed(keys[name], self.key_norms[name])) for name in self.names]
         queries = add(queries, sum(read[1:], start=read[0]), "attention")
         return add(queries, self.mlp(self.mlp_norm(queries.values)), "mlp")
 

@@ -104,6 +104,7 @@ class Attention(nnx.Module):
         segments = visible_segments(queries, keys)
         mixed = attend(query, key, value, *segments)
         out = self.out(mixed.reshape(*queries.values.shape[:-1], -1))
-        # Without a visible key the result is 0, not the bias of the projection.
-        seen = see(*segments).any(axis=-1, keepdims=True)
-        return shard(jnp.where(seen, out, 0), "batch", "tokens", "width")
+        if keys is not queries:
+            # Without a visible key the result is 0, not the bias of the projection. Tokens always see themselves.
+            out = jnp.where(see(*segments).any(axis=-1, keepdims=True), out, 0)
+        return shard(out, "batch", "tokens", "width")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 from flax import nnx
 
@@ -14,6 +16,9 @@ from mmjax.tokens import Tokens
 
 class Block(nnx.Module):
     """Self-attention, then an MLP, each on normalised values and added to its input.
+
+    What it returns is finite but not zero where tokens are masked: nobody sees those, and zeroing them once behind the
+    last layer gives the same result and the same gradients as after each step.
 
     Args:
       width, heads: of the attention.
@@ -37,8 +42,8 @@ class Block(nnx.Module):
                 branch = dropout(branch, self.dropout, draws.fold(place))
                 if not (isinstance(drop, float) and drop == 0.0):
                     branch = drop_path(branch, drop, draws.fold(place + "/path"))
-            return tokens.with_values(tokens.values + branch)
+            return dataclasses.replace(tokens, values=tokens.values + branch)
 
-        normed = tokens.with_values(self.attention_norm(tokens.values))
+        normed = dataclasses.replace(tokens, values=self.attention_norm(tokens.values))
         tokens = add(tokens, self.attention(normed, normed), "attention")
         return add(tokens, self.mlp(self.mlp_norm(tokens.values)), "mlp")

@@ -47,7 +47,8 @@ class Stack(nnx.Module):
       make: makes one layer from `nnx.Rngs`.
       depth: number of layers.
       rematerialise: a name in `REMATERIALISATION`, or one for each layer; equal neighbours are scanned together.
-      scan: False unrolls the loop, for comparison; the parameters are stacked in both cases.
+      scan: False unrolls the loop, so that layers need not be cut out of the stack of parameters and gradients need not
+        be put into one: faster on a CPU, slower to compile. The parameters are stacked in both cases.
       drop_path: stochastic depth; the rate grows linearly from 0 at the first layer to this at the last.
     """
 
@@ -85,13 +86,6 @@ class Stack(nnx.Module):
             some = (
                 layers if last - first == self.depth else jax.tree.map(lambda leaf, a=first, b=last: leaf[a:b], layers)
             )
-            carry = self._apply(REMATERIALISATION[policy](body), carry, some, last - first)
+            carry, _ = jax.lax.scan(REMATERIALISATION[policy](body), carry, some, unroll=not self.scan)
             first = last
-        return carry
-
-    def _apply(self, body: Callable, carry: Any, layers: Any, count: int) -> Any:
-        if self.scan:
-            return jax.lax.scan(body, carry, layers)[0]
-        for number in range(count):
-            carry, _ = body(carry, jax.tree.map(lambda leaf, number=number: leaf[number], layers))
         return carry

@@ -44,7 +44,8 @@ class TransformerConfig:
       rematerialise: what the backward pass computes again instead of keeping, for all layers or a list with one for
         each: "none" keeps all, "dots" the results of matrix products, "offload" these in the memory of the host, "full"
         each layer's input only.
-      scan: one scan over the layers; False unrolls them.
+      scan: one loop over the layers, which compiles fast whatever the depth; False unrolls it: on a CPU a step takes a
+        tenth less time.
     """
 
     variant: str = ""
