@@ -156,11 +156,11 @@ def table(found: dict[str, Any]) -> str:
         "throughput": f"{found['examples_per_second']:,.0f} examples/s",
         "host overhead a step": f"{overhead}: median (10th percentile)",
         "waiting for input": (
-            f"{found['input_share']:.2%} of a step ({found['input_ms']:.2f} ms); with the pipeline it takes "
-            f"{found['real_over_same']:.3f} times as long as with one batch (standard error "
-            f"{found['real_over_same_error']:.3f}; rounds {found['real_over_same_low']:.3f} to "
-            f"{found['real_over_same_high']:.3f})"
+            f"{found['real_over_same'] - 1:.1%} of a step, real batches beside one batch again (standard error "
+            f"{found['real_over_same_error']:.1%}; rounds {found['real_over_same_low'] - 1:.1%} to "
+            f"{found['real_over_same_high'] - 1:.1%})"
         ),
+        "host's call for a batch": f"{found['input_ms']:.2f} ms, while the devices compute",
         "peak memory": peak,
         "utilisation": used,
     }
@@ -174,7 +174,7 @@ def table(found: dict[str, Any]) -> str:
             first, second = (sum(each[key] for key in keys) for each in (cold, warm))
             ratio = first / max(second, 1e-9)
             rows[name] = f"{first:.2f} s, with a filled cache {second:.2f} s (ratio {ratio:.2f})"
-    return "\n".join(f"{name:22} {value}" for name, value in rows.items())
+    return "\n".join(f"{name:23} {value}" for name, value in rows.items())
 
 
 if __name__ == "__main__":

@@ -51,7 +51,10 @@ def place_batch(mesh: Mesh, batch: Batch, batch_size: int) -> Batch:
 
     Every array has the global shape afterwards; no data crosses between processes.
     """
-    sharding = batch_sharding(mesh)
+    sharding, whole = batch_sharding(mesh), replicated(mesh)
+    if sharding.is_fully_addressable:
+        # All arrays in one call, which costs the host a third of one call for each.
+        return jax.device_put(batch, jax.tree.map(lambda local: sharding if np.ndim(local) else whole, batch))
     # Inputs have fewer rows than the batch has examples where several share one.
     shares = batch_size // batch.size
 
@@ -59,7 +62,7 @@ def place_batch(mesh: Mesh, batch: Batch, batch_size: int) -> Batch:
         local = np.asarray(local)
         if local.ndim == 0:
             # `jax.device_put` would compare the processes' numbers with each other, a collective for each batch.
-            return jax.make_array_from_callback((), replicated(mesh), lambda _: local)
+            return jax.make_array_from_callback((), whole, lambda _: local)
         return jax.make_array_from_process_local_data(sharding, local, (shares * len(local), *local.shape[1:]))
 
     return jax.tree.map(place, batch)
