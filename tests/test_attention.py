@@ -138,9 +138,29 @@ def test_heads_that_do_not_divide_go_in_a_ring_and_the_log_says_so(caplog):
 # Kernels.
 
 
+@pytest.mark.parametrize("kernel", [kernels.with_splash, kernels.short_attention])
 @pytest.mark.parametrize("tokens, keys", [(16, 16), (130, 24)])
-def test_the_kernel_for_tpus_computes_the_definition_in_its_interpreter(tokens, keys):
-    check(functools.partial(kernels.with_splash, interpret=True), tokens, keys)
+def test_the_kernels_for_tpus_compute_the_definition_in_their_interpreter(kernel, tokens, keys):
+    check(functools.partial(kernel, interpret=True), tokens, keys)
+
+
+@pytest.mark.parametrize("heads, depth", [(4, 64), (3, 72), (5, 40), (2, 128), (1, 256), (3, 5)])
+def test_heads_that_share_registers_do_not_touch_each_other(heads, depth):
+    draws = jax.random.split(jax.random.key(depth), 4)
+    query, key, value, slope = (
+        jax.random.normal(draw, (4, tokens, heads, depth)) for draw, tokens in zip(draws, (9, 12, 12, 9), strict=True)
+    )
+    asking, asked = jnp.arange(9) % 3 * jnp.ones((4, 1), int), jnp.arange(12) % 2 * jnp.ones((4, 1), int)
+
+    def gradients(compute):
+        mixed, back = jax.vjp(lambda *arrays: compute(*arrays, asking, asked), query, key, value)
+        return mixed, *back(slope)
+
+    found = gradients(functools.partial(kernels.short_attention, interpret=True))
+    for mine, truth in zip(found, gradients(kernels.with_xla), strict=True):
+        np.testing.assert_allclose(mine, truth, atol=2e-5)
+    # Queries of the third segment see nothing.
+    assert not np.any(found[0][:, 2::3]) and not np.any(found[1][:, 2::3])
 
 
 def test_the_kernel_for_gpus_is_given_the_masks_that_it_needs(monkeypatch):
@@ -163,10 +183,13 @@ def array(tokens=256, depth=64, dtype=jnp.bfloat16):
     "wish, platform, query, expected, reason",
     [
         ("auto", "cpu", array(), "xla", ""),
-        ("auto", "tpu", array(), "splash", ""),
+        ("auto", "tpu", array(), "short", ""),
+        ("auto", "tpu", array(tokens=50), "short", ""),
+        ("auto", "tpu", array(tokens=1024), "splash", ""),
+        ("short", "tpu", array(tokens=1024), "xla", "1024 tokens are more than 512"),
         ("auto", "gpu", array(), "cudnn", ""),
         ("xla", "tpu", array(), "xla", ""),
-        ("auto", "tpu", array(tokens=50), "xla", "50 tokens are less than a tile of 128"),
+        ("auto", "tpu", array(tokens=1), "xla", "1 tokens are less than a tile of 128"),
         ("auto", "gpu", array(dtype=jnp.float32), "xla", "it computes in bfloat16, not in float32"),
         ("auto", "gpu", array(depth=60), "xla", "heads of depth 60"),
         ("auto", "gpu", array(tokens=197), "xla", "197 queries and 197 keys are not both even"),

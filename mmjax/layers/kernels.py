@@ -1,4 +1,4 @@
-"""What computes attention on one device: plain XLA anywhere, cuDNN on a GPU, a Pallas kernel on a TPU.
+"""What computes attention on one device: plain XLA anywhere, cuDNN on a GPU, Pallas kernels on a TPU.
 
 All of them take `query` [batch, queries, heads, depth], `key` and `value` [batch, keys, heads, depth], and numbers of
 segments [batch, queries] and [batch, keys]: a query sees the keys of its own number. They return [batch, queries,
@@ -17,10 +17,11 @@ import jax.numpy as jnp
 from absl import logging
 from jaxtyping import Array, Bool, Int
 
+from mmjax.layers.short_attention import LONGEST, short_attention
 from mmjax.layers.softmax import masked_softmax
 
 TILE = 128
-"""Rows of a tile of the Pallas kernel."""
+"""Rows of a tile of the Pallas kernel for long sequences."""
 
 
 def see(
@@ -88,6 +89,14 @@ def _splash_refuses(query, key) -> str | None:
     return None
 
 
+def _short_refuses(query, key) -> str | None:
+    if max(query.shape[1], key.shape[1]) > LONGEST:
+        return f"{max(query.shape[1], key.shape[1])} tokens are more than {LONGEST}"
+    if query.shape[1] < 8:
+        return f"{query.shape[1]} queries leave most of a register empty"
+    return None
+
+
 def _cudnn_refuses(query, key) -> str | None:
     depth = query.shape[-1]
     if query.dtype not in (jnp.bfloat16, jnp.float16):
@@ -114,6 +123,7 @@ class Kernel:
 
 
 KERNELS = {
+    "short": Kernel(short_attention, "tpu", _short_refuses),
     "splash": Kernel(with_splash, "tpu", _splash_refuses),
     "cudnn": Kernel(with_cudnn, "gpu", _cudnn_refuses),
     "xla": Kernel(with_xla, "", lambda query, key: None),
@@ -121,19 +131,22 @@ KERNELS = {
 
 
 def choose_kernel(wish: str, platform: str, query: Any, key: Any) -> str:
-    """The name in `KERNELS` that computes this case: the one wished for, or with "auto" the platform's own, else "xla".
+    """The name in `KERNELS` that computes this case: the one wished for, or with "auto" the platform's first that can.
 
-    Where it cannot be the one asked for, the reason is logged, once.
+    Where that is only "xla" on a platform that has kernels of its own, the reasons are logged, once.
     """
-    own = next((name for name, kernel in KERNELS.items() if kernel.platform == platform), "xla")
-    name = own if wish == "auto" else wish
-    kernel = KERNELS[name]
-    reason = kernel.refuses(query, key)
-    if kernel.platform not in ("", platform):
-        reason = f"it needs a {kernel.platform}, and this is a {platform}"
-    if reason is None:
-        return name
-    log_once(f"attention is computed by xla and not by {name}: {reason}")
+    own = [name for name, kernel in KERNELS.items() if kernel.platform == platform]
+    reasons = {}
+    for name in own if wish == "auto" else [wish]:
+        kernel = KERNELS[name]
+        reason = kernel.refuses(query, key)
+        if kernel.platform not in ("", platform):
+            reason = f"it needs a {kernel.platform}, and this is a {platform}"
+        if reason is None:
+            return name
+        reasons[name] = reason
+    for name, reason in reasons.items():
+        log_once(f"attention is computed by xla and not by {name}: {reason}")
     return "xla"
 
 

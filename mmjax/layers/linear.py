@@ -11,7 +11,10 @@ from jaxtyping import Array, Float, Int
 from mmjax.sharding import parameter
 
 PRODUCT = "product"
-"""The name of what rematerialisation may keep: JAX's own policies see no product inside of `project`."""
+"""The name of what rematerialisation may keep: JAX's own policies see no product inside of `project`.
+
+Also that of numbers that are few and took a pass over many to find, such as the means of a norm.
+"""
 
 
 @jax.custom_vjp
@@ -42,6 +45,26 @@ def _project_backward(saved, dy):
 project.defvjp(_project_forward, _project_backward)
 
 
+@jax.custom_vjp
+def add_bias(y: Float[Array, "... outputs"], bias: Float[Array, " outputs"]) -> Float[Array, "... outputs"]:
+    """`y + bias`, in the dtype of `y`; the gradient of the bias is summed in float32."""
+    return y + bias.astype(y.dtype)
+
+
+def _add_backward(_, dy):
+    # The sum over tokens as a product with ones, in rows as many as a TPU's registers have: its matrix unit has time
+    # for them, while another pass over `dy` costs the time of reading it.
+    ones = jnp.ones((8, dy.size // dy.shape[-1]), dy.dtype)
+    over_tokens = (((1,), (0,)), ((), ()))
+    highest = jax.lax.Precision.HIGHEST
+    return dy, jax.lax.dot_general(ones, _flat(dy), over_tokens, precision=highest, preferred_element_type=jnp.float32)[
+        0
+    ]
+
+
+add_bias.defvjp(lambda y, bias: (add_bias(y, bias), None), _add_backward)
+
+
 class Linear(nnx.Module):
     """`x @ kernel + bias` over the last dimension; the kernel's logical axes say how it is split.
 
@@ -68,7 +91,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         y = checkpoint_name(project(x, self.kernel[...].astype(x.dtype)), PRODUCT)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y if self.bias is None else add_bias(y, self.bias[...])
 
 
 class Embedding(nnx.Module):

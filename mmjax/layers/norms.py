@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from mmjax.layers.linear import PRODUCT
 from mmjax.sharding import parameter
 
 EPSILON = 1e-6
@@ -26,13 +26,43 @@ class LayerNorm(nnx.Module):
         return _normalise(x, self.scale[...], self.bias[...])
 
 
-# The backward pass normalises again: what the derivative is made of is twice as large as `x`, more in bfloat16.
-@functools.partial(jax.checkpoint, prevent_cse=False)
+@jax.custom_vjp
 def _normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """The backward pass normalises again from two numbers a row: JAX's own would keep arrays twice as large as `x`."""
+    return _normalise_forward(x, scale, bias)[0]
+
+
+def _normalise_forward(x, scale, bias):
+    mean, inverse = (checkpoint_name(each, PRODUCT) for each in _statistics(x))
+    return (_standard(x, mean, inverse) * scale + bias).astype(x.dtype), (x, mean, inverse, scale)
+
+
+def _normalise_backward(saved, gradient):
+    x, mean, inverse, scale = saved
+    y, dy = _standard(x, mean, inverse), gradient.astype(jnp.float32)
+    slope, rows = dy * scale, tuple(range(x.ndim - 1))
+    slope = slope - slope.mean(axis=-1, keepdims=True) - y * (slope * y).mean(axis=-1, keepdims=True)
+    return (slope * inverse[..., None]).astype(x.dtype), (dy * y).sum(rows), dy.sum(rows)
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and inverse standard deviation of each row, float32."""
     y = x.astype(jnp.float32)
-    y = y - y.mean(axis=-1, keepdims=True)
-    y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + EPSILON)
-    return (y * scale + bias).astype(x.dtype)
+    mean = y.mean(axis=-1)
+    if x.dtype == jnp.float32:
+        variance = jnp.square(y - mean[..., None]).mean(axis=-1)
+    else:
+        # Both sums in one pass, which the product before can make on its way. What float32 loses in the difference is
+        # less than what the input lost to its own rounding.
+        variance = jnp.maximum(jnp.square(y).mean(axis=-1) - jnp.square(mean), 0)
+    return mean, lax.rsqrt(variance + EPSILON)
+
+
+def _standard(x: jax.Array, mean: jax.Array, inverse: jax.Array) -> jax.Array:
+    return (x.astype(jnp.float32) - mean[..., None]) * inverse[..., None]
 
 
 class GroupNorm(nnx.Module):

@@ -18,24 +18,29 @@ Policy = Literal["none", "dots", "offload", "full"]
 Rematerialise = Policy | tuple[Policy, ...]
 """One policy for all layers, or one for each."""
 
-REMATERIALISATION: dict[str, Callable[[Callable], Callable]] = {
-    # Keep every activation for the backward pass.
-    "none": lambda body: body,
+REMATERIALISATION: dict[Policy, Callable | None] = {
     # Keep the results of matrix products, recompute the cheap rest.
-    "dots": lambda body: jax.checkpoint(body, policy=_POLICIES.save_only_these_names(PRODUCT)),
+    "dots": _POLICIES.save_only_these_names(PRODUCT),
     # Keep them in the memory of the host, to which they move while the next layers compute.
-    "offload": lambda body: jax.checkpoint(
-        body,
-        policy=_POLICIES.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=[PRODUCT],
-            offload_src="device",
-            offload_dst="pinned_host",
-        ),
+    "offload": _POLICIES.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[PRODUCT],
+        offload_src="device",
+        offload_dst="pinned_host",
     ),
     # Keep only each layer's input.
-    "full": jax.checkpoint,
+    "full": None,
 }
+"""What is kept for the backward pass; "none" computes nothing again and keeps every activation."""
+
+
+def rematerialised(body: Callable, policy: Policy, looped: bool) -> Callable:
+    """`body`, of which the backward pass computes again what `policy` does not keep; `looped` in a loop of layers."""
+    if policy == "none":
+        return body
+    # Barriers keep XLA from seeing that what is computed again is known. Between the two loops it cannot see that
+    # anyway, and a barrier would only make it copy what the loop keeps.
+    return jax.checkpoint(body, policy=REMATERIALISATION[policy], prevent_cse=not looped)
 
 
 class Stack(nnx.Module):
@@ -47,8 +52,8 @@ class Stack(nnx.Module):
       make: makes one layer from `nnx.Rngs`.
       depth: number of layers.
       rematerialise: a name in `REMATERIALISATION`, or one for each layer; equal neighbours are scanned together.
-      scan: False unrolls the loop, so that layers need not be cut out of the stack of parameters and gradients need not
-        be put into one: faster on a CPU, slower to compile. The parameters are stacked in both cases.
+      scan: False unrolls the loop, so that nothing has to be written into stacks and cut out of them again: quicker
+        steps, slower to compile. The parameters are stacked in both cases.
       drop_path: stochastic depth; the rate grows linearly from 0 at the first layer to this at the last.
     """
 
@@ -86,6 +91,8 @@ class Stack(nnx.Module):
             some = (
                 layers if last - first == self.depth else jax.tree.map(lambda leaf, a=first, b=last: leaf[a:b], layers)
             )
-            carry, _ = jax.lax.scan(REMATERIALISATION[policy](body), carry, some, unroll=not self.scan)
+            # XLA takes a loop of one round apart.
+            again = rematerialised(body, policy, looped=self.scan and last - first > 1)
+            carry, _ = jax.lax.scan(again, carry, some, unroll=not self.scan)
             first = last
         return carry

@@ -88,14 +88,14 @@ def read_schedule(module: Module, mesh: Mesh, chip: Chip, kernels: Kernels | Non
 def kernel_seconds(computation: Computation, instruction: Instruction, chip: Chip, kernels: Kernels) -> float:
     """Of a custom call: max(FLOPs / peak, bytes / bandwidth).
 
-    The FLOPs are those that the kernel declares (`cost_estimate` of a Pallas call), or else those that its program has;
-    the bytes are those that it declares, or else of its operands and results.
+    The FLOPs are those that its program has, which may be more than the kernel declares (`cost_estimate` of a Pallas
+    call), where it fills tiles; the bytes are those that it declares, or else of its operands and results.
     """
     text = instruction.attributes
     declared = {name: int(value) for name, value in re.findall(r'"(flops|bytes_accessed)":"?(\d+)', text)}
     shapes = tuple(array.dimensions for array in instruction.arrays)
     named = [flops for (name, results), flops in kernels.items() if name in instruction.operation and results == shapes]
-    flops = declared.get("flops") or max(named, default=0)
+    flops = max(declared.get("flops", 0), *named, 0)
     operands = [computation.by_name[name] for name in instruction.operands if name in computation.by_name]
     touched = sum(array.bytes for each in (*operands, instruction) for array in each.arrays if not array.on_chip)
     moved = declared.get("bytes_accessed") or touched

@@ -73,7 +73,7 @@ class MeshConfig:
     tensor: int = 1
     rules: tuple[Rule, ...] = ()
     sequence_attention: Literal["ring", "all_to_all"] = "ring"
-    attention: Literal["auto", "splash", "cudnn", "xla"] = "auto"
+    attention: Literal["auto", "short", "splash", "cudnn", "xla"] = "auto"
     patience: Annotated[float, AtLeast(1)] = 60.0
     stall: Annotated[float, AtLeast(1)] = 1800.0
 
