@@ -27,14 +27,12 @@ def recipe(variant: str, pixels: int, heads: int, rematerialise: str, fsdp: int)
         },
         "workers": 8,
     }
+    # Unrolled, a step takes a tenth less time than with loops over the layers, and compiles in two minutes, not one.
+    layers = {"rematerialise": rematerialise, "scan": False}
     config.model = {
         "encoders": {
-            "image": {"kind": "vit", "variant": variant, "rematerialise": rematerialise},
-            "text": {
-                "kind": "text_transformer",
-                "variant": variant.partition("/")[0],
-                "rematerialise": rematerialise,
-            },
+            "image": {"kind": "vit", "variant": variant, **layers},
+            "text": {"kind": "text_transformer", "variant": variant.partition("/")[0], **layers},
         },
     }
     config.tasks = {
@@ -45,6 +43,8 @@ def recipe(variant: str, pixels: int, heads: int, rematerialise: str, fsdp: int)
             "width": WIDTHS[variant.partition("/")[0]],
             "pooling": "attention",
             "heads": heads,
+            # Recall within the batch would send all captions around the pod once more.
+            "recall_at": [],
         }
     }
     config.optimizer = {"name": "adamw", "b2": 0.95, "weight_decay": 1e-4, "clip": 1.0}

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    trunk = {"variant": "L", "rematerialise": "full"}
+    trunk = {"variant": "L", "rematerialise": "dots"}
     config = ConfigDict()
     config.seed = 0
     config.data = {

@@ -186,7 +186,7 @@ def array(tokens=256, depth=64, dtype=jnp.bfloat16):
         ("auto", "tpu", array(), "short", ""),
         ("auto", "tpu", array(tokens=50), "short", ""),
         ("auto", "tpu", array(tokens=1024), "splash", ""),
-        ("short", "tpu", array(tokens=1024), "xla", "1024 tokens are more than 512"),
+        ("short", "tpu", array(tokens=1024), "xla", "all heads of an example take 31 MiB of the 16 MiB"),
         ("auto", "gpu", array(), "cudnn", ""),
         ("xla", "tpu", array(), "xla", ""),
         ("auto", "tpu", array(tokens=1), "xla", "1 tokens are less than a tile of 128"),

@@ -4,6 +4,7 @@
     python experiments/03_plans/plans.py --again    # everything
     python experiments/03_plans/plans.py --tables   # only writes the tables of README.md anew
     python experiments/03_plans/plans.py siglip_l16 --keep=/tmp/texts   # those whose name has this in it; keeps the HLO
+    python experiments/03_plans/big_vision.py --big_vision=PATH         # what ours stand beside
 
 A plan takes minutes and some GiB; each runs in a process of its own, one after the other.
 """
@@ -58,6 +59,16 @@ PUBLISHED = {
     ),
 }
 
+# (recipe, pod), examples a chip: what stands beside big_vision.
+BESIDE = (
+    (("siglip_l16", "v5e-256"), 32),
+    (("siglip_l16", "v5e-256"), 64),
+    (("siglip_l16", "v5e-256"), 128),
+    (("siglip_b16", "v5e-256"), 128),
+    (("siglip_so400m", "v5e-256"), 64),
+    (("siglip_l16", "v5p-256"), 128),
+)
+
 
 def jobs() -> dict[str, list[str]]:
     """{name: arguments of `mmjax plan`}."""
@@ -69,6 +80,9 @@ def jobs() -> dict[str, list[str]]:
             # The smallest keeps whole parameters on every chip.
             own = [flag for flag in flags if recipe != "siglip_b16" or flag not in EIGHT]
             found[f"{recipe} on {place}"] = [f"--config=configs/{recipe}.py", "--batch_per_chip=32", *own]
+    for (recipe, place), examples in BESIDE:
+        batch = f"--batch_per_chip={examples}"
+        found[f"{recipe} on {place} at {examples}"] = [f"--config=configs/{recipe}.py", batch, *TOPOLOGIES[place]]
     return found
 
 
@@ -78,11 +92,21 @@ def plan(arguments: list[str]) -> dict:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1:]}
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def kept(name: str, found: dict) -> dict:
+    """Records a plan, and returns what is recorded of it."""
     # Places in the code change with every commit.
     found.pop("slowest", None)
     if found.get("memory"):
         found["memory"].pop("largest")
+    # Several of these may run side by side.
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    record[name] = found
+    beside = RECORD.with_suffix(".part")
+    beside.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    beside.replace(RECORD)
     return found
 
 
@@ -98,16 +122,14 @@ def main(arguments: list[str]) -> None:
     for name, flags in () if "--tables" in arguments else wanted.items():
         if record.get(name, {}).get("versions", {}).get("libtpu") == compiler and "--again" not in arguments:
             continue
-        found = plan(flags)
-        # Several of these may run side by side.
-        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-        record[name] = found
-        RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        shown = {key: record[name].get(key) for key in ("fits", "peak_bytes", "step_seconds", "utilisation", "error")}
+        found = kept(name, plan(flags))
+        shown = {key: found.get(key) for key in ("fits", "peak_bytes", "step_seconds", "utilisation", "error")}
         print(name, shown, flush=True)
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     page = FOLDER / "README.md"
     text = page.read_text()
-    for title, table in (("recipes", recipes_table(record)), ("published", published_table(record))):
+    tables = {"recipes": recipes_table, "published": published_table, "beside": beside_table}
+    for title, table in ((title, table(record)) for title, table in tables.items()):
         text = re.sub(rf"(<!-- {title} -->\n).*?(<!-- end -->)", rf"\g<1>\n{table}\n\n\g<2>", text, flags=re.S)
     page.write_text(text)
 
@@ -142,6 +164,35 @@ def published_table(record: dict) -> str:
         if found and found.get("utilisation") and published:
             predicted = found["utilisation"]
             rows.append(f"| {name} | {published:.1%} | {predicted:.1%} | {predicted / published:.2f} | {source} |")
+    return "\n".join(rows)
+
+
+def beside_table(record: dict) -> str:
+    rows = [
+        "| step | examples a chip | | peak | between chips | compute alone | utilisation | ours / theirs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (recipe, place), examples in BESIDE:
+        name = f"{recipe} on {place} at {examples}"
+        both = {"mmjax": record.get(name), "big_vision": record.get(f"big_vision {name}")}
+        if any(found is None or "error" in found for found in both.values()):
+            continue
+        theirs = both["big_vision"]
+        for who, found in both.items():
+            ends = f"{found['peak_bytes'] / 2**30:.1f} GiB"
+            if found["step_seconds"] is None:
+                rows.append(f"| {recipe} on {place} | {examples} | {who} | {ends}: does not fit | | | | |")
+                continue
+            moved = sum(row["bytes"] for row in found["collectives"]) / 2**30
+            busy = found["compute_seconds"] + found["kernel_seconds"]
+            alone = found["model_flops"] / found["peak_flops"] / busy
+            ratio = ""
+            if who == "mmjax" and theirs["step_seconds"] is not None:
+                ratio = f"{theirs['step_seconds'] / found['step_seconds']:.2f}"
+            rows.append(
+                f"| {recipe} on {place} | {examples} | {who} | {ends} | {moved:.2f} GiB | {alone:.1%} | "
+                f"{found['utilisation']:.1%} | {ratio} |"
+            )
     return "\n".join(rows)
 
 

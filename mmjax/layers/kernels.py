@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from absl import logging
 from jaxtyping import Array, Bool, Int
 
-from mmjax.layers.short_attention import LONGEST, short_attention
+from mmjax.layers.short_attention import VECTOR_MEMORY, short_attention, vector_memory
 from mmjax.layers.softmax import masked_softmax
 
 TILE = 128
@@ -90,8 +90,9 @@ def _splash_refuses(query, key) -> str | None:
 
 
 def _short_refuses(query, key) -> str | None:
-    if max(query.shape[1], key.shape[1]) > LONGEST:
-        return f"{max(query.shape[1], key.shape[1])} tokens are more than {LONGEST}"
+    needed = vector_memory(query, key)
+    if needed > VECTOR_MEMORY:
+        return f"all heads of an example take {needed >> 20} MiB of the {VECTOR_MEMORY >> 20} MiB of vector memory"
     if query.shape[1] < 8:
         return f"{query.shape[1]} queries leave most of a register empty"
     return None

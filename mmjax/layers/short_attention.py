@@ -23,18 +23,34 @@ from jax.experimental.pallas import tpu as pltpu
 from mmjax.layers.softmax import NEVER
 
 LANES = 128
-LONGEST = 512
-"""Tokens whose logits, and four arrays like them in the backward pass, fit into the vector memory."""
+VECTOR_MEMORY = 16 * 2**20
+"""Bytes of the smallest vector memory, that of a TPU v4."""
 _TOKENS_AT_ONCE = 256
-_VECTOR_MEMORY = 64 * 2**20
 
 
 def short_attention(query, key, value, query_segments, key_segments, *, interpret: bool = False):
-    """Attention as `mmjax.layers.kernels` defines it, for up to `LONGEST` queries and keys."""
+    """Attention as `mmjax.layers.kernels` defines it, where `vector_memory` of queries and keys is there."""
     batch, _, heads, depth = query.shape
     flat = (x.reshape(batch, x.shape[1], heads * depth) for x in (query, key, value))
     mixed = _attend(*flat, query_segments[:, :, None], key_segments[:, None, :], heads, interpret)
     return mixed.reshape(query.shape)
+
+
+def vector_memory(query, key) -> int:
+    """Bytes that the backward pass needs at once, about.
+
+    Blocks of queries, their result's gradient and their own, keys, values and theirs, each twice, as the next are
+    fetched meanwhile; and six arrays like the logits of a head.
+    """
+    (batch, queries, heads, depth), keys = query.shape, key.shape[1]
+    rows = _rows(batch, queries, keys)
+    blocks = 2 * rows * -(-depth * heads // LANES) * LANES * query.dtype.itemsize
+    return blocks * (3 * queries + 4 * keys) + 6 * 4 * queries * keys
+
+
+def _rows(batch: int, queries: int, keys: int) -> int:
+    """Examples at a time: more than one where they are short."""
+    return math.gcd(batch, max(1, _TOKENS_AT_ONCE // max(queries, keys)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -61,7 +77,7 @@ def _call(kernel: Callable, name: str, arrays, results, heads: int, products: in
     """Runs `kernel` on a few examples at a time; `products` are its matrix products of a head."""
     query, key = arrays[:2]
     (batch, queries, width), keys = query.shape, key.shape[1]
-    rows = math.gcd(batch, max(1, _TOKENS_AT_ONCE // max(queries, keys)))
+    rows = _rows(batch, queries, keys)
     touched = sum(x.size * x.dtype.itemsize for x in (*arrays, *results))
 
     def block(x):
@@ -78,7 +94,7 @@ def _call(kernel: Callable, name: str, arrays, results, heads: int, products: in
             bytes_accessed=touched,
             transcendentals=batch * heads * queries * keys,
         ),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=_VECTOR_MEMORY),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=VECTOR_MEMORY),
         interpret=interpret,
         name=name,
     )(*arrays)

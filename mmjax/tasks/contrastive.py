@@ -134,7 +134,8 @@ class Contrastive(Task):
         weights = self.weights(batch)
         states: States = {}
         if self.config.recall_at:
-            worse = worse_than_others(*features, *self._pairs(batch))
+            only_own = self.config.positives is None
+            worse = worse_than_others(*features, *self._pairs(batch), only_own=only_own)
             for k in self.config.recall_at:
                 found = [(count < k).astype(jnp.float32) for count in worse]
                 states[f"recall@{k}"] = Ratio.of(0.5 * (found[0] + found[1]), weights)

@@ -200,8 +200,12 @@ def worse_than_others(
     second: Float[Array, "batch width"],
     there: Bool[Array, " batch"],
     labels: Int[Array, " batch"],
+    *,
+    only_own: bool = False,
 ) -> tuple[Int[Array, " batch"], Int[Array, " batch"]]:
     """How many wrong partners are at least as near as the nearest right one, for each row and for each column.
+
+    With `only_own`, which says that no two labels are equal, the right one needs no search.
 
     Ties count against the model: one that gives everything the same place finds nothing. The two numbers of an example
     that is not there are without meaning.
@@ -225,7 +229,7 @@ def worse_than_others(
 
         never, none = jnp.full(size, NEVER), jnp.zeros(size, jnp.int32)
         columns = {"features": second, "there": there, "labels": labels, "best": never}
-        best, columns = _go_around(find, never, columns, size, axes)
+        best, columns = _go_around(find, never, columns, size, () if only_own else axes)
         worse, columns = _go_around(count, none, {**columns, "worse": none}, size, axes)
         return worse, columns["worse"]
 
