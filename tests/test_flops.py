@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh
 
 from mmjax.layers import Transformer, TransformerConfig
 from mmjax.planning import matmul_flops, peak_flops, training_flops
+from mmjax.planning.flops import kernel_flops
 from mmjax.tokens import Tokens
 
 X, W = jax.ShapeDtypeStruct((8, 4), "float32"), jax.ShapeDtypeStruct((4, 4), "float32")
@@ -111,3 +112,16 @@ def test_a_kernel_counts_once_for_each_place_of_its_grid():
         interpret=True,
     )
     assert matmul_flops(product, X, W) == ONE
+
+
+def test_a_kernel_that_fills_tiles_earns_credit_for_what_it_declares_and_costs_what_it_does():
+    """Heads of 64 numbers lie in registers of 128, and the kernel multiplies these."""
+    from mmjax.layers.short_attention import short_attention
+
+    batch, tokens, heads, depth = 2, 16, 4, 64
+    array = jax.ShapeDtypeStruct((batch, tokens, heads, depth), jnp.float32)
+    segments = jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
+    arguments = (array, array, array, segments, segments)
+    needed = 2 * 2 * batch * heads * tokens * tokens * depth
+    assert matmul_flops(short_attention, *arguments) == needed
+    assert list(kernel_flops(jax.make_jaxpr(short_attention)(*arguments).jaxpr).values()) == [2 * needed]

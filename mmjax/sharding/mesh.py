@@ -60,8 +60,8 @@ class MeshConfig:
       rules: what is split otherwise than the table of logical axes says; the first rule that matches holds.
       sequence_attention: how tokens see those of other devices: "ring" passes keys around, "all_to_all" exchanges
         tokens for heads, which `sequence` must divide.
-      attention: what computes attention: "splash" (TPU), "cudnn" (GPU) or "xla"; "auto" takes the first that the
-        devices have and that can compute the case, and logs why it could not take a better one.
+      attention: what computes attention: "short" or "splash" (TPU), "cudnn" (GPU) or "xla"; "auto" takes the first
+        that the devices have and that can compute the case, and logs why it could not take any.
       patience: seconds that a process may be silent before the others give it up and stop.
       stall: seconds that a process may lag behind the step of the others before they stop.
     """
