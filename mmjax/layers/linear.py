@@ -8,7 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from mmjax.sharding import parameter
+from mmjax.sharding import gather, parameter
 
 PRODUCT = "product"
 """The name of what rematerialisation may keep: JAX's own policies see no product inside of `project`.
@@ -85,12 +85,12 @@ class Linear(nnx.Module):
         scale: float = 1.0,
     ):
         kernel = jax.nn.initializers.lecun_normal()(rngs.params(), (inputs, outputs), jnp.float32)
-        self.kernel = parameter(kernel * scale, *axes)
+        self.axes, self.kernel = axes, parameter(kernel * scale, *axes)
         # A bias along the fsdp dimension is small: it stays whole.
         self.bias = parameter(jnp.zeros(outputs), "none" if axes[1] == "embed" else axes[1]) if bias else None
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
-        y = checkpoint_name(project(x, self.kernel[...].astype(x.dtype)), PRODUCT)
+        y = checkpoint_name(project(x, gather(self.kernel[...].astype(x.dtype), self.axes)), PRODUCT)
         return y if self.bias is None else add_bias(y, self.bias[...])
 
 

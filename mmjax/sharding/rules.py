@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import math
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -129,5 +130,25 @@ def shard(x: ArrayT, *names: str) -> ArrayT:
     mesh = ambient_mesh()
     return x if mesh is None else jax.lax.with_sharding_constraint(x, spec_for(mesh, names, x.shape))
 
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(x: ArrayT, names: tuple[str, ...]) -> ArrayT:
+    """What a product takes of a parameter with these logical axes: the slices of all devices of `fsdp` together.
+
+    Left to itself, XLA may begin with the slice that is there and fetch one after the other, and sum gradients up in
+    the same way: many small products, on a ring of 8 chips twice the time of a step.
+    """
+    return shard(x, *_gathered(names))
+
+
+def _gathered(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple("none" if "fsdp" in mesh_axes(name) else name for name in names)
+
+
+gather.defvjp(
+    lambda x, names: (gather(x, names), None),
+    # The whole product first, then each device's slice of the sum: a reduce-scatter.
+    lambda names, _, gradient: (shard(shard(gradient, *_gathered(names)), *names),),
+)
 
 assert {axis for axes in RULES.values() for axis in axes} <= set(AXES)
