@@ -228,8 +228,8 @@ MUTATIONS = [
     Mutation(
         "no product has a name",
         "layers/linear.py",
-        "checkpoint_name(project(x, gather(self.kernel[...].astype(x.dtype), self.axes)), PRODUCT)",
-        "project(x, gather(self.kernel[...].astype(x.dtype), self.axes))",
+        "checkpoint_name(project(x, gather(self.kernel[...].astype(x.dtype), *self.axes)), PRODUCT)",
+        "project(x, gather(self.kernel[...].astype(x.dtype), *self.axes))",
         ("tests/test_stack.py", "-k", "not_kept"),
     ),
     Mutation(

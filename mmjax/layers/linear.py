@@ -90,7 +90,7 @@ class Linear(nnx.Module):
         self.bias = parameter(jnp.zeros(outputs), "none" if axes[1] == "embed" else axes[1]) if bias else None
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
-        y = checkpoint_name(project(x, gather(self.kernel[...].astype(x.dtype), self.axes)), PRODUCT)
+        y = checkpoint_name(project(x, gather(self.kernel[...].astype(x.dtype), *self.axes)), PRODUCT)
         return y if self.bias is None else add_bias(y, self.bias[...])
 
 
