@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mmjax.layers.softmax import NEVER
+from mmjax.layers.softmax import to_logits, visible_softmax
 
 LANES = 128
 VECTOR_MEMORY = 16 * 2**20
@@ -129,48 +129,39 @@ def _product(a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:
 
 
 def _weights(query, key, visible, depth: int) -> jax.Array:
-    """[queries, keys] float32: the softmax over what is visible, 0 in rows that see nothing."""
-    logits = jnp.where(visible, _product(query, key, (1, 1)) * depth**-0.5, NEVER)
-    weights = jnp.where(visible, jnp.exp(logits - logits.max(axis=1, keepdims=True)), 0.0)
-    total = weights.sum(axis=1, keepdims=True)
-    return weights / jnp.where(total > 0, total, 1.0)
+    return visible_softmax(_product(query, key, (1, 1)) * depth**-0.5, visible)
 
 
-def _each_row(count: int, body: Callable[[jax.Array], None]) -> None:
-    jax.lax.fori_loop(0, count, lambda row, _: body(row), None)
+def _each_head(heads: int, query, asking, asked, body: Callable) -> None:
+    """Calls `body(row, lo, hi, own lanes, what each query of the row sees, depth)` for each head of each row."""
+    rows, _, width = query.shape
+    depth = width // heads
+
+    def one(row, _):
+        visible = asking[row] == asked[row]
+        for lo, hi, head in _windows(heads, depth, width):
+            body(row, lo, hi, _own(lo, hi, head, depth), visible, depth)
+
+    jax.lax.fori_loop(0, rows, one, None)
 
 
 def _forward_kernel(heads, query, key, value, asking, asked, mixed):
-    rows, _, width = query.shape
-    depth = width // heads
+    def one(row, lo, hi, own, visible, depth):
+        weights = _weights(_only(own, query[row, :, lo:hi]), key[row, :, lo:hi], visible, depth)
+        values = value[row, :, lo:hi]
+        _write(mixed, row, lo, hi, own, _product(weights.astype(values.dtype), values, (1, 0)))
 
-    def one(row):
-        visible = asking[row] == asked[row]
-        for lo, hi, head in _windows(heads, depth, width):
-            own = _own(lo, hi, head, depth)
-            weights = _weights(_only(own, query[row, :, lo:hi]), key[row, :, lo:hi], visible, depth)
-            values = value[row, :, lo:hi]
-            _write(mixed, row, lo, hi, own, _product(weights.astype(values.dtype), values, (1, 0)))
-
-    _each_row(rows, one)
+    _each_head(heads, query, asking, asked, one)
 
 
 def _backward_kernel(heads, query, key, value, asking, asked, gradient, to_query, to_key, to_value):
-    rows, _, width = query.shape
-    depth = width // heads
+    def one(row, lo, hi, own, visible, depth):
+        q, k, v = _only(own, query[row, :, lo:hi]), key[row, :, lo:hi], value[row, :, lo:hi]
+        dy = _only(own, gradient[row, :, lo:hi])
+        weights = _weights(q, k, visible, depth)
+        _write(to_value, row, lo, hi, own, _product(weights.astype(dy.dtype), dy, (0, 0)))
+        slope = (to_logits(weights, _product(dy, v, (1, 1))) * depth**-0.5).astype(q.dtype)
+        _write(to_query, row, lo, hi, own, _product(slope, k, (1, 0)))
+        _write(to_key, row, lo, hi, own, _product(slope, q, (0, 0)))
 
-    def one(row):
-        visible = asking[row] == asked[row]
-        for lo, hi, head in _windows(heads, depth, width):
-            own = _own(lo, hi, head, depth)
-            q, k, v = _only(own, query[row, :, lo:hi]), key[row, :, lo:hi], value[row, :, lo:hi]
-            dy = _only(own, gradient[row, :, lo:hi])
-            weights = _weights(q, k, visible, depth)
-            _write(to_value, row, lo, hi, own, _product(weights.astype(dy.dtype), dy, (0, 0)))
-            slope = _product(dy, v, (1, 1))
-            slope = weights * (slope - (weights * slope).sum(axis=1, keepdims=True)) * depth**-0.5
-            slope = slope.astype(q.dtype)
-            _write(to_query, row, lo, hi, own, _product(slope, k, (1, 0)))
-            _write(to_key, row, lo, hi, own, _product(slope, q, (0, 0)))
-
-    _each_row(rows, one)
+    _each_head(heads, query, asking, asked, one)

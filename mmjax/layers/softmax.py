@@ -20,6 +20,11 @@ def masked_softmax(logits: Float[Array, "*rows keys"], visible: Bool[Array, ...]
     Args:
       visible: has the rank of `logits` and broadcasts to it.
     """
+    return visible_softmax(logits, visible)
+
+
+def visible_softmax(logits: jax.Array, visible: jax.Array) -> jax.Array:
+    """The same without a derivative, for kernels that have their own."""
     logits = jnp.where(visible, logits, NEVER)
     weights = jnp.where(visible, jnp.exp(logits - logits.max(axis=-1, keepdims=True)), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
@@ -31,10 +36,10 @@ def _forward(logits, visible):
     return weights, weights
 
 
-def _backward(weights, gradient):
-    # The weights are 0 where nothing is seen, and so is what comes back.
+def to_logits(weights: jax.Array, gradient: jax.Array) -> jax.Array:
+    """The derivative with respect to the logits: the weights are 0 where nothing is seen, and so is what comes back."""
     mean = (weights * gradient).sum(axis=-1, keepdims=True)
-    return weights * (gradient - mean), None
+    return weights * (gradient - mean)
 
 
-masked_softmax.defvjp(_forward, _backward)
+masked_softmax.defvjp(_forward, lambda weights, gradient: (to_logits(weights, gradient), None))
