@@ -31,7 +31,7 @@ def test_a_topology_has_its_chips(name, slices, count, kind):
 @pytest.mark.parametrize(
     ("name", "slices", "message"),
     [
-        ("v9:4x4", 1, "unknown kind of TPU 'v9'; known are v4, v5e"),
+        ("v9:4x4", 1, "unknown kind of chip 'v9'; known are v4, v5e"),
         ("v5e", 1, "'v5e' has no shape; write it like v5e:4x4"),
         ("v5e:0x4", 1, "'v5e:0x4' has no shape"),
         ("v5p:4x4", 1, "is no torus of 3 dimensions; write it like v5p:4x4x4"),

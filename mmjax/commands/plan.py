@@ -3,13 +3,15 @@
     mmjax plan --config=configs/siglip_l16.py --topology=v5e:16x16
     mmjax plan --config=configs/siglip_l16.py --topology=v6e:16x16 --num_slices=8 --batch_per_chip=64 --json
     mmjax plan --config=configs/siglip_l16.py --topology=v5e:16x16 --search --search_minutes=30
+    mmjax plan --config=configs/siglip_l16.py --config.mesh.fsdp=8 --topology=h100:4x8
     mmjax plan --config=configs/digits.py
 
-Compiles the very step that `mmjax train` runs, with the TPU compiler of the extra `tpu`, on any machine; no data is
-read. Without --topology it plans for the devices of this machine. A step that does not fit is no error: the plan says
-how much is missing and finds a change that makes it fit. --json prints one object with at least `fits`, `peak_bytes`,
-`capacity_bytes`, `model_flops`, `cycles`, `step_seconds`, `utilisation`, `examples_per_second`, `collectives` (each
-with kind, axis, bytes, hidden) and `chips`, for one device unless named otherwise. See docs/plan.md.
+Compiles the very step that `mmjax train` runs, with the TPU compiler of the extra `tpu` (for H100 and H200 that of the
+extra `cuda`), on any machine; no data is read. Without --topology it plans for the devices of this machine. A step that
+does not fit is no error: the plan says how much is missing and finds a change that makes it fit. --json prints one
+object with at least `fits`, `peak_bytes`, `capacity_bytes`, `model_flops`, `cycles`, `step_seconds`, `utilisation`,
+`examples_per_second`, `collectives` (each with kind, axis, bytes, hidden) and `chips`, for one device unless named
+otherwise. See docs/plan.md.
 """
 
 from __future__ import annotations

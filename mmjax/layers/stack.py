@@ -14,15 +14,26 @@ from mmjax.layers.linear import PRODUCT, WIDE_PRODUCT
 from mmjax.layers.randomness import Randomness
 
 _POLICIES = jax.checkpoint_policies
+
+
+def _attended(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether it is cuDNN's attention, products without a name, whose derivative needs what it returns."""
+    return primitive.name.startswith("dot_product_attention_fwd")
+
+
+def _keep(*names: str) -> Callable:
+    return _POLICIES.save_from_both_policies(_POLICIES.save_only_these_names(*names), _attended)
+
+
 Policy = Literal["none", "dots", "narrow_dots", "offload", "full"]
 Rematerialise = Policy | tuple[Policy, ...]
 """One policy for all layers, or one for each."""
 
 REMATERIALISATION: dict[Policy, Callable | None] = {
     # Keep the results of matrix products, recompute the cheap rest.
-    "dots": _POLICIES.save_only_these_names(PRODUCT, WIDE_PRODUCT),
+    "dots": _keep(PRODUCT, WIDE_PRODUCT),
     # Of these the hidden units of MLPs again, too: a tenth more to compute for two fifths less to keep.
-    "narrow_dots": _POLICIES.save_only_these_names(PRODUCT),
+    "narrow_dots": _keep(PRODUCT),
     # Keep them in the memory of the host, to which they move while the next layers compute.
     "offload": _POLICIES.save_and_offload_only_these_names(
         names_which_can_be_saved=[],

@@ -58,13 +58,13 @@ def collectives_of(module: Module, instruction: Instruction, mesh: Mesh, chip: C
             kind = "all-to-all"
         if kind not in KINDS:
             continue
-        moved = _bytes(module, instruction, inner, kind)
         # On a TPU a reduce-scatter is a fusion of an all-reduce with the slice that a chip keeps.
         if kind == "all-reduce" and str(instruction.attribute("calls")).startswith("all-reduce-scatter"):
             kind = "reduce-scatter"
         groups = replica_groups(inner, mesh.size)
         if groups is None or groups.shape[1] == 1:
             continue
+        moved = _bytes(module, inner) * (groups.shape[1] if kind == "all-gather" else 1)
         members = _widest(groups, mesh)
         axes = crossed_axes(members, mesh)
         if kind == "collective-permute":
@@ -93,16 +93,9 @@ def _between_slices(instruction: Instruction, mesh: Mesh, chip: Chip) -> Iterato
     yield Collective(kind, axes, moved, moved * share / chip.network, instruction.operation)
 
 
-def _bytes(module: Module, instruction: Instruction, inner: Instruction, kind: str) -> int:
-    """Of the result, but of the operand for a reduce-scatter, whose result is the smaller one."""
-    sizes = [array.bytes for array in inner.arrays]
-    if inner.opcode.endswith("-start") and inner.shape.startswith("("):
-        # (operands, results, …): the results are the second half for most, and never smaller for a gather.
-        return max(sizes, default=0) if len(sizes) <= 4 else sum(sizes) // 2
-    if kind == "reduce-scatter":
-        group = replica_groups(inner, 0)
-        return sum(sizes) * (group.shape[1] if group is not None else 1)
-    return sum(sizes)
+def _bytes(module: Module, instruction: Instruction) -> int:
+    """Of the operands on one chip; what a collective that is only started returns differs from kind to kind."""
+    return sum(array.bytes for name in instruction.operands for array in module.instructions[name].arrays)
 
 
 def replica_groups(instruction: Instruction, devices: int) -> np.ndarray | None:
@@ -192,7 +185,7 @@ class Reach:
 def reach(members: np.ndarray, mesh: Mesh, chip: Chip) -> Reach:
     """How the devices with these numbers in the mesh are connected, from their coordinates in the torus."""
     devices, all_devices = mesh.devices.flat[members], mesh.devices.flat
-    if not hasattr(all_devices[0], "coords"):
+    if all_devices[0].platform != "tpu":
         # GPUs: those of a host are connected with each other.
         hosts = len({device.process_index for device in devices})
         inside = len(devices) // hosts
@@ -237,8 +230,9 @@ def collective_seconds(kind: str, moved: int, members: np.ndarray, mesh: Mesh, c
 def _permute_seconds(pairs: np.ndarray, moved: int, mesh: Mesh, chip: Chip) -> float:
     """All send at once, to a neighbour or further: the longest way counts, as those between share its links."""
     worst, devices = 0.0, mesh.devices.flat
-    if not hasattr(devices[0], "coords"):
-        return moved / chip.link
+    if devices[0].platform != "tpu":
+        near = all(devices[source].process_index == devices[target].process_index for source, target in pairs)
+        return moved / (chip.link if near else chip.network)
     extents = np.array([device.coords for device in devices]).max(axis=0) + 1
     for source, target in pairs[:4096]:
         first, second = devices[source], devices[target]

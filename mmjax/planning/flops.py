@@ -81,6 +81,10 @@ def _count_equation(equation: Any) -> int:
         outputs = kernel[options["dimension_numbers"].rhs_spec[0]]
         # The kernel's own inputs are those of one group.
         return 2 * math.prod(equation.outvars[0].aval.shape) * (math.prod(kernel) // outputs)
+    if name.startswith("dot_product_attention_fwd"):
+        # cuDNN's: products of [batch, queries, heads, depth] with [batch, keys, heads, depth], and back.
+        query, key = (each.aval.shape for each in equation.invars[:2])
+        return 4 * math.prod(query) * key[1]
     if name.startswith("ragged_dot"):
         # Each row meets the matrix of its group alone.
         rows, inner = equation.invars[0].aval.shape

@@ -271,7 +271,7 @@ def versions() -> dict[str, str]:
     import importlib.metadata
 
     found = {}
-    for package in ("jax", "libtpu"):
+    for package in ("jax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

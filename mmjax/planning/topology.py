@@ -1,4 +1,4 @@
-"""Devices of a pod that is not here: what the TPU compiler in the libtpu wheel compiles for, on any machine."""
+"""Devices of a pod that is not here: what compilers in wheels, libtpu above all, compile for on any machine."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import jax
 from jax.experimental import topologies
 
 from mmjax.errors import UserError
+from mmjax.planning.gpu import GPUS, gpu_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,20 +44,22 @@ _INSTALL = "pip install -c constraints.txt -e '.[tpu]', which needs no TPU"
 
 
 def topology_devices(name: str, num_slices: int = 1, where: str = "--topology") -> list[jax.Device]:
-    """The devices of a TPU topology, to make a mesh of and to compile for; nothing can run on them.
+    """The devices of a topology, to make a mesh of and to compile for; nothing can run on them.
 
     Args:
       name: generation and chips along each dimension: "v5e:16x16", "v5p:8x8x4", "v6e:16x16", "tpu7x:4x4x4". A chip is
-        one device, but for tpu7x, where it is two.
+        one device, but for tpu7x, where it is two. GPUs are counted by node: "h100:8", or "h100:4x8" for four nodes.
       num_slices: so many of them, connected by the data centre's network.
       where: what the user wrote the name in, for messages.
 
     Raises:
-      UserError: where there is no such topology, or libtpu is not installed.
+      UserError: where there is no such topology, or its compiler is not installed.
     """
-    generation, shape = parse_topology(name, where)
     if num_slices < 1:
         raise UserError("--num_slices", f"{num_slices} slices have no chips", "give at least 1")
+    if name.partition(":")[0] in GPUS:
+        return gpu_devices(name, num_slices, where)
+    generation, shape = parse_topology(name, where)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(where, "the TPU compiler is not installed", _INSTALL)
     _prepare_environment()
@@ -74,10 +77,11 @@ def topology_devices(name: str, num_slices: int = 1, where: str = "--topology") 
 
 
 def parse_topology(name: str, where: str = "--topology") -> tuple[str, tuple[int, ...]]:
-    """Returns (generation, chips along each dimension) of "v5e:16x16", or raises a UserError."""
+    """Returns (generation, chips along each dimension) of a TPU topology, "v5e:16x16", or raises a UserError."""
     generation, _, sizes = name.partition(":")
     if generation not in GENERATIONS:
-        raise UserError(where, f"unknown kind of TPU {generation!r}", f"known are {', '.join(GENERATIONS)}")
+        known = ", ".join((*GENERATIONS, *GPUS))
+        raise UserError(where, f"unknown kind of chip {generation!r}", f"known are {known}")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
         raise UserError(where, f"{name!r} has no shape", f"write it like {_example(generation)}")
     shape = tuple(map(int, sizes.split("x")))

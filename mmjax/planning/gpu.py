@@ -1,0 +1,102 @@
+"""GPUs that are not here, for the compiler in JAX's CUDA plugin, which compiles without a GPU and without a driver."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import re
+
+import jax
+from jax.experimental import topologies
+
+from mmjax.errors import UserError
+
+NODE = 8
+"""GPUs that NVLink connects at most, in the machines that are planned for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """What sets one card apart from others with the same cores.
+
+    Attributes:
+      kind: as JAX names the device.
+      memory_bytes, memory_bandwidth: of the whole card, bytes/s.
+    """
+
+    kind: str
+    memory_bytes: int
+    memory_bandwidth: int
+
+
+GPUS = {
+    "h100": Gpu("NVIDIA H100 80GB HBM3", 84_929_347_584, 3_352_320_000_000),
+    "h200": Gpu("NVIDIA H200", 150_120_000_000, 4_800_000_000_000),
+}
+
+# What the compiler asks of the device when there is one. Of the Hopper cards with SXM: CUDA's documentation of compute
+# capability 9.0, and OpenXLA's xla/tools/hlo_opt/gpu_specs.
+_TARGET = """
+platform_name: "CUDA"
+device_description_str: "{gpu.kind}"
+dnn_version_info {{ major: {cudnn[0]} minor: {cudnn[1]} patch: {cudnn[2]} }}
+runtime_version {{ major: {cuda[0]} minor: {cuda[1]} patch: {cuda[2]} }}
+gpu_device_info {{
+  cuda_compute_capability {{ major: 9 }}
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  memory_bandwidth: {gpu.memory_bandwidth}
+  device_memory_size: {gpu.memory_bytes}
+  l2_cache_size: 52428800
+  shared_memory_per_core: 233472
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  threads_per_warp: 32
+  threads_per_core_limit: 2048
+  threads_per_block_limit: 1024
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+}}
+"""
+_INSTALL = "pip install -c constraints.txt -e '.[cuda]', which needs no GPU"
+
+
+def gpu_devices(name: str, nodes: int, where: str) -> list[jax.Device]:
+    """The devices of `nodes` times "h100:8", or of "h100:4x8", which is four nodes of eight.
+
+    Raises:
+      UserError: where there is no such topology, or the CUDA plugin is not installed.
+    """
+    generation, _, sizes = name.partition(":")
+    if not re.fullmatch(r"([1-9]\d*x)?[1-9]\d*", sizes):
+        problem = f"{name!r} is not a number of GPUs, or nodes x GPUs of each"
+        raise UserError(where, problem, f"write it like {generation}:8 or {generation}:4x8")
+    *more, inside = map(int, sizes.split("x"))
+    if inside > NODE:
+        remedy = f"write it like {generation}:{-(-inside // NODE)}x{NODE}"
+        raise UserError(where, f"{name!r} has {inside} GPUs in a node, which has at most {NODE}", remedy)
+    cuda = next((major for major in (13, 12) if importlib.util.find_spec(f"jax_cuda{major}_plugin")), None)
+    if cuda is None:
+        raise UserError(where, "the GPU compiler is not installed", _INSTALL)
+    suffix = f"-cu{cuda}" if cuda == 12 else ""
+    target = _TARGET.format(
+        gpu=GPUS[generation],
+        cuda=_version(f"nvidia-cuda-runtime{suffix}", where),
+        cudnn=_version(f"nvidia-cudnn-cu{cuda}", where),
+    )
+    shape = f"1x{nodes * (more[0] if more else 1)}x{inside}"
+    return list(topologies.get_topology_desc(name, platform="cuda", topology=shape, target_config=target).devices)
+
+
+def _version(package: str, where: str) -> tuple[int, ...]:
+    """(major, minor, patch) of one of NVIDIA's wheels."""
+    try:
+        numbers = importlib.metadata.version(package).split(".")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(where, f"the GPU compiler lacks {package}", _INSTALL) from error
+    return tuple(int(number) for number in (*numbers, "0", "0")[:3])
