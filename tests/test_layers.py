@@ -16,6 +16,7 @@ from mmjax.layers import Block, GroupNorm, LayerNorm, Precision, first_pool, las
 from mmjax.layers.linear import add_bias
 from mmjax.layers.softmax import masked_softmax
 from mmjax.tokens import Input, InputSpec, Tokens
+from tests.compiled import compile_on, topology_mesh
 
 
 def test_masked_softmax_is_that_of_numpy_and_0_where_nothing_is_seen():
@@ -158,3 +159,15 @@ def test_the_gradient_of_a_bias_is_a_sum_in_float32():
     # In bfloat16 a sum of thousands is off by a percent.
     assert of_bias.dtype == jnp.float32
     np.testing.assert_allclose(of_bias, np.asarray(slope, np.float64).sum((0, 1)), rtol=1e-5)
+
+
+def test_the_gradient_of_a_bias_is_scattered_over_a_pod():
+    """To cut a row out of the sum over devices was more than XLA for TPUs could do, at this width."""
+    mesh = topology_mesh("v5p:4x4x4", fsdp=16, tensor=4)
+
+    def gradient(y, slope, bias):
+        found = jax.grad(lambda bias: (add_bias(y, bias) * slope).astype(jnp.float32).sum())(bias)
+        return jax.lax.with_sharding_constraint(found, jax.P("fsdp"))
+
+    y = (448, 256, 8192), "bfloat16", ("fsdp",)
+    compile_on(mesh, gradient, y, y, ((8192,), "float32", ()))

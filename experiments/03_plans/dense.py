@@ -50,6 +50,8 @@ def get_config(shape: str = "32b") -> ConfigDict:
     config.schedule = {"kind": "cosine", "peak": 1e-4, "warmup": 1000}
     config.train = {"steps": 10_000, "batch_size": 1024}
     config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
+    # As theirs: what is kept between the products is split over `tensor`, too.
+    config.mesh.rules = [{"pattern": "width", "axes": ["tensor"]}]
     config.precision = {"compute": "bfloat16"}
     config.evaluate = {"every": 0, "splits": []}
     return config

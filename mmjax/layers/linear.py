@@ -60,9 +60,10 @@ def _add_backward(_, dy):
     ones = jnp.ones((8, dy.size // dy.shape[-1]), dy.dtype)
     over_tokens = (((1,), (0,)), ((), ()))
     highest = jax.lax.Precision.HIGHEST
-    return dy, jax.lax.dot_general(ones, _flat(dy), over_tokens, precision=highest, preferred_element_type=jnp.float32)[
-        0
-    ]
+    sums = jax.lax.dot_general(ones, _flat(dy), over_tokens, precision=highest, preferred_element_type=jnp.float32)
+    # The barrier keeps XLA for TPUs from one fusion of the sum over devices, the row that is taken and the part of it
+    # that a device of `fsdp` keeps, at which it fails where a bias is wide and `fsdp` alone splits the batch.
+    return dy, jax.lax.optimization_barrier(sums)[0]
 
 
 add_bias.defvjp(lambda y, bias: (add_bias(y, bias), None), _add_backward)
