@@ -11,7 +11,7 @@ from jax import P
 from mmjax.planning import topology_devices
 from mmjax.planning.chips import CHIPS
 from mmjax.planning.collectives import crossed_axes, reach, replica_groups
-from mmjax.planning.hlo import Instruction
+from mmjax.planning.hlo import Instruction, Module
 from mmjax.planning.schedule import read_schedule
 from mmjax.sharding import MeshConfig, make_mesh
 from tests.compiled import compile_on, topology_mesh
@@ -157,3 +157,58 @@ def test_links_follow_from_the_places_in_the_torus(topology, sizes, axis, dimens
 def test_groups_are_read_in_every_form(text, groups):
     instruction = Instruction("x", "f32[1]", "all-reduce", (), f"channel_id=1, {text}", False)
     assert sorted(map(sorted, replica_groups(instruction, 4).tolist())) == sorted(map(sorted, groups))
+
+
+SPARSE_CORES = """HloModule step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%sent (x: f32[1024,1024], ready: token[]) -> f32[1024,1024] {
+  %ready = token[] parameter(1)
+  %x = f32[1024,1024]{1,0:T(8,128)} parameter(0)
+  ROOT %sum.1 = f32[1024,1024]{1,0:T(8,128)} all-reduce(%x), channel_id=1, replica_groups=[1,4]<=[4], to_apply=%add
+}, execution_thread="sparsecore"
+
+%busy (y: f32[1024,1024]) -> f32[1024,1024] {
+  %y = f32[1024,1024]{1,0:T(8,128)} parameter(0)
+  ROOT %twice = f32[1024,1024]{1,0:T(8,128)} add(%y, %y)
+}
+
+ENTRY %main (g: f32[1024,1024], token: token[]) -> f32[1024,1024] {
+  %g = f32[1024,1024]{1,0:T(8,128)} parameter(0)
+  %token = token[] parameter(1)
+  %start = ((f32[1024,1024]{1,0:T(8,128)}, token[]), f32[1024,1024]{1,0:T(8,128)}) call-start(%g, %token), \
+async_execution_thread="sparsecore", to_apply=%sent
+  %work = f32[1024,1024]{1,0:T(8,128)} fusion(%g), kind=kLoop, calls=%busy, backend_config={"estimated_cycles":"22000"}
+  ROOT %done = f32[1024,1024]{1,0:T(8,128)} call-done(%start)
+}
+"""
+
+
+def test_what_sparse_cores_send_beside_the_program_is_seen():
+    mesh, chip = topology_mesh("tpu7x:2x1x1", data=4), CHIPS["TPU7x"]
+    schedule = read_schedule(Module(SPARSE_CORES), mesh, chip)
+    (moved,) = schedule.collectives.values()
+    assert (moved.collective.kind, moved.collective.axes, moved.bytes) == ("all-reduce", ("data",), 4 * 1024**2)
+    # 22,000 cycles at 2.2 GHz.
+    assert schedule.compute == pytest.approx(1e-5)
+    assert moved.exposed == pytest.approx(moved.seconds - 1e-5) and schedule.seconds == pytest.approx(moved.seconds)
+
+
+def test_a_gather_on_sparse_cores_has_the_bytes_of_the_whole():
+    """A TPU7x leaves large collectives to them; the text says it in other words than that of other TPUs."""
+    width = 8192
+
+    def forward(kernel, x):
+        return jax.lax.with_sharding_constraint(kernel, P()), jnp.tanh(x)
+
+    mesh = topology_mesh("tpu7x:2x2x1", data=8)
+    kernel, x = ((width, width), "bfloat16", ("data",)), ((8 * width, width), "bfloat16", ("data",))
+    compiled, module = compile_on(mesh, forward, kernel, x)
+    assert 'async_execution_thread="sparsecore"' in compiled.as_text()
+    (gathered,) = read_schedule(module, mesh, CHIPS["TPU7x"]).collectives.values()
+    assert gathered.collective.kind == "all-gather" and gathered.bytes == 2 * width**2

@@ -143,7 +143,7 @@ class Module:
                 if match:
                     name, lines = match[2], []
                     entry = name if match[1] else entry
-            elif line == "}":
+            elif line == "}" or line.startswith('}, execution_thread="'):
                 self.computations[name] = Computation(name, tuple(map(_parse, lines)))
                 name = None
             elif re.match(r" +" + _INSTRUCTION.pattern, line):
@@ -175,7 +175,8 @@ class Module:
     def inside(self, instruction: Instruction) -> Iterator[Instruction]:
         """The instruction itself and all that it is made of: what a fusion or an async wrapper holds, at any depth."""
         yield instruction
-        name = instruction.attribute("calls")
+        # A TPU's sparse cores carry out collectives, each a call of its own beside the program.
+        name = instruction.attribute("to_apply" if instruction.opcode == "call-start" else "calls")
         if name in self.computations:
             for inner in self.computations[name].instructions:
                 yield from self.inside(inner)

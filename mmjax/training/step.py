@@ -133,8 +133,9 @@ def compiler_options(device: jax.Device) -> dict[str, str]:
     if device.device_kind in ("TPU v5 lite", "TPU v5", "TPU v6 lite"):
         # These have 64 or 128 MiB of vector memory, of which XLA gives a product 16: twice that makes larger tiles.
         options["xla_tpu_scoped_vmem_limit_kib"] = "32768"
-    if device.device_kind == "TPU v5":
-        # On a v5e XLA gathers parameters beside products by itself; here it has to be told.
+    if device.device_kind in ("TPU v5", "TPU v6 lite"):
+        # On a v5e XLA gathers parameters beside products by itself, and a TPU7x has other cores for it; here it has to
+        # be told.
         options |= dict.fromkeys(_GATHERS_BESIDE_PRODUCTS, "true")
     return options
 
