@@ -182,8 +182,8 @@ MUTATIONS = [
     Mutation(
         "devices keep their sums to themselves",
         "tasks/pairs.py",
-        "of_scalars = [jax.lax.psum(x, axes) for x in of_scalars]",
-        "of_scalars = list(of_scalars)",
+        "*(jax.lax.psum(x, axes) for x in of_scalars)",
+        "*of_scalars",
         RING_OF_PAIRS,
         slow=False,
     ),

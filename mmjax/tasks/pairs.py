@@ -161,23 +161,20 @@ def _groups(axes: Axes) -> tuple[Axes, Axes]:
     The fewer steps the better: so many as there are groups, and so many as a group has devices. But a device holds the
     rows of a group, so that groups are not much larger than their number.
     """
-    count = jax.lax.axis_size(axes) if axes else 1
-    cuts = range(len(axes), 0, -1)
-    sizes = {cut: jax.lax.axis_size(axes[cut:]) if axes[cut:] else 1 for cut in cuts}
-    few = [cut for cut in cuts if sizes[cut] ** 2 <= 4 * count]
+    count = jax.lax.axis_size(axes)
+    sizes = {cut: jax.lax.axis_size(axes[cut:]) for cut in range(len(axes), 0, -1)}
+    few = [cut for cut, size in sizes.items() if size**2 <= 4 * count]
     cut = min(few, key=lambda cut: sizes[cut] + count // sizes[cut], default=len(axes))
     return axes[:cut], axes[cut:]
 
 
 def _gathered(rows: Side, group: Axes) -> Side:
     """Those of all devices of a group, one after the other."""
-    return jax.tree.map(lambda x: jax.lax.all_gather(x, group, tiled=True), rows) if group else rows
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, group, tiled=True), rows)
 
 
 def _own(sums: Any, group: Axes, size: int) -> Any:
     """Of arrays over the rows of a group, those of this device."""
-    if not group:
-        return sums
     start = jax.lax.axis_index(group) * size
     return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), sums)
 
@@ -202,8 +199,7 @@ def _forward(kind, first, second, temperature, bias, there, labels):
 
         columns = {"features": second, "there": there, "labels": labels, "sums": loss.start(size)}
         sums, columns = _go_around(meet, loss.start(len(rows["there"])), rows, columns, around)
-        sums = _own(loss.merge(sums, group), group, size) if group else sums
-        return loss.finish(sums, columns["sums"])
+        return loss.finish(_own(loss.merge(sums, group), group, size), columns["sums"])
 
     given = (first, second, temperature, bias, there, labels)
     losses, rows, columns = split_rows(local, rows_over(first.shape[0]), given)
@@ -231,11 +227,8 @@ def _backward(kind, saved, pull):
         zero = jnp.zeros(())
         sums, columns = _go_around(meet, (jnp.zeros_like(rows["features"]), zero, zero), rows, columns, around)
         of_first, *of_scalars = sums
-        if group:
-            of_first = jax.lax.psum_scatter(of_first, group, tiled=True)
-        if axes:
-            of_scalars = [jax.lax.psum(x, axes) for x in of_scalars]
-        return of_first, columns["of_second"], *of_scalars
+        of_first = jax.lax.psum_scatter(of_first, group, tiled=True)
+        return of_first, columns["of_second"], *(jax.lax.psum(x, axes) for x in of_scalars)
 
     gradients = split_rows(local, rows_over(saved[0].shape[0]), (*saved, pull))
     return (*gradients, None, None)
@@ -282,11 +275,10 @@ def worse_than_others(
         of_rows, of_columns = start(NEVER, jnp.float32)
         columns = {"features": second, "there": there, "labels": labels, "best": of_columns}
         best, columns = _go_around(find, of_rows, rows, columns, () if only_own else around)
-        best = jax.lax.pmax(best, group) if group else best
+        best = jax.lax.pmax(best, group)
         of_rows, of_columns = start(0, jnp.int32)
         worse, columns = _go_around(count, of_rows, rows, {**columns, "worse": of_columns}, around)
-        worse = _own(jax.lax.psum(worse, group), group, size) if group else worse
-        return worse, columns["worse"]
+        return _own(jax.lax.psum(worse, group), group, size), columns["worse"]
 
     given = jax.lax.stop_gradient((first, second))
     return split_rows(local, rows_over(first.shape[0]), (*given, there, labels))
