@@ -8,7 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from mmjax.sharding import gather, parameter
+from mmjax.sharding import parameter
 
 PRODUCT = "product"
 """The name of what rematerialisation may keep: JAX's own policies see no product inside of `project`.
@@ -89,12 +89,12 @@ class Linear(nnx.Module):
         scale: float = 1.0,
     ):
         kernel = jax.nn.initializers.lecun_normal()(rngs.params(), (inputs, outputs), jnp.float32)
-        self.axes, self.kernel = axes, parameter(kernel * scale, *axes)
+        self.kernel = parameter(kernel * scale, *axes)
         # A bias along the fsdp dimension is small: it stays whole.
         self.bias = parameter(jnp.zeros(outputs), "none" if axes[1] == "embed" else axes[1]) if bias else None
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
-        y = project(x, gather(self.kernel[...].astype(x.dtype), *self.axes))
+        y = project(x, self.kernel[...].astype(x.dtype))
         y = y if self.bias is None else add_bias(y, self.bias[...])
         # With the bias: in front of a kernel, to add it again would be a pass of its own.
         return checkpoint_name(y, WIDE_PRODUCT if y.shape[-1] > x.shape[-1] else PRODUCT)

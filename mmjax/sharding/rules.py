@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
 import math
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -130,33 +129,5 @@ def shard(x: ArrayT, *names: str) -> ArrayT:
     mesh = ambient_mesh()
     return x if mesh is None else jax.lax.with_sharding_constraint(x, spec_for(mesh, names, x.shape))
 
-
-def gather(x: ArrayT, *names: str) -> ArrayT:
-    """What a product takes of a parameter with these logical axes: the slices of all devices of `fsdp` together.
-
-    Where `fsdp` alone splits the batch, XLA would begin with the slice that is there and fetch one after the other, and
-    sum gradients up in the same way: many small products, on a ring of 8 chips twice the time of a step. Elsewhere it
-    gathers by itself, a little better than when it is told to.
-    """
-    mesh = ambient_mesh()
-    if mesh is None or axis_size(mesh, [axis for axis in RULES["batch"] if axis != "fsdp"]) > 1:
-        return x
-    return _gather(x, names)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gather(x: ArrayT, names: tuple[str, ...]) -> ArrayT:
-    return shard(x, *_gathered(names))
-
-
-def _gathered(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple("none" if "fsdp" in mesh_axes(name) else name for name in names)
-
-
-_gather.defvjp(
-    lambda x, names: (_gather(x, names), None),
-    # The whole product first, then each device's slice of the sum: a reduce-scatter.
-    lambda names, _, gradient: (shard(shard(gradient, *_gathered(names)), *names),),
-)
 
 assert {axis for axes in RULES.values() for axis in axes} <= set(AXES)
