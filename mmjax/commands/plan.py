@@ -32,7 +32,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     string, integer, boolean, number = (
         absl_flags.DEFINE_string, absl_flags.DEFINE_integer, absl_flags.DEFINE_bool, absl_flags.DEFINE_float,
     )  # fmt: skip
-    string("topology", None, "devices to plan for, like v5e:16x16, v5p:8x8x4, tpu7x:4x4x4", flag_values=flags)
+    string("topology", None, "devices to plan for, like v5e:16x16, v5p:8x8x4, h100:4x8", flag_values=flags)
     integer("num_slices", 1, "slices of that topology, connected by the network", lower_bound=1, flag_values=flags)
     integer("batch_per_chip", None, "examples a chip, in place of train.batch_size", lower_bound=1, flag_values=flags)
     number("examples", None, "how many examples to give the time and the cost of", lower_bound=1, flag_values=flags)
