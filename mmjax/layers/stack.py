@@ -14,6 +14,9 @@ from mmjax.layers.linear import PRODUCT, WIDE_PRODUCT
 from mmjax.layers.randomness import Randomness
 
 _POLICIES = jax.checkpoint_policies
+Policy = Literal["none", "dots", "narrow_dots", "offload", "full"]
+Rematerialise = Policy | tuple[Policy, ...]
+"""One policy for all layers, or one for each."""
 
 
 def _attended(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -24,10 +27,6 @@ def _attended(primitive: Any, *_: Any, **__: Any) -> bool:
 def _keep(*names: str) -> Callable:
     return _POLICIES.save_from_both_policies(_POLICIES.save_only_these_names(*names), _attended)
 
-
-Policy = Literal["none", "dots", "narrow_dots", "offload", "full"]
-Rematerialise = Policy | tuple[Policy, ...]
-"""One policy for all layers, or one for each."""
 
 REMATERIALISATION: dict[Policy, Callable | None] = {
     # Keep the results of matrix products, recompute the cheap rest.
