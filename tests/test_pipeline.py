@@ -194,20 +194,6 @@ class TestTrouble:
         assert not any(target.weight[gone].any() for target in batch.targets.values())
         assert batch.inputs["picture"].present[~gone].all()
 
-    def test_records_are_read_together_where_none_is_broken_and_one_by_one_to_find_it(self):
-        calls = []
-
-        class Together(Toy):
-            def __getitems__(self, indices):
-                calls.append(len(indices))
-                return [self[index] for index in indices]
-
-        for broken in ((), (5, 6)):
-            alone, together = pipeline(Toy(broken=broken)), pipeline(Together(broken=broken))
-            assert fingerprint(together.batch_at("train", 16, 1)) == fingerprint(alone.batch_at("train", 16, 1))
-            assert together.broken == alone.broken
-        assert alone.broken and calls == [16, 16]
-
     def test_a_broken_input_leaves_the_others(self):
         class Odd(Toy):
             def __getitem__(self, index):

@@ -41,10 +41,10 @@ def stages(pipeline: Pipeline, count: int = 64) -> dict[str, float]:
         found[name] = (time.perf_counter() - start) * 1e3 / len(numbers)
         return result
 
-    stored.__getitems__(numbers)
-    timed("read", lambda: stored.__getitems__(numbers))
-    records = timed("read and decode", lambda: source.__getitems__(numbers))
+    timed("read", lambda: [stored[number] for number in numbers])
+    records = timed("read and decode", lambda: [source[number] for number in numbers])
     for name, modality in pipeline.modalities.items():
+        modality.process(records[0].inputs[name])
         timed(name, lambda: [modality.process(record.inputs[name]) for record in records])  # noqa: B023
     return found
 

@@ -21,7 +21,8 @@ from mmjax.data.draws import draws, turns
 from mmjax.data.paired_digits import USES_IN_A_COPY, features, latents
 from mmjax.data.voices import utterance
 from mmjax.errors import UserError
-from mmjax.modalities.audio import Waveform, resample
+from mmjax.modalities.audio import Waveform
+from mmjax.modalities.filters import resample
 
 # How often each (a, b, operation), or each digit, occurs at most: with fewer files less often, see `copies`.
 LARGEST_COPIES = {

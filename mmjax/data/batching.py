@@ -68,9 +68,9 @@ class BatchFunction:
         draws = _Draws(self._seed, int(step))
         found, epochs = self._order(int(step), self._rows)
         slots = np.flatnonzero(found >= 0).tolist()
-        numbers = found[slots].tolist()
-        for slot, number, record in zip(slots, numbers, self._read(numbers, troubles), strict=True):
-            row = int(self._places[slot])
+        for slot, number in zip(slots, found[slots].tolist(), strict=True):
+            # One at a time, so that what a picture was decoded into is used again for the next.
+            record, row = self._read(number, troubles), int(self._places[slot])
             # The epochs wrap around before the ids leave 32 bits.
             ids[slot] = number + size * (int(epochs[slot]) % (LARGEST_STEP // size))
             for name, raw in self._kept(record, row, draws).items():
@@ -83,17 +83,7 @@ class BatchFunction:
                     targets[name].values[slot], targets[name].weight[slot] = value, 1.0
         return Batch(rows.inputs, targets, ids, np.asarray(step, np.int32)), tuple(troubles)
 
-    def _read(self, numbers: Sequence[int], troubles: list[str]) -> list[Record]:
-        """The records of these numbers, read together; where that fails, one by one, to find who is broken."""
-        together = getattr(self._source, "__getitems__", None)
-        if together is not None:
-            try:
-                return together(numbers)
-            except Exception:
-                pass  # which is told below, with the record's number
-        return [self._read_one(number, troubles) for number in numbers]
-
-    def _read_one(self, number: int, troubles: list[str]) -> Record:
+    def _read(self, number: int, troubles: list[str]) -> Record:
         try:
             return self._source[number]
         # A damaged file raises whatever its reader trips over; one of them must not end a run of days.

@@ -27,11 +27,7 @@ class Record:
 
 
 class Source(Protocol):
-    """The records of one split, by their number. It can be pickled, as worker processes read it too.
-
-    A source may also have `__getitems__(indices)`, which returns the records of several numbers: files that are read by
-    a pool of threads wake it once for a batch and not once for each record.
-    """
+    """The records of one split, by their number. It can be pickled, as worker processes read it too."""
 
     def __len__(self) -> int: ...
 

@@ -202,11 +202,6 @@ class _Renamed:
     def __getitem__(self, index: int) -> Record:
         return self._renamed(self.source[index])
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
-        together = getattr(self.source, "__getitems__", None)
-        records = [self.source[index] for index in indices] if together is None else together(indices)
-        return [self._renamed(record) for record in records]
-
     def _renamed(self, record: Record) -> Record:
         new = self.names
         return Record(
@@ -228,16 +223,3 @@ class _Sources:
     def __getitem__(self, index: int) -> Record:
         which = int(np.searchsorted(self._ends, index, side="right"))
         return self._sources[which][index - int(self._ends[which]) + len(self._sources[which])]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
-        numbers = np.asarray(indices, np.int64)
-        which = np.searchsorted(self._ends, numbers, side="right")
-        records: list[Record] = [None] * len(numbers)  # type: ignore[list-item]
-        for part in np.unique(which).tolist():
-            source, slots = self._sources[part], np.flatnonzero(which == part)
-            own = (numbers[slots] - self._ends[part] + len(source)).tolist()
-            together = getattr(source, "__getitems__", None)
-            found = [source[number] for number in own] if together is None else together(own)
-            for slot, record in zip(slots.tolist(), found, strict=True):
-                records[slot] = record
-        return records

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -184,9 +184,6 @@ class PairedSource:
 
     def __getitem__(self, index: int) -> Record:
         return self._record(index, self.stored(index))
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
-        return [self._record(*pair) for pair in zip(indices, self._files().__getitems__(indices), strict=True)]
 
     def _record(self, index: int, stored: Mapping[str, Any]) -> Record:
         inputs = {

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -144,9 +144,6 @@ class PreparedSource:
 
     def __getitem__(self, index: int) -> Record:
         return self._record(self.stored(index))
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
-        return [self._record(stored) for stored in self._opened[0].__getitems__(indices)]
 
     def _record(self, stored: Mapping[str, Any]) -> Record:
         kinds = self._opened[1]

@@ -7,7 +7,7 @@ features that our own builders and `mmjax prepare` store.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -46,9 +46,6 @@ class Records:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._decoded(self._stored[index])
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        return [self._decoded(stored) for stored in self._stored.__getitems__(indices)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import pathlib
 import warnings
@@ -13,6 +12,7 @@ import numpy as np
 
 from mmjax.config import AtLeast, Count
 from mmjax.errors import UserError
+from mmjax.modalities.filters import resample
 from mmjax.tokens import InputSpec
 
 Waveform = tuple[np.ndarray, int]
@@ -118,26 +118,6 @@ class Audio:
         if self.config.normalise == "peak":
             return samples / peak
         return samples * np.float32(0.1 / np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
-
-
-def resample(samples: np.ndarray, rate: int, target: int) -> np.ndarray:
-    """Resamples float32 [n] from `rate` to `target` Hz by a polyphase filter, to float32 [ceil(n * target / rate)]."""
-    if rate == target:
-        return samples
-    # SciPy's signal package takes long to import; data that has the right rate does without.
-    import scipy.signal
-
-    divisor = math.gcd(rate, target)
-    up, down = target // divisor, rate // divisor
-    return scipy.signal.resample_poly(samples, up, down, window=_low_pass(max(up, down))).astype(np.float32)
-
-
-@functools.lru_cache(maxsize=16)
-def _low_pass(factor: int) -> np.ndarray:
-    """The filter that `resample_poly` would design anew in each call, which takes longer than to apply it."""
-    import scipy.signal
-
-    return scipy.signal.firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)).astype(np.float32)
 
 
 def mono(samples: np.ndarray) -> np.ndarray:

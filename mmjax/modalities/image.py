@@ -13,15 +13,8 @@ import PIL.ImageOps
 
 from mmjax.config import AtLeast, Count
 from mmjax.errors import UserError
+from mmjax.modalities.filters import resize
 from mmjax.tokens import InputSpec
-
-_FILTERS = {
-    "nearest": PIL.Image.Resampling.NEAREST,
-    "box": PIL.Image.Resampling.BOX,
-    "bilinear": PIL.Image.Resampling.BILINEAR,
-    "bicubic": PIL.Image.Resampling.BICUBIC,
-    "lanczos": PIL.Image.Resampling.LANCZOS,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,10 +91,9 @@ class Image:
         Raises:
           ValueError: if `raw` is not such an array.
         """
-        picture = self._picture(raw)
-        if picture.size != self.config.size[::-1]:
-            picture = self._resized(picture)
-        values = np.array(picture, np.float32).reshape(*self.config.size, self.config.channels)
+        pixels = self._pixels(raw)
+        values = pixels.astype(np.float32) if pixels.shape[:2] == self.config.size else self._resized(pixels)
+        values = values.reshape(*self.config.size, self.config.channels)
         # In place: memory for each result would cost more than the arithmetic.
         values /= 255
         values -= self._mean
@@ -122,10 +114,11 @@ class Image:
 
     def elements(self, raw: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Makes (patches [n, patch * patch * channels], their (row, column) [n, 2]) of uint8 [H, W] or [H, W, C]."""
-        picture, side = self._picture(raw), self._side
-        rows, columns = (int(count) for count in self._grid(picture.height, picture.width, most))
-        picture = picture.resize((columns * side, rows * side), _FILTERS[self.config.resize])
-        values = np.asarray(picture, np.float32).reshape(rows, side, columns, side, self.config.channels) / 255
+        pixels, side = self._pixels(raw), self._side
+        height, width = pixels.shape[:2]
+        rows, columns = (int(count) for count in self._grid(height, width, most))
+        values = resize(pixels, (rows * side, columns * side), self.config.resize)
+        values = values.reshape(rows, side, columns, side, self.config.channels) / 255
         values = ((values - self._mean) / self._std).swapaxes(1, 2).reshape(rows * columns, -1)
         places = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
         return values, places.reshape(-1, 2).astype(np.float32)
@@ -173,11 +166,12 @@ class Image:
         """None."""
         return []
 
-    def _picture(self, raw: np.ndarray) -> PIL.Image.Image:
-        pixels = self._pixels(np.asarray(raw))
-        return PIL.Image.fromarray(_content(pixels) if self.config.crop == "content" else pixels)
-
     def _pixels(self, raw: np.ndarray) -> np.ndarray:
+        """Makes raw pixels uint8 [H, W] where the config says 1 channel, else [H, W, 3], without margins if asked."""
+        pixels = self._coloured(np.asarray(raw))
+        return _content(pixels) if self.config.crop == "content" else pixels
+
+    def _coloured(self, raw: np.ndarray) -> np.ndarray:
         """Makes raw pixels uint8 [H, W] where the config says 1 channel, else [H, W, 3]."""
         if raw.dtype != np.uint8 or raw.ndim not in (2, 3) or (raw.ndim == 3 and raw.shape[2] not in (1, 2, 3, 4)):
             raise ValueError(f"an image is uint8 [H, W] or [H, W, 1 to 4], not {raw.dtype} {list(raw.shape)}")
@@ -198,14 +192,23 @@ class Image:
             return np.asarray(PIL.Image.fromarray(raw).convert("L"))
         return raw
 
-    def _resized(self, picture: PIL.Image.Image) -> PIL.Image.Image:
-        height, width = self.config.size
-        method = _FILTERS[self.config.resize]
+    def _resized(self, pixels: np.ndarray) -> np.ndarray:
+        """float32 [height, width] or [height, width, 3] from 0 to 255."""
+        (height, width), (rows, columns) = self.config.size, pixels.shape[:2]
+        # Of a pixel of the result, in pixels of the picture.
+        vertical, horizontal = rows / height, columns / width
         if self.config.fit == "crop":
-            return PIL.ImageOps.fit(picture, (width, height), method)
+            side = min(vertical, horizontal)
+            top, left = (rows - side * height) / 2, (columns - side * width) / 2
+            return resize(pixels, (height, width), self.config.resize, (top, left, rows - top, columns - left))
         if self.config.fit == "pad":
-            return PIL.ImageOps.pad(picture, (width, height), method, color=border_colour(np.asarray(picture)))
-        return picture.resize((width, height), method)
+            side = max(vertical, horizontal)
+            inner = max(1, round(rows / side)), max(1, round(columns / side))
+            values = np.full((height, width, *pixels.shape[2:]), border_colour(pixels), np.float32)
+            top, left = round((height - inner[0]) / 2), round((width - inner[1]) / 2)
+            values[top : top + inner[0], left : left + inner[1]] = resize(pixels, inner, self.config.resize)
+            return values
+        return resize(pixels, (height, width), self.config.resize)
 
 
 def _content(pixels: np.ndarray) -> np.ndarray:

@@ -22,8 +22,9 @@ from mmjax.data.prepare.kinds import KINDS, Unreadable
 from mmjax.errors import UserError
 
 RESERVED = ("key", "present")
-# One record a group, for quick access to any of them: what Grain asks for.
-_OPTIONS = "group_size:1"
+# One record a group, for quick access to any of them: what Grain asks for. Pictures and sounds hardly become smaller;
+# Snappy reads them in a third of the time of the default and still halves tables and texts.
+_OPTIONS = "group_size:1,snappy"
 
 
 def features(tfds: Any, columns: Mapping[str, str], summary: Mapping[str, Any]) -> Any:

@@ -17,7 +17,8 @@ from mmjax.config import AtLeast, Count, Within
 from mmjax.data.prepare import pictures
 from mmjax.data.prepare.kinds.base import File, Kind, Unreadable
 from mmjax.errors import UserError
-from mmjax.modalities.audio import Waveform, mono, resample
+from mmjax.modalities.audio import Waveform, mono
+from mmjax.modalities.filters import resample
 
 _RATE = 8000
 _SECONDS = 4.0
