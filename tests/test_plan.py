@@ -171,6 +171,38 @@ def test_a_search_finds_the_fastest_mesh_that_fits():
     assert "--config.mesh.fsdp=4" in search.flags(overrides)
 
 
+def test_a_search_plans_nothing_twice_and_takes_a_larger_batch_that_fits_with_less_kept():
+    import dataclasses
+
+    raw = search.override(plain(small_recipe()), {"model.encoders.text.rematerialise": "dots"})
+    base, _ = make_plan("small", "this machine", Experiment(raw))
+    # Of 10 bytes nine are activations: twice the batch needs 19 of 16, or 10 where half is computed again.
+    base = dataclasses.replace(base, fits=True, peak_bytes=10, capacity_bytes=16, parameters=0, step_seconds=1.0)
+    tried = []
+
+    def attempt(overrides):
+        tried.append(overrides)
+        how = overrides.get("model.encoders.text.rematerialise", "dots")
+        times = overrides.get("train.batch_size", 16) / 16
+        peak = 1 + {"none": 20, "dots": 9, "narrow_dots": 4, "full": 2}[how] * times
+        seconds = times * {"none": 0.9, "dots": 1.0, "narrow_dots": 1.02, "full": 1.3}[how] - 0.1 * (times - 1)
+        return dataclasses.replace(
+            base, batch_size=int(16 * times), fits=peak <= 16, peak_bytes=int(peak), step_seconds=seconds
+        )
+
+    ranking = search.search(raw, base, attempt, 60, lambda what: None)
+    assert ranking[0][0] == {"model.encoders.text.rematerialise": "narrow_dots", "train.batch_size": 32}
+    names = [search.flags(overrides) for overrides in tried]
+    assert len(set(names)) == len(names) and "" not in names
+    # With room to spare, more is computed again only for a larger batch.
+    assert not any(
+        how in ("narrow_dots", "full") and "train.batch_size" not in overrides
+        for overrides in tried
+        for how in [overrides.get("model.encoders.text.rematerialise")]
+    )
+    assert all(search.override(raw, {key: value}) != raw for each, _ in ranking for key, value in each.items())
+
+
 @pytest.mark.parametrize(
     ("needs", "answer"),
     [

@@ -36,6 +36,11 @@ def override(raw: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
     return changed
 
 
+def changed_only(raw: Mapping[str, Any], overrides: Overrides) -> Overrides:
+    """Those that say something else than the recipe, in the order of their keys: the same plan has the same ones."""
+    return {key: value for key, value in sorted(overrides.items()) if override(raw, {key: value}) != raw}
+
+
 def flags(overrides: Overrides) -> str:
     """The overrides as flags of the command line."""
     return " ".join(f"--config.{key}={value}" for key, value in overrides.items())
@@ -57,11 +62,12 @@ def trial(recipe: str, topology: str, raw: Mapping[str, Any], build: Callable[[d
     return attempt
 
 
-def rematerialised(raw: Mapping[str, Any], how: str, only_more: bool = False) -> Overrides:
+def rematerialised(raw: Mapping[str, Any], how: str, only_more: bool = False, only_less: bool = False) -> Overrides:
     """Makes every part of the model that can choose recompute `how`; {} where none can or all do already.
 
     Args:
       only_more: leaves those as they are that recompute more.
+      only_less: leaves those as they are that recompute less.
     """
     model, found = raw["model"], {}
     sections: list[tuple[str, Mapping[str, Any], Any]]
@@ -71,8 +77,11 @@ def rematerialised(raw: Mapping[str, Any], how: str, only_more: bool = False) ->
     for where, table, section in sections:
         fields = {field.name for field in dataclasses.fields(table[section["kind"]].Config)}
         now = section.get("rematerialise", "none")
-        more = now in REMATERIALISATION and REMATERIALISATION.index(now) > REMATERIALISATION.index(how)
-        if "rematerialise" in fields and now != how and not (only_more and more):
+        if "rematerialise" not in fields or now == how:
+            continue
+        # What is no name of a policy is neither more nor less than one.
+        further = now in REMATERIALISATION and REMATERIALISATION.index(now) - REMATERIALISATION.index(how)
+        if not (only_more and further > 0) and not (only_less and further < 0):
             found[f"{where}.rematerialise"] = how
     return found
 
@@ -90,8 +99,8 @@ def make_it_fit(
       The change and its plan; None where nothing helps.
     """
     capacity, need = plan.capacity_bytes or 0, plan.peak_bytes
-    tensor, fsdp = plan.mesh.get("tensor", 1), plan.mesh.get("fsdp", 1)
-    state = 3 * 4 * plan.parameters // (fsdp * tensor)
+    fsdp = plan.mesh.get("fsdp", 1)
+    state = _state_bytes(plan)
     best: Overrides = {}
 
     def fits(overrides: Overrides) -> tuple[Overrides, Plan] | None:
@@ -152,7 +161,7 @@ def search(
     while improved and time.monotonic() < end:
         improved = False
         for step in neighbours(override(raw, best), tried[flags(best)][1]):
-            overrides = {**best, **step}
+            overrides = changed_only(raw, {**best, **step})
             if flags(overrides) in tried:
                 continue
             if time.monotonic() > end:
@@ -176,26 +185,41 @@ def score(plan: Plan) -> float:
 
 
 def neighbours(raw: Mapping[str, Any], plan: Plan) -> Iterator[Overrides]:
-    """Recipes that differ in one setting: the mesh, what is computed again, the batch of a chip, the microbatches."""
+    """Recipes that differ in one setting: what is computed again, the batch of a chip, the mesh, the microbatches.
+
+    First comes what promises most. Where a step fits, to compute more again only makes it slower, unless it makes room
+    for a larger batch.
+    """
+    parts = raw["train"].get("accumulate", 1)
+    if plan.fits:
+        for how in REMATERIALISATION:
+            if change := rematerialised(raw, how, only_less=True):
+                yield change
+        yield {"train.batch_size": 2 * plan.batch_size}
+        for how in ("narrow_dots", "full") if _twice_is_too_much(plan) else ():
+            if change := rematerialised(raw, how, only_more=True):
+                yield {**change, "train.batch_size": 2 * plan.batch_size}
     fsdp, tensor = plan.mesh.get("fsdp", 1), plan.mesh.get("tensor", 1)
     left = plan.devices // plan.mesh.get("slice", 1) // plan.mesh.get("sequence", 1)
     shapes = [(fsdp // 2, tensor), (fsdp * 2, tensor), (fsdp // 4, tensor), (fsdp, tensor * 2), (fsdp, tensor // 2)]
-    if plan.fits:
-        for how in REMATERIALISATION:
-            if change := rematerialised(raw, how):
-                yield change
     for across, inside in shapes:
         if across >= 1 and inside >= 1 and left % (across * inside) == 0:
             yield {"mesh.data": left // (across * inside), "mesh.fsdp": across, "mesh.tensor": inside}
     if not plan.fits:
-        for how in reversed(REMATERIALISATION):
-            if change := rematerialised(raw, how):
+        for how in REMATERIALISATION[1:]:
+            if change := rematerialised(raw, how, only_more=True):
                 yield change
-    parts = raw["train"].get("accumulate", 1)
-    if plan.fits:
-        yield {"train.batch_size": 2 * plan.batch_size}
-        if parts > 1:
-            yield {"train.accumulate": parts // 2}
-    else:
         yield {"train.accumulate": 2 * parts}
         yield {"train.batch_size": plan.batch_size // 2}
+    elif parts > 1:
+        yield {"train.accumulate": parts // 2}
+
+
+def _twice_is_too_much(plan: Plan) -> bool:
+    """Whether twice the batch would hardly fit: all but parameters and moments grows with it."""
+    return plan.capacity_bytes is not None and 2 * plan.peak_bytes - _state_bytes(plan) > plan.capacity_bytes
+
+
+def _state_bytes(plan: Plan) -> int:
+    """Of a device's parameters and two moments of each."""
+    return 3 * 4 * plan.parameters // (plan.mesh.get("fsdp", 1) * plan.mesh.get("tensor", 1))
