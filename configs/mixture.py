@@ -79,9 +79,12 @@ def get_config(table: str = "") -> ConfigDict:
         splits += [f"table/{split}" for split in manifest["splits"] if split == "test"]
     config.optimizer = {"name": "adamw", "weight_decay": 0.05, "b2": 0.98, "clip": 1.0}
     config.schedule = {"kind": "cosine", "peak": 2e-3, "warmup": 100}
-    # Each step has 32 pairs, 64 sums and 16 rows of the table.
-    share = 16 * sum(config.data.sampling.weights.values())
-    config.train = {"steps": 1400, "batch_size": int(share), "accumulate": 1}
+    # 16 examples for each unit of weight: 32 pairs, 64 sums, and 16 rows of the table if there is one.
+    config.train = {
+        "steps": 1400,
+        "batch_size": 16 * int(sum(config.data.sampling.weights.values())),
+        "accumulate": 1,
+    }
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     config.precision = {"compute": "float32"}
     config.checkpoint = {"every": 700, "keep": 2}

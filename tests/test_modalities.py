@@ -7,6 +7,7 @@ import wave
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import sentencepiece
 import tokenizers
@@ -14,6 +15,7 @@ import tokenizers
 from mmjax.config import build
 from mmjax.errors import UserError
 from mmjax.modalities import MODALITIES, Audio, Image, Text
+from mmjax.modalities.image import border_colour
 
 RAW = {
     "image": np.arange(64, dtype=np.uint8).reshape(8, 8),
@@ -87,6 +89,21 @@ class TestImage:
         raw = np.full(shape, 255, np.uint8)
         values, _ = make("image", size=(16, 24), channels=channels, fit=fit, mean=(0.0,), std=(1.0,)).process(raw)
         np.testing.assert_allclose(values, 1.0, atol=1e-6)
+
+    @pytest.mark.parametrize("shape", [(20, 31, 3), (31, 20, 3), (7, 50, 3), (16, 24, 3), (40, 9, 3)])
+    @pytest.mark.parametrize("fit", ["crop", "pad"])
+    def test_another_aspect_ratio_comes_to_the_size_as_by_pillow(self, shape, fit):
+        raw = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        made, _ = make("image", size=(16, 24), fit=fit, mean=(0.0,), std=(1.0,)).process(raw)
+        for channel in range(3):
+            # A picture of floating-point numbers, which nothing rounds.
+            plane = PIL.Image.fromarray(raw[..., channel].astype(np.float32))
+            if fit == "crop":
+                expected = PIL.ImageOps.fit(plane, (24, 16), PIL.Image.Resampling.BICUBIC)
+            else:
+                colour = border_colour(raw)[channel]
+                expected = PIL.ImageOps.pad(plane, (24, 16), PIL.Image.Resampling.BICUBIC, color=colour)
+            np.testing.assert_allclose(made[..., channel] * 255, np.asarray(expected).clip(0, 255), atol=2e-3)
 
     def test_a_picture_of_the_right_size_is_not_touched(self):
         raw = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)

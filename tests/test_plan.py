@@ -171,36 +171,61 @@ def test_a_search_finds_the_fastest_mesh_that_fits():
     assert "--config.mesh.fsdp=4" in search.flags(overrides)
 
 
-def test_a_search_plans_nothing_twice_and_takes_a_larger_batch_that_fits_with_less_kept():
+@pytest.mark.parametrize("stated", [{}, {"model.encoders.text.rematerialise": "dots", "mesh.data": -1}])
+def test_a_search_plans_nothing_twice_and_takes_a_larger_batch_that_fits_with_less_kept(stated):
     import dataclasses
 
-    raw = search.override(plain(small_recipe()), {"model.encoders.text.rematerialise": "dots"})
+    raw = search.override(plain(small_recipe()), stated)
     base, _ = make_plan("small", "this machine", Experiment(raw))
     # Of 10 bytes nine are activations: twice the batch needs 19 of 16, or 10 where half is computed again.
-    base = dataclasses.replace(base, fits=True, peak_bytes=10, capacity_bytes=16, parameters=0, step_seconds=1.0)
+    needs, seconds = {"none": 9, "dots": 9, "narrow_dots": 4, "full": 2}, {"none": 1, "dots": 1, "narrow_dots": 1.02}
     tried = []
 
     def attempt(overrides):
-        tried.append(overrides)
-        how = overrides.get("model.encoders.text.rematerialise", "dots")
-        times = overrides.get("train.batch_size", 16) / 16
-        peak = 1 + {"none": 20, "dots": 9, "narrow_dots": 4, "full": 2}[how] * times
-        seconds = times * {"none": 0.9, "dots": 1.0, "narrow_dots": 1.02, "full": 1.3}[how] - 0.1 * (times - 1)
+        section = search.override(raw, overrides)
+        how = section["model"]["encoders"]["text"].get("rematerialise", "none")
+        times, mesh = section["train"]["batch_size"] / 16, section["mesh"]
+        data = mesh["data"] if mesh["data"] > 0 else 8 // (mesh.get("fsdp", 1) * mesh.get("tensor", 1))
+        tried.append((how, times, data, mesh.get("fsdp", 1), mesh.get("tensor", 1), section["train"].get("accumulate")))
+        peak = 1 + needs[how] * times
         return dataclasses.replace(
-            base, batch_size=int(16 * times), fits=peak <= 16, peak_bytes=int(peak), step_seconds=seconds
+            base,
+            mesh={"data": data, "fsdp": mesh.get("fsdp", 1), "tensor": mesh.get("tensor", 1)},
+            batch_size=int(16 * times),
+            parameters=0,
+            capacity_bytes=16,
+            fits=peak <= 16,
+            peak_bytes=int(peak),
+            step_seconds=times * seconds.get(how, 1.3) - 0.1 * (times - 1) + 0.01 * (8 - data),
         )
 
-    ranking = search.search(raw, base, attempt, 60, lambda what: None)
-    assert ranking[0][0] == {"model.encoders.text.rematerialise": "narrow_dots", "train.batch_size": 32}
-    names = [search.flags(overrides) for overrides in tried]
-    assert len(set(names)) == len(names) and "" not in names
+    first = attempt({})
+    ranking = search.search(raw, first, attempt, 60, lambda what: None)
+    overrides, best = ranking[0]
+    assert overrides["train.batch_size"] == best.batch_size == 32
+    assert overrides["model.encoders.text.rematerialise"] == "narrow_dots" and best.mesh["data"] == 8
+    assert len(set(tried)) == len(tried) == len(ranking) > 5
     # With room to spare, more is computed again only for a larger batch.
-    assert not any(
-        how in ("narrow_dots", "full") and "train.batch_size" not in overrides
-        for overrides in tried
-        for how in [overrides.get("model.encoders.text.rematerialise")]
-    )
-    assert all(search.override(raw, {key: value}) != raw for each, _ in ranking for key, value in each.items())
+    assert not any(how in ("narrow_dots", "full") and times == 1 for how, times, *_ in tried)
+
+
+def test_a_ranking_is_one_line_a_plan_however_narrow_the_terminal_and_ends_with_flags_to_paste():
+    import dataclasses
+    import io
+
+    from rich.console import Console
+
+    from mmjax.planning.report import print_ranking
+
+    plan, _ = make_plan("small", "this machine", Experiment(small_recipe()))
+    plan = dataclasses.replace(plan, fits=True)
+    changes = {"model.encoders.image.rematerialise": "narrow_dots", "model.encoders.text.rematerialise": "narrow_dots"}
+    out = io.StringIO()
+    print_ranking(Console(file=out, width=40), [(changes, plan), ({}, dataclasses.replace(plan, fits=False))])
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 6 and lines[2].endswith(" ".join(f"{key}={value}" for key, value in changes.items()))
+    assert "(too much)" in lines[3] and lines[3].endswith("as the recipe says")
+    assert lines[5].strip() == search.flags(changes)
 
 
 @pytest.mark.parametrize(

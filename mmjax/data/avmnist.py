@@ -25,7 +25,7 @@ from mmjax.errors import UserError, nearest
 from mmjax.files import cache_folder
 
 # Raised whenever the records change, so that nobody goes on with old ones.
-VERSION = "1.0.0"
+VERSION = "1.0.1"
 SPLITS = ("train", "validation", "test")
 
 

@@ -69,7 +69,7 @@ class BatchFunction:
         found, epochs = self._order(int(step), self._rows)
         slots = np.flatnonzero(found >= 0).tolist()
         for slot, number in zip(slots, found[slots].tolist(), strict=True):
-            # One at a time, so that what a picture was decoded into is used again for the next.
+            # One at a time, so that the memory that a picture was decoded into is used again.
             record, row = self._read(number, troubles), int(self._places[slot])
             # The epochs wrap around before the ids leave 32 bits.
             ids[slot] = number + size * (int(epochs[slot]) % (LARGEST_STEP // size))

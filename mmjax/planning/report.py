@@ -138,21 +138,19 @@ def print_remedy(console: Console, found: tuple[Overrides, Plan] | None) -> None
 
 def print_ranking(console: Console, ranking: list[tuple[Overrides, Plan]]) -> None:
     """What a search found, the winner as flags to paste."""
-    # The changes are long: they come last, and only a terminal may break them.
-    wide = Console(file=console.file, quiet=console.quiet, highlight=False, width=1000)
-    table = Table(title="searched", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name in ("peak", "step", "utilisation", "examples/s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("change", no_wrap=True)
+    console.print("searched", style="bold")
+    # The changes are long: they come last, and only the terminal breaks them.
+    row = "{:>20} {:>11} {:>12} {:>12}  {}"
+    console.print(row.format("peak", "step", "utilisation", "examples/s", "change"), soft_wrap=True)
     for overrides, plan in ranking:
-        table.add_row(
+        cells = (
             amount(plan.peak_bytes) + ("" if plan.fits else " (too much)"),
             "–" if plan.step_seconds is None else milliseconds(plan.step_seconds),
             "–" if plan.utilisation is None else f"{plan.utilisation:.1%}",
             "–" if plan.examples_per_second is None else f"{plan.examples_per_second:,.0f}",
             " ".join(f"{key}={value}" for key, value in overrides.items()) or "as the recipe says",
         )
-    wide.print(table)
+        console.print(row.format(*cells), markup=False, soft_wrap=True)
     overrides, plan = ranking[0]
     if plan.fits:
         console.print("The fastest, to paste:", style="bold")

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from mmjax.config import build
 from mmjax.encoders import ENCODERS
 from mmjax.errors import UserError
 from mmjax.fusion import FUSIONS
 from mmjax.planning.plan import Plan, Planned, make_plan
+from mmjax.sharding import MeshConfig
 
 Overrides = dict[str, Any]
 """{"mesh.fsdp": 16}: what a user pastes as --config.mesh.fsdp=16."""
@@ -68,7 +70,7 @@ def trial(recipe: str, topology: str, raw: Mapping[str, Any], build: Callable[[d
 def _return_memory() -> None:
     """Gives back what the compiler has freed, which the process keeps otherwise: GiB after a few plans."""
     # Only glibc has it.
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -79,12 +81,8 @@ def rematerialised(raw: Mapping[str, Any], how: str, only_more: bool = False, on
       only_more: leaves those as they are that recompute more.
       only_less: leaves those as they are that recompute less.
     """
-    model, found = raw["model"], {}
-    sections: list[tuple[str, Mapping[str, Any], Any]]
-    sections = [(f"model.encoders.{name}", ENCODERS, section) for name, section in model["encoders"].items()]
-    if model.get("fusion"):
-        sections.append(("model.fusion", FUSIONS, model["fusion"]))
-    for where, table, section in sections:
+    found = {}
+    for where, table, section in _parts(raw):
         fields = {field.name for field in dataclasses.fields(table[section["kind"]].Config)}
         now = section.get("rematerialise", "none")
         if "rematerialise" not in fields or now == how:
@@ -94,6 +92,14 @@ def rematerialised(raw: Mapping[str, Any], how: str, only_more: bool = False, on
         if not (only_more and further > 0) and not (only_less and further < 0):
             found[f"{where}.rematerialise"] = how
     return found
+
+
+def _parts(raw: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """(key, table of kinds, section) of each encoder and the fusion."""
+    model = raw["model"]
+    parts: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]
+    parts = [(f"model.encoders.{name}", ENCODERS, section) for name, section in model["encoders"].items()]
+    return [*parts, ("model.fusion", FUSIONS, model["fusion"])] if model.get("fusion") else parts
 
 
 def make_it_fit(
@@ -165,14 +171,15 @@ def search(
       All that was tried, the fastest that fits first.
     """
     end = time.monotonic() + seconds
-    tried: dict[str, tuple[Overrides, Plan]] = {"": ({}, first)}
+    tried: dict[str, tuple[Overrides, Plan]] = {_settings(raw, first.devices): ({}, first)}
     best: Overrides = {}
-    improved = True
+    fastest, improved = first, True
     while improved and time.monotonic() < end:
         improved = False
-        for step in neighbours(override(raw, best), tried[flags(best)][1]):
+        for step in neighbours(override(raw, best), fastest):
             overrides = changed_only(raw, {**best, **step})
-            if flags(overrides) in tried:
+            settings = _settings(override(raw, overrides), first.devices)
+            if settings in tried:
                 continue
             if time.monotonic() > end:
                 break
@@ -180,11 +187,20 @@ def search(
             plan = attempt(overrides)
             if plan is None:
                 continue
-            tried[flags(overrides)] = (overrides, plan)
-            if score(plan) > score(tried[flags(best)][1]):
-                best, improved = overrides, True
+            tried[settings] = (overrides, plan)
+            if score(plan) > score(fastest):
+                best, fastest, improved = overrides, plan, True
                 break
     return sorted(tried.values(), key=lambda item: -score(item[1]))
+
+
+def _settings(raw: Mapping[str, Any], devices: int) -> str:
+    """What a search changes of a recipe, the same where two recipes say the same in different ways."""
+    sizes = build(MeshConfig, raw.get("mesh", {}), "mesh").sizes
+    known = math.prod(size for size in sizes if size != -1)
+    mesh = [devices // known if size == -1 else size for size in sizes]
+    parts = [(where, section.get("rematerialise", "none")) for where, _, section in _parts(raw)]
+    return repr((mesh, parts, raw["train"].get("accumulate", 1), raw["train"]["batch_size"]))
 
 
 def score(plan: Plan) -> float:
