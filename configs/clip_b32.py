@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
             },
             "text": {"length": 77, "tokenizer": "bytes", "vocabulary": 49_408, "lowercase": True},
         },
-        "workers": 0,
+        "workers": -1,
     }
     config.model = {
         "encoders": {

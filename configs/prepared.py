@@ -109,7 +109,7 @@ def get_config(argument: str = "prepared/mine") -> ConfigDict:
         "augment": {},
         # --config.data.packing.slots=16 packs examples of different sizes: about eight fill a row.
         "packing": {"slots": 1, "budgets": {name: 8 * tokens for name, (_, _, tokens) in inputs.items() if tokens}},
-        "workers": 0,
+        "workers": -1,
     }
     config.model = {
         "encoders": {name: {**encoder, **_TRUNK} for name, (encoder, _, _) in inputs.items()},

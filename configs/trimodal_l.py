@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
         },
         # So that the model also learns to answer without one of them.
         "absent": {"image": 0.1, "audio": 0.1, "text": 0.1},
-        "workers": 8,
+        "workers": -1,
     }
     config.model = {
         "encoders": {

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmjax.config import Count, NonNegative, Rate, Within, build, choose, refusals
+from mmjax.config import AtLeast, Count, Rate, Within, build, choose, refusals
 from mmjax.data import Dataset, make_dataset
 from mmjax.data.dataset import check_split
 from mmjax.data.packing import Packing, PackingConfig
 from mmjax.data.pipeline import Pipeline, prefetch_to_device
 from mmjax.data.sampling import FilterConfig, SamplingConfig
+from mmjax.data.workers import worker_count
 from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluateConfig, Evaluator, subset_name, subsets
 from mmjax.layers import Precision
@@ -56,7 +57,8 @@ class DataConfig:
       filter: {column: what it must say for a record to be trained on}; see `mmjax.data.sampling.FilterConfig`.
       packing: how several examples share each row of the inputs; see `mmjax.data.packing.PackingConfig`. By default
         each example has a row of its own.
-      workers: processes that load data; 0 loads in threads of the main process.
+      workers: processes that load data; 0 loads in a thread of the main process. -1 takes as many as the host's cores
+        and half of its free memory allow, and none where the devices are a CPU.
       prefetch: batches that are loaded ahead.
     """
 
@@ -67,7 +69,7 @@ class DataConfig:
     sampling: SamplingConfig | None = None
     filter: dict[str, FilterConfig] = dataclasses.field(default_factory=dict)
     packing: PackingConfig = PackingConfig()
-    workers: NonNegative = 0
+    workers: Annotated[int, AtLeast(-1)] = 0
     prefetch: Count = 4
 
 
@@ -299,9 +301,18 @@ class Experiment:
             sampling=data.sampling,
             filters=data.filter,
             packing=self.packing,
-            workers=data.workers,
+            workers=self._workers,
             prefetch=data.prefetch,
         )
+
+    @property
+    def _workers(self) -> int:
+        data = self.data_config
+        if data.workers >= 0:
+            return data.workers
+        leaves = jax.tree.leaves(self.abstract_batch)
+        batch_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // jax.process_count()
+        return worker_count(batch_bytes, data.prefetch, self.mesh.devices.flat[0].platform)
 
     @functools.cached_property
     def examples_per_step(self) -> float:

@@ -109,7 +109,7 @@ WRONG_RECIPES = {
     "config.data.inputs.image.channels = True": "data.inputs.image.channels: True is not a choice",
     "raise SystemExit(3)": " raises SystemExit: 3; correct the recipe",
     "config.model.encoders.image.patch = 16": "patch 16 exceeds the image 8x8",
-    "config.data.workers = -1": "data.workers: -1 is out of range",
+    "config.data.workers = -2": "data.workers: -2 is out of range",
     "config.data.absent.image = 1.5": "data.absent.image: 1.5 is out of range; give a value in [0.0, 1.0)",
     "config.checkpoint.every = 0": "checkpoint.every: 0 is out of range",
     "config.evaluate.every = -1": "evaluate.every: -1 is out of range",

@@ -186,7 +186,7 @@ class TestSpeech:
         utterances = [speech.Utterance(word) for word in arithmetic.WORDS]
         progress: list[int] = []
         beside = speech.synthesise(utterances, progress.append)
-        monkeypatch.setattr(speech, "_visible_cores", lambda: 1)
+        monkeypatch.setattr(speech, "visible_cores", lambda: 1)
         assert all(map(np.array_equal, beside, speech.synthesise(utterances)))
         assert sum(progress) == 10
 

@@ -46,6 +46,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
 
 def examine() -> dict[str, Any]:
     """Returns the facts as plain values, the same as `--json` prints."""
+    from mmjax.data.workers import visible_cores
+
     extras = {name: _has(groups) for name, groups in EXTRAS.items()}
     devices, error = _devices()
     data = Path(os.environ.get("MMJAX_CACHE") or Path.home() / ".cache" / "mmjax").expanduser()
@@ -58,7 +60,7 @@ def examine() -> dict[str, Any]:
         "host": {
             "system": f"{platform.system()} {platform.machine()}",
             "cores": os.cpu_count(),
-            "visible_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "visible_cores": visible_cores(),
             "memory_bytes": _host_memory(),
         },
         "data": {

@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mmjax.data.workers import visible_cores
 from mmjax.errors import UserError, nearest
 
 RATE = 16_000
@@ -74,7 +75,7 @@ def synthesise(
         check_variant(voice, known)
     size = _UTTERANCES_IN_A_PROCESS
     parts = [utterances[start : start + size] for start in range(0, len(utterances), size)]
-    with concurrent.futures.ThreadPoolExecutor(max_workers=_visible_cores()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(max_workers=visible_cores()) as pool:
         spoken = pool.map(lambda part: _speak_in_a_process(part, advance), parts)
         return [samples for part in spoken for samples in part]
 
@@ -103,10 +104,6 @@ def _data_folder() -> pathlib.Path:
         remedy = "pip install 'mmjax[demo]'"
         raise UserError("data", "speech synthesis needs the package espeakng-loader", remedy) from None
     return pathlib.Path(espeakng_loader.get_data_path())
-
-
-def _visible_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _speak_in_a_process(utterances: Sequence[Utterance], advance: Callable[[int], None]) -> list[np.ndarray]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+from mmjax.data.workers import visible_cores
 from mmjax.errors import UserError
 
 
@@ -104,10 +104,6 @@ def make_runner(name: str, workers: int) -> Iterator[Any]:
         yield runner
     finally:
         runner.close()
-
-
-def visible_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _one_thread() -> None:
