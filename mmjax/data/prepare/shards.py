@@ -23,7 +23,7 @@ from mmjax.errors import UserError
 
 RESERVED = ("key", "present")
 # One record a group, for quick access to any of them: what Grain asks for. Pictures and sounds hardly become smaller;
-# Snappy reads them in a third of the time of the default and still halves tables and texts.
+# Snappy reads them in a third of the time of the default and still halves tables.
 _OPTIONS = "group_size:1,snappy"
 
 
