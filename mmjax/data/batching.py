@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.dataset import Record, Source, dropped
+from mmjax.data.memory import Memory
 from mmjax.data.order import Order
 from mmjax.data.rows import Rows
 from mmjax.modalities.augmentation import Augmentation
@@ -26,7 +27,7 @@ class BatchFunction:
     Args:
       source: the records.
       names: of the inputs that the model takes.
-      make_rows: makes what takes the inputs of so many examples.
+      make_rows: makes what takes the inputs of so many examples, in this memory.
       targets: {name of a target: its shape and dtype}.
       order: which records are in the batch of a data step.
       rows: which rows of the global batch to make.
@@ -40,7 +41,7 @@ class BatchFunction:
         self,
         source: Source,
         names: Sequence[str],
-        make_rows: Callable[[int], Rows],
+        make_rows: Callable[[int, Memory], Rows],
         targets: Mapping[str, TargetSpec],
         order: Order,
         rows: np.ndarray,
@@ -54,11 +55,12 @@ class BatchFunction:
         self._order, self._rows = order, rows
         self._places = (rows[:, None] * slots + np.arange(slots)).reshape(-1)
         self._seed, self._absent, self._augment = seed, absent, augment
+        self._memory = Memory()
 
     def __call__(self, step: int) -> tuple[Batch, tuple[str, ...]]:
         """Returns the batch, and a line for each record or input that is broken."""
         size, count = len(self._source), len(self._places)
-        rows = self._make_rows(count)
+        rows = self._make_rows(count, self._memory)
         targets = {
             name: Target(np.zeros((count, *spec.shape), spec.dtype), np.zeros(count, np.float32))
             for name, spec in self._targets.items()

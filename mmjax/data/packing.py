@@ -16,6 +16,7 @@ import numpy as np
 
 from mmjax.config import Count
 from mmjax.data.dataset import Dataset
+from mmjax.data.memory import Memory
 from mmjax.data.order import Order
 from mmjax.data.packed_order import Packed
 from mmjax.data.rows import SharedRows
@@ -115,5 +116,5 @@ class Packing:
         budgets = np.array([config.budgets[name] for name in names])
         return Packed(order, lengths, budgets, config.slots, config.window, self.rows(batch_size), seed, windows)
 
-    def shared_rows(self, rooms: Mapping[str, np.ndarray] | None, count: int, slots: int) -> SharedRows:
-        return SharedRows(self.modalities, self.specs, rooms, count, slots)
+    def shared_rows(self, rooms: Mapping[str, np.ndarray] | None, count: int, memory: Memory, slots: int) -> SharedRows:
+        return SharedRows(self.modalities, self.specs, rooms, count, memory, slots)

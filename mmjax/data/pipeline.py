@@ -18,6 +18,7 @@ from absl import flags, logging
 
 from mmjax.data.batching import LARGEST_STEP, BatchFunction
 from mmjax.data.dataset import Dataset, Source, check_split
+from mmjax.data.memory import Memory
 from mmjax.data.order import Once, Order
 from mmjax.data.packed_order import Packed
 from mmjax.data.packing import Packing
@@ -190,7 +191,7 @@ class Pipeline:
     def _function(self, split, order, batch_size, rows, absent, augment) -> BatchFunction:
         _check_batch_size(batch_size)
         source, slots = self._source(split), 1
-        make_rows: Callable[[int], Rows] = functools.partial(OwnRows, self.modalities)
+        make_rows: Callable[[int, Memory], Rows] = functools.partial(OwnRows, self.modalities)
         if self.packing:
             batch_size, slots = self.packing.rows(batch_size), self.packing.config.slots
             make_rows = functools.partial(self.packing.shared_rows, self._rooms(split, self.packing), slots=slots)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mmjax.data.memory import Memory
 from mmjax.modalities import Modality
 from mmjax.tokens import Input, InputSpec
 
@@ -28,14 +29,14 @@ class Rows(Protocol):
 class OwnRows:
     """Each example has a row of its own."""
 
-    def __init__(self, modalities: Mapping[str, Modality], count: int):
+    def __init__(self, modalities: Mapping[str, Modality], count: int, memory: Memory):
         self._modalities = modalities
-        self.inputs = {name: self._absent(modality.spec, count) for name, modality in modalities.items()}
+        self.inputs = {name: self._absent(modality.spec, count, memory) for name, modality in modalities.items()}
 
     @staticmethod
-    def _absent(spec: InputSpec, count: int) -> Input:
+    def _absent(spec: InputSpec, count: int, memory: Memory) -> Input:
         mask = np.zeros((count, *spec.shape[: spec.mask_rank]), bool)
-        return Input(np.zeros((count, *spec.shape), spec.dtype), mask)
+        return Input(memory.zeros((count, *spec.shape), spec.dtype), mask)
 
     def put(self, name: str, place: int, number: int, raw: Any) -> None:
         value, mask = self._modalities[name].process(raw)
@@ -55,6 +56,7 @@ class SharedRows:
       rooms: {name: int [records], how many elements were planned for each}; without, a row is planned for one example.
       count: of the examples.
       slots: E, examples that share a row.
+      memory: what the values are written into.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class SharedRows:
         specs: Mapping[str, InputSpec],
         rooms: Mapping[str, np.ndarray] | None,
         count: int,
+        memory: Memory,
         slots: int,
     ):
         self._modalities, self._rooms, self._slots = modalities, rooms, slots
@@ -70,7 +73,7 @@ class SharedRows:
         self._filled = {name: np.zeros(rows, np.int64) for name in specs}
         self.inputs = {
             name: Input(
-                np.zeros((rows, *spec.shape), spec.dtype),
+                memory.zeros((rows, *spec.shape), spec.dtype),
                 np.zeros((rows, spec.shape[0]), bool),
                 np.zeros((rows, spec.shape[0], spec.axes), np.float32),
                 np.zeros((rows, spec.shape[0]), np.int32),

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mmjax.data.memory import Memory
 from mmjax.data.packing import Packing
 from mmjax.data.rows import OwnRows, Rows
 from mmjax.errors import UserError
@@ -98,7 +99,9 @@ class Aligner:
 
     def _inputs(self, rows: Sequence[Mapping[str, Any]], size: int) -> dict[str, Input]:
         made: Rows = (
-            self._packing.shared_rows(None, size, slots=1) if self._packing else OwnRows(self._modalities, size)
+            self._packing.shared_rows(None, size, Memory(), slots=1)
+            if self._packing
+            else OwnRows(self._modalities, size, Memory())
         )
         for place, row in enumerate(rows):
             for name in self._modalities:

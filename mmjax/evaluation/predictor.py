@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mmjax.data.memory import Memory
 from mmjax.data.packing import Packing
 from mmjax.data.rows import OwnRows
 from mmjax.errors import UserError, nearest
@@ -40,7 +41,8 @@ def read_inputs(
             raise UserError(f"--{name}", f"the run has no input {name!r}", nearest(name, modalities))
     if not arguments:
         raise UserError("mmjax predict", "no input is given", f"give {known}")
-    rows = packing.shared_rows(None, 1, slots=1) if packing else OwnRows(modalities, 1)
+    memory = Memory()
+    rows = packing.shared_rows(None, 1, memory, slots=1) if packing else OwnRows(modalities, 1, memory)
     for name, argument in arguments.items():
         where = f"--{name}"
         raw = modalities[name].read(argument, where)

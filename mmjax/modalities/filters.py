@@ -17,8 +17,9 @@ import numpy as np
 if TYPE_CHECKING:
     import scipy.sparse
 
-# Columns of a large picture that are filtered together: more lines than the processor's caches hold take twice as long.
-_LARGE, _STRIP = 2**21, 256
+# Numbers that are filtered together, some columns of all lines, so that they stay in the processor's cache; and the
+# fewest columns, as a product of short rows takes longer.
+_STRIP, _NARROWEST = 2**17, 32
 
 # {kind: (how far a filter reaches, its weight at a distance)}, in pixels of the coarser of the two pictures; as Pillow.
 _KINDS = {
@@ -57,11 +58,12 @@ def resize(
         # Of a picture that is much wider than high, lines are shortened first.
         return _turned(resize(_turned(pixels), size[::-1], kind, (left, top, right, bottom)))
     part = pixels[rows, columns]
-    strip = _STRIP if part.size > _LARGE else width
-    strips = [part[:, start : start + strip].astype(np.float32) for start in range(0, width, strip)]
-    strips = [_turned(_along_lines(vertical, each)) for each in strips]
-    values = strips[0] if len(strips) == 1 else np.concatenate(strips)
-    values = _turned(_along_lines(horizontal, values))
+    lines = np.empty((width, size[0], *part.shape[2:]), np.float32)
+    strip = max(_NARROWEST, _STRIP * width // part.size)
+    for start in range(0, width, strip):
+        few = slice(start, start + strip)
+        lines[few] = _turned(_along_lines(vertical, part[:, few].astype(np.float32)))
+    values = _turned(_along_lines(horizontal, lines))
     if kind in ("bicubic", "lanczos"):
         # Their negative weights overshoot at edges.
         np.clip(values, 0, 255, out=values)
