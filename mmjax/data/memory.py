@@ -1,7 +1,7 @@
 """Arrays of zeros in memory that arrays before have used, for batches, which are all alike.
 
-The kernel clears each new page, and a virtual machine may have to ask its host for it: of the time that a batch of
-pictures takes, this saves a twentieth.
+The kernel clears each new page, and a virtual machine may have to ask its host for it: of the time that batches of
+pictures take, this saves a twentieth, and a fifth where worker processes make them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Memory:
 
 
 class _Owner:
-    """The base of an array and of all views of it. (Were it an array itself, NumPy would name the block as their base.)"""
+    """The base of an array and of all its views. (Were it an array, NumPy would name the block as that of views.)"""
 
     def __init__(self, block: np.ndarray):
         self.__array_interface__ = block.__array_interface__
