@@ -1,7 +1,8 @@
 """Inputs of one row that do not belong together, as where a file was given the name of another.
 
 With a model that was trained to tell pairs from other pairs (`--alignment`): how much more probable it holds the two
-inputs of a row than either with the inputs of other rows. Without one, where there is a label: which input contradicts
+inputs of a row than either with the inputs of other rows. What it confuses time and again is learnt from the other rows
+wherever they tell more of pairs than the model by itself. Without one, where there is a label: which input contradicts
 the label, while another one agrees with it. Where neither can be told, nothing is suspected, and the report says so.
 """
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from mmjax.data.prepare.checks.labels import Labelled, labelled, suspicions
 from mmjax.data.prepare.examined import Examined, Finding
+from mmjax.data.prepare.left_out import LeftOut
 
 CHECK = "misaligned"
 
@@ -69,7 +71,9 @@ def _by_model(examined: Examined) -> Iterator[Finding]:
         parts = -(-len(rows) // _MOST)
         for start in range(parts):
             part = np.arange(start, len(rows), parts)
-            wrong, told = unlikely_pairs(one[part], other[part])
+            known = [_features(examined, name, rows[part]) for name in (first, second)]
+            candidates = [(one[part], other[part]), corrected(one[part], other[part], *known)]
+            wrong, told = max((unlikely_pairs(*each) for each in candidates), key=lambda judged: judged[1])
             if told < _TOLD:
                 _not_judged(examined, f"the model of --alignment tells too little of {first} and {second}")
                 break
@@ -81,6 +85,40 @@ def _by_model(examined: Examined) -> Iterator[Finding]:
 def _not_judged(examined: Examined, why: str) -> None:
     before = examined.not_judged.get(CHECK)
     examined.not_judged[CHECK] = f"{before}; {why}" if before else why
+
+
+def _features(examined: Examined, name: str, rows: np.ndarray) -> np.ndarray | None:
+    """What this command itself knows of an input of these rows, where it does of all."""
+    numbers, values = examined.features(name)
+    place = np.full(examined.job.rows, -1)
+    place[numbers] = np.arange(len(numbers))
+    return values[place[rows]] if values.size and (place[rows] >= 0).all() else None
+
+
+def corrected(
+    one: np.ndarray, other: np.ndarray, one_known: np.ndarray | None, other_known: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings whose cosine says how alike a partner is to what all other rows let one expect.
+
+    A model that takes one voice's "six" for a "three" does so in many rows, and these know what belongs to it.
+
+    Args:
+      one, other: float [rows, width], each row of length 1.
+      one_known, other_known: float [rows, n], what else is known of each input, if anything.
+
+    Returns:
+      Two arrays [rows, sides * width]; the cosine is the mean over both sides and all that is known of each.
+    """
+    everyone = np.ones(len(one), bool)
+
+    def expected(features: np.ndarray, partners: np.ndarray) -> np.ndarray:
+        values = LeftOut(features).predict(partners.astype(np.float64), everyone)
+        return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+
+    pairs = [(expected(features, other), other) for features in (one, one_known) if features is not None]
+    pairs += [(one, expected(features, one)) for features in (other, other_known) if features is not None]
+    first, second = (np.concatenate(sides, axis=1) / np.sqrt(len(pairs)) for sides in zip(*pairs, strict=True))
+    return first.astype(np.float32), second.astype(np.float32)
 
 
 def unlikely_pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, float]:
