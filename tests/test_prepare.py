@@ -408,7 +408,9 @@ def test_faults_are_found_and_nothing_else():
 @pytest.mark.parametrize(
     "text, fault",
     [("a dog on the beach", None), (" ... ", "empty"), ("", "empty"), ("IMG_2041.jpg", "boilerplate"),
-     ("Click here for more", "boilerplate"), ("n/a", "boilerplate"), ("ein Hund läuft am Strand", "language")],
+     ("Click here for more", "boilerplate"), ("n/a", "boilerplate"), ("ein Hund läuft am Strand", "language"),
+     ("a frog sits on a log in a pond", None), ("404 passengers boarded the ship", None), ("[image]", "boilerplate"),
+     ("please share this cake with your friends", None), ("Please log in to continue", "boilerplate")],
 )  # fmt: skip
 def test_texts_that_say_nothing_are_found(text, fault):
     kind = KINDS["text"](KINDS["text"].Config(language=("en",)))
@@ -503,6 +505,16 @@ def test_whole_copies_go_and_pictures_with_two_captions_stay(tmp_path):
     run(write_table(folder, rows), tmp_path / "out")
     assert findings(tmp_path / "out") == [("copy", "duplicate"), ("retold", "shared")]
     assert set(records(tmp_path / "out")) == {*(f"k{number}" for number in range(8)), "retold"}
+
+
+def test_of_a_chain_of_near_duplicates_those_stay_that_are_no_copies_of_each_other(tmp_path):
+    words = [f"word{number:02}" for number in range(40)]
+    # Each differs from the one before in four of forty words, so that the first and the last have little in common.
+    texts = [" ".join([f"other{number:02}" for number in range(4 * turn)] + words[4 * turn :]) for turn in range(6)]
+    path = write_table(tmp_path, [{"key": turn, "text": text} for turn, text in enumerate([*texts, texts[0]])])
+    run(path, tmp_path / "out")
+    gone = {key for key, check in findings(tmp_path / "out") if check == "duplicate"}
+    assert gone == {"1", "3", "5", "6"}
 
 
 def test_rows_of_training_that_are_in_test_too_go_from_training(tmp_path):

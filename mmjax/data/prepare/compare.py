@@ -14,9 +14,16 @@ from mmjax.data.prepare.job import Job
 _PART = 512
 
 
-def write_pairs(work: pathlib.Path, name: str, pairs: np.ndarray) -> int:
-    """Notes which rows are to be compared, and returns the number of parts. What was compared already stays."""
-    folder, digest = work / "compared" / name, hashlib.sha256(pairs.tobytes()).hexdigest()
+def write_pairs(work: pathlib.Path, name: str, turn: int, pairs: np.ndarray) -> int:
+    """Notes which rows are to be compared, and returns the number of parts. What was compared already stays.
+
+    Args:
+      work: where unfinished things lie.
+      name: of the column.
+      turn: a column may be compared several times, and each has its number.
+      pairs: int64 [n, 2].
+    """
+    folder, digest = _folder(work, name, turn), hashlib.sha256(pairs.tobytes()).hexdigest()
     noted = folder / "pairs.sha256"
     if not noted.exists() or noted.read_text() != digest:
         shutil.rmtree(folder, ignore_errors=True)
@@ -25,9 +32,9 @@ def write_pairs(work: pathlib.Path, name: str, pairs: np.ndarray) -> int:
     return -(-len(pairs) // _PART)
 
 
-def compare_pairs(job: Job, name: str, part: int) -> None:
+def compare_pairs(job: Job, name: str, turn: int, part: int) -> None:
     """Writes how alike the two rows of each pair of a part are, unless that is done."""
-    folder = job.work / "compared" / name
+    folder = _folder(job.work, name, turn)
     path = folder / f"{part:07}.npz"
     if path.exists():
         return
@@ -38,10 +45,14 @@ def compare_pairs(job: Job, name: str, part: int) -> None:
     write_arrays(path, {"scores": np.asarray(scores)})
 
 
-def read_scores(work: pathlib.Path, name: str, parts: int) -> np.ndarray:
+def read_scores(work: pathlib.Path, name: str, turn: int, parts: int) -> np.ndarray:
     """The scores of all pairs."""
     found = [np.zeros(0)]
     for part in range(parts):
-        with np.load(work / "compared" / name / f"{part:07}.npz") as arrays:
+        with np.load(_folder(work, name, turn) / f"{part:07}.npz") as arrays:
             found.append(arrays["scores"])
     return np.concatenate(found)
+
+
+def _folder(work: pathlib.Path, name: str, turn: int) -> pathlib.Path:
+    return work / "compared" / str(turn) / name

@@ -146,10 +146,14 @@ class Examined:
         wanted = self.alive[rows] & self.present[name][rows]
         rows, hashes = rows[wanted], hashes[wanted]
         pairs = rows[kind.candidates(hashes)] if len(rows) else np.zeros((0, 2), np.int64)
-        parts = write_pairs(self.job.work, name, pairs)
-        self._run(f"Comparing {name}", compare_pairs, [(self.job, name, part) for part in range(parts)])
-        same = pairs[read_scores(self.job.work, name, parts) >= getattr(kind.config, "alike", 1.0)]
-        return joined(self.job.rows, same)
+        return joined(self.job.rows, pairs[self.near(name, 0, pairs)])
+
+    def near(self, name: str, turn: int, pairs: np.ndarray) -> np.ndarray:
+        """bool [n]: of pairs of rows, int64 [n, 2], which are near duplicates in a column; see `write_pairs`."""
+        parts = write_pairs(self.job.work, name, turn, pairs)
+        self._run(f"Comparing {name}", compare_pairs, [(self.job, name, turn, part) for part in range(parts)])
+        scores = read_scores(self.job.work, name, turn, parts)
+        return scores >= getattr(self.job.kinds[name].config, "alike", 1.0)
 
     def features(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(numbers of rows, float16 [rows, n])."""

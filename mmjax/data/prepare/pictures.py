@@ -114,11 +114,12 @@ def likeness(one: np.ndarray, other: np.ndarray, rows: bool = True) -> float:
     Returns:
       At most 1, for pictures that are equal.
     """
-    directions = [(one, other), (other, one)]
-    found = [_search(larger, smaller, rows) for larger, smaller in directions]
-    at = int(np.argmax([score for score, _ in found]))
-    score, window = found[at]
-    return score if score < _HOPELESS else _refined(*directions[at], window, rows)
+    # Of a crop that leaves out little, the coarse search cannot say which of the two it is.
+    best = -np.inf
+    for larger, smaller in ((one, other), (other, one)):
+        score, window = _search(larger, smaller, rows)
+        best = max(best, score if score < _HOPELESS else _refined(larger, smaller, window, rows))
+    return float(best)
 
 
 # What encoding anew changes, in levels of 255: over a picture that is made small, and in a block of it.

@@ -10,6 +10,9 @@ import numpy as np
 from mmjax.data.prepare.examined import Examined, Finding, joined, members
 from mmjax.data.prepared import ordered
 
+# Of a chain of near duplicates so many rows may stay, as no copies of each other, before the others stay too.
+_TURNS = 8
+
 
 def duplicate(examined: Examined) -> Iterator[Finding]:
     """Rows whose inputs are all near duplicates of those of one other row in the same split.
@@ -17,15 +20,21 @@ def duplicate(examined: Examined) -> Iterator[Finding]:
     That with the most pixels and samples is kept, and of equals the first. An input that two rows share while another
     differs, such as a picture with two captions, makes them no duplicates: see `shared`.
     """
+    groups: list[list[int]] = []
     for several in _whole(examined):
         by_split: dict[str | None, list[int]] = {}
         for row in several:
             by_split.setdefault(examined.splits[row], []).append(row)
-        for rows in by_split.values():
-            kept = max(rows, key=lambda row: (examined.worth(row), -row))
-            for row in rows:
-                if row != kept:
-                    yield Finding(row, "duplicate", f"it is {examined.keys[kept]!r} once more", other=kept)
+        groups += [sorted(rows, key=lambda row: (-examined.worth(row), row)) for rows in by_split.values()]
+    for turn in range(1, _TURNS + 1):
+        # A row of a chain of near duplicates goes if it is one of the row that stays, and not only of its neighbours.
+        groups = [rows for rows in groups if len(rows) > 1]
+        pairs = np.asarray([(rows[0], row) for rows in groups for row in rows[1:]], np.int64).reshape(-1, 2)
+        copies = set(pairs[_copies(examined, turn, pairs), 1].tolist())
+        for kept, *rows in groups:
+            for row in sorted(copies.intersection(rows)):
+                yield Finding(row, "duplicate", f"it is {examined.keys[kept]!r} once more", other=kept)
+        groups = [[row for row in rows if row not in copies] for _, *rows in groups]
 
 
 def shared(examined: Examined) -> Iterator[Finding]:
@@ -94,6 +103,15 @@ def _whole(examined: Examined) -> Iterator[list[int]]:
     groups = np.stack([np.where(examined.present[name], examined.alike(name), -1)[rows] for name in inputs], axis=1)
     signatures = [tuple(row) for row in groups.tolist()]
     yield from members(signatures, rows.tolist())
+
+
+def _copies(examined: Examined, turn: int, pairs: np.ndarray) -> np.ndarray:
+    """bool [n]: of pairs of rows that have the same inputs, whether all of these are near duplicates."""
+    found = np.ones(len(pairs), bool)
+    for column in examined.job.inputs:
+        there = examined.present[column.name][pairs[:, 0]]
+        found[there] &= examined.near(column.name, turn, pairs[there])
+    return found
 
 
 def _alive(examined: Examined, name: str) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 With a model that was trained to tell pairs from other pairs (`--alignment`): how much more probable it holds the two
 inputs of a row than either with the inputs of other rows. What it confuses time and again is learnt from the other rows
-wherever they tell more of pairs than the model by itself. Without one, where there is a label: which input contradicts
-the label, while another one agrees with it. Where neither can be told, nothing is suspected, and the report says so.
+wherever they tell more of pairs than the model by itself. Where there is a label: which input contradicts the label,
+while another one agrees with it. Where neither can be told, nothing is suspected, and the report says so.
 """
 
 from __future__ import annotations
@@ -32,37 +32,48 @@ def misaligned(examined: Examined) -> Iterator[Finding]:
     """Rows of which one input is more probably that of another row than not."""
     if len(examined.job.inputs) < 2:
         return
-    if examined.aligner is not None:
-        yield from _by_model(examined)
-        return
-    told = False
+    by_label: dict[int, Finding] = {}
+    agreeing: set[int] = set()
+    told = examined.aligner is not None
     for found in labelled(examined):
         told = True
-        yield from _by_label(examined, found)
+        contradicting, agree = _by_label(found)
+        by_label |= {finding.row: finding for finding in contradicting}
+        agreeing |= agree
+    if examined.aligner is not None:
+        # Either knows what the other one does not: one that is sure that nothing is wrong is believed.
+        by_model, sure = _by_model(examined)
+        by_label = {row: finding for row, finding in by_label.items() if row not in sure and row not in by_model}
+        yield from (finding for row, finding in by_model.items() if row not in agreeing)
+    yield from by_label.values()
     if not told:
         needed = "a model, --alignment=RUN, or a label with enough rows of two classes"
         examined.not_judged[CHECK] = f"it needs {needed}"
 
 
-def _by_label(examined: Examined, found: Labelled) -> Iterator[Finding]:
-    judged = {}
-    for name, there, values in found.inputs:
+def _by_label(found: Labelled) -> tuple[list[Finding], set[int]]:
+    """Rows of which an input contradicts the label while another agrees with it, and those where all inputs agree."""
+    judged = np.full((len(found.inputs), len(found.rows)), np.nan)
+    for at, (_, there, values) in enumerate(found.inputs):
         wrong, _ = suspicions([(np.ones(there.sum(), bool), values)], found.labels[there], len(found.classes))
         # Where the input says nothing of the label, nothing is known.
-        judged[name] = np.full(len(found.rows), np.nan)
         if wrong.any():
-            judged[name][there] = wrong
-    for name, wrong in judged.items():
-        agrees = np.zeros(len(found.rows), bool)
-        for other, values in judged.items():
-            agrees |= (other != name) & (values < _AGREES)
-        for at in np.flatnonzero((wrong > _SUSPECTED) & agrees):
-            label = found.classes[found.labels[at]]
+            judged[at, there] = wrong
+    agrees, contradicting = judged < _AGREES, []
+    for at, (name, _, _) in enumerate(found.inputs):
+        for row in np.flatnonzero((judged[at] > _SUSPECTED) & agrees.any(axis=0)):
+            label = found.classes[found.labels[row]]
             why = f"its {name} contradicts its {found.name} {label!r}, and another input agrees with it"
-            yield Finding(int(found.rows[at]), CHECK, f"{why}, with probability {wrong[at]:.2f}", name)
+            why = f"{why}, with probability {judged[at, row]:.2f}"
+            contradicting.append(Finding(int(found.rows[row]), CHECK, why, name))
+    everywhere = agrees.all(axis=0) & (len(found.inputs) > 1)
+    return contradicting, set(found.rows[everywhere].tolist())
 
 
-def _by_model(examined: Examined) -> Iterator[Finding]:
+def _by_model(examined: Examined) -> tuple[dict[int, Finding], set[int]]:
+    """Rows whose inputs do not belong together, and those whose inputs surely do."""
+    findings: dict[int, Finding] = {}
+    sure: set[int] = set()
     for (first, second), (rows, one, other) in examined.embedded().items():
         if len(rows) < _FEWEST:
             _not_judged(examined, f"{len(rows)} rows have both {first} and {second}; at least {_FEWEST} are needed")
@@ -77,9 +88,12 @@ def _by_model(examined: Examined) -> Iterator[Finding]:
             if told < _TOLD:
                 _not_judged(examined, f"the model of --alignment tells too little of {first} and {second}")
                 break
+            sure |= set(rows[part][wrong < _AGREES].tolist())
             for at in np.flatnonzero(wrong > _SUSPECTED):
+                row = int(rows[part[at]])
                 why = f"its {first} and its {second} do not belong together, with probability {wrong[at]:.2f}"
-                yield Finding(int(rows[part[at]]), CHECK, why, first)
+                findings.setdefault(row, Finding(row, CHECK, why, first))
+    return findings, sure - set(findings)
 
 
 def _not_judged(examined: Examined, why: str) -> None:
