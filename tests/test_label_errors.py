@@ -65,6 +65,19 @@ def test_wrong_labels_are_suspected_and_right_ones_are_not(share):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_class_that_is_time_and_again_taken_for_another_is_suspected(seed):
+    draws = np.random.default_rng(seed)
+    truth = np.arange(1000) % 5
+    features = draws.normal(size=(1000, 8)) + 6 * np.eye(8)[truth]
+    labels = truth.copy()
+    wrong = set(draws.choice(np.flatnonzero(truth == 3), 40, replace=False).tolist())
+    labels[list(wrong)] = 1
+    found, _ = suspicions([(np.ones(1000, bool), features)], labels, 5)
+    suspected = set(np.flatnonzero(found > labels_check._SUSPECTED).tolist())
+    assert len(suspected & wrong) >= 0.9 * max(len(suspected), len(wrong))
+
+
 def test_rows_that_were_given_a_rare_class_are_suspected():
     draws = np.random.default_rng(1)
     truth = (np.arange(400) % 20 == 0).astype(int)

@@ -6,6 +6,11 @@ make it. How much each input is to be believed, and how many labels are wrong, a
 probable; a label is suspected if it is about as probably wrong as right. No threshold is made for one kind of data, and
 an input that says nothing of the label weighs little. Where no input says anything, nothing is suspected.
 
+At first a wrong class is any other one. But who takes one class for another does so time and again, and where a fifth
+of a class bears the same wrong label, that looks like what the predictions are unsure of. So which class is given which
+label, and how often, is then learnt from the rows of which the predictions are sure (after Dawid and Skene, Maximum
+Likelihood Estimation of Observer Error-Rates Using the EM Algorithm, 1979).
+
 Labels that are wrong teach what is wrong: those that a round doubts do not teach in the next (after Northcutt, Jiang
 and Chuang, Confident Learning, 2021).
 """
@@ -38,6 +43,17 @@ _WRONG_PRIOR = (1.0, 9.0)
 _WEIGHT_PRIOR = (2.5, 0.5)
 _WEIGHT_STRENGTH = 0.01
 _MOST_WRONG = 0.45
+# How often a class is given each label: any other one equally often, believed as much as this many rows are. Not never,
+# as what never happens cannot be learnt to happen.
+_CONFUSED_PRIOR = 100
+_LEAST_WRONG = 1e-4
+_CONFUSED_ROUNDS = 10
+# A row counts where the inputs give one class at least this much. Of others it is not known what they are, and classes
+# that merely look alike would seem to be mistaken for one another.
+_SURE = 0.5
+# Fewer rows of a class that bear the same wrong label are chance, and tell nothing of others: believed, they accuse
+# rightly labelled digits that look like another.
+_FEWEST_CONFUSED = 5
 # How often an input is that of another row.
 _ANOTHER = 0.001
 # Of the entropy of the labels: inputs that explain less do not know enough of a label to doubt it.
@@ -158,7 +174,37 @@ def _judge(evidence: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     entropy = -(shares * np.log(np.maximum(shares, 1e-30))).sum()
     if -np.log(np.maximum(right + wrong, 1e-30)).mean() > (1 - _EXPLAINED) * entropy:
         return np.zeros(len(labels)), probabilities
-    return wrong / np.maximum(right + wrong, 1e-30), probabilities
+    wrong = wrong / np.maximum(right + wrong, 1e-30)
+    return _confused(probabilities, labels, float(wrong.mean())), probabilities
+
+
+def _confused(probabilities: np.ndarray, labels: np.ndarray, rate: float) -> np.ndarray:
+    """The probability that each label is wrong, where some classes are taken for some others more often than for any.
+
+    Args:
+      probabilities: [rows, classes], of each class by all that the inputs say.
+      labels: [rows].
+      rate: how many labels are wrong, were each other class as often given.
+    """
+    rows, classes = probabilities.shape
+    rate = max(_LEAST_WRONG, rate)
+    evenly = np.full((classes, classes), rate / (classes - 1))
+    np.fill_diagonal(evenly, 1 - rate)
+    given = np.eye(classes)[labels]
+    sure = probabilities.max(axis=1, keepdims=True) > _SURE
+    # How often each class [first axis] is given each label.
+    shares = evenly
+    for _ in range(_CONFUSED_ROUNDS):
+        counts = (sure * _true(probabilities, shares, labels)).T @ given
+        shares = (counts + _CONFUSED_PRIOR * evenly) / (counts.sum(axis=1, keepdims=True) + _CONFUSED_PRIOR)
+    shares = np.where((counts < _FEWEST_CONFUSED) & ~np.eye(classes, dtype=bool), evenly, shares)
+    return 1 - _true(probabilities, shares, labels)[np.arange(rows), labels]
+
+
+def _true(probabilities: np.ndarray, shares: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The probability of each class to be the true one [rows, classes], given the label too."""
+    both = probabilities * shares.T[labels]
+    return both / np.maximum(both.sum(axis=1, keepdims=True), 1e-30)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
