@@ -143,6 +143,11 @@ def _judge(evidence: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     frequency = np.log1p(np.bincount(labels, minlength=classes))
     frequency -= frequency.mean()
 
+    # Which inputs rows have, and how many rows have just these.
+    patterns, counts = np.unique(evidence.any(axis=2), axis=1, return_counts=True)
+    some = patterns.any(axis=0)
+    patterns, common = patterns[:, some], counts[some] / len(labels)
+
     def explained(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """How probable each label came about rightly and wrongly, and the classes' probabilities."""
         *weights, rare, odds = values
@@ -160,7 +165,9 @@ def _judge(evidence: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
         right, wrong, _ = explained(values)
         rate = _MOST_WRONG / (1 + np.exp(-values[-1]))
         prior = _WRONG_PRIOR[0] * np.log(rate) + _WRONG_PRIOR[1] * np.log(1 - rate) - 0.5 * values[-2] ** 2
-        blunt = 0.5 * ((values[:-2].max() - _WEIGHT_PRIOR[0]) / _WEIGHT_PRIOR[1]) ** 2
+        # Of the inputs that a row has, one is sharp.
+        largest = np.where(patterns, values[:-2, None], -np.inf).max(axis=0)
+        blunt = 0.5 * float(common @ np.square((largest - _WEIGHT_PRIOR[0]) / _WEIGHT_PRIOR[1]))
         prior -= blunt * (1 + _WEIGHT_STRENGTH * len(labels))
         return -float(np.log(np.maximum(right + wrong, 1e-30)).sum() + prior) / len(labels)
 
