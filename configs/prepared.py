@@ -28,7 +28,10 @@ def _image(measures):
 def _audio(measures):
     # As long as most recordings, which are cut or padded to it, but not so long that a beginning takes hours.
     seconds = float(min(10, max(1, math.ceil(measures["seconds"]["median"] + measures["seconds"]["variance"] ** 0.5))))
-    return {"kind": "spectrogram_transformer", "reduction": 4}, {"sample_rate": 16000, "seconds": seconds}, None
+    # A token is four frames of 10 ms.
+    options = {"sample_rate": 16000, "seconds": seconds, "chunk": 640}
+    tokens = math.ceil(min(seconds, measures["seconds"]["mean"]) * 25)
+    return {"kind": "spectrogram_transformer", "reduction": 4}, options, tokens
 
 
 def _text(measures):

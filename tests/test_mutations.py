@@ -37,6 +37,7 @@ class Mutation:
 ABSENCE = ("tests/test_contracts.py", "-k", "absent_changes and fusion-concatenation")
 MICROBATCHES = ("tests/test_contracts.py", "-k", "microbatches and fusion-concatenation")
 MICROBATCHES_OF_PAIRS = ("tests/test_contracts.py", "-k", "microbatches and task-contrastive")
+RECORDINGS = ("tests/test_spectrogram.py", "-k", "packed_recordings")
 PACKED = ("tests/test_contracts.py", "-k", "packed and fusion-cross_attention")
 WEIGHTS = ("tests/test_masks.py", "-k", "counts_as_often")
 PAIRS = ("tests/test_masks.py", "-k", "lacks_one_of_a_pair")
@@ -156,6 +157,20 @@ MUTATIONS = [
         "places = jnp.where(members, before, 0).sum(axis=1, dtype=jnp.uint32)",
         "places = jnp.broadcast_to(jnp.arange(before.shape[2], dtype=jnp.uint32), tokens.mask.shape)",
         PACKED,
+    ),
+    Mutation(
+        "frames reach into the next recording of a row",
+        "layers/spectrogram.py",
+        "return input.mask & _shifted(input.mask, by) & (input.segments == _shifted(input.segments, by))",
+        "return input.mask & _shifted(input.mask, by)",
+        RECORDINGS,
+    ),
+    Mutation(
+        "what follows a packed recording is no silence",
+        "layers/spectrogram.py",
+        "jnp.where(own, _shifted(frames[:, :, here], shift), SILENCE)",
+        "jnp.where(own, _shifted(frames[:, :, here], shift), 0.0)",
+        RECORDINGS,
     ),
     Mutation(
         "microbatches tear the examples of a row apart",

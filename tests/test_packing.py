@@ -29,7 +29,7 @@ from mmjax.data.sampling import FilterConfig, SamplingConfig
 from mmjax.errors import UserError
 from mmjax.evaluation.predictor import Predictor, read_inputs
 from mmjax.experiment import Experiment
-from mmjax.modalities import Audio, Image, Text
+from mmjax.modalities import Audio, Image, Table, Text
 from mmjax.modalities.augmentation import AUGMENTATIONS
 from mmjax.tokens import Input, TargetSpec
 from tests import contracts
@@ -171,6 +171,21 @@ def test_patches_are_those_of_the_picture_row_by_row():
     for patch, (row, column) in zip(values, places.astype(int), strict=True):
         expected = picture[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].astype(np.float32) / 255
         np.testing.assert_allclose(patch, expected.reshape(-1), rtol=1e-6)
+
+
+@QUICK
+@hypothesis.given(st.integers(1, 3000), st.sampled_from([4000, 8000, 11025, 44100]), st.integers(1, 40))
+def test_a_recording_has_its_samples_in_chunks_and_its_room_is_never_too_small(count, rate, most):
+    audio = Audio(Audio.Config(sample_rate=8000, seconds=0.25, chunk=60, normalise="none"))
+    samples = np.random.default_rng(0).normal(0, 0.1, count).astype(np.float32)
+    room = audio.lengths({"seconds": np.array([count / rate])}, most)[0]
+    chunks, places = audio.elements((samples, rate), most)
+    values, mask = audio.process((samples, rate))
+    whole = min(int(mask.sum()), 60 * most)
+    assert len(chunks) == room == -(-whole // 60) <= most
+    assert places.tolist() == [[index, whole] for index in range(room)]
+    np.testing.assert_allclose(chunks.reshape(-1)[:whole], values[:whole], atol=1e-6)
+    assert (chunks.reshape(-1)[whole:] == 0).all()
 
 
 def test_a_text_keeps_its_end_where_it_is_cut_and_its_room_is_never_too_small():
@@ -622,7 +637,7 @@ def test_what_cannot_be_packed_is_refused_in_one_line(change, said):
 def test_a_dataset_without_an_index_and_an_input_that_has_no_elements_are_refused():
     with pytest.raises(UserError, match="data.packing: nothing is known of 'picture/height' of 'train' before"):
         pipeline(Sizes(Sizes.Config(known=False))).batch_at("train", 32, 0)
-    with pytest.raises(
-        UserError, match="data.packing: 'sound' is an input of the kind 'audio', which cannot be packed"
-    ):
+    with pytest.raises(UserError, match="data.packing: 'row' is an input of the kind 'table', which cannot be packed"):
+        Packing(PackingConfig(slots=2, budgets={"row": 9}), {"row": Table(Table.Config(columns=("a",)))})
+    with pytest.raises(UserError, match="data.inputs.sound: recordings are packed in chunks, and chunk is missing"):
         Packing(PackingConfig(slots=2, budgets={"sound": 9}), {"sound": Audio(Audio.Config())})

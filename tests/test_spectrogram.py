@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from mmjax.config import build
+from mmjax.data.memory import Memory
+from mmjax.data.rows import OwnRows, SharedRows
+from mmjax.encoders.spectrogram_transformer import STRIDES, SpectrogramTransformer
 from mmjax.errors import UserError
-from mmjax.layers import Randomness
+from mmjax.layers import Precision, Randomness
 from mmjax.layers.spectrogram import FLOOR, Spectrogram, SpectrogramConfig, log_mel, mel_filters
+from mmjax.modalities import Audio
 from mmjax.tokens import Input, InputSpec
 
 RATE, WINDOW, HOP, BINS = 8000, 200, 80, 20
@@ -76,6 +82,44 @@ def test_masks_hide_bands_and_stretches_in_training_only():
     assert stretches.sum(axis=1).max() <= 20 and 8 < stretches.sum(axis=1).mean() < 10
     # Every bin and every frame is hidden about as often as its neighbours, but for the edges.
     assert bands.mean(axis=0)[4:-4].std() < 0.1 * bands.mean(axis=0)[4:-4].mean() + 0.03
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.31, 0.33])
+@pytest.mark.parametrize("reduction", STRIDES)
+def test_packed_recordings_get_the_tokens_that_they_get_alone(reduction, seconds):
+    """Of all lengths, in training too, whichever way the convolutions begin."""
+    chunk, draws = HOP * reduction, np.random.default_rng(0)
+    audio = Audio(Audio.Config(sample_rate=RATE, seconds=seconds, chunk=chunk))
+    options = {"bins": BINS, "reduction": reduction, "width": 16, "depth": 1, "heads": 2}
+    # The longest is cut; one ends in the middle of a chunk, one with a chunk, one is shorter than a window.
+    lengths = [2900, chunk + 3, 2 * chunk, 30, 1000, 1500]
+    raws = [(draws.normal(0, 0.1, length).astype(np.float32), RATE) for length in lengths]
+    alone = OwnRows({"sound": audio}, len(raws), Memory())
+    spec, rooms = audio.packed(120), {"sound": audio.lengths({"seconds": np.array(lengths) / RATE}, 120)}
+    together = SharedRows({"sound": audio}, {"sound": spec}, rooms, len(raws), Memory(), slots=3)
+    for number, raw in enumerate(raws):
+        for rows in (alone, together):
+            rows.put("sound", number, number, raw)
+    random = Randomness.make(0, jnp.zeros((), jnp.int32), jnp.arange(len(raws)))
+    for extra in ({}, {"normalise": "recording", "frequency_mask": 6, "time_mask_ms": 100.0, "dropout": 0.2}):
+        config = build(SpectrogramTransformer.Config, {**options, **extra}, "audio")
+        found = []
+        for rows, form in ((alone, audio.spec), (together, spec)):
+            made = SpectrogramTransformer(config, form, precision=Precision(), rngs=nnx.Rngs(0))
+            with jax.default_matmul_precision("highest"):
+                tokens = jax.jit(made)(jax.tree.map(jnp.asarray, rows.inputs["sound"]), random)
+            members = np.asarray(tokens.members).reshape(len(raws), -1)
+            values = np.repeat(np.asarray(tokens.values), tokens.slots, axis=0)
+            found.append([vectors[own] for vectors, own in zip(values, members, strict=True)])
+        for number, (one, other) in enumerate(zip(*found, strict=True)):
+            np.testing.assert_allclose(other, one, atol=1e-4, err_msg=f"recording {number}")
+
+
+def test_a_chunk_that_is_no_token_of_the_encoder_is_refused():
+    spec = Audio(Audio.Config(sample_rate=RATE, seconds=0.5, chunk=320)).packed(20)
+    config = build(SpectrogramTransformer.Config, {"width": 16, "depth": 1, "heads": 2, "reduction": 6}, "audio")
+    with pytest.raises(ValueError, match="chunk 320 .* is not the 480 samples of a token; set chunk = 480"):
+        SpectrogramTransformer(config, spec, precision=Precision(), rngs=nnx.Rngs(0))
 
 
 def test_a_mask_wider_than_the_spectrogram_is_refused():

@@ -33,8 +33,8 @@ class PackingConfig:
 
     Attributes:
       slots: examples that share a row at most; 1 packs nothing, and nothing else here counts then.
-      budgets: {name of an input: elements of a row: patches of pictures, tokens of texts}; one for each encoder. An
-        example that is longer than a row is made smaller (a picture) or cut (a text).
+      budgets: {name of an input: elements of a row: patches of pictures, tokens of texts, chunks of recordings}; one
+        for each encoder. An example that is longer than a row is made smaller (a picture) or cut.
       window: examples among which the plan looks for such as fit together. More fill rows better; examples of one
         window come near each other in time.
     """

@@ -16,7 +16,6 @@ from flax import nnx
 from mmjax.config import Count
 from mmjax.layers import Precision, Randomness, Transformer, TransformerConfig, sincos_positions
 from mmjax.layers.convolution import Convolution
-from mmjax.layers.linear import project
 from mmjax.sharding import parameter
 from mmjax.tokens import Input, InputSpec, Tokens
 
@@ -91,9 +90,7 @@ class ViT(nnx.Module):
 
     def _packed_patches(self, input: Input) -> Tokens:
         # A convolution that steps from patch to patch is one product for each of them.
-        bias: Any = self.patches.bias
-        kernel = self.patches.kernel[...].reshape(-1, self.width).astype(self.dtype)
-        values = project(input.values.astype(self.dtype), kernel) + bias[...].astype(self.dtype)
+        values = self.patches.at(input.values.astype(self.dtype))
         values = values + sincos_positions(input.positions, self.width).astype(self.dtype)
         return Tokens.make(values, input.mask, input.positions, input.segments, input.slots)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mmjax.layers.linear import project
 from mmjax.sharding import parameter, shard
 
 
@@ -34,6 +35,12 @@ class Convolution(nnx.Module):
         init = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         self.kernel = parameter(init(rngs.params(), shape, jnp.float32), *("none",) * (len(kernel) + 1), "embed")
         self.bias = parameter(jnp.zeros(outputs), "none") if bias else None
+
+    def at(self, windows: Float[Array, "... window"]) -> Float[Array, "... outputs"]:
+        """What comes out where `windows`, flat [*kernel, inputs], are what the kernel lies on."""
+        kernel = self.kernel[...].reshape(-1, self.kernel[...].shape[-1]).astype(windows.dtype)
+        y = project(windows, kernel)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
     def __call__(self, x: Float[Array, "batch *space inputs"]) -> Float[Array, "batch *space2 outputs"]:
         space = "DHW"[-len(self.stride) :]

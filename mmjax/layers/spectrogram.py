@@ -1,21 +1,31 @@
-"""Log-mel spectrograms in JAX: computed inside the step, on the accelerator, from the waveform."""
+"""Log-mel spectrograms in JAX: computed inside the step, on the accelerator, from the waveform.
+
+Recordings that share a row are cut into chunks of as many samples as a token stands for, and each chunk gets the frames
+around it: those that it would have if its recording were alone.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.config import AtLeast, Count, NonNegative
 from mmjax.layers.randomness import Randomness
-from mmjax.tokens import Input, InputSpec
+from mmjax.tokens import Input, InputSpec, of_slots
 
 FLOOR = 1e-5
 """Added to the energies before the logarithm; a silent frame gives log(FLOOR)."""
+
+SILENCE = (math.log(FLOOR) + 5.0) / 4.0
+"""What `log_mel` makes of a silent frame."""
 
 
 def mel_filters(bins: int, fft: int, sample_rate: int, low: float = 20.0) -> np.ndarray:
@@ -44,18 +54,27 @@ def log_mel(
     """
     x = waveform.astype(jnp.float32)
     frames = 1 + (x.shape[1] - window) // hop
+    # Framing as a convolution with the basis: no copy of the overlapping frames.
+    basis = jnp.asarray(_basis(window)[:, None, :])
+    numbers = ("NWC", "WIO", "NWC")
+    spectrum = jax.lax.conv_general_dilated(x[:, :, None], basis, (hop,), "VALID", dimension_numbers=numbers)
+    return _log_energies(spectrum[:, :frames], sample_rate=sample_rate, bins=bins, window=window)
+
+
+def _basis(window: int) -> np.ndarray:
+    """The windowed cosines and sines of a Fourier transform of the next power of two, [window, fft + 2] float32."""
     fft = 1 << (window - 1).bit_length()
     time = np.arange(window)
     angle = 2 * np.pi * np.outer(time, np.arange(fft // 2 + 1)) / fft
     hann = (0.5 - 0.5 * np.cos(2 * np.pi * time / window))[:, None]
-    basis = np.concatenate([hann * np.cos(angle), hann * np.sin(angle)], axis=1).astype(np.float32)
-    # Framing as a convolution with the basis: no copy of the overlapping frames.
-    spectrum = jax.lax.conv_general_dilated(
-        x[:, :, None], jnp.asarray(basis[:, None, :]), (hop,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
-    )[:, :frames]
+    return np.concatenate([hann * np.cos(angle), hann * np.sin(angle)], axis=1).astype(np.float32)
+
+
+def _log_energies(spectrum: Float[Array, "... frequencies"], *, sample_rate: int, bins: int, window: int):
+    """[..., bins] of products with `_basis(window)`."""
     real, imaginary = jnp.split(spectrum, 2, axis=-1)
     power = (real * real + imaginary * imaginary) / window
-    energies = power @ mel_filters(bins, fft, sample_rate)
+    energies = power @ mel_filters(bins, spectrum.shape[-1] - 2, sample_rate)
     return (jnp.log(energies + FLOOR) + 5.0) / 4.0
 
 
@@ -85,7 +104,10 @@ class SpectrogramConfig:
 
 
 class Spectrogram:
-    """Makes the waveforms [B, samples] of an input log-mel frames; has no parameters.
+    """Makes the waveforms of an input log-mel frames; has no parameters.
+
+    Attributes:
+      frames: of a recording that is not packed; that of a packed one, too, ends with them.
 
     Raises:
       ValueError: "problem; remedy", where frames and samples do not fit.
@@ -97,13 +119,18 @@ class Spectrogram:
         self.hop = self.sample_rate * config.hop_ms // 1000
         if self.hop < 1:
             raise ValueError(f"hop_ms {config.hop_ms} is no sample at {self.sample_rate} Hz; give more of either")
-        if spec.shape[0] < self.window:
-            raise ValueError(f"{spec.shape[0]} samples are less than a window of {self.window}; use longer audio")
+        samples = spec.details["samples"] if spec.axes else spec.shape[0]
+        if samples < self.window:
+            raise ValueError(f"{samples} samples are less than a window of {self.window}; use longer audio")
+        self.frames = 1 + (samples - self.window) // self.hop
 
     def __call__(
         self, input: Input, random: Randomness | None
     ) -> tuple[Float[Array, "batch frames bins"], Bool[Array, "batch frames"]]:
-        """Returns the frames, float32, and which of them begin in the recording; `random` is None outside training."""
+        """The frames of waveforms [B, samples], float32, and which of them begin in the recording.
+
+        `random` is None outside training.
+        """
         config = self.config
         frames = log_mel(input.values, sample_rate=self.sample_rate, bins=config.bins, window=self.window, hop=self.hop)
         mask = input.mask[:, jnp.arange(frames.shape[1]) * self.hop]
@@ -112,22 +139,97 @@ class Spectrogram:
             mean = (frames * real).sum(axis=1, keepdims=True) / jnp.maximum(real.sum(axis=1, keepdims=True), 1.0)
             # What follows the recording is the mean too: a step down to silence would be seen by the convolutions.
             frames = (frames - mean) * real
-        if random is not None:
-            for number in range(2):
-                if config.frequency_mask:
-                    hidden = _span(random.fold(f"frequency {number}"), config.bins, config.frequency_mask)
-                    frames = jnp.where(hidden[:, None, :], 0.0, frames)
-                if config.time_mask_ms:
-                    longest = config.time_mask_ms / config.hop_ms
-                    hidden = _span(random.fold(f"time {number}"), frames.shape[1], longest)
-                    frames = jnp.where(hidden[:, :, None], 0.0, frames)
-        return frames, mask
+        return self._hide(frames, jnp.arange(frames.shape[1])[None], random, lambda drawn: drawn), mask
+
+    def around(
+        self, input: Input, offsets: range, random: Randomness | None
+    ) -> tuple[Float[Array, "rows chunks offsets bins"], Int[Array, "rows chunks"]]:
+        """Frames of packed chunks [R, N, chunk] at these offsets from the first of each chunk, and the first's number.
+
+        They are those of the chunk's own recording: silence after its end, and 0 where it would have no frame at all.
+        """
+        config, per = self.config, input.values.shape[2] // self.hop
+        first = input.positions[..., 0].astype(jnp.int32) * per
+        number = first[..., None] + jnp.array(offsets)
+        begins = number * self.hop < input.positions[..., 1:]
+        frames = self._frames_of_chunks(input)
+        pieces = []
+        for shift in range(offsets.start // per, (offsets.stop - 1) // per + 1):
+            here = slice(max(offsets.start - shift * per, 0), min(offsets.stop - shift * per, per))
+            own = _same(input, shift)[..., None, None]
+            pieces.append(jnp.where(own, _shifted(frames[:, :, here], shift), SILENCE))
+        around = jnp.concatenate(pieces, axis=2)
+        if config.normalise == "recording":
+            numbers = first[..., None] + jnp.arange(per)
+            real = (numbers * self.hop < input.positions[..., 1:]) & (numbers < self.frames)
+            mean = _mean_of_examples(input, frames, real)
+            around = (around - mean[:, :, None]) * begins[..., None]
+        around = jnp.where(((number >= 0) & (number < self.frames))[..., None], around, 0.0)
+
+        def of_chunks(drawn):
+            """[R, N] of the [B] that are drawn for the examples."""
+            return jnp.take_along_axis(drawn.reshape(-1, input.slots), input.segments, axis=1)[..., None]
+
+        return self._hide(around, number, random, of_chunks), first
+
+    def _frames_of_chunks(self, input: Input) -> Float[Array, "rows chunks frames bins"]:
+        """The frames that begin in each chunk. Where they reach beyond its recording there is silence."""
+        rows, count, chunk = input.values.shape
+        hops = input.values.astype(jnp.float32).reshape(rows, count, chunk // self.hop, self.hop)
+        reach = -(-(self.window - self.hop) // chunk)
+        behind = [jnp.where(_same(input, n)[..., None, None], _shifted(hops, n), 0.0) for n in range(1, reach + 1)]
+        samples = jnp.concatenate([hops, *behind], axis=2).reshape(rows, count, -1)
+        starts = range(0, chunk, self.hop)
+        windows = jnp.stack([samples[:, :, start : start + self.window] for start in starts], axis=2)
+        spectrum = windows @ _basis(self.window)
+        return _log_energies(spectrum, sample_rate=self.sample_rate, bins=self.config.bins, window=self.window)
+
+    def _hide(self, frames: Array, number: Array, random: Randomness | None, spread: Callable) -> Array:
+        """SpecAugment of frames [..., frames, bins] with these numbers [..., frames]; 0 is the mean of speech.
+
+        Args:
+          spread: makes what is drawn for each example, [B], so that it broadcasts with `number`.
+        """
+        config = self.config
+        if random is None:
+            return frames
+
+        def hidden(name: str, place: Array, places: int, longest: float) -> Array:
+            """One stretch of places an example, its length uniform up to `longest`, anywhere among them."""
+            draws = random.fold(name).bits((2,)).astype(jnp.float32) / 2.0**32
+            length = draws[:, :1] * min(longest, places)
+            start = draws[:, 1:] * (places - length)
+            return (place >= spread(start)) & (place < spread(start + length))
+
+        for turn in range(2):
+            if config.frequency_mask:
+                bins = jnp.arange(config.bins)[None]
+                band = hidden(f"frequency {turn}", bins, config.bins, config.frequency_mask)
+                frames = jnp.where(band[..., None, :], 0.0, frames)
+            if config.time_mask_ms:
+                stretch = hidden(f"time {turn}", number, self.frames, config.time_mask_ms / config.hop_ms)
+                frames = jnp.where(stretch[..., None], 0.0, frames)
+        return frames
 
 
-def _span(random: Randomness, places: int, longest: float) -> Bool[Array, "batch places"]:
-    """One stretch of places an example, its length uniform up to `longest`, anywhere among them."""
-    draws = random.bits((2,)).astype(jnp.float32) / 2.0**32
-    length = draws[:, :1] * min(longest, places)
-    start = draws[:, 1:] * (places - length)
-    place = jnp.arange(places)[None]
-    return (place >= start) & (place < start + length)
+def _shifted(x: Array, by: int) -> Array:
+    """[R, N, ...] with element n + `by` in place n, and 0 where there is none."""
+    count = x.shape[1]
+    pad = ((0, 0), (max(-by, 0), max(by, 0)), *((0, 0),) * (x.ndim - 2))
+    return jax.lax.slice_in_dim(jnp.pad(x, pad), max(by, 0), max(by, 0) + count, axis=1)
+
+
+def _same(input: Input, by: int) -> Bool[Array, "rows chunks"]:
+    """Whether element n + `by` is of the same example as element n."""
+    return input.mask & _shifted(input.mask, by) & (input.segments == _shifted(input.segments, by))
+
+
+def _mean_of_examples(input: Input, frames: Array, real: Array) -> Float[Array, "rows chunks bins"]:
+    """For each chunk, the mean of the frames [R, N, frames, bins] of its example that are `real`."""
+    members = of_slots(input.mask, input.segments, input.slots).astype(jnp.float32)
+    weights = real.astype(jnp.float32)
+    # Products with 0 and 1 are exact, unless the accelerator rounds what it multiplies.
+    exactly = functools.partial(jnp.einsum, precision="highest")
+    total = exactly("ren,rnfb,rnf->reb", members, frames, weights)
+    count = exactly("ren,rnf->re", members, weights)
+    return exactly("ren,reb->rnb", members, total / jnp.maximum(count, 1.0)[..., None])

@@ -6,7 +6,8 @@ import dataclasses
 import math
 import pathlib
 import warnings
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
@@ -35,16 +36,22 @@ class Audio:
             it. Silence stays silence.
           trim: None, or how many decibels below the peak counts as silence, which is then cut from both ends. It makes
             recordings, which begin with a pause, resemble clips that begin with the word.
+          chunk: samples in an element of recordings that are packed, as many as a token of the encoder stands for.
+            They keep their length, up to `seconds`.
         """
 
         sample_rate: Count = 16_000
         seconds: Annotated[float, AtLeast(0.001)] = 1.0
         normalise: Literal["none", "peak", "rms"] = "rms"
         trim: Annotated[float, AtLeast(1.0)] | None = None
+        chunk: Count | None = None
+
+    measures: ClassVar[tuple[str, ...]] = ("seconds",)
 
     def __init__(self, config: Config):
         self.config = config
         self._length = max(1, round(config.seconds * config.sample_rate))
+        self._chunk = config.chunk or 0
 
     @property
     def spec(self) -> InputSpec:
@@ -57,16 +64,43 @@ class Audio:
         Raises:
           ValueError: if there are no samples, or some are not finite, or the shape or type is none of those above.
         """
+        samples = self._samples(raw, self._length)
+        values, mask = np.zeros(self._length, np.float32), np.zeros(self._length, bool)
+        values[: len(samples)], mask[: len(samples)] = samples, True
+        return values, mask
+
+    def packed(self, budget: int) -> InputSpec:
+        """[budget, chunk] float32, with positions (index of the chunk, samples of its recording)."""
+        if not self._chunk:
+            problem = "recordings are packed in chunks, and chunk is missing"
+            raise ValueError(f"{problem}; set it to the samples that a token of the encoder stands for")
+        details = {"sample_rate": self.config.sample_rate, "chunk": self._chunk, "samples": self._length}
+        return InputSpec((budget, self._chunk), "float32", 1, details, axes=2)
+
+    def lengths(self, measured: Mapping[str, np.ndarray], budget: int) -> np.ndarray:
+        """The chunks of recordings of so many seconds, cut to `seconds` and to a row."""
+        # What the product rounds up is less than a part of a sample can be.
+        samples = np.ceil(measured["seconds"] * self.config.sample_rate * (1 - 1e-13))
+        return np.clip(np.ceil(np.minimum(samples, self._length) / self._chunk), 1, budget).astype(np.int64)
+
+    def elements(self, raw: Waveform, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Makes (chunks [n, chunk], (index, samples) [n, 2]) of a recording; raises ValueError as `process` does."""
+        samples = self._samples(raw, min(self._length, most * self._chunk))
+        count = -(-len(samples) // self._chunk)
+        values = np.zeros(count * self._chunk, np.float32)
+        values[: len(samples)] = samples
+        places = np.stack([np.arange(count), np.full(count, len(samples))], axis=1).astype(np.float32)
+        return values.reshape(count, self._chunk), places
+
+    def _samples(self, raw: Waveform, most: int) -> np.ndarray:
+        """The samples of a recording at the rate and loudness of the config, `most` at most."""
         samples, rate = raw
         samples = mono(np.asarray(samples))
         if self.config.trim is not None:
             samples = _trimmed(samples, self.config.trim)
         # A long recording is cut before it is resampled, with a margin wider than the filter reaches.
-        samples = samples[: math.ceil((self.config.seconds + 1) * rate)]
-        samples = resample(samples, rate, self.config.sample_rate)[: self._length]
-        values, mask = np.zeros(self._length, np.float32), np.zeros(self._length, bool)
-        values[: len(samples)], mask[: len(samples)] = self._normalised(samples), True
-        return values, mask
+        samples = samples[: math.ceil((most / self.config.sample_rate + 1) * rate)]
+        return self._normalised(resample(samples, rate, self.config.sample_rate)[:most])
 
     def read(self, argument: str, where: str) -> Waveform:
         """Reads the WAV file at the path `argument`: 8, 16, 24 or 32 bits, or floating; any rate and channels.
