@@ -374,6 +374,7 @@ def test_processes_workers_and_resuming_change_nothing():
 
 FUSION = contracts.Part("fusion", "cross_attention")
 PAIRS = contracts.Part("task", "contrastive")
+SOUND = contracts.Part("encoder", "spectrogram_transformer")
 ROWS, SLOTS = 4, 3
 
 
@@ -406,7 +407,7 @@ def here(x: Input, example: int) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("part", [FUSION, PAIRS], ids=str)
+@pytest.mark.parametrize("part", [FUSION, PAIRS, SOUND], ids=str)
 @hypothesis.settings(max_examples=12, deadline=None)
 @hypothesis.given(data=st.data())
 def test_changing_a_packed_example_changes_no_other(part, data):
@@ -439,7 +440,7 @@ def test_changing_a_packed_example_changes_no_other(part, data):
         assert any(changed)
 
 
-@pytest.mark.parametrize("part", [FUSION, PAIRS], ids=str)
+@pytest.mark.parametrize("part", [FUSION, PAIRS, SOUND], ids=str)
 def test_no_gradient_reaches_another_example(part):
     _, batch, _, slopes = model(part)
     first = batch.inputs["first"]

@@ -344,6 +344,22 @@ def test_a_tar_with_a_link_is_refused(tmp_path):
         run(pack(tmp_path / "data.tar", {"good.png": encoded(scene(0))}, "/etc/passwd"), tmp_path / "out")
 
 
+def test_a_tar_that_is_cut_between_two_members_or_has_an_example_in_two_places_is_refused(tmp_path):
+    path = pack(tmp_path / "data.tar", {f"{number}.txt": b"some words, more of them" for number in range(4)})
+    whole = path.read_bytes()
+    for end in (2 * 1024, 3 * 1024):
+        path.write_bytes(whole[:end])
+        with pytest.raises(UserError, match=f"cut short: it has no end after '{end // 1024 - 1}.txt'; pack it anew"):
+            run(path, tmp_path / "out")
+    for names in (("0.png", "1.png", "0.txt"), ("0.png", "0.left.png", "0.left.png")):
+        with tarfile.open(path, "w") as archive:
+            for name in names:
+                archive.addfile(tarfile.TarInfo(name))
+        with pytest.raises(UserError, match=f"{names[-1]!r} apart from its example, or twice; .*--sort=name"):
+            run(path, tmp_path / "out")
+    assert [child.name for child in tmp_path.iterdir()] == ["data.tar"]
+
+
 def test_a_prepared_folder_and_bare_array_records_can_be_prepared_again(prepared, tmp_path):
     run(prepared, tmp_path / "again", columns={"photo": "picture", "kind": "kind"}, keep=["duplicate"])
     found = records(tmp_path / "again")
@@ -627,6 +643,46 @@ def test_a_source_that_is_not_there_is_refused(tmp_path, source):
     with pytest.raises(UserError):
         run(source if ":" in source else tmp_path / source, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mark", [";", "|", "\t"])
+def test_a_csv_may_have_other_marks_than_commas_blanks_around_paths_and_words_for_what_is_missing(tmp_path, mark):
+    (tmp_path / "in").mkdir()
+    for number in range(8):
+        (tmp_path / "in" / f"{number}.png").write_bytes(encoded(scene(number)))
+    rows = [("picture", "size"), *((f" {number}.png ", f"{number}.5") for number in range(8)), ("nan", "9.5")]
+    rows[4] = (" 3.png", "n/a")
+    path = tmp_path / "in" / "data.csv"
+    path.write_text("".join(mark.join(row) + "\n" for row in rows))
+    run(path, tmp_path / "out", keep=["absent"])
+    dataset = Prepared(Prepared.Config(path=str(tmp_path / "out")))
+    assert dataset.inputs == {"picture": "image"} and list(dataset.targets) == ["size"]
+    found = records(tmp_path / "out")
+    assert found["00000008"]["picture"] is None and found["00000008"]["size"] == 9.5
+    assert found["00000003"]["size"] is None and found["00000002"]["size"] == 2.5
+    np.testing.assert_array_equal(found["00000003"]["picture"], scene(3))
+
+
+def test_a_table_without_rows_and_one_of_which_nothing_is_left_say_why(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("picture,label\n")
+    with pytest.raises(UserError, match="has no rows; give a source with examples"):
+        run(path, tmp_path / "out")
+    path.write_text("picture,label\n" + "no.png,a\n" * 3)
+    with pytest.raises(
+        UserError, match="as 'unreadable', such as '00000000': picture No such file or directory; look at"
+    ):
+        run(path, tmp_path / "out")
+
+
+def test_a_copy_whose_label_is_another_says_so(tmp_path):
+    rows = [{"said": f"the words of example {number // 2}", "who": "ab"[number % 2]} for number in range(8)]
+    rows[7]["who"] = "a"
+    run(write_table(tmp_path / "in", rows), tmp_path / "out", columns={"said": "said", "who": "who:label"})
+    lines = [json.loads(line) for line in (tmp_path / "out" / "findings.jsonl").read_text().splitlines()]
+    told = {line["key"]: line["why"] for line in lines if line["check"] == "duplicate"}
+    assert told["00000001"] == "it is '00000000' once more, but its who is 'b', there 'a'"
+    assert told["00000007"].endswith("once more")
 
 
 def test_tables_that_are_torn_are_refused_with_the_line(tmp_path):

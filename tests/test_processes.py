@@ -77,16 +77,24 @@ def run_processes(environment, count: int, *command: str, devices: int = 8) -> l
     return outputs
 
 
-@pytest.mark.parametrize("mesh", ["data=2 x fsdp=2 x tensor=2", pytest.param("data=8", marks=pytest.mark.slow)])
-def test_two_processes_have_the_gradients_of_one(environment, tmp_path, mesh):
+@pytest.mark.parametrize(
+    "mesh, packed",
+    [
+        ("data=2 x fsdp=2 x tensor=2", False),
+        ("data=2 x fsdp=2 x tensor=2", True),
+        pytest.param("data=8", False, marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_have_the_gradients_of_one(environment, tmp_path, mesh, packed):
     found = {}
     for count in (1, 2):
         folder = tmp_path / str(count)
         folder.mkdir()
-        run_processes(environment, count, str(TESTS / "together.py"), str(folder), mesh)
+        run_processes(environment, count, str(TESTS / "together.py"), str(folder), mesh, *["packed"] * packed)
         found[count] = [dict(np.load(folder / f"found.{number}.npz")) for number in range(count)]
     one, both = found[1][0], found[2]
-    assert sorted(row for process in both for row in process["rows"]) == list(range(32)), "one process loads each row"
+    rows = 8 if packed else 32
+    assert sorted(row for process in both for row in process["rows"]) == list(range(rows)), "one process loads each row"
     for process in both:
         np.testing.assert_allclose(process["loss"], one["loss"], rtol=1e-5)
         mine, truth = ({k: v for k, v in x.items() if k.startswith("gradients/")} for x in (process, one))

@@ -1,10 +1,10 @@
 """One of several processes that train as one; `tests/test_processes.py` starts them, and one alone to compare with.
 
-    python tests/together.py FOLDER [MESH]
+    python tests/together.py FOLDER [MESH [packed]]
 
-With a mesh, like "data=2 x tensor=4", measures the gradients of the first step; without one, trains 10 steps by
-`mmjax.runs.train`. MMJAX_COORDINATOR and its fellows say who is who. Each process writes what it found to
-FOLDER/found.I.npz or FOLDER/result.I.json.
+With a mesh, like "data=2 x tensor=4", measures the gradients of the first step, of examples that share rows where it
+says so; without one, trains 10 steps by `mmjax.runs.train`. MMJAX_COORDINATOR and its fellows say who is who. Each
+process writes what it found to FOLDER/found.I.npz or FOLDER/result.I.json.
 """
 
 from __future__ import annotations
@@ -38,11 +38,19 @@ def recipe(mesh: dict[str, int]):
     return config
 
 
-def gradients(folder: pathlib.Path, mesh: dict[str, int]) -> None:
+def packed_recipe(mesh: dict[str, int]):
+    from mmjax.data import DATASETS
+    from tests import test_packing
+
+    DATASETS["sizes"] = test_packing.Sizes
+    return {**test_packing.recipe(slots=4), "mesh": {"fsdp": 1, "tensor": 1, **mesh}}
+
+
+def gradients(folder: pathlib.Path, config) -> None:
     from mmjax.experiment import Experiment
 
     found = {}
-    experiment = Experiment(recipe(mesh))
+    experiment = Experiment(config)
     read = experiment.pipeline.train_batches
 
     def noted(*arguments, rows, **options):
@@ -90,6 +98,7 @@ if __name__ == "__main__":
     place = pathlib.Path(sys.argv[1])
     if len(sys.argv) > 2:
         sizes = (axis.split("=") for axis in sys.argv[2].split(" x "))
-        gradients(place, {axis: int(size) for axis, size in sizes})
+        mesh = {axis: int(size) for axis, size in sizes}
+        gradients(place, packed_recipe(mesh) if sys.argv[3:] == ["packed"] else recipe(mesh))
     else:
         train(place)

@@ -71,9 +71,11 @@ def decide(examined: Examined) -> Decisions:
                 dropped.setdefault(finding.row, finding.check)
                 examined.alive[finding.row] = False
     if not examined.alive.any():
-        most = collections.Counter(dropped.values()).most_common(1)
-        why = f"all {len(dropped):,} rows are dropped, most of them as {most[0][0]!r}"
-        raise UserError("--source", why, f"look at `--dry_run`, or keep them with --keep={most[0][0]}")
+        most = collections.Counter(dropped.values()).most_common(1)[0][0]
+        first = next(finding for finding in findings if finding.check == most)
+        example = f"{examined.keys[first.row]!r}: {first.column} {first.why}".replace("  ", " ")
+        why = f"all {len(dropped):,} rows are dropped, most of them as {most!r}, such as {example}"
+        raise UserError("--source", why, f"look at `--dry_run`, or keep them with --keep={most}")
     groups = together(examined)
     labels = stratification(examined)
     splits = _splits(examined, groups, labels)

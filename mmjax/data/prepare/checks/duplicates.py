@@ -20,6 +20,7 @@ def duplicate(examined: Examined) -> Iterator[Finding]:
     That with the most pixels and samples is kept, and of equals the first. An input that two rows share while another
     differs, such as a picture with two captions, makes them no duplicates: see `shared`.
     """
+    labels = {c.name: examined.classes(c.name) for c in examined.job.targets if c.kind == "label"}
     groups: list[list[int]] = []
     for several in _whole(examined):
         by_split: dict[str | None, list[int]] = {}
@@ -33,7 +34,8 @@ def duplicate(examined: Examined) -> Iterator[Finding]:
         copies = set(pairs[_copies(examined, turn, pairs), 1].tolist())
         for kept, *rows in groups:
             for row in sorted(copies.intersection(rows)):
-                yield Finding(row, "duplicate", f"it is {examined.keys[kept]!r} once more", other=kept)
+                why = f"it is {examined.keys[kept]!r} once more" + _otherwise(labels, row, kept)
+                yield Finding(row, "duplicate", why, other=kept)
         groups = [[row for row in rows if row not in copies] for _, *rows in groups]
 
 
@@ -112,6 +114,16 @@ def _copies(examined: Examined, turn: int, pairs: np.ndarray) -> np.ndarray:
         there = examined.present[column.name][pairs[:, 0]]
         found[there] &= examined.near(column.name, turn, pairs[there])
     return found
+
+
+def _otherwise(labels: dict[str, list[str | None]], row: int, kept: int) -> str:
+    """Which labels of a copy are not those of the row that stays: one of the two is wrong."""
+    other = [
+        f", but its {name} is {names[row]!r}, there {names[kept]!r}"
+        for name, names in labels.items()
+        if names[row] is not None and names[kept] is not None and names[row] != names[kept]
+    ]
+    return "".join(other)
 
 
 def _alive(examined: Examined, name: str) -> np.ndarray:

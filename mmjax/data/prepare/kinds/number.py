@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.prepare.kinds.base import Kind, Unreadable, standard
+from mmjax.modalities.table import is_missing
 
 
 class NumberKind(Kind):
@@ -16,7 +17,9 @@ class NumberKind(Kind):
 
     target = True
 
-    def decode(self, value: Any) -> float:
+    def decode(self, value: Any) -> float | None:
+        if is_missing(value):
+            return None
         try:
             number = float(value)
         except (TypeError, ValueError):

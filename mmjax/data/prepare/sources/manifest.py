@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from mmjax.data.prepare import files
 from mmjax.data.prepare.kinds import Kind
 from mmjax.data.prepare.sources.base import Row, load_file, load_folder
 from mmjax.errors import UserError
+from mmjax.modalities.table import is_missing
 
 _NAMES = ("manifest", "metadata")
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -47,14 +49,14 @@ class Manifest:
             raise UserError("--source", problem, "give a CSV, TSV, JSONL or Parquet file in UTF-8") from None
 
     def load(self, value: Any, kind: Kind) -> Any:
-        if isinstance(value, str) and kind.is_path(value):
-            if not value.strip():
-                return None
-            place = files.join(self.folder, value)
-            if kind.takes_folders and files.is_folder(place):
-                return load_folder(place)
-            return load_file({"file": place, "name": value})
-        return value
+        if not isinstance(value, str) or not kind.is_path(name := value.strip()):
+            return value
+        if is_missing(name):
+            return None
+        place = files.join(self.folder, name)
+        if kind.takes_folders and files.is_folder(place):
+            return load_folder(place)
+        return load_file({"file": place, "name": name})
 
 
 def _inside(folder: str) -> str:
@@ -65,8 +67,12 @@ def _inside(folder: str) -> str:
 def _separated(place: str) -> Iterator[dict[str, Any]]:
     with files.open_file(place) as raw:
         text = io.TextIOWrapper(raw, "utf-8-sig", newline="")
-        delimiter = "\t" if place.lower().endswith(".tsv") else ","
-        reader = csv.DictReader(text, delimiter=delimiter, restkey="", strict=True)
+        header = text.readline()
+        # Where commas are decimal points, spreadsheets write semicolons.
+        delimiters = "\t" if place.lower().endswith(".tsv") else ",;\t|"
+        delimiter = next((mark for mark in delimiters if mark in header), delimiters[0])
+        lines = itertools.chain([header] if header else [], text)
+        reader = csv.DictReader(lines, delimiter=delimiter, restkey="", strict=True)
         if not reader.fieldnames:
             raise ValueError("it has no line with the names of the columns")
         repeated = {name for name in reader.fieldnames if list(reader.fieldnames).count(name) > 1}

@@ -57,7 +57,7 @@ def _examples(place: str, prefix: str, work: pathlib.Path) -> Iterator[Row]:
         raise UserError("--source", f"there is no file {place!r}", "give a tar file or a folder")
     try:
         plain = _plain(place, work)
-        stem, values = None, {}
+        stem, values, seen = None, {}, set()
         with files.open_file(plain) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 if member.isdir():
@@ -67,13 +67,20 @@ def _examples(place: str, prefix: str, work: pathlib.Path) -> Iterator[Row]:
                 begins, _, ends = name.partition(".")
                 if stem is not None and stem != f"{folder}/{begins}":
                     yield Row(prefix + stem.lstrip("/"), values)
+                    seen.add(stem)
                     values = {}
                 stem = f"{folder}/{begins}"
                 column = kind_of_suffix(name) or ends.lower()
                 # Two files of one kind keep their own names: left.png, right.png.
                 column = column if column not in values else ends.lower()
+                if stem in seen or column in values:
+                    problem = f"{place!r} has {member.name!r} apart from its example, or twice"
+                    remedy = "pack it anew with the files of each example one after the other: tar --sort=name"
+                    raise UserError("--source", problem, remedy)
                 reference = {"file": plain, "name": member.name, "offset": member.offset_data, "size": member.size}
                 values[column] = reference
+            if not files.read(plain, archive.offset, tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"cut short: it has no end after {member.name!r}")
         if stem is not None:
             yield Row(prefix + stem.lstrip("/"), values)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
