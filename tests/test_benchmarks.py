@@ -137,3 +137,18 @@ def test_the_whole_benchmark_prints_its_figures_for_a_recipe_and_a_mesh(tmp_path
     assert found["warm"]["to_first_step"] < found["cold"]["to_first_step"]
     assert set(found["overhead_ms"]) == {"recipe", "12 layers", "48 layers"}
     assert found["flops"] > 0 and found["utilisation"] is None
+
+
+def test_the_benchmark_of_packing_says_how_full_rows_are():
+    command = [sys.executable, str(ROOT / "benchmarks" / "packing.py"), "--examples=20000"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    lines = [line.split() for line in result.stdout.splitlines()]
+    packed = [line[1:] for line in lines if line[:1] == ["packed"]]
+    padded = [line[4:] for line in lines if line[:3] == ["padded", "to", "the"]]
+    assert [len(shares) for shares in packed] == [len(shares) for shares in padded] == [1, 2, 1, 2]
+    for one, other in zip(packed, padded, strict=True):
+        shares = [float(share.rstrip("%")) for share in one]
+        # Of two budgets, one is that which fills.
+        assert max(shares) > (95 if len(shares) == 1 else 90) > float(other[0].rstrip("%")) + 30
