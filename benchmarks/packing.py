@@ -2,9 +2,9 @@
 
     python benchmarks/packing.py
 
-Works on sizes alone, drawn as collections have them: photographs in eight aspect ratios of cameras and screens, the long
-side log-normal around 320 pixels; captions log-normal around 60 bytes; recordings log-normal around 5 seconds. Prints the share of a batch's tokens that
-are of an example, and the seconds that the plan of a million examples takes.
+Works on sizes alone, drawn as collections have them: photographs in eight aspect ratios of cameras and screens, the
+long side log-normal around 320 pixels; captions log-normal around 60 bytes; recordings log-normal around 5 seconds.
+Prints the share of a batch's tokens that are of an example, and the seconds that the plan of a million examples takes.
 """
 
 from __future__ import annotations
