@@ -43,6 +43,9 @@ SMALL: dict[str, Any] = {
     "channels": 16,
     "blocks": (1, 1),
     "bins": 16,
+    "normalise": "recording",
+    "frequency_mask": 4,
+    "time_mask_ms": 40.0,
     "queries": 2,
     "groups": 6,
     "neighbours": 4,
@@ -256,6 +259,10 @@ def make_packed_batches(
         else:
             elements, absurd = draws.normal(size=(size, *spec.shape)).astype(spec.dtype), np.nan
         places = draws.integers(0, 4, (size, budget, spec.axes)).astype(np.float32)
+        places[..., 0] = np.arange(budget)
+        if "chunk" in spec.details:
+            # Recordings end somewhere in their last chunk.
+            places[..., 1] = (lengths * spec.details["chunk"] - draws.integers(0, 300, size))[:, None]
 
         def fill(count, slots, elements=elements, places=places, lengths=lengths, spec=spec, absurd=absurd):
             values = np.full((count, *spec.shape), absurd if garbage else 0, spec.dtype)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from mmjax.sharding import MeshConfig, make_mesh
 from mmjax.sharding.mesh import AXES
@@ -149,7 +150,7 @@ def test_ranks_count_the_wrong_partners_before_the_best_right_one(mesh):
 )
 def test_groups_make_rings_short_and_are_not_large(sizes, groups):
     sizes = {axis: sizes.get(axis, 1) for axis in AXES}
-    mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), AXES)
+    mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
     def local(x):
         around, group = pairs._groups(AXES)

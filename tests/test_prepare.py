@@ -26,6 +26,7 @@ from mmjax.data.prepare.options import PrepareConfig
 from mmjax.data.prepare.preparation import prepare
 from mmjax.data.prepare.runners import Local, make_runner
 from mmjax.data.prepare.shards import cut
+from mmjax.data.prepare.sources.manifest import Manifest
 from mmjax.data.prepare.splits import parts
 from mmjax.errors import UserError
 from mmjax.modalities import MODALITIES
@@ -330,6 +331,13 @@ def test_members_of_a_tar_with_one_name_are_one_example(tmp_path, packed):
     assert found["3"]["text"] == "some words" and found["3"]["label"] == 0
 
 
+def test_what_a_file_system_keeps_for_itself_is_no_example(tmp_path):
+    words = {f"{number}.txt": f"the words of example {number}".encode() for number in range(3)}
+    hidden = {f"._{name}": b"\0" for name in words} | {"a/.DS_Store": b"\0"}
+    run(pack(tmp_path / "data.tar", {**hidden, **words}), tmp_path / "out", keep=["duplicate"])
+    assert set(records(tmp_path / "out")) == {"0", "1", "2"}
+
+
 @pytest.mark.parametrize("name", ["../evil.png", "/etc/evil.png", "a/../../evil.png", "..\\evil.png"])
 def test_a_tar_whose_names_leave_the_folder_is_refused(tmp_path, capsys, name):
     path = pack(tmp_path / "data.tar", {"good.png": encoded(scene(0)), name: encoded(scene(1))})
@@ -347,9 +355,17 @@ def test_a_tar_with_a_link_is_refused(tmp_path):
 def test_a_tar_that_is_cut_between_two_members_or_has_an_example_in_two_places_is_refused(tmp_path):
     path = pack(tmp_path / "data.tar", {f"{number}.txt": b"some words, more of them" for number in range(4)})
     whole = path.read_bytes()
-    for end in (2 * 1024, 3 * 1024):
+    for end in (2 * 1024, 3 * 1024, 2 * 1024 + 100):
         path.write_bytes(whole[:end])
-        with pytest.raises(UserError, match=f"cut short: it has no end after '{end // 1024 - 1}.txt'; pack it anew"):
+        with pytest.raises(UserError, match=f"cut short after '{end // 1024 - 1}.txt'; pack it anew"):
+            run(path, tmp_path / "out")
+    for damaged in (
+        whole + whole,
+        whole[:2048] + bytes(512) + whole[2560:],
+        whole[:2048] + b"\xff" * 50 + whole[2098:],
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"what comes after '\d.txt' is damaged, or another archive; pack it anew"):
             run(path, tmp_path / "out")
     for names in (("0.png", "1.png", "0.txt"), ("0.png", "0.left.png", "0.left.png")):
         with tarfile.open(path, "w") as archive:
@@ -661,6 +677,43 @@ def test_a_csv_may_have_other_marks_than_commas_blanks_around_paths_and_words_fo
     assert found["00000008"]["picture"] is None and found["00000008"]["size"] == 9.5
     assert found["00000003"]["size"] is None and found["00000002"]["size"] == 2.5
     np.testing.assert_array_equal(found["00000003"]["picture"], scene(3))
+
+
+@pytest.mark.parametrize(
+    "lines, rows",
+    [
+        (["size, in mm;label", "1,5;a", "2;b"], [("1.5", "a"), ("2", "b")]),
+        (["sep=;", "size;label", "1,5;a", "12;b"], [("1.5", "a"), ("12", "b")]),
+        (
+            ["said;size", "well, yes;0,25", '"no; never";-7', ";"],
+            [("well, yes", "0.25"), ("no; never", "-7"), ("", "")],
+        ),
+        # A thousand, or one and a bit: nobody knows.
+        (["said;size", "yes;1,234"], [("yes", "1,234")]),
+        (['"a|b";said', "1;yes|no"], [("1", "yes|no")]),
+        (['"first, last";said', '"a\nb";1'], [("a\nb", "1")]),
+        (["what; then", "I came; I saw", "I won"], [("I came; I saw",), ("I won",)]),
+        (["said,size", "1;2,3;4"], [("1;2", "3;4")]),
+        (["a, long\tb", "1\t2"], [("1", "2")]),
+    ],
+)
+def test_what_stands_between_the_values_of_a_table_is_found(tmp_path, lines, rows):
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join(lines) + "\n")
+    found = [tuple(value or "" for value in row.values.values()) for row in Manifest(str(path)).rows(tmp_path)]
+    assert found == rows
+
+
+def test_what_kind_of_column_it_is_does_not_depend_on_how_a_missing_value_is_written():
+    for missing in ("?", "NA", "nan", "none", None):
+        assert guess(["0", "1", "2", missing] * 9) == "label"
+        assert guess([f"{number}.5" for number in range(30)] + [missing]) == "number"
+        assert guess([f"{number}.png" for number in range(30)] + [missing]) == "image"
+        assert guess([missing] * 5) is None
+    # Where classes are words it may be one of them.
+    assert guess(["none", "mild", "severe"] * 9) == "label"
+    label = KINDS["label"]()
+    assert label.decode("nan") is None and label.decode("?") is None and label.decode("none") == "none"
 
 
 def test_a_table_without_rows_and_one_of_which_nothing_is_left_say_why(tmp_path):

@@ -92,7 +92,7 @@ def test_packed_recordings_get_the_tokens_that_they_get_alone(reduction, seconds
     audio = Audio(Audio.Config(sample_rate=RATE, seconds=seconds, chunk=chunk))
     options = {"bins": BINS, "reduction": reduction, "width": 16, "depth": 1, "heads": 2}
     # The longest is cut; one ends in the middle of a chunk, one with a chunk, one is shorter than a window.
-    lengths = [2900, chunk + 3, 2 * chunk, 30, 1000, 1500]
+    lengths = [2900, chunk + 3, 2 * chunk, 30, 13 * HOP, 1500]
     raws = [(draws.normal(0, 0.1, length).astype(np.float32), RATE) for length in lengths]
     alone = OwnRows({"sound": audio}, len(raws), Memory())
     spec, rooms = audio.packed(120), {"sound": audio.lengths({"seconds": np.array(lengths) / RATE}, 120)}

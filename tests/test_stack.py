@@ -64,7 +64,8 @@ def test_what_is_not_kept_needs_no_memory():
     # One wide and one narrow product for each layer.
     assert kept["dots"] - kept["full"] > (DEPTH - 1) * activation
     assert kept["dots"] - kept["narrow_dots"] > (DEPTH - 1) * activation
-    assert kept["dots"] < kept["none"] and kept["full"] < kept["mixed"] < kept["none"]
+    # Newer compilers compute what lies between two products again by themselves.
+    assert kept["dots"] <= kept["none"] and kept["full"] < kept["mixed"] < kept["none"]
 
 
 def test_offloaded_products_go_to_the_memory_of_the_host():

@@ -54,27 +54,18 @@ def log_mel(
     """
     x = waveform.astype(jnp.float32)
     frames = 1 + (x.shape[1] - window) // hop
-    # Framing as a convolution with the basis: no copy of the overlapping frames.
-    basis = jnp.asarray(_basis(window)[:, None, :])
-    numbers = ("NWC", "WIO", "NWC")
-    spectrum = jax.lax.conv_general_dilated(x[:, :, None], basis, (hop,), "VALID", dimension_numbers=numbers)
-    return _log_energies(spectrum[:, :frames], sample_rate=sample_rate, bins=bins, window=window)
-
-
-def _basis(window: int) -> np.ndarray:
-    """The windowed cosines and sines of a Fourier transform of the next power of two, [window, fft + 2] float32."""
     fft = 1 << (window - 1).bit_length()
     time = np.arange(window)
     angle = 2 * np.pi * np.outer(time, np.arange(fft // 2 + 1)) / fft
     hann = (0.5 - 0.5 * np.cos(2 * np.pi * time / window))[:, None]
-    return np.concatenate([hann * np.cos(angle), hann * np.sin(angle)], axis=1).astype(np.float32)
-
-
-def _log_energies(spectrum: Float[Array, "... frequencies"], *, sample_rate: int, bins: int, window: int):
-    """[..., bins] of products with `_basis(window)`."""
+    basis = np.concatenate([hann * np.cos(angle), hann * np.sin(angle)], axis=1).astype(np.float32)
+    # Framing as a convolution with the basis: no copy of the overlapping frames.
+    spectrum = jax.lax.conv_general_dilated(
+        x[:, :, None], jnp.asarray(basis[:, None, :]), (hop,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+    )[:, :frames]
     real, imaginary = jnp.split(spectrum, 2, axis=-1)
     power = (real * real + imaginary * imaginary) / window
-    energies = power @ mel_filters(bins, spectrum.shape[-1] - 2, sample_rate)
+    energies = power @ mel_filters(bins, fft, sample_rate)
     return (jnp.log(energies + FLOOR) + 5.0) / 4.0
 
 
@@ -107,7 +98,7 @@ class Spectrogram:
     """Makes the waveforms of an input log-mel frames; has no parameters.
 
     Attributes:
-      frames: of a recording that is not packed; that of a packed one, too, ends with them.
+      frames: of the longest recording.
 
     Raises:
       ValueError: "problem; remedy", where frames and samples do not fit.
@@ -132,7 +123,7 @@ class Spectrogram:
         `random` is None outside training.
         """
         config = self.config
-        frames = log_mel(input.values, sample_rate=self.sample_rate, bins=config.bins, window=self.window, hop=self.hop)
+        frames = self._log_mel(input.values)
         mask = input.mask[:, jnp.arange(frames.shape[1]) * self.hop]
         if config.normalise == "recording":
             real = mask[:, :, None].astype(jnp.float32)
@@ -148,26 +139,26 @@ class Spectrogram:
 
         They are those of the chunk's own recording: silence after its end, and 0 where it would have no frame at all.
         """
-        config, per = self.config, input.values.shape[2] // self.hop
-        first = input.positions[..., 0].astype(jnp.int32) * per
+        per = input.values.shape[2] // self.hop
+        index, samples = input.positions[..., 0], input.positions[..., 1:]
+        first = index.astype(jnp.int32) * per
         number = first[..., None] + jnp.array(offsets)
-        begins = number * self.hop < input.positions[..., 1:]
         frames = self._frames_of_chunks(input)
         pieces = []
         for shift in range(offsets.start // per, (offsets.stop - 1) // per + 1):
-            here = slice(max(offsets.start - shift * per, 0), min(offsets.stop - shift * per, per))
+            theirs = slice(max(offsets.start - shift * per, 0), min(offsets.stop - shift * per, per))
             own = _same(input, shift)[..., None, None]
-            pieces.append(jnp.where(own, _shifted(frames[:, :, here], shift), SILENCE))
+            pieces.append(jnp.where(own, _shifted(frames[:, :, theirs], shift), SILENCE))
         around = jnp.concatenate(pieces, axis=2)
-        if config.normalise == "recording":
-            numbers = first[..., None] + jnp.arange(per)
-            real = (numbers * self.hop < input.positions[..., 1:]) & (numbers < self.frames)
+        if self.config.normalise == "recording":
+            own_number = first[..., None] + jnp.arange(per)
+            real = (own_number * self.hop < samples) & (own_number < self.frames)
             mean = _mean_of_examples(input, frames, real)
-            around = (around - mean[:, :, None]) * begins[..., None]
+            around = (around - mean[:, :, None]) * (number * self.hop < samples)[..., None]
         around = jnp.where(((number >= 0) & (number < self.frames))[..., None], around, 0.0)
 
         def of_chunks(drawn):
-            """[R, N] of the [B] that are drawn for the examples."""
+            """[R, N, 1] of the [B, 1] that are drawn for the examples."""
             return jnp.take_along_axis(drawn.reshape(-1, input.slots), input.segments, axis=1)[..., None]
 
         return self._hide(around, number, random, of_chunks), first
@@ -175,14 +166,18 @@ class Spectrogram:
     def _frames_of_chunks(self, input: Input) -> Float[Array, "rows chunks frames bins"]:
         """The frames that begin in each chunk. Where they reach beyond its recording there is silence."""
         rows, count, chunk = input.values.shape
-        hops = input.values.astype(jnp.float32).reshape(rows, count, chunk // self.hop, self.hop)
-        reach = -(-(self.window - self.hop) // chunk)
-        behind = [jnp.where(_same(input, n)[..., None, None], _shifted(hops, n), 0.0) for n in range(1, reach + 1)]
-        samples = jnp.concatenate([hops, *behind], axis=2).reshape(rows, count, -1)
-        starts = range(0, chunk, self.hop)
-        windows = jnp.stack([samples[:, :, start : start + self.window] for start in starts], axis=2)
-        spectrum = windows @ _basis(self.window)
-        return _log_energies(spectrum, sample_rate=self.sample_rate, bins=self.config.bins, window=self.window)
+        beyond, pieces = self.window - self.hop, [input.values]
+        for shift in range(1, -(-beyond // chunk) + 1):
+            here = _shifted(input.values[..., : beyond - (shift - 1) * chunk], shift)
+            pieces.append(jnp.where(_same(input, shift)[..., None], here, 0.0))
+        # Each chunk and what follows it is a short waveform.
+        waveform = jnp.concatenate(pieces, axis=2)[..., : chunk + max(beyond, 0)].reshape(rows * count, -1)
+        frames = self._log_mel(waveform)
+        return frames.reshape(rows, count, *frames.shape[1:])
+
+    def _log_mel(self, waveform: Float[Array, "batch samples"]) -> Float[Array, "batch frames bins"]:
+        bins = self.config.bins
+        return log_mel(waveform, sample_rate=self.sample_rate, bins=bins, window=self.window, hop=self.hop)
 
     def _hide(self, frames: Array, number: Array, random: Randomness | None, spread: Callable) -> Array:
         """SpecAugment of frames [..., frames, bins] with these numbers [..., frames]; 0 is the mean of speech.

@@ -90,16 +90,16 @@ def guess(values: Iterable[Any]) -> str | None:
         return kind_of_suffix(found[0].get("name", ""))
     if not all(isinstance(value, (str, int, float)) for value in found):
         return None
-    # Among paths and numbers "nan" says that there is none; the classes of a label may well have such a name.
-    texts = [str(value).strip() for value in found if not is_missing(value)] or [str(value) for value in found]
+    # Among paths and numbers "none" says that there is none; a class may well have such a name.
+    texts = [str(value).strip() for value in found if not is_missing(value)]
+    if not texts:
+        return None
     suffixes = {kind_of_suffix(text) for text in texts if len(text.split()) == 1}
     if len(suffixes) == 1 and None not in suffixes and all(len(text.split()) == 1 for text in texts):
         return suffixes.pop()
     distinct = len(set(texts))
     few = distinct <= min(_MOST_CLASSES, max(2, len(texts) // 2))
     if all(_number(text) for text in texts):
-        # A label knows no such word: "nan" would be one more class.
-        few = few and len(texts) == len(found)
         return "label" if few and all(re.fullmatch(r"[-+]?\d+(\.0*)?", text) for text in texts) else "number"
     # A sentence may well come again and again, as where a template made it: it stays one by its length.
     words = sum(len(text.split()) for text in texts) / len(texts)

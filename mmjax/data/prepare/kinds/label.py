@@ -8,6 +8,9 @@ from typing import Any
 
 from mmjax.data.prepare.kinds.base import File, Kind, Unreadable
 
+# How programs write that a cell is missing. "none" and "NA" may be classes.
+_MISSING = ("nan", "NaN", "N/A", "n/a", "?")
+
 
 class LabelKind(Kind):
     """A class; stored by its number in the order of the classes' names, numbers in the order of their size."""
@@ -16,7 +19,7 @@ class LabelKind(Kind):
     keeps_words = True
     suffixes = (".cls",)
 
-    def decode(self, value: Any) -> str:
+    def decode(self, value: Any) -> str | None:
         if isinstance(value, (File, bytes)):
             data = value.data if isinstance(value, File) else value
             try:
@@ -29,7 +32,7 @@ class LabelKind(Kind):
         name = str(value).strip()
         if not name:
             raise Unreadable("an empty label")
-        return name
+        return None if name in _MISSING else name
 
     def measure(self, raw: str) -> dict[str, float | int | str]:
         return {"class": raw, "bytes": 8}

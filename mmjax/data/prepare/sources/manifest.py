@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 from mmjax.data.prepare import files
 from mmjax.data.prepare.kinds import Kind
 from mmjax.data.prepare.sources.base import Row, load_file, load_folder
+from mmjax.data.prepare.sources.separated import find_form
 from mmjax.errors import UserError
 from mmjax.modalities.table import is_missing
 
@@ -65,14 +65,12 @@ def _inside(folder: str) -> str:
 
 
 def _separated(place: str) -> Iterator[dict[str, Any]]:
+    form = find_form(place)
     with files.open_file(place) as raw:
         text = io.TextIOWrapper(raw, "utf-8-sig", newline="")
-        header = text.readline()
-        # Where commas are decimal points, spreadsheets write semicolons.
-        delimiters = "\t" if place.lower().endswith(".tsv") else ",;\t|"
-        delimiter = next((mark for mark in delimiters if mark in header), delimiters[0])
-        lines = itertools.chain([header] if header else [], text)
-        reader = csv.DictReader(lines, delimiter=delimiter, restkey="", strict=True)
+        for _ in range(form.skipped):
+            next(text)
+        reader = csv.DictReader(text, delimiter=form.delimiter, restkey="", strict=True)
         if not reader.fieldnames:
             raise ValueError("it has no line with the names of the columns")
         repeated = {name for name in reader.fieldnames if list(reader.fieldnames).count(name) > 1}
@@ -80,9 +78,10 @@ def _separated(place: str) -> Iterator[dict[str, Any]]:
             raise ValueError(f"its columns must have different names, not {', '.join(map(repr, reader.fieldnames))}")
         for values in reader:
             if "" in values or None in values.values():
-                raise ValueError(f"line {reader.line_num} has not {len(reader.fieldnames)} values")
+                line = reader.line_num + form.skipped
+                raise ValueError(f"line {line} has not {len(reader.fieldnames)} values between {form.delimiter!r}")
             # What is between two commas is missing.
-            yield {name: value or None for name, value in values.items()}
+            yield {name: form.read(name, value) or None for name, value in values.items()}
 
 
 def _json_lines(place: str) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 from mmjax.data.prepare import files
 from mmjax.data.prepare.kinds import Kind
@@ -63,7 +63,10 @@ def _examples(place: str, prefix: str, work: pathlib.Path) -> Iterator[Row]:
                 if member.isdir():
                     continue
                 _check(place, member)
-                folder, _, name = member.name.removeprefix("./").rpartition("/")
+                path = member.name.removeprefix("./")
+                if any(part.startswith(".") and part != "." for part in path.split("/")):
+                    continue  # what a file system keeps for itself, as of folders
+                folder, _, name = path.rpartition("/")
                 begins, _, ends = name.partition(".")
                 if stem is not None and stem != f"{folder}/{begins}":
                     yield Row(prefix + stem.lstrip("/"), values)
@@ -79,8 +82,7 @@ def _examples(place: str, prefix: str, work: pathlib.Path) -> Iterator[Row]:
                     raise UserError("--source", problem, remedy)
                 reference = {"file": plain, "name": member.name, "offset": member.offset_data, "size": member.size}
                 values[column] = reference
-            if not files.read(plain, archive.offset, tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"cut short: it has no end after {member.name!r}")
+            _check_end(file, archive)
         if stem is not None:
             yield Row(prefix + stem.lstrip("/"), values)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
@@ -96,6 +98,19 @@ def _check(place: str, member: tarfile.TarInfo) -> None:
     if not member.isfile():
         problem = f"{place!r} has a member {member.name!r} that is no file"
         raise UserError("--source", problem, "pack it anew without links and devices")
+
+
+def _check_end(file: IO[bytes], archive: tarfile.TarFile) -> None:
+    """An archive ends with a block of zeros and nothing behind it; Python's reader takes any damage for the end."""
+    last = archive.getnames()[-1:] or [""]
+    file.seek(archive.offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"cut short after {last[0]!r}")
+    while block:
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(f"what comes after {last[0]!r} is damaged, or another archive")
+        block = file.read(1 << 20)
 
 
 def _plain(place: str, work: pathlib.Path) -> str:
