@@ -12,6 +12,9 @@ from mmjax.planning.hlo import Array, Computation, Instruction, Module
 Leaf = int | None
 """A buffer's number, or None for what is not in main memory or belongs to the caller."""
 
+OWN = -1
+"""Instead of a number: a buffer that is yet to be made."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
@@ -78,9 +81,10 @@ def read_memory(module: Module, analysis: Any, capacity: int) -> Memory:
     live = live_at_peak(module)
     # Outputs that take the place of arguments are none of their own.
     own = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    # What lives at once; the temporaries' own sum may be more than the compiler ever needs, and than there is.
-    together = getattr(analysis, "peak_memory_in_bytes", 0)
-    together = together or analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + own
+    # What lives at once; the temporaries' own sum may be more than the compiler ever needs, and than there is. Newer
+    # compilers count the vector memory into the peak, so that the sum may be the smaller one.
+    together = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + own
+    together = min(together, getattr(analysis, "peak_memory_in_bytes", 0) or together)
     temporary = max(0, together - analysis.argument_size_in_bytes)
     kept = min(temporary, sum(buffer.bytes for buffer in live if buffer.what == "activation"))
     code = analysis.generated_code_size_in_bytes
@@ -124,16 +128,16 @@ class _Heap:
         inner: list[tuple[int, list[Buffer]]] = []
         for place, instruction in enumerate(computation.instructions):
             leaves = self.leaves(computation, instruction, values)
-            if leaves is None:
-                leaves = []
-                for array in instruction.arrays:
-                    if array.on_chip or not array.bytes or computation is not self.module.entry and instruction.root:
-                        leaves.append(None)
-                        continue
-                    leaves.append(len(buffers))
-                    buffers.append((array, instruction))
-                    first.append(place)
-                    last.append(place)
+            for number, (leaf, array) in enumerate(zip(leaves, instruction.arrays, strict=False)):
+                if leaf != OWN:
+                    continue
+                if array.on_chip or not array.bytes or computation is not self.module.entry and instruction.root:
+                    leaves[number] = None
+                    continue
+                leaves[number] = len(buffers)
+                buffers.append((array, instruction))
+                first.append(place)
+                last.append(place)
             values[instruction.name] = leaves
             kept |= self.kept(instruction, leaves)
             for name in (*instruction.operands, instruction.name):
@@ -170,11 +174,10 @@ class _Heap:
         called = [self.peak(computation) for computation in self.module.called(instruction)]
         return max(called, key=lambda found: found[0], default=(0, []))
 
-    def leaves(
-        self, computation: Computation, instruction: Instruction, values: dict[str, list[Leaf]]
-    ) -> list[Leaf] | None:
-        """The buffers of an instruction that makes none of its own; None for one that does."""
+    def leaves(self, computation: Computation, instruction: Instruction, values: dict[str, list[Leaf]]) -> list[Leaf]:
+        """For each array of an instruction the buffer that it stands in, `OWN` where it makes one."""
         opcode = instruction.opcode
+        own: list[Leaf] = [OWN] * len(instruction.arrays)
         operands = [values.get(name, []) for name in instruction.operands]
         if opcode in ("parameter", "constant"):
             return [None] * len(instruction.arrays)
@@ -188,11 +191,19 @@ class _Heap:
             count = len(instruction.arrays)
             found = [leaf for operand in operands for leaf in operand][:count]
             return found + [None] * (count - len(found))
-        if opcode in ("copy-done", "slice-done", "async-done", "all-gather-done", "all-reduce-done"):
-            return (operands[0] + [None])[: len(instruction.arrays)]
+        if opcode.endswith("-start") and opcode != "all-reduce-start":
+            given = [leaf for operand in operands for leaf in operand]
+            # (copy, what is copied, context); the others have what they are given first, and then the result.
+            return own[:1] + given + own[2:] if opcode == "copy-start" else given + own[len(given) :]
+        if opcode.endswith("-done"):
+            start = computation.by_name[instruction.operands[0]]
+            skipped = 0
+            if start.opcode not in ("copy-start", "all-reduce-start"):
+                skipped = sum(len(values.get(name, [])) for name in start.operands)
+            return (operands[0][skipped:] + [None] * len(own))[: len(own)]
         if opcode in ("custom-call", "fusion"):
-            return self.in_place(instruction, operands)
-        return None
+            return self.in_place(instruction, operands) or own
+        return own
 
     def in_place(self, instruction: Instruction, operands: list[list[Leaf]]) -> list[Leaf] | None:
         """A fusion that updates a slice of an operand writes into the operand."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from mmjax.modalities.table import is_missing
 _KEYS = ("key", "id", "index", "idx", "uid", "uuid")
 _SPLIT = "split"
 _MOST_CLASSES = 1000
+_PATHS = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +96,11 @@ def guess(values: Iterable[Any]) -> str | None:
     texts = [str(value).strip() for value in found if not is_missing(value)]
     if not texts:
         return None
-    suffixes = {kind_of_suffix(text) for text in texts if len(text.split()) == 1}
-    if len(suffixes) == 1 and None not in suffixes and all(len(text.split()) == 1 for text in texts):
-        return suffixes.pop()
+    suffixes = collections.Counter(kind_of_suffix(text) if len(text.split()) == 1 else None for text in texts)
+    kind, count = suffixes.most_common(1)[0]
+    # A few paths may be wrong, and are then reported as what cannot be read.
+    if kind and count >= _PATHS * len(texts):
+        return kind
     distinct = len(set(texts))
     few = distinct <= min(_MOST_CLASSES, max(2, len(texts) // 2))
     if all(_number(text) for text in texts):

@@ -85,13 +85,12 @@ class AudioKind(Kind):
 
     def measure_whole(self, raw: Waveform) -> dict[str, float | int | str]:
         # Resampled, what was cut off at the limit no longer lies at it.
-        values = mono(raw[0])
-        return {"clipped": _clipped(values, float(np.abs(values).max()))}
+        return {"clipped": _clipped(raw[0])}
 
     def measure(self, raw: Waveform) -> dict[str, float | int | str]:
         samples, rate = raw
         values = mono(samples)
-        peak, level = float(np.abs(values).max()), float(np.sqrt(np.square(values, dtype=np.float64).mean()))
+        level = float(np.sqrt(np.square(values, dtype=np.float64).mean()))
         return {
             "seconds": len(values) / rate,
             "rate": rate,
@@ -100,7 +99,7 @@ class AudioKind(Kind):
             "std": float(values.std()),
             "peak_decibels": _decibels(float(np.abs(values - np.median(values)).max())),
             "level_decibels": _decibels(level),
-            "clipped": _clipped(values, peak),
+            "clipped": _clipped(samples),
             "bytes": 2 * samples.size,
         }
 
@@ -206,17 +205,31 @@ def _decibels(level: float) -> float:
     return 20 * float(np.log10(max(level, 1e-6)))
 
 
-def _clipped(values: np.ndarray, peak: float) -> float:
-    """The share of samples in runs of at least two at the largest or smallest value, where a limiter cut them off."""
-    if not peak:
-        return 0.0
-    share = 0
-    for limit in (values.max(), -values.min()):
-        at = np.concatenate([[False], (values if limit == values.max() else -values) >= limit - peak * 1e-3, [False]])
-        edges = np.flatnonzero(at[1:] != at[:-1])
-        lengths = edges[1::2] - edges[::2]
-        share += int(lengths[lengths >= 2].sum())
-    return share / len(values)
+def _clipped(samples: np.ndarray) -> float:
+    """The share of samples [n] or [n, channels] that a limiter cut off, of the channel that has the most of them.
+
+    They lie in runs of at least two at the largest or smallest value, and are more than all within three steps below:
+    without a limiter few reach the end of the scale, even of one as coarse as that of 8 bits.
+    """
+    found = 0.0
+    for channel in samples.reshape(len(samples), -1).T:
+        values = mono(channel)
+        near = float(np.abs(values).max()) * 1e-3
+        share = 0
+        for side in (values, -values):
+            limit = side.max()
+            here = side >= limit - near
+            below = side[~here]
+            if not near or not len(below):
+                continue
+            step = max(near, limit - near - float(below.max()))
+            at = np.concatenate([[False], here, [False]])
+            edges = np.flatnonzero(at[1:] != at[:-1])
+            lengths = edges[1::2] - edges[::2]
+            if here.sum() > np.count_nonzero(below >= limit - near - 3 * step):
+                share += int(lengths[lengths >= 2].sum())
+        found = max(found, share / len(values))
+    return found
 
 
 def _spectrogram(values: np.ndarray) -> np.ndarray:
@@ -274,7 +287,8 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 def _sixteen_bits(samples: np.ndarray) -> np.ndarray:
     if samples.dtype == np.int16:
         return samples
-    return np.rint(np.clip(samples, -1, 1) * 32767).astype(np.int16)
+    # Floating point knows no limit: what goes beyond full scale becomes quieter as a whole.
+    return np.rint(samples / max(1.0, float(np.abs(samples).max())) * 32767).astype(np.int16)
 
 
 def _wav(samples: np.ndarray, rate: int) -> bytes:

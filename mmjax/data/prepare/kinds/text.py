@@ -28,19 +28,25 @@ BOILERPLATE = (
     # What stands where a text should.
     r"(n/?a|none|null|nan|undefined|unknown|untitled|placeholder|tbd|test)\W*\d*",
     r"todo\b\S*(\s+\S+){0,4}\s*",
-    r"no (caption|description|title|(alt )?text)( (available|provided|given))?\W*",
+    r"\W*no (image|picture|photo|caption|description|title|(alt )?text)( (available|provided|given|found))?\W*",
+    r"(insert|add|enter|type) (a |the |your )?(caption|description|title|(alt )?text)( here)?\W*",
+    r"(caption|description|title|text) goes here\W*|alt text\W*|\[object object\]|#(ref|value|name|null|div/0)\W*",
+    r"(.)\1{2,}|(asdf|qwert)\w*|loading\W*|advertisement\W*|stock (photo|image)s?\W*",
     r"[\[(<]\s*(image|picture|photo|figure|video|audio|caption)\s*[\])>]|(<[^<>]{1,200}>\s*)+",
     r"lorem ipsum.*",
     r"(image|picture|photo|file|page|content) (is )?(not (found|available)|unavailable)\S*(\s+\S+){0,3}\s*",
     r"(image|picture|photo|file|page|content) (is )?missing\W*",
-    r"(error )?404(\W+(error|page|not found)\b)*\W*|.*\bpage not found\b.*",
+    r"(error )?(403|404|50[0234])(\W+(error|page|not found|forbidden|bad gateway|service unavailable)\b)*\W*",
+    r".*\bpage not found\b.*",
     # A file's name, or an address, and nothing else.
     r"\S+\.(jpe?g|png|gif|webp|bmp|tiff?|wav|mp3|flac|ogg|mp4|txt)",
     r"(img|dsc|dscn|dscf|pict?|image|photo)[-_ ]?\d+",
+    r"screen ?shot\W*\d[\d\W]*((at|um|à)\W+[\d\W]+)?([ap]m)?(\.\w+)?",
     r"(https?://|www\.)\S+",
     # What stands on pages, and not in their text: with few words around it, since captions may have such words too.
     r"\s*(\S+\s+){0,4}[^\w\s]*(click here|read more|sign up|login|(log|sign) in (to|here|now|with)|subscribe|"
-    r"follow us|buy now|share this (page|post|article|story|link)|add to cart|view full size)\b\S*(\s+\S+){0,8}\s*",
+    r"follow us|buy now|share this (page|post|article|story|link)|share (on|via) (facebook|twitter|whatsapp|pinterest)|"
+    r"add to cart|view full size|click to enlarge)\b\S*(\s+\S+){0,8}\s*",
     r"\s*(\S+\s+){0,8}[^\w\s]*(all rights reserved|terms (of (use|service)|and conditions)|privacy policy|"
     r"cookie (policy|settings))\b\S*(\s+\S+){0,8}\s*",
     r".*\b(we|this (site|website)) uses? cookies\b.*",

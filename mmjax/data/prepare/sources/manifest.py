@@ -18,6 +18,9 @@ from mmjax.errors import UserError
 from mmjax.modalities.table import is_missing
 
 _NAMES = ("manifest", "metadata")
+_UNNAMED = "\0"
+# A text may be as long as it wants; Python's own limit is 131,072 characters.
+csv.field_size_limit(2**31 - 1)
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -49,10 +52,13 @@ class Manifest:
             raise UserError("--source", problem, "give a CSV, TSV, JSONL or Parquet file in UTF-8") from None
 
     def load(self, value: Any, kind: Kind) -> Any:
-        if not isinstance(value, str) or not kind.is_path(name := value.strip()):
+        if not isinstance(value, str):
             return value
-        if is_missing(name):
+        # Of a label "none" may be a class.
+        if is_missing(value) and not kind.target:
             return None
+        if not kind.is_path(name := value.strip()):
+            return value
         place = files.join(self.folder, name)
         if kind.takes_folders and files.is_folder(place):
             return load_folder(place)
@@ -70,18 +76,35 @@ def _separated(place: str) -> Iterator[dict[str, Any]]:
         text = io.TextIOWrapper(raw, "utf-8-sig", newline="")
         for _ in range(form.skipped):
             next(text)
-        reader = csv.DictReader(text, delimiter=form.delimiter, restkey="", strict=True)
-        if not reader.fieldnames:
-            raise ValueError("it has no line with the names of the columns")
-        repeated = {name for name in reader.fieldnames if list(reader.fieldnames).count(name) > 1}
-        if repeated or "" in reader.fieldnames:
-            raise ValueError(f"its columns must have different names, not {', '.join(map(repr, reader.fieldnames))}")
-        for values in reader:
-            if "" in values or None in values.values():
+        reader = csv.reader(text, delimiter=form.delimiter, strict=True)
+        names = _names(next(filter(None, reader), []))
+        for values in filter(None, reader):
+            if len(values) != len(names):
                 line = reader.line_num + form.skipped
-                raise ValueError(f"line {line} has not {len(reader.fieldnames)} values between {form.delimiter!r}")
+                raise ValueError(f"line {line} has not {len(names)} values between {form.delimiter!r}")
             # What is between two commas is missing.
-            yield {name: form.read(name, value) or None for name, value in values.items()}
+            row = {name: form.read(name, value) or None for name, value in zip(names, values, strict=True)}
+            if row.pop(_UNNAMED, None):
+                line = reader.line_num + form.skipped
+                raise ValueError(f"line {line} has a value in the last column, which has no name")
+            yield row
+
+
+def _names(header: list[str]) -> list[str]:
+    """The names of the columns, of their line."""
+    if not header:
+        raise ValueError("it has no line with the names of the columns")
+    names = [name.strip() for name in header]
+    # Of the rows' numbers, which pandas writes first, and of what follows a comma at the end of each line.
+    if not names[0] and len(names) > 1:
+        names[0] = "index"
+    if not names[-1]:
+        names[-1] = _UNNAMED
+    if "" in names:
+        raise ValueError(f"column {names.index('') + 1} has no name")
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"two columns have the name {repeated!r}")
+    return names
 
 
 def _json_lines(place: str) -> Iterator[dict[str, Any]]:

@@ -9,10 +9,13 @@ import itertools
 import re
 
 from mmjax.data.prepare import files
+from mmjax.modalities.table import is_missing
 
 _DELIMITERS = ",;\t|"
 _LOOKED_AT = 1000
-_DECIMAL = re.compile(r"[-+]?\d+,\d+")
+# A line that is torn must not hide what stands between the values of all others.
+_MOST = 0.9
+_DECIMAL = re.compile(r"[-+]?(\d+|\d{1,3}(\.\d{3})+),\d+")
 _WHOLE = re.compile(r"[-+]?\d+")
 # "1,234" may be a thousand or one and a bit.
 _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+")
@@ -35,7 +38,7 @@ class Form:
     def read(self, column: str, value: str) -> str:
         """A value as others would write it."""
         if column in self.decimal_commas and _DECIMAL.fullmatch(value.strip()):
-            return value.replace(",", ".")
+            return value.replace(".", "").replace(",", ".")
         return value
 
 
@@ -45,15 +48,15 @@ def find_form(place: str) -> Form:
         lines = list(itertools.islice(io.TextIOWrapper(raw, "utf-8-sig", newline=""), _LOOKED_AT))
     # Excel's own way to say it.
     if lines and (told := re.fullmatch(r"sep=(.)\s*", lines[0])):
-        return Form(told[1], 1, _decimal_commas(_rows(lines[1:], told[1])))
-    if place.lower().endswith(".tsv"):
-        return Form("\t")
-    # The first that makes a table of these lines; a comma where none does, which then says what is wrong.
-    for delimiter in _DELIMITERS:
-        rows = _rows(lines, delimiter)
-        if rows and len(rows[0]) > 1 and all(len(row) in (0, len(rows[0])) for row in rows):
-            return Form(delimiter, 0, _decimal_commas(rows) if delimiter != "," else frozenset())
-    return Form(",")
+        return Form(told[1], 1, _decimal_commas([row for row in _rows(lines[1:], told[1]) if row]))
+    usual = "\t" if place.lower().endswith(".tsv") else ","
+    for delimiter in (usual, *_DELIMITERS.replace(usual, "")):
+        rows = [row for row in _rows(lines, delimiter) if row]
+        fitting = [row for row in rows if len(row) == len(rows[0])]
+        if rows and len(rows[0]) > 1 and len(fitting) >= _MOST * len(rows):
+            return Form(delimiter, 0, _decimal_commas(fitting) if delimiter != "," else frozenset())
+    # One column, or nothing that fits; the usual mark then shows what is wrong.
+    return Form(usual)
 
 
 def _rows(lines: list[str], delimiter: str) -> list[list[str]]:
@@ -64,8 +67,8 @@ def _rows(lines: list[str], delimiter: str) -> list[list[str]]:
 
 def _decimal_commas(rows: list[list[str]]) -> frozenset[str]:
     found = set()
-    for name, *values in zip(*filter(None, rows), strict=False):
-        cells = [value.strip() for value in values if value.strip()]
+    for name, *values in zip(*rows, strict=False):
+        cells = [value.strip() for value in values if not is_missing(value)]
         commas = [cell for cell in cells if _DECIMAL.fullmatch(cell)]
         numbers = all(_DECIMAL.fullmatch(cell) or _WHOLE.fullmatch(cell) for cell in cells)
         if numbers and not all(_THOUSANDS.fullmatch(cell) for cell in commas):
