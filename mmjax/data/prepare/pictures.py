@@ -131,6 +131,13 @@ _COARSE = 12
 _BLOCKS = 6
 
 
+def overlaid(one: np.ndarray, other: np.ndarray) -> float:
+    """`likeness` of two pictures as they are, of which neither is taken for a crop of the other."""
+    whole = _windows_to(_COMPARED, ((0.0, 1.0),))[0]
+    first, second = (np.tensordot(np.tensordot(whole, each, (1, 0)), whole, (1, 1)) for each in (one, other))
+    return max(_explained(np.square(first - second), target) for target in (first, second))
+
+
 def _search(larger: np.ndarray, smaller: np.ndarray, rows: bool) -> tuple[float, tuple]:
     """How well `smaller`, in grey, is a crop of `larger`, and which: ((top, bottom), (left, right)) in [0, 1]."""
     windows = _search_windows()
@@ -158,8 +165,13 @@ def _refined(larger: np.ndarray, smaller: np.ndarray, window: tuple, rows: bool)
         means = errors.mean(axis=(1, 2, 4))
         at = np.unravel_index(np.argmin(means), means.shape)
         down, across = choices[0][at[0]], choices[1][at[1]]
+    return _explained(errors[at[0], :, :, at[1]], target)
+
+
+def _explained(errors: np.ndarray, target: np.ndarray) -> float:
+    """The share of the variance of a picture [n, channels, n] that is explained in the worst block, of its errors."""
     side = _COMPARED // _BLOCKS
-    blocks = errors[at[0], :, :, at[1]].mean(axis=1).reshape(_BLOCKS, side, _BLOCKS, side).mean(axis=(1, 3))
+    blocks = errors.mean(axis=1).reshape(_BLOCKS, side, _BLOCKS, side).mean(axis=(1, 3))
     spread = np.square(target - target.mean(axis=(0, 2), keepdims=True)).mean() + _NOISE**2
     return float(1 - max(0.0, blocks.max() - _ENCODING**2) / spread)
 

@@ -81,6 +81,8 @@ class Labelled:
 
 def label_error(examined: Examined) -> Iterator[Finding]:
     """Rows whose label is about as probably wrong as right, or more."""
+    if any(column.kind == "label" for column in examined.job.targets) and not any(labelled(examined)):
+        examined.not_judged["label_error"] = f"no label has two classes of {_FEWEST} rows or more"
     for found in labelled(examined):
         features = [(there, values) for _, there, values in found.inputs]
         wrong, probabilities = suspicions(features, found.labels, len(found.classes))
@@ -222,10 +224,17 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 def _inputs(examined: Examined, rows: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
     found = []
     for column in examined.job.inputs:
-        numbers, values = examined.features(column.name)
-        place = np.full(examined.job.rows, -1)
-        place[numbers] = np.arange(len(numbers))
-        there = place[rows] >= 0
-        if there.sum() >= _FEWEST:
-            found.append((column.name, there, values[place[rows][there]]))
+        name = column.name
+        described = examined.job.kinds[name].described(examined.numbers[name], examined.words[name])
+        if described is not None:
+            there = examined.present[name][rows]
+            values = described[rows[there]]
+        else:
+            numbers, features = examined.features(name)
+            place = np.full(examined.job.rows, -1)
+            place[numbers] = np.arange(len(numbers))
+            there = place[rows] >= 0
+            values = features[place[rows][there]]
+        if len(values) >= _FEWEST and values.shape[1]:
+            found.append((name, there, values))
     return found

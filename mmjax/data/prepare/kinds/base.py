@@ -143,6 +143,10 @@ class Kind:
         """float32 [n], the same n for all, from which a simple classifier tells classes apart."""
         return None
 
+    def described(self, numbers: Mapping[str, np.ndarray], words: Mapping[str, list[str | None]]) -> np.ndarray | None:
+        """The same for all rows at once, float [rows, n], where it follows from what was measured; see `summarise`."""
+        return None
+
     # Storing. `stored` and `restore` are inverse to each other up to what the kind says that it rounds.
 
     def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:

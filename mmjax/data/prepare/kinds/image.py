@@ -21,6 +21,8 @@ from mmjax.modalities.image import eight_bits
 
 _SIDE = pictures.SIDE
 _THUMBNAIL = 160
+# Pixels of a side below which a picture has no crops.
+_TINY = 16
 _JPEG = b"\xff\xd8"
 
 
@@ -121,9 +123,7 @@ class ImageKind(Kind):
         return measured["height"] * measured["width"]
 
     def sketch(self, raw: Picture) -> bytes:
-        picture = PIL.Image.fromarray(_rgb(raw.pixels))
-        # A crop of a small picture is compared at less than a pixel: enlarged smoothly, never by repeating pixels.
-        return np.asarray(picture.resize((_SIDE, _SIDE), PIL.Image.Resampling.BICUBIC)).tobytes()
+        return thumbnail(raw.pixels) + bytes([min(255, *raw.pixels.shape[:2])])
 
     def hashes(self, sketch: bytes) -> np.ndarray:
         return pictures.hashes(_thumbnail(sketch).mean(axis=2))
@@ -132,7 +132,9 @@ class ImageKind(Kind):
         return pictures.candidates(hashes)
 
     def alike(self, one: bytes, other: bytes) -> float:
-        return pictures.likeness(_thumbnail(one), _thumbnail(other))
+        # A pixel of so few is a crop of a tenth, and another's digit looks like a crop of one's own.
+        compare = pictures.overlaid if min(one[-1], other[-1]) < _TINY else pictures.likeness
+        return compare(_thumbnail(one), _thumbnail(other))
 
     def features(self, raw: Picture) -> np.ndarray:
         size = 28
@@ -170,6 +172,13 @@ class ImageKind(Kind):
             picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
         data = base64.b64encode(_png(picture)).decode()
         return f'<img alt="" title="{width} x {height}" src="data:image/png;base64,{data}">'
+
+
+def thumbnail(pixels: np.ndarray) -> bytes:
+    """uint8 [_SIDE, _SIDE, 3] of a picture of any size."""
+    picture = PIL.Image.fromarray(_rgb(pixels))
+    # A crop of a small picture is compared at less than a pixel: enlarged smoothly, never by repeating pixels.
+    return np.asarray(picture.resize((_SIDE, _SIDE), PIL.Image.Resampling.BICUBIC)).tobytes()
 
 
 def gradients(grey: np.ndarray, cells: int = 7, bins: int = 8) -> np.ndarray:
@@ -215,7 +224,7 @@ def _rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def _thumbnail(sketch: bytes) -> np.ndarray:
-    return np.frombuffer(sketch, np.uint8).reshape(_SIDE, _SIDE, 3).astype(np.float32)
+    return np.frombuffer(sketch[:-1], np.uint8).reshape(_SIDE, _SIDE, 3).astype(np.float32)
 
 
 def _channels(summary: Mapping[str, Any]) -> int:

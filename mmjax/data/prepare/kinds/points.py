@@ -19,6 +19,7 @@ from mmjax.modalities.point_files import SUFFIXES, as_points, read_points
 
 _DIRECTIONS, _QUANTILES = 16, 33
 _SIDE = 120
+_CELLS, _VIEWS = 12, ([0, 1], [0, 2], [1, 2])
 
 
 class PointsKind(Kind):
@@ -112,6 +113,18 @@ class PointsKind(Kind):
         parts = [slice(_DIRECTIONS), *(slice(at, at + 1) for at in range(_DIRECTIONS, first.shape[1]))]
         return min(_likeness(first[:, part], second[:, part]) for part in parts)
 
+    def features(self, raw: np.ndarray) -> np.ndarray | None:
+        """How many points lie where, seen along each axis, whatever the size and the place; and the size."""
+        places = _finite(raw)[:, :3]
+        if not len(places):
+            return None
+        low, high = places.min(axis=0), places.max(axis=0)
+        extent = float((high - low).max()) or 1.0
+        centred = (places - (low + high) / 2) / extent
+        views = [np.histogram2d(*centred[:, axes].T, _CELLS, [[-0.5, 0.5]] * 2)[0] for axes in _VIEWS]
+        smooth = np.stack([_softened(view) for view in views]) / len(places)
+        return np.append(np.sqrt(smooth).reshape(-1), 0.1 * np.log(extent)).astype(np.float32)
+
     def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         return tfds.features.Tensor(shape=(None, 3 + _features(summary)), dtype=np.float32, encoding="bytes")
 
@@ -153,6 +166,15 @@ def _finite(raw: np.ndarray) -> np.ndarray:
 def _features(summary: Mapping[str, Any]) -> int:
     """Of all clouds of a column: what the one with the most has."""
     return int(summary["features"]["largest"]) if summary else 0
+
+
+def _softened(counts: np.ndarray) -> np.ndarray:
+    """Each cell [n, n] shared with its neighbours, so that a point at an edge may as well lie beyond it."""
+    for axis in (0, 1):
+        padded = np.pad(counts, [(1, 1) if each == axis else (0, 0) for each in (0, 1)])
+        before, after = (np.take(padded, np.arange(len(counts)) + shift, axis=axis) for shift in (0, 2))
+        counts = before / 4 + counts / 2 + after / 4
+    return counts
 
 
 def _read_quantiles(sketch: bytes) -> np.ndarray:

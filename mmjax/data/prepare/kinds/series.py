@@ -14,6 +14,8 @@ from mmjax.data.prepare.kinds.base import File, Kind, Unreadable, pooled
 from mmjax.modalities.series import as_series, read_series
 
 _PLACES = 64
+# Channels that tell classes apart; those of a wider series that come after them do not.
+_FEATURED = 16
 _SHOWN_CHANNELS, _SHOWN_STEPS = 6, 160
 _WIDTH, _HEIGHT = 160, 40
 
@@ -104,6 +106,15 @@ class SeriesKind(Kind):
         # Two constants, which a user may keep, are alike where they are equal. All channels have to be alike.
         shares = np.where(least > 0, 1 - error / np.where(least > 0, least, 1), error == 0)
         return float(shares.min())
+
+    def features(self, raw: np.ndarray) -> np.ndarray:
+        """Of each channel its course, its frequencies without their phase, its level and its spread."""
+        found = np.zeros((_FEATURED, _PLACES + _PLACES // 2 + 2))
+        for row, values in zip(found, _profile(raw).T, strict=False):
+            level, spread = values.mean(), values.std()
+            course = (values - level) / (spread or 1.0) / _PLACES**0.5
+            row[:] = [*course, *np.abs(np.fft.rfft(course)[1:]) / _PLACES**0.5, np.arcsinh(level), np.arcsinh(spread)]
+        return found.reshape(-1).astype(np.float32)
 
     def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         return tfds.features.Tensor(shape=(None, _channels(summary)), dtype=np.float32, encoding="bytes")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import html
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -21,6 +23,11 @@ _CELL = "cell/"
 
 # Digits that are no quantity: codes keep their zeros, and float64 would change the last of sixteen digits.
 _NAME = re.compile(r"-?(0\d+|\d{16,})")
+
+_DIGITS = re.compile(r"\d")
+# Rows with so many digits that are all the same are copies.
+_TELLING = 12
+_MOST_FLAGS = 50
 
 Row = dict[str, "float | str"]
 
@@ -54,6 +61,39 @@ class TableKind(Kind):
 
     def measure(self, raw: Row) -> dict[str, float | int | str]:
         return {"bytes": 4 * len(raw), **{f"{_CELL}{name}": cell for name, cell in raw.items()}}
+
+    def sketch(self, raw: Row) -> bytes | None:
+        # Rows of few short cells may well be the same by chance.
+        digits = sum(len(_DIGITS.findall(f"{cell:g}")) for cell in raw.values() if not isinstance(cell, str))
+        return None if digits < _TELLING else json.dumps(sorted(raw.items())).encode()
+
+    def hashes(self, sketch: bytes) -> np.ndarray:
+        return np.frombuffer(hashlib.blake2b(sketch, digest_size=8).digest(), np.uint64)
+
+    def candidates(self, hashes: np.ndarray) -> np.ndarray:
+        """Each row with the first that has the same cells."""
+        _, first, which = np.unique(hashes[:, 0], return_index=True, return_inverse=True)
+        pairs = np.stack([first[which], np.arange(len(hashes))], axis=1)
+        return pairs[pairs[:, 0] != pairs[:, 1]]
+
+    def alike(self, one: bytes, other: bytes) -> float:
+        return float(one == other)
+
+    def described(self, numbers: Mapping[str, np.ndarray], words: Mapping[str, list[str | None]]) -> np.ndarray:
+        """Numbers on one scale, a flag for each category, and one for each cell that may be missing."""
+        found = []
+        for name, cells in numbers.items():
+            if name.startswith(_CELL):
+                there = ~np.isnan(cells)
+                mean, deviation = standard(cells) or (0.0, 1.0)
+                # A value far off is one that is far off, however far.
+                found += [np.where(there, np.clip((cells - mean) / deviation, -5, 5), 0), ~there]
+        for name, categories in words.items():
+            if name.startswith(_CELL):
+                each = np.asarray([word or "" for word in categories])
+                found += [each == word for word in np.unique(each)[:_MOST_FLAGS]]
+        columns = np.stack(found, axis=1).astype(np.float32)
+        return columns[:, columns.std(axis=0) > 0]
 
     def summarise(self, numbers: Mapping[str, np.ndarray], words: Mapping[str, list[str | None]]) -> dict[str, Any]:
         """{"columns", "categories": {column: names}}, of all rows that stay.

@@ -15,7 +15,7 @@ import PIL.Image
 from mmjax.config import AtLeast, Within
 from mmjax.data.prepare import pictures
 from mmjax.data.prepare.kinds.base import File, Kind, Unreadable
-from mmjax.data.prepare.kinds.image import ImageKind, Picture
+from mmjax.data.prepare.kinds.image import ImageKind, Picture, thumbnail
 from mmjax.modalities.clips import Clip, Frames, as_clip, clip_of_array, clip_of_pictures, read_clip, read_frame
 
 _MEASURED, _SKETCHED, _SHOWN = 8, 4, 6
@@ -101,8 +101,7 @@ class VideoKind(Kind):
 
     def sketch(self, raw: Footage) -> bytes:
         frames = raw.clip.frames
-        image = ImageKind()
-        return b"".join(image.sketch(Picture(frames[number])) for number in _spread(len(frames), _SKETCHED))
+        return b"".join(thumbnail(frames[number]) for number in _spread(len(frames), _SKETCHED))
 
     def hashes(self, sketch: bytes) -> np.ndarray:
         # Of all frames laid over one another, in which what moves is a trace.
@@ -123,6 +122,12 @@ class VideoKind(Kind):
             if least < _UNLIKE:
                 break
         return least
+
+    def features(self, raw: Footage) -> np.ndarray:
+        """What an image has, of two frames."""
+        frames = raw.clip.frames
+        chosen = [frames[number] for number in _spread(len(frames), 4)[1:3]]
+        return np.concatenate([ImageKind().features(Picture(frame)) for frame in chosen])
 
     def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         # Files, of which a reader decodes the few frames that it wants.

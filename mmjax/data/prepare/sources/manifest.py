@@ -59,7 +59,8 @@ class Manifest:
             return None
         if not kind.is_path(name := value.strip()):
             return value
-        place = files.join(self.folder, name)
+        # As Windows writes paths.
+        place = files.join(self.folder, name if "/" in name else name.replace("\\", "/"))
         if kind.takes_folders and files.is_folder(place):
             return load_folder(place)
         return load_file({"file": place, "name": name})
