@@ -10,6 +10,7 @@ import pytest
 from mmjax.data.prepare import left_out
 from mmjax.data.prepare.checks import labels as labels_check
 from mmjax.data.prepare.checks.labels import label_error, suspicions
+from mmjax.data.prepare.kinds.base import Kind
 from mmjax.data.prepare.left_out import LeftOut
 
 
@@ -104,8 +105,11 @@ def test_rows_that_come_class_by_class_are_judged_in_parts_of_all_classes(monkey
     for row in wrong:
         names[row] = f"class {(truth[row] + 1) % 3}"
     column = types.SimpleNamespace(name="label")
-    job = types.SimpleNamespace(rows=300, targets=[column], inputs=[types.SimpleNamespace(name="telling")])
+    inputs, kinds = [types.SimpleNamespace(name="telling")], {"telling": Kind()}
+    job = types.SimpleNamespace(rows=300, targets=[column], inputs=inputs, kinds=kinds)
     examined = types.SimpleNamespace(
+        numbers={"telling": {}},
+        words={"telling": {}},
         job=job,
         alive=np.ones(300, bool),
         classes=lambda name: names,

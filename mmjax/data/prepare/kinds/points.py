@@ -19,7 +19,7 @@ from mmjax.modalities.point_files import SUFFIXES, as_points, read_points
 
 _DIRECTIONS, _QUANTILES = 16, 33
 _SIDE = 120
-_CELLS, _VIEWS = 12, ([0, 1], [0, 2], [1, 2])
+_CELLS, _VIEWS = 12, ((0, 1), (0, 2), (1, 2))
 
 
 class PointsKind(Kind):
@@ -121,7 +121,8 @@ class PointsKind(Kind):
         low, high = places.min(axis=0), places.max(axis=0)
         extent = float((high - low).max()) or 1.0
         centred = (places - (low + high) / 2) / extent
-        views = [np.histogram2d(*centred[:, axes].T, _CELLS, [[-0.5, 0.5]] * 2)[0] for axes in _VIEWS]
+        edges = np.linspace(-0.5, 0.5, _CELLS + 1)
+        views = [np.histogram2d(centred[:, one], centred[:, other], [edges, edges])[0] for one, other in _VIEWS]
         smooth = np.stack([_softened(view) for view in views]) / len(places)
         return np.append(np.sqrt(smooth).reshape(-1), 0.1 * np.log(extent)).astype(np.float32)
 
