@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import pathlib
 import tarfile
@@ -13,6 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import scipy.io.wavfile
+import sklearn.datasets
 import soundfile
 
 from mmjax.__main__ import main
@@ -437,12 +439,37 @@ def test_faults_are_found_and_nothing_else():
     assert list(audio.faults(audio.measure((loud, 8000)))) == ["clipped"]
 
 
+def test_what_a_limiter_cut_off_is_told_from_few_bits_and_found_in_one_channel():
+    audio = KINDS["audio"]()
+    clean = noise(1).astype(np.float32) / 32768
+    loud = np.clip(8 * clean, -1, 1)
+
+    def clipped(samples):
+        return list(audio.faults(audio.measure((samples.astype(np.float32), 8000)))) == ["clipped"]
+
+    assert not clipped(clean) and clipped(loud) and clipped(0.3 * loud) and clipped(np.stack([clean, loud], axis=1))
+    for steps in (16, 64, 128):
+        assert not clipped(np.rint(clean / np.abs(clean).max() * steps) / steps)
+        assert clipped(np.rint(loud * steps) / steps)
+
+
+def test_recordings_beyond_full_scale_are_made_quieter_as_a_whole():
+    audio = KINDS["audio"]()
+    wave = 3.5 * np.sin(np.linspace(0, 60, 4000)).astype(np.float32)
+    stored = audio.stored((wave, 8000), {})["samples"][:, 0]
+    np.testing.assert_allclose(stored / 32767, wave / np.abs(wave).max(), atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "text, fault",
     [("a dog on the beach", None), (" ... ", "empty"), ("", "empty"), ("IMG_2041.jpg", "boilerplate"),
      ("Click here for more", "boilerplate"), ("n/a", "boilerplate"), ("ein Hund läuft am Strand", "language"),
      ("a frog sits on a log in a pond", None), ("404 passengers boarded the ship", None), ("[image]", "boilerplate"),
-     ("please share this cake with your friends", None), ("Please log in to continue", "boilerplate")],
+     ("please share this cake with your friends", None), ("Please log in to continue", "boilerplate"),
+     ("(no description)", "boilerplate"), ("Screenshot 2021-03-04 at 10.12.33.png", "boilerplate"),
+     ("403 Forbidden", "boilerplate"), ("caption goes here", "boilerplate"), ("xxx", "boilerplate"),
+     ("Loading...", "boilerplate"), ("loading a truck with hay", None), ("an advertisement on a bus", None),
+     ("no image of the sea is complete without a gull", None), ("Click to enlarge", "boilerplate")],
 )  # fmt: skip
 def test_texts_that_say_nothing_are_found(text, fault):
     kind = KINDS["text"](KINDS["text"].Config(language=("en",)))
@@ -462,6 +489,28 @@ def test_languages_are_told_apart_and_names_are_left_alone():
 
 
 # Near duplicates.
+
+
+def test_digits_of_eight_pixels_that_look_alike_are_no_copies_but_the_same_encoded_anew_are():
+    digits = sklearn.datasets.load_digits()
+    image = KINDS["image"]()
+    ones = [np.uint8(picture * 255 / 16) for picture in digits.images[digits.target == 1][:60]]
+    sketches = [image.sketch(image.decode(one)) for one in ones]
+    anew = [image.sketch(image.decode(File("x", encoded(one, "JPEG", quality=85)))) for one in ones]
+    assert all(image.alike(*pair) >= image.config.alike for pair in zip(sketches, anew, strict=True))
+    alike = [image.alike(one, other) >= image.config.alike for one, other in itertools.combinations(sketches, 2)]
+    assert sum(alike) <= 0.005 * len(alike)
+
+
+def test_rows_of_many_digits_that_are_the_same_are_copies_and_those_of_few_are_not(tmp_path):
+    draws = np.random.default_rng(0)
+    rows = [{f"c{at}": f"{draws.normal():.3f}" for at in range(4)} | {"few": str(number % 3)} for number in range(20)]
+    rows += [dict(rows[3]), rows[4] | {"c0": "9.999"}]
+    long, short = {"facts": "c0+c1+c2+c3:table"}, {"facts": "few:table"}
+    run(write_table(tmp_path / "in", rows), tmp_path / "long", columns=long)
+    run(tmp_path / "in" / "data.csv", tmp_path / "short", columns=short)
+    assert findings(tmp_path / "long") == [("00000020", "duplicate")]
+    assert findings(tmp_path / "short") == []
 
 
 def near_pictures() -> dict[str, np.ndarray]:

@@ -113,7 +113,8 @@ class SeriesKind(Kind):
         for row, values in zip(found, _profile(raw).T, strict=False):
             level, spread = values.mean(), values.std()
             course = (values - level) / (spread or 1.0) / _PLACES**0.5
-            row[:] = [*course, *np.abs(np.fft.rfft(course)[1:]) / _PLACES**0.5, np.arcsinh(level), np.arcsinh(spread)]
+            frequencies = np.abs(np.fft.rfft(course)[1:]) / (_PLACES / 4) ** 0.5
+            row[:] = [*course, *frequencies, np.arcsinh(level), np.arcsinh(spread)]
         return found.reshape(-1).astype(np.float32)
 
     def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:

@@ -52,13 +52,10 @@ class Manifest:
             raise UserError("--source", problem, "give a CSV, TSV, JSONL or Parquet file in UTF-8") from None
 
     def load(self, value: Any, kind: Kind) -> Any:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not kind.is_path(name := value.strip()):
             return value
-        # Of a label "none" may be a class.
-        if is_missing(value) and not kind.target:
+        if is_missing(name):
             return None
-        if not kind.is_path(name := value.strip()):
-            return value
         # As Windows writes paths.
         place = files.join(self.folder, name if "/" in name else name.replace("\\", "/"))
         if kind.takes_folders and files.is_folder(place):
