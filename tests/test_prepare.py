@@ -744,6 +744,10 @@ def test_a_csv_may_have_other_marks_than_commas_blanks_around_paths_and_words_fo
         (["what; then", "I came; I saw", "I won"], [("I came; I saw",), ("I won",)]),
         (["said,size", "1;2,3;4"], [("1;2", "3;4")]),
         (["a, long\tb", "1\t2"], [("1", "2")]),
+        (["a;b", "1.100,25;NA", "7,5;x"], [("1100.25", "NA"), ("7.5", "x")]),
+        # The rows' numbers, as pandas writes them, and a comma at the end of each line.
+        ([",a", "0,x", "1,y"], [("0", "x"), ("1", "y")]),
+        (["a,b,", "1,2,", "3,4,"], [("1", "2"), ("3", "4")]),
     ],
 )
 def test_what_stands_between_the_values_of_a_table_is_found(tmp_path, lines, rows):
@@ -785,6 +789,35 @@ def test_a_copy_whose_label_is_another_says_so(tmp_path):
     told = {line["key"]: line["why"] for line in lines if line["check"] == "duplicate"}
     assert told["00000001"] == "it is '00000000' once more, but its who is 'b', there 'a'"
     assert told["00000007"].endswith("once more")
+
+
+def test_one_torn_line_does_not_hide_what_stands_between_the_values(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("a;b\n" + "1;2\n" * 30 + "1;2;3\n")
+    with pytest.raises(UserError, match="line 32 has not 2 values between ';'"):
+        run(path, tmp_path / "out")
+    for header, said in (("a,,b", "column 2 has no name"), ("a,b,a", "two columns have the name 'a'")):
+        path.write_text(f"{header}\n1,2,3\n")
+        with pytest.raises(UserError, match=said):
+            run(path, tmp_path / "out")
+    path.write_text("a,b,\n1,2,\n3,4,5\n")
+    with pytest.raises(UserError, match="line 3 has a value in the last column, which has no name"):
+        run(path, tmp_path / "out")
+
+
+def test_a_few_wrong_paths_and_a_long_text_are_no_reason_to_take_a_column_for_something_else(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(30):
+        (tmp_path / "in" / f"{number}.png").write_bytes(encoded(scene(number)))
+    rows = [{"picture": f"{number}.png", "said": f"{'long ' * 40_000} {number}"} for number in range(30)]
+    rows[3]["picture"], rows[4]["picture"], rows[5]["said"] = "see below", "4\0.png", "short"
+    path = tmp_path / "in" / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(path, tmp_path / "out", keep=["duplicate"])
+    assert Prepared(Prepared.Config(path=str(tmp_path / "out"))).inputs == {"picture": "image", "said": "text"}
+    assert findings(tmp_path / "out") == [("00000003", "unreadable"), ("00000004", "unreadable")]
+    write_table(tmp_path / "in", [{"said": row["said"]} for row in rows])
+    assert sum(1 for _ in Manifest(str(tmp_path / "in" / "data.csv")).rows(tmp_path)) == 30
 
 
 def test_tables_that_are_torn_are_refused_with_the_line(tmp_path):

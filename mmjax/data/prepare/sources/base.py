@@ -58,6 +58,8 @@ def load_file(reference: Any) -> Any:
     if not isinstance(reference, dict) or "file" not in reference:
         return reference
     place, size = str(reference["file"]), reference.get("size")
+    if "\0" in place:
+        raise Unreadable("no file has such a name")
     data = files.read(place, reference.get("offset", 0), size)
     if size is not None and len(data) < size:
         raise Unreadable(f"cut short: {len(data):,} of {size:,} bytes")
