@@ -448,6 +448,8 @@ def test_what_a_limiter_cut_off_is_told_from_few_bits_and_found_in_one_channel()
         return list(audio.faults(audio.measure((samples.astype(np.float32), 8000)))) == ["clipped"]
 
     assert not clipped(clean) and clipped(loud) and clipped(0.3 * loud) and clipped(np.stack([clean, loud], axis=1))
+    tone = np.sin(2 * np.pi * 220 * np.arange(8000) / 8000)
+    assert not clipped(tone) and not clipped(0.2 * tone) and clipped(np.clip(1.3 * tone, -1, 1))
     for steps in (16, 64, 128):
         assert not clipped(np.rint(clean / np.abs(clean).max() * steps) / steps)
         assert clipped(np.rint(loud * steps) / steps)
