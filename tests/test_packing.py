@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from mmjax.config import build
 from mmjax.data import DATASETS, make_dataset
@@ -31,6 +32,8 @@ from mmjax.evaluation.predictor import Predictor, read_inputs
 from mmjax.experiment import Experiment
 from mmjax.modalities import Audio, Image, Table, Text
 from mmjax.modalities.augmentation import AUGMENTATIONS
+from mmjax.planning.plan import make_plan
+from mmjax.planning.report import print_plan
 from mmjax.tokens import Input, TargetSpec
 from tests import contracts
 from tests.contracts import assert_close, assert_identical
@@ -584,6 +587,16 @@ def test_the_parameters_are_those_of_the_model_that_is_not_packed():
     assert jax.tree.map(lambda x: x.shape, one.shapes.parameters) == jax.tree.map(
         lambda x: x.shape, other.shapes.parameters
     )
+
+
+def test_a_plan_counts_examples_and_not_the_slots_that_stay_empty(capsys):
+    packed, alone = experiment(4), experiment(1)
+    plan, _ = make_plan("packed", "this machine", packed)
+    assert 0.4 < plan.fullness < 0.9 and plan.fullness * 32 == packed.examples_per_step
+    assert dataclasses.replace(plan, step_seconds=2.0).examples_per_second == packed.examples_per_step / 2
+    print_plan(Console(width=200), plan, None, None)
+    assert f"32 slots with {packed.examples_per_step:,.1f} examples on average" in capsys.readouterr().out
+    assert alone.examples_per_step == 32
 
 
 # What cannot be packed.

@@ -50,6 +50,7 @@ class Step:
         self.jax, (self.optimizers, _, two_towers) = jax, modules
         self.mesh = Mesh(np.array(devices).reshape(-1), ("data",))
         self.config = types.SimpleNamespace(train=types.SimpleNamespace(batch_size=batch_size))
+        self.examples_per_step = float(batch_size)
         variant, pixels = SIZES[recipe]
         trunk = {"variant": variant.partition("/")[0], "pool_type": "map", "scan": scan}
         image = {**trunk, "variant": variant, "dtype_mm": "bfloat16"}

@@ -35,6 +35,10 @@ class Planned(Protocol):
     @property
     def abstract_batch(self) -> Any: ...
 
+    @property
+    def examples_per_step(self) -> float:
+        """The batch size, and fewer on average where examples share rows."""
+
     def lower_step(self) -> Any:
         """The lowered step, ready to be compiled."""
 
@@ -73,6 +77,7 @@ class Plan:
       devices, chips: of the whole mesh; a TPU7x has two devices a chip.
       mesh: sizes of its axes.
       batch_size: the global one.
+      fullness: examples for each slot of it; less than 1 on average where they share rows.
       parameters: of the whole model.
       memory: what fills the memory; None where the compiler gave up before it could tell.
       fits: whether the step fits.
@@ -110,6 +115,7 @@ class Plan:
     step_seconds: float | None = None
     collectives: tuple[Moves, ...] = ()
     slowest: tuple[tuple[str, float], ...] = ()
+    fullness: float = 1.0
     time_unknown: str = ""
     compile_seconds: float = 0.0
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -133,7 +139,7 @@ class Plan:
     @property
     def examples_per_second(self) -> float | None:
         """Of all devices."""
-        return self.batch_size / self.step_seconds if self.step_seconds else None
+        return self.fullness * self.batch_size / self.step_seconds if self.step_seconds else None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
@@ -174,6 +180,7 @@ def make_plan(recipe: str, topology: str, experiment: Planned) -> tuple[Plan, st
         "chips": max(1, mesh.size // per_chip),
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         "batch_size": experiment.config.train.batch_size,
+        "fullness": experiment.examples_per_step / experiment.config.train.batch_size,
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.shapes.parameters)),
         "capacity_bytes": chip.memory_bytes if chip else capacity_of(device),
         "peak_flops": chip.peak_flops if chip else None,

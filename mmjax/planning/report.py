@@ -24,7 +24,7 @@ def print_plan(console: Console, plan: Plan, examples: float | None, price: floa
         {
             "topology": f"{plan.topology}: {chips} ({plan.device})",
             "mesh": " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items()) or "one device",
-            "batch": f"{plan.batch_size:,} examples, {plan.batch_size / plan.devices:g} a device",
+            "batch": _batch(plan),
             "parameters": f"{plan.parameters:,}",
             "compiled in": f"{plan.compile_seconds:.0f} s with "
             + ", ".join(f"{name} {version}" for name, version in plan.versions.items()),
@@ -39,6 +39,13 @@ def print_plan(console: Console, plan: Plan, examples: float | None, price: floa
     if examples:
         console.print()
         print_facts(console, f"{examples:g} examples", bill(plan, examples, price))
+
+
+def _batch(plan: Plan) -> str:
+    if plan.fullness == 1:
+        return f"{plan.batch_size:,} examples, {plan.batch_size / plan.devices:g} a device"
+    examples = plan.fullness * plan.batch_size
+    return f"{plan.batch_size:,} slots with {examples:,.1f} examples on average, {examples / plan.devices:.1f} a device"
 
 
 def print_memory(console: Console, plan: Plan) -> None:
