@@ -504,15 +504,16 @@ def test_digits_of_eight_pixels_that_look_alike_are_no_copies_but_the_same_encod
     assert sum(alike) <= 0.005 * len(alike)
 
 
-def test_rows_of_many_digits_that_are_the_same_are_copies_and_those_of_few_are_not(tmp_path):
+def test_rows_of_many_digits_that_are_the_same_are_told_and_stay_and_those_of_few_are_not_told(tmp_path):
     draws = np.random.default_rng(0)
     rows = [{f"c{at}": f"{draws.normal():.3f}" for at in range(4)} | {"few": str(number % 3)} for number in range(20)]
     rows += [dict(rows[3]), rows[4] | {"c0": "9.999"}]
     long, short = {"facts": "c0+c1+c2+c3:table"}, {"facts": "few:table"}
     run(write_table(tmp_path / "in", rows), tmp_path / "long", columns=long)
     run(tmp_path / "in" / "data.csv", tmp_path / "short", columns=short)
-    assert findings(tmp_path / "long") == [("00000020", "duplicate")]
+    assert findings(tmp_path / "long") == [("00000020", "shared")]
     assert findings(tmp_path / "short") == []
+    assert len(records(tmp_path / "long")) == 22
 
 
 def near_pictures() -> dict[str, np.ndarray]:

@@ -20,6 +20,8 @@ def duplicate(examined: Examined) -> Iterator[Finding]:
     That with the most pixels and samples is kept, and of equals the first. An input that two rows share while another
     differs, such as a picture with two captions, makes them no duplicates: see `shared`.
     """
+    if all(examined.job.kinds[column.name].repeats for column in examined.job.inputs):
+        return
     labels = {c.name: examined.classes(c.name) for c in examined.job.targets if c.kind == "label"}
     groups: list[list[int]] = []
     for several in _whole(examined):
@@ -42,7 +44,8 @@ def duplicate(examined: Examined) -> Iterator[Finding]:
 def shared(examined: Examined) -> Iterator[Finding]:
     """Inputs that are near duplicates though their rows are none, of kinds in which chance does not make them."""
     for column in examined.job.inputs:
-        if examined.job.kinds[column.name].telling:
+        kind = examined.job.kinds[column.name]
+        if kind.telling or kind.repeats and len(examined.job.inputs) == 1:
             alive = _alive(examined, column.name)
             for first, *others in members(examined.alike(column.name)[alive], alive):
                 for row in others:

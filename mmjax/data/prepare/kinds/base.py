@@ -59,6 +59,7 @@ class Kind:
       target: whether columns of this kind are what a model answers; the others are what it is given.
       fault_names: what `faults` can find.
       telling: whether two examples that share only this are suspicious. Two captions may well be the same.
+      repeats: whether examples may well be equal by design, as repeated measurements are: copies are told, and stay.
       keeps_words: whether the words among what is measured are few, and counted.
       takes_folders: whether a path may be that of a folder; `decode` then gets a tuple of its files.
       tokenized: whether `restore` gives strings, for which a tokenizer can be trained.
@@ -68,6 +69,7 @@ class Kind:
 
     target: ClassVar[bool] = False
     telling: ClassVar[bool] = True
+    repeats: ClassVar[bool] = False
     keeps_words: ClassVar[bool] = False
     takes_folders: ClassVar[bool] = False
     tokenized: ClassVar[bool] = False

@@ -42,6 +42,7 @@ class TableKind(Kind):
     joins = True
     keeps_words = True
     telling = False
+    repeats = True
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
