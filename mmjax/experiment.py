@@ -160,7 +160,6 @@ class Experiment:
         }
         self.headlines = [f"{name}/{task.headline}" for name, task in model.tasks.items()]
         coupled = frozenset(name for name, task in model.tasks.items() if task.coupled)
-        self.chances = {name: task.chance(self.config.train.batch_size) for name, task in model.tasks.items()}
         return Objective(self.graph, factors, self.config.seed, coupled, self.layout, self.specs)
 
     def _trainer(self) -> Trainer:
@@ -318,6 +317,12 @@ class Experiment:
     def examples_per_step(self) -> float:
         """On average where examples are packed, else the batch size."""
         return self.pipeline.examples_per_step("train", self.config.train.batch_size)
+
+    @property
+    def chances(self) -> dict[str, float | None]:
+        """{task: the loss of a model that knows nothing but how often each answer comes}, None where nobody knows."""
+        tasks = nnx.merge(self.graph, self.variables).tasks
+        return {name: task.chance(max(1, round(self.examples_per_step))) for name, task in tasks.items()}
 
     def _rows(self, batch_size: int, where: str = "train.batch_size") -> np.ndarray:
         """The rows of a batch of so many examples that this process loads."""

@@ -597,6 +597,9 @@ def test_a_plan_counts_examples_and_not_the_slots_that_stay_empty(capsys):
     print_plan(Console(width=200), plan, None, None)
     assert f"32 slots with {packed.examples_per_step:,.1f} examples on average" in capsys.readouterr().out
     assert alone.examples_per_step == 32
+    # Pairs are made of examples, too.
+    assert alone.chances["pair"] == pytest.approx(np.log(32))
+    assert packed.chances["pair"] == pytest.approx(np.log(round(packed.examples_per_step)))
 
 
 # What cannot be packed.
