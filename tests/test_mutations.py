@@ -168,8 +168,8 @@ MUTATIONS = [
     Mutation(
         "what follows a packed recording is no silence",
         "layers/spectrogram.py",
-        "jnp.where(own, _shifted(frames[:, :, here], shift), SILENCE)",
-        "jnp.where(own, _shifted(frames[:, :, here], shift), 0.0)",
+        "jnp.where(own, _shifted(frames[:, :, theirs], shift), SILENCE)",
+        "jnp.where(own, _shifted(frames[:, :, theirs], shift), 0.0)",
         RECORDINGS,
     ),
     Mutation(
