@@ -165,7 +165,10 @@ def test_series_clouds_and_clips_tell_their_labels(tmp_path, kind):
 
 def test_a_label_with_few_rows_of_each_class_is_not_judged_and_the_report_says_so(tmp_path):
     rows = [{"said": f"the words of example {number}", "what": "ab"[number % 2]} for number in range(12)]
-    report, found = prepared_rows(tmp_path, rows, columns={"said": "said", "what": "what:label"}, keep=["duplicate"])
+    # A column without any cell tells nothing either.
+    rows = [{**row, "cell": "NA"} for row in rows]
+    columns = {"said": "said", "nothing": "cell:table", "what": "what:label"}
+    report, found = prepared_rows(tmp_path, rows, columns=columns, keep=["duplicate"])
     assert not found and report["not_judged"]["label_error"] == "no label has two classes of 10 rows or more"
 
 

@@ -471,7 +471,8 @@ def test_recordings_beyond_full_scale_are_made_quieter_as_a_whole():
      ("(no description)", "boilerplate"), ("Screenshot 2021-03-04 at 10.12.33.png", "boilerplate"),
      ("403 Forbidden", "boilerplate"), ("caption goes here", "boilerplate"), ("xxx", "boilerplate"),
      ("Loading...", "boilerplate"), ("loading a truck with hay", None), ("an advertisement on a bus", None),
-     ("no image of the sea is complete without a gull", None), ("Click to enlarge", "boilerplate")],
+     ("no image of the sea is complete without a gull", None), ("Click to enlarge", "boilerplate"),
+     ("#REF!", "boilerplate"), ("#name", None), ("777", None)],
 )  # fmt: skip
 def test_texts_that_say_nothing_are_found(text, fault):
     kind = KINDS["text"](KINDS["text"].Config(language=("en",)))
@@ -747,6 +748,7 @@ def test_a_csv_may_have_other_marks_than_commas_blanks_around_paths_and_words_fo
         (["what; then", "I came; I saw", "I won"], [("I came; I saw",), ("I won",)]),
         (["said,size", "1;2,3;4"], [("1;2", "3;4")]),
         (["a, long\tb", "1\t2"], [("1", "2")]),
+        (["a; b", "x; 1,5", "y; 2,5"], [("x", " 1.5"), ("y", " 2.5")]),
         (["a;b", "1.100,25;NA", "7,5;x"], [("1100.25", "NA"), ("7.5", "x")]),
         # The rows' numbers, as pandas writes them, and a comma at the end of each line.
         ([",a", "0,x", "1,y"], [("0", "x"), ("1", "y")]),

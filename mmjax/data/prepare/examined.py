@@ -118,6 +118,12 @@ class Examined:
             elif self.job.kinds[name].keeps_words:
                 self.words[name].setdefault(measure, [None] * self.job.rows)[row] = value
 
+    def could_not_judge(self, check: str, why: str) -> None:
+        """Notes why a check said nothing of some rows."""
+        before = self.not_judged.get(check, "")
+        if why not in before:
+            self.not_judged[check] = f"{before}; {why}" if before else why
+
     def classes(self, name: str) -> list[str | None]:
         """The class of each row, of a label."""
         return self.words[name].get("class", [None] * self.job.rows)

@@ -57,9 +57,7 @@ _FEWEST_CONFUSED = 5
 # How often an input is that of another row.
 _ANOTHER = 0.001
 # Of the entropy of the labels that inputs could explain which tell all classes apart, where as many labels are wrong as
-# here. Inputs that explain less leave open whether a label is wrong or its class looks like another: written and spoken
-# digits come to 0.98 and more; which of five photographs a small tile is from, where half of the suspicions were false,
-# to 0.7.
+# here. Inputs that explain less leave open whether a label is wrong or its class looks like another.
 _EXPLAINED = 0.85
 
 
@@ -95,9 +93,9 @@ def label_error(examined: Examined) -> Iterator[Finding]:
             yield Finding(int(found.rows[at]), "label_error", why, found.name)
         if not wrong.any():
             names = " and ".join(name for name, *_ in found.inputs)
-            examined.not_judged["label_error"] = f"{names} tell too little of {found.name}"
+            examined.could_not_judge("label_error", f"{names} tell too little of {found.name}")
     if not judged and any(column.kind == "label" for column in examined.job.targets):
-        examined.not_judged["label_error"] = f"no label has two classes of {_FEWEST} rows or more"
+        examined.could_not_judge("label_error", f"no label has two classes of {_FEWEST} rows or more")
 
 
 def labelled(examined: Examined) -> Iterator[Labelled]:

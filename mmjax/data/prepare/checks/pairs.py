@@ -48,7 +48,7 @@ def misaligned(examined: Examined) -> Iterator[Finding]:
     yield from by_label.values()
     if not told:
         needed = "a model, --alignment=RUN, or a label with enough rows of two classes"
-        examined.not_judged[CHECK] = f"it needs {needed}"
+        examined.could_not_judge(CHECK, f"it needs {needed}")
 
 
 def _by_label(found: Labelled) -> tuple[list[Finding], set[int]]:
@@ -76,7 +76,9 @@ def _by_model(examined: Examined) -> tuple[dict[int, Finding], set[int]]:
     sure: set[int] = set()
     for (first, second), (rows, one, other) in examined.embedded().items():
         if len(rows) < _FEWEST:
-            _not_judged(examined, f"{len(rows)} rows have both {first} and {second}; at least {_FEWEST} are needed")
+            examined.could_not_judge(
+                CHECK, f"{len(rows)} rows have both {first} and {second}; at least {_FEWEST} are needed"
+            )
             continue
         # In parts that fit into memory, each of them from everywhere.
         parts = -(-len(rows) // _MOST)
@@ -86,7 +88,7 @@ def _by_model(examined: Examined) -> tuple[dict[int, Finding], set[int]]:
             candidates = [(one[part], other[part]), corrected(one[part], other[part], *known)]
             wrong, told = max((unlikely_pairs(*each) for each in candidates), key=lambda judged: judged[1])
             if told < _TOLD:
-                _not_judged(examined, f"the model of --alignment tells too little of {first} and {second}")
+                examined.could_not_judge(CHECK, f"the model of --alignment tells too little of {first} and {second}")
                 break
             sure |= set(rows[part][wrong < _AGREES].tolist())
             for at in np.flatnonzero(wrong > _SUSPECTED):
@@ -94,11 +96,6 @@ def _by_model(examined: Examined) -> tuple[dict[int, Finding], set[int]]:
                 why = f"its {first} and its {second} do not belong together, with probability {wrong[at]:.2f}"
                 findings.setdefault(row, Finding(row, CHECK, why, first))
     return findings, sure - set(findings)
-
-
-def _not_judged(examined: Examined, why: str) -> None:
-    before = examined.not_judged.get(CHECK)
-    examined.not_judged[CHECK] = f"{before}; {why}" if before else why
 
 
 def _features(examined: Examined, name: str, rows: np.ndarray) -> np.ndarray | None:

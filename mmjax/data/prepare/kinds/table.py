@@ -80,7 +80,7 @@ class TableKind(Kind):
     def alike(self, one: bytes, other: bytes) -> float:
         return float(one == other)
 
-    def described(self, numbers: Mapping[str, np.ndarray], words: Mapping[str, list[str | None]]) -> np.ndarray:
+    def described(self, numbers: Mapping[str, np.ndarray], words: Mapping[str, list[str | None]]) -> np.ndarray | None:
         """Numbers on one scale, a flag for each category, and one for each cell that may be missing."""
         found = []
         for name, cells in numbers.items():
@@ -93,6 +93,8 @@ class TableKind(Kind):
             if name.startswith(_CELL):
                 each = np.asarray([word or "" for word in categories])
                 found += [each == word for word in np.unique(each)[:_MOST_FLAGS]]
+        if not found:
+            return None
         columns = np.stack(found, axis=1).astype(np.float32)
         return columns[:, columns.std(axis=0) > 0]
 

@@ -72,5 +72,5 @@ def _decimal_commas(rows: list[list[str]]) -> frozenset[str]:
         commas = [cell for cell in cells if _DECIMAL.fullmatch(cell)]
         numbers = all(_DECIMAL.fullmatch(cell) or _WHOLE.fullmatch(cell) for cell in cells)
         if numbers and not all(_THOUSANDS.fullmatch(cell) for cell in commas):
-            found.add(name)
+            found.add(name.strip())
     return frozenset(found)
