@@ -71,9 +71,14 @@ def _pad(x, segments, absent: int):
 
 
 def with_cudnn(query, key, value, query_segments, key_segments):
-    """NVIDIA's fused attention."""
-    mask = see(query_segments, key_segments)[:, None]
-    mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
+    """NVIDIA's fused attention.
+
+    Its backward pass returns NaN for a query whose row of the mask is all False, so such queries see every key, and
+    their output is zeroed afterwards, which makes their gradients 0, too.
+    """
+    visible = see(query_segments, key_segments)
+    mask = visible | ~visible.any(axis=-1, keepdims=True)
+    mixed = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], implementation="cudnn")
     return _only_seeing(mixed, query_segments, key_segments)
 
 
