@@ -25,7 +25,7 @@ from collections.abc import Iterable
 import numpy as np
 import PIL.Image
 
-from mmjax.data.digit_files import find, raw_folder, read_images, read_recordings
+from mmjax.datasets.digits.digit_files import find, raw_folder, read_images, read_recordings
 
 ROOT = pathlib.Path(__file__).parents[1]
 TILE = 72

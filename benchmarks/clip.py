@@ -40,7 +40,7 @@ from contender import SIZES, Settings  # noqa: E402
 from machine import cores, host, percentile  # noqa: E402
 
 from mmjax.errors import UserError, nearest  # noqa: E402
-from mmjax.huge_pages import TUNABLE  # noqa: E402
+from mmjax.host.huge_pages import TUNABLE  # noqa: E402
 
 OURS = "mmjax"
 

@@ -20,7 +20,7 @@ from absl import app, flags
 from mmjax.errors import UserError
 from mmjax.planning.topology import topology_devices
 from mmjax.sharding import MeshConfig, batch_sharding, make_mesh, replicated, shard
-from mmjax.tasks.pairs import LOSSES, pair_losses
+from mmjax.tasks.losses.pairs import LOSSES, pair_losses
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:16x16", "a TPU slice")
 _WIDTH = flags.DEFINE_integer("width", 1152, "of the features", lower_bound=1)
@@ -28,7 +28,7 @@ _BATCH = flags.DEFINE_multi_integer("batch", [131_072, 1_048_576], "global batch
 
 
 GROUP = 16
-"""Devices of a group of `mmjax.tasks.pairs`, on the mesh with as large an axis `fsdp`."""
+"""Devices of a group of `mmjax.tasks.losses.pairs`, on the mesh with as large an axis `fsdp`."""
 
 
 def ring(kind: str, first: jax.Array, second: jax.Array, temperature: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Times a recipe's step with 2 MiB pages of working memory beside 4 KiB pages (`mmjax/huge_pages.py`).
+"""Times a recipe's step with 2 MiB pages of working memory beside 4 KiB pages (`mmjax/host/huge_pages.py`).
 
     python benchmarks/huge_pages.py --config=configs/digits.py
 
@@ -16,7 +16,7 @@ import time
 
 from absl import app, flags
 
-from mmjax.huge_pages import TUNABLE
+from mmjax.host.huge_pages import TUNABLE
 from mmjax.recipe import load_recipe
 
 CONFIG = flags.DEFINE_string("config", "configs/digits.py", "the recipe")

@@ -22,7 +22,7 @@ from rich.console import Console
 from mmjax.errors import UserError
 from mmjax.experiment import Experiment, plain
 from mmjax.planning import peak_flops, step_flops
-from mmjax.runs import train
+from mmjax.runs.run import train
 from mmjax.sharding import spell
 from mmjax.training import HOOKS
 from mmjax.training.loop import Hook, Loop

@@ -23,9 +23,9 @@ from typing import Any
 from absl import flags as absl_flags
 
 from mmjax.commands.config_flag import define_config
-from mmjax.compilation_cache import FOLDER, keep_compiled_programs
 from mmjax.errors import UserError
-from mmjax.huge_pages import use_huge_pages
+from mmjax.host.compilation_cache import FOLDER, keep_compiled_programs
+from mmjax.host.huge_pages import use_huge_pages
 
 # The depths whose host overhead is compared: with scanned layers it must not grow.
 DEPTHS = (12, 48)
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
 
 def in_processes(flags: absl_flags.FlagValues, arguments: list[str]) -> dict[str, Any]:
     """Everything, measured in processes of their own: this one must not hold the devices."""
-    from mmjax.data import make_dataset
+    from mmjax.datasets import make_dataset
     from mmjax.experiment import DataConfig, plain
 
     # Also brings the libraries into the system's file cache, so that the first start has no drawback.

@@ -10,7 +10,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from mmjax.data.prepared import read_manifest
+from mmjax.datasets.prepared import read_manifest
 
 
 def get_config(table: str = "") -> ConfigDict:

@@ -11,7 +11,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from mmjax.data.prepared import ordered, read_manifest, read_statistics
+from mmjax.datasets.prepared import ordered, read_manifest, read_statistics
 
 _TRUNK = {"width": 128, "depth": 2, "heads": 4, "drop_path": 0.1}
 

@@ -16,15 +16,15 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from absl import flags as absl_flags
-from absl import logging
 
 from mmjax import __version__
 from mmjax.commands import COMMANDS
-from mmjax.compilation_cache import keep_compiled_programs
 from mmjax.errors import UserError, nearest
 from mmjax.files import cache_folder
-from mmjax.huge_pages import use_huge_pages
-from mmjax.simulated_devices import enough_threads
+from mmjax.host.compilation_cache import keep_compiled_programs
+from mmjax.host.huge_pages import use_huge_pages
+from mmjax.host.quiet import quiet_libraries
+from mmjax.host.simulated_devices import enough_threads
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def _run(words: list[str]) -> int:
         raise UserError(f"mmjax {name}", "flags come after the command", "write mmjax COMMAND --flags")
     if name not in COMMANDS:
         raise UserError(f"mmjax {name}", f"unknown command {name!r}", nearest(name, COMMANDS))
-    _quiet()
+    quiet_libraries()
     command = importlib.import_module(COMMANDS[name][0])
     flags = absl_flags.FlagValues()
     command.define_flags(flags)
@@ -73,15 +73,6 @@ def _run(words: list[str]) -> int:
     # Grain's worker processes read absl's global flags, which no one else parses here.
     absl_flags.FLAGS.mark_as_parsed()
     return command.run(flags, arguments) or 0
-
-
-def _quiet() -> None:
-    """Warnings and errors only, from libraries that are chatty by default. Set before they are imported."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
-    logging.set_stderrthreshold(logging.WARNING)
 
 
 def _parse(name: str, flags: absl_flags.FlagValues, words: list[str]) -> list[str]:

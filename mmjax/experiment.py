@@ -15,12 +15,12 @@ import numpy as np
 from flax import nnx
 
 from mmjax.config import AtLeast, Count, Rate, Within, build, choose, refusals
-from mmjax.data import Dataset, make_dataset
 from mmjax.data.dataset import check_split
 from mmjax.data.packing import Packing, PackingConfig
 from mmjax.data.pipeline import Pipeline, prefetch_to_device
 from mmjax.data.sampling import FilterConfig, SamplingConfig
 from mmjax.data.workers import worker_count
+from mmjax.datasets import Dataset, make_dataset
 from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluateConfig, Evaluator, subset_name, subsets
 from mmjax.layers import Precision
@@ -32,10 +32,10 @@ from mmjax.tasks.metrics import finalise
 from mmjax.tokens import Batch, abstract_batch
 from mmjax.training import ESTIMATORS, HOOKS, LOSS_TRANSFORMS
 from mmjax.training.checkpoint import CheckpointConfig
-from mmjax.training.log_hook import LogConfig
+from mmjax.training.hooks.log import LogConfig
 from mmjax.training.objective import Objective
-from mmjax.training.optimizer import make_optimizer
-from mmjax.training.schedules import make_schedule
+from mmjax.training.optim.optimizer import make_optimizer
+from mmjax.training.optim.schedules import make_schedule
 from mmjax.training.state import TrainState
 from mmjax.training.step import Trainer, compile_step, state_shardings
 
@@ -48,7 +48,7 @@ class DataConfig:
     """The part of the section `data` that all datasets share; every other key is the dataset's own.
 
     Attributes:
-      name: a name in `mmjax.data.DATASETS`.
+      name: a name in `mmjax.datasets.DATASETS`.
       inputs: {name of an input: options of its modality}; inputs that no encoder reads need not be named.
       absent: {name of an input: the share of training examples that it is hidden from}, to learn to do without it.
       augment: {name of an input: what changes its raw training data, a list of {"kind": a name in `AUGMENTATIONS`, …}}.

@@ -12,7 +12,7 @@ from importlib import metadata
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from mmjax.simulated_devices import enough_threads
+from mmjax.host.simulated_devices import enough_threads
 
 # Compiling takes most of the time of the tests. The first halves it, and the second, which newer versions do not know,
 # halves it twice again; neither changes anything that is tested.

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.layers import attend, kernels, sequence
-from mmjax.layers.attention import Attention
+from mmjax.layers import attend
+from mmjax.layers.attention import Attention, kernels, sequence
 from mmjax.sharding import MeshConfig, laid_out, make_mesh
 
 BATCH, TOKENS, HEADS, DEPTH = 4, 16, 4, 6
@@ -168,7 +168,7 @@ def test_cudnn_gets_no_mask_with_an_empty_row_and_computes_the_definition(monkey
 
     def like_cudnn(query, key, value, *, mask, implementation):
         assert implementation == "cudnn"
-        # cuDNN's backward pass returns NaN for a query that sees no key (measured on an H200); its forward pass hides it.
+        # Measured on an H200: the gradient of a query that sees no key is NaN, and the forward pass hides it.
         empty = ~mask.any(axis=-1).swapaxes(1, 2)[..., None]
         poison = jax.custom_vjp(lambda query: query)
         poison.defvjp(lambda query: (query, None), lambda _, cotangent: (jnp.where(empty, jnp.nan, cotangent),))

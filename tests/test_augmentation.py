@@ -11,8 +11,8 @@ import PIL.ImageEnhance
 import pytest
 from scipy import ndimage
 
-from mmjax.data.digits import Digits
 from mmjax.data.pipeline import Pipeline, fingerprint
+from mmjax.datasets.digits.digits import Digits
 from mmjax.errors import UserError
 from mmjax.modalities import MODALITIES
 from mmjax.modalities.augmentation import AUGMENTATIONS, rand_augment

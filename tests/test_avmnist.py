@@ -19,9 +19,10 @@ import scipy.io.wavfile
 
 from configs import avmnist as recipe
 from mmjax.config import build
-from mmjax.data import Avmnist, arithmetic
-from mmjax.data.avmnist import choose_speakers
-from mmjax.data.digit_files import find
+from mmjax.datasets import Avmnist
+from mmjax.datasets.digits import arithmetic
+from mmjax.datasets.digits.avmnist import choose_speakers
+from mmjax.datasets.digits.digit_files import find
 from mmjax.errors import UserError
 from tests.test_digits import speech_is_installed
 

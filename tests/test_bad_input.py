@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from mmjax import data
+from mmjax import datasets
 from mmjax.__main__ import main
 from mmjax.tokens import TargetSpec
 
@@ -238,7 +238,7 @@ class Empty:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_dataset_without_examples_is_refused(capsys, monkeypatch, tmp_path, split):
-    monkeypatch.setitem(data.DATASETS, "empty", type("OneEmpty", (Empty,), {"empty": split}))
+    monkeypatch.setitem(datasets.DATASETS, "empty", type("OneEmpty", (Empty,), {"empty": split}))
     line = "\n        ".join([SMALLEST, "config.data = {'name': 'empty'}", "config.evaluate.splits = ['test']"])
     recipe = write_recipe(tmp_path, line)
     expected = f"the split {split!r} has no examples"

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from mmjax import runs
 from mmjax.errors import UserError
+from mmjax.runs import run as runs
 from tests import small_recipe
 
 

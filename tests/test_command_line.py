@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from absl import flags as absl_flags
 
-from mmjax import commands, compilation_cache, huge_pages
+from mmjax import commands
 from mmjax.__main__ import main
 from mmjax.commands.config_flag import define_config
 from mmjax.errors import UserError
+from mmjax.host import compilation_cache, huge_pages
 
 RECIPE = """
 import ml_collections

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from mmjax.config import build
-from mmjax.data import DATASETS, Digits, arithmetic, cache
-from mmjax.data.digits import SPLITS, TARGETS
+from mmjax.datasets import DATASETS, Digits, cache
+from mmjax.datasets.digits import arithmetic
+from mmjax.datasets.digits.digits import SPLITS, TARGETS
 from mmjax.errors import UserError
 from mmjax.files import cache_folder
 
@@ -171,7 +172,7 @@ def stored(datasets):
 @speech_is_installed
 class TestSpeech:
     def test_the_same_utterances_are_equal_bit_for_bit(self):
-        from mmjax.data.speech import Utterance, synthesise
+        from mmjax.datasets.digits.speech import Utterance, synthesise
 
         utterances = [Utterance(word, "en-us+f3", 150 + 10 * i) for i, word in enumerate(arithmetic.WORDS)]
         first, second = synthesise(utterances), synthesise(utterances)
@@ -180,7 +181,7 @@ class TestSpeech:
         assert all(2_000 < np.abs(samples.astype(int)).max() < 32_767 for samples in first)
 
     def test_what_is_spoken_does_not_depend_on_how_many_processes_run_at_once(self, monkeypatch):
-        from mmjax.data import speech
+        from mmjax.datasets.digits import speech
 
         monkeypatch.setattr(speech, "_UTTERANCES_IN_A_PROCESS", 4)
         utterances = [speech.Utterance(word) for word in arithmetic.WORDS]
@@ -194,13 +195,13 @@ class TestSpeech:
         ("voice", "problem"), [("en+nosuch", "no variant"), ("en-gb", "refuses"), ("xx", "refuses")]
     )
     def test_a_voice_that_there_is_not_is_a_user_error(self, voice, problem):
-        from mmjax.data.speech import Utterance, synthesise
+        from mmjax.datasets.digits.speech import Utterance, synthesise
 
         with pytest.raises(UserError, match=problem):
             synthesise([Utterance("one", voice)])
 
     def test_speed_and_pitch_change_the_sound(self):
-        from mmjax.data.speech import Utterance, synthesise
+        from mmjax.datasets.digits.speech import Utterance, synthesise
 
         slow, fast, high = synthesise(
             [Utterance("seven", speed=130), Utterance("seven", speed=210), Utterance("seven", pitch=80)]
@@ -323,7 +324,7 @@ class TestDigits:
 
     def test_two_processes_prepare_one_cache_and_get_the_records_of_every_other_cache(self, datasets, tmp_path):
         code = (
-            "import sys, time; from mmjax.data import Digits\n"
+            "import sys, time; from mmjax.datasets import Digits\n"
             "digits = Digits(Digits.Config(task='matched', cache=sys.argv[1])); digits.prepare()\n"
             "print(digits.checksum, len(digits.source('train')))"
         )

@@ -13,7 +13,7 @@ import pytest
 from absl import flags as absl_flags
 
 from mmjax.commands import COMMANDS
-from mmjax.data import DATASETS
+from mmjax.datasets import DATASETS
 from mmjax.encoders import ENCODERS
 from mmjax.experiment import ExperimentConfig
 from mmjax.fusion import FUSIONS
@@ -21,7 +21,7 @@ from mmjax.modalities import MODALITIES
 from mmjax.recipe import check_key, load_recipe
 from mmjax.tasks import TASKS
 from mmjax.training import ESTIMATORS, HOOKS, LOSS_TRANSFORMS, TRANSFORMS
-from mmjax.training.schedules import SCHEDULES
+from mmjax.training.optim.schedules import SCHEDULES
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -19,7 +19,7 @@ from configs import digits
 from mmjax.experiment import Experiment
 from mmjax.sharding import MeshConfig, make_mesh, parameter, parameter_shardings, place_batch, whole_parameters
 from mmjax.tokens import Batch, Input, Target
-from mmjax.training.estimators import Accumulated
+from mmjax.training.estimators.accumulated import Accumulated
 from mmjax.training.step import compile_step, state_shardings
 from tests import contracts
 from tests.contracts import assert_close

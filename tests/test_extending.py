@@ -94,8 +94,8 @@ def test_each_part_is_one_file_and_one_line_in_a_table():
         "mmjax/encoders/__init__.py": "mmjax/encoders/pose_transformer.py",
         "mmjax/fusion/__init__.py": "mmjax/fusion/sum.py",
         "mmjax/tasks/__init__.py": "mmjax/tasks/quantile.py",
-        "mmjax/training/__init__.py": "mmjax/training/input_noise.py",
-        "mmjax/data/__init__.py": "mmjax/data/gestures.py",
+        "mmjax/training/loss_transforms/__init__.py": "mmjax/training/loss_transforms/input_noise.py",
+        "mmjax/datasets/__init__.py": "mmjax/datasets/gestures.py",
     }
     assert set(blocks("diff")) == set(tables)
     assert set(blocks("python")) == {*tables.values(), "configs/gestures.py"}

@@ -116,7 +116,7 @@ def test_a_kernel_counts_once_for_each_place_of_its_grid():
 
 def test_a_kernel_that_fills_tiles_earns_credit_for_what_it_declares_and_costs_what_it_does():
     """Heads of 64 numbers lie in registers of 128, and the kernel multiplies these."""
-    from mmjax.layers.short_attention import short_attention
+    from mmjax.layers.attention.short import short_attention
 
     batch, tokens, heads, depth = 2, 16, 4, 64
     array = jax.ShapeDtypeStruct((batch, tokens, heads, depth), jnp.float32)

@@ -100,7 +100,8 @@ def test_collectives_between_gpus_have_the_bytes_of_what_is_sharded():
 
 @pytest.mark.cuda
 def test_attention_on_a_gpu_is_counted_and_is_not_computed_again():
-    from mmjax.layers import kernels, stack
+    from mmjax.layers import stack
+    from mmjax.layers.attention import kernels
 
     device = topology_devices("h100:1")[0]
     shape = jax.ShapeDtypeStruct((4, 256, 8, 64), jnp.bfloat16)

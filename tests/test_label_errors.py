@@ -9,14 +9,14 @@ import types
 import numpy as np
 import pytest
 
-from mmjax.data.prepare import left_out
-from mmjax.data.prepare.checks import labels as labels_check
-from mmjax.data.prepare.checks.labels import label_error, suspicions
-from mmjax.data.prepare.kinds.base import Kind
-from mmjax.data.prepare.left_out import LeftOut
-from mmjax.data.prepare.options import PrepareConfig
-from mmjax.data.prepare.preparation import prepare
-from mmjax.data.prepare.runners import Local
+from mmjax.prepare import left_out
+from mmjax.prepare.checks import labels as labels_check
+from mmjax.prepare.checks.labels import label_error, suspicions
+from mmjax.prepare.kinds.base import Kind
+from mmjax.prepare.left_out import LeftOut
+from mmjax.prepare.options import PrepareConfig
+from mmjax.prepare.preparation import prepare
+from mmjax.prepare.runners import Local
 
 
 def test_a_row_is_predicted_as_if_it_had_not_been_there():

@@ -13,8 +13,8 @@ from jax.test_util import check_grads
 
 from mmjax.encoders import ENCODERS
 from mmjax.layers import Block, GroupNorm, LayerNorm, Precision, first_pool, last_pool
+from mmjax.layers.attention.softmax import masked_softmax
 from mmjax.layers.linear import add_bias
-from mmjax.layers.softmax import masked_softmax
 from mmjax.tokens import Input, InputSpec, Tokens
 from tests.compiled import compile_on, topology_mesh
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from mmjax.__main__ import main
-from mmjax.data.prepare.checks.pairs import corrected, false_discovery, unlikely_pairs
-from mmjax.data.prepare.options import PrepareConfig
-from mmjax.data.prepare.preparation import prepare
-from mmjax.data.prepare.runners import Local
 from mmjax.errors import UserError
+from mmjax.prepare.checks.pairs import corrected, false_discovery, unlikely_pairs
+from mmjax.prepare.options import PrepareConfig
+from mmjax.prepare.preparation import prepare
+from mmjax.prepare.runners import Local
 
 WORDS = ("mountain", "river", "castle", "harbour")
 
@@ -177,7 +177,7 @@ def test_a_run_embeds_as_its_contrastive_task_does(tmp_path):
 
 @pytest.mark.slow
 def test_a_trained_run_finds_the_pairs_that_were_shuffled(tmp_path):
-    from mmjax.runs import train
+    from mmjax.runs.run import train
 
     clean, messy = write_rows(tmp_path / "clean", 400, {}, 1), write_rows(tmp_path / "messy", 160, SWAPPED, 2)
     trusted = prepare(PrepareConfig(source=str(clean), keep=KEEP), tmp_path / "a", Local(1)).folder

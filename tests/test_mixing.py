@@ -10,7 +10,7 @@ import pytest
 
 from mmjax.errors import UserError
 from mmjax.tokens import Batch, Input, InputSpec, Target
-from mmjax.training.mixing import CutMix, Mixup
+from mmjax.training.loss_transforms.mixing import CutMix, Mixup
 from tests import contracts
 
 SIZE = 64

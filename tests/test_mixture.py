@@ -16,11 +16,11 @@ import pytest
 
 from mmjax.__main__ import main
 from mmjax.config import build
-from mmjax.data import DATASETS, make_dataset
 from mmjax.data.dataset import Record
-from mmjax.data.mixture import PartConfig
 from mmjax.data.pipeline import Pipeline, fingerprint
 from mmjax.data.sampling import FilterConfig, SamplingConfig
+from mmjax.datasets import DATASETS, make_dataset
+from mmjax.datasets.mixture import PartConfig
 from mmjax.errors import UserError
 from mmjax.modalities import Image, Text
 from mmjax.tokens import TargetSpec

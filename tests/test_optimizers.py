@@ -8,8 +8,8 @@ import pytest
 
 from mmjax.errors import UserError
 from mmjax.sharding import MeshConfig, make_mesh, place_batch
-from mmjax.training.moments import in_bfloat16, stochastic_round
-from mmjax.training.optimizer import make_optimizer
+from mmjax.training.optim.moments import in_bfloat16, stochastic_round
+from mmjax.training.optim.optimizer import make_optimizer
 from mmjax.training.step import Trainer, compile_step, state_shardings
 from tests import contracts
 

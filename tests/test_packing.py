@@ -19,14 +19,14 @@ import pytest
 from rich.console import Console
 
 from mmjax.config import build
-from mmjax.data import DATASETS, make_dataset
 from mmjax.data.dataset import Record
-from mmjax.data.mixture import PartConfig
 from mmjax.data.order import Once
 from mmjax.data.packed_order import Packed, first_fit
 from mmjax.data.packing import Packing, PackingConfig
 from mmjax.data.pipeline import Pipeline, fingerprint
 from mmjax.data.sampling import FilterConfig, SamplingConfig
+from mmjax.datasets import DATASETS, make_dataset
+from mmjax.datasets.mixture import PartConfig
 from mmjax.errors import UserError
 from mmjax.evaluation.predictor import Predictor, read_inputs
 from mmjax.experiment import Experiment

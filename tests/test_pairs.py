@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 
 from mmjax.sharding import MeshConfig, make_mesh
 from mmjax.sharding.mesh import AXES
-from mmjax.tasks import pairs
+from mmjax.tasks.losses import pairs
 
 SIZE, WIDTH = 16, 5
 MESHES = {

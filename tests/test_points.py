@@ -13,11 +13,7 @@ import pytest
 from flax import nnx
 
 from mmjax.config import build
-from mmjax.data import Prepared
-from mmjax.data.prepare.kinds import KINDS, File, Unreadable
-from mmjax.data.prepare.options import PrepareConfig
-from mmjax.data.prepare.preparation import prepare
-from mmjax.data.prepare.runners import Local
+from mmjax.datasets import Prepared
 from mmjax.encoders.point_transformer import PointTransformer, farthest, nearest
 from mmjax.errors import UserError
 from mmjax.layers import Precision
@@ -27,6 +23,10 @@ from mmjax.modalities.augmentation.points_rotation import PointsRotation
 from mmjax.modalities.augmentation.points_scaling import PointsScaling
 from mmjax.modalities.point_files import read_points
 from mmjax.modalities.points import Points, farthest_points
+from mmjax.prepare.kinds import KINDS, File, Unreadable
+from mmjax.prepare.options import PrepareConfig
+from mmjax.prepare.preparation import prepare
+from mmjax.prepare.runners import Local
 from mmjax.tokens import Input, InputSpec
 
 

@@ -15,10 +15,10 @@ import scipy.signal
 import tokenizers
 
 from mmjax.__main__ import main
-from mmjax.data.arithmetic import WORDS
-from mmjax.data.digits import Digits
+from mmjax.datasets.digits.arithmetic import WORDS
+from mmjax.datasets.digits.digits import Digits
 from mmjax.evaluation.predictor import Predictor, read_inputs
-from mmjax.runs import restore
+from mmjax.runs.run import restore
 
 ENOUGH = 8
 """Of ten examples; the model's accuracy on each input alone is above 0.95."""

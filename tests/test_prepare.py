@@ -19,19 +19,19 @@ import soundfile
 
 from mmjax.__main__ import main
 from mmjax.config import build
-from mmjax.data import Prepared
 from mmjax.data.pipeline import Pipeline
-from mmjax.data.prepare import languages, pictures
-from mmjax.data.prepare.columns import guess
-from mmjax.data.prepare.kinds import KINDS, File, Unreadable
-from mmjax.data.prepare.options import PrepareConfig
-from mmjax.data.prepare.preparation import prepare
-from mmjax.data.prepare.runners import Local, make_runner
-from mmjax.data.prepare.shards import cut
-from mmjax.data.prepare.sources.manifest import Manifest
-from mmjax.data.prepare.splits import parts
+from mmjax.datasets import Prepared
 from mmjax.errors import UserError
 from mmjax.modalities import MODALITIES
+from mmjax.prepare import languages, pictures
+from mmjax.prepare.columns import guess
+from mmjax.prepare.kinds import KINDS, File, Unreadable
+from mmjax.prepare.options import PrepareConfig
+from mmjax.prepare.preparation import prepare
+from mmjax.prepare.runners import Local, make_runner
+from mmjax.prepare.shards import cut
+from mmjax.prepare.sources.manifest import Manifest
+from mmjax.prepare.splits import parts
 
 
 def scene(seed: int, side: int = 40) -> np.ndarray:

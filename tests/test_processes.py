@@ -19,9 +19,9 @@ import pytest
 
 from mmjax.errors import UserError
 from mmjax.experiment import Experiment
-from mmjax.sharding import initialize, together
-from mmjax.sharding.roll_call import roll_call
-from mmjax.sharding.watch import Judge
+from mmjax.processes import initialize, together
+from mmjax.processes.roll_call import roll_call
+from mmjax.processes.watch import Judge
 from tests import small_recipe
 from tests.conftest import QUICK_FLAGS
 from tests.contracts import assert_close

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mmjax.data.records import Records
+from mmjax.datasets.records import Records
 
 FEATURES = {
     "key": tfds.features.Text(),

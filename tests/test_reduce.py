@@ -11,12 +11,12 @@ import scipy.signal
 import soundfile
 
 from mmjax.config import build
-from mmjax.data import Prepared
-from mmjax.data.prepare.kinds import KINDS, File
-from mmjax.data.prepare.options import PrepareConfig
-from mmjax.data.prepare.preparation import prepare
-from mmjax.data.prepare.runners import Local
+from mmjax.datasets import Prepared
 from mmjax.errors import UserError
+from mmjax.prepare.kinds import KINDS, File
+from mmjax.prepare.options import PrepareConfig
+from mmjax.prepare.preparation import prepare
+from mmjax.prepare.runners import Local
 
 
 def kind(name: str, **reduce):

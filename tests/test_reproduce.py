@@ -18,7 +18,7 @@ from mmjax.config import build
 from mmjax.errors import UserError
 from mmjax.reporting.plots import plot_arms
 from mmjax.reporting.records import BEGINS, ENDS, by_metric, judge, markdown_of_arms, spread
-from mmjax.reproduction_config import ReproductionConfig
+from mmjax.runs.reproduction_config import ReproductionConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENT = {

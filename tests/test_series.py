@@ -10,16 +10,16 @@ import pytest
 import scipy.interpolate
 
 from mmjax.config import build
-from mmjax.data import Prepared
-from mmjax.data.prepare.kinds import KINDS, File, Unreadable
-from mmjax.data.prepare.options import PrepareConfig
-from mmjax.data.prepare.preparation import prepare
-from mmjax.data.prepare.runners import Local
+from mmjax.datasets import Prepared
 from mmjax.errors import UserError
 from mmjax.modalities.augmentation.series_jitter import SeriesJitter
 from mmjax.modalities.augmentation.series_scaling import SeriesScaling
 from mmjax.modalities.augmentation.time_warp import TimeWarp
 from mmjax.modalities.series import MOST_CHANNELS, Series, read_series
+from mmjax.prepare.kinds import KINDS, File, Unreadable
+from mmjax.prepare.options import PrepareConfig
+from mmjax.prepare.preparation import prepare
+from mmjax.prepare.runners import Local
 
 
 def npy(values, **options) -> bytes:

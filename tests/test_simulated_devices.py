@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmjax.simulated_devices import enough_threads
+from mmjax.host.simulated_devices import enough_threads
 from tests import contracts
 
 

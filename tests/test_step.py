@@ -13,7 +13,7 @@ import pytest
 
 from mmjax.tasks.metrics import finalise
 from mmjax.tokens import Input
-from mmjax.training.early_stopping import EarlyStopping
+from mmjax.training.hooks.early_stopping import EarlyStopping
 from mmjax.training.loop import Loop
 from mmjax.training.metrics_log import MetricsLog, read_rows
 from tests.contracts import Case, Part, assert_identical, make_batch

@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mmjax.data.prepare.kinds import KINDS
-from mmjax.data.prepare.kinds import image as image_kind
+from mmjax.prepare.kinds import KINDS
+from mmjax.prepare.kinds import image as image_kind
 
 IMAGE = KINDS["image"]()
 

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from mmjax.config import build
-from mmjax.data import DATASETS, make_dataset
-from mmjax.data.mixture import PartConfig
 from mmjax.data.packing import Packing, PackingConfig
 from mmjax.data.pipeline import Pipeline
 from mmjax.data.sampling import FilterConfig, SamplingConfig
+from mmjax.datasets import DATASETS, make_dataset
+from mmjax.datasets.mixture import PartConfig
 from mmjax.modalities.augmentation import AUGMENTATIONS
 from tests.test_packing import MODALITIES, PACKING, Sizes
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmjax.config import build
-from mmjax.data import Synthetic
+from mmjax.datasets import Synthetic
 from mmjax.errors import UserError
 from mmjax.experiment import Experiment
 from mmjax.modalities import Text

@@ -13,11 +13,11 @@ import sys
 import pytest
 import tokenizers
 
-from mmjax.data.prepare.options import PrepareConfig
-from mmjax.data.prepare.preparation import prepare
-from mmjax.data.prepare.runners import Local
 from mmjax.errors import UserError
 from mmjax.experiment import Experiment
+from mmjax.prepare.options import PrepareConfig
+from mmjax.prepare.preparation import prepare
+from mmjax.prepare.runners import Local
 
 ROOT = pathlib.Path(__file__).parents[1]
 

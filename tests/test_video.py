@@ -15,11 +15,7 @@ import pytest
 from flax import nnx
 
 from mmjax.config import build
-from mmjax.data import Prepared
-from mmjax.data.prepare.kinds import KINDS, File, Unreadable
-from mmjax.data.prepare.options import PrepareConfig
-from mmjax.data.prepare.preparation import prepare
-from mmjax.data.prepare.runners import Local
+from mmjax.datasets import Prepared
 from mmjax.encoders.video_transformer import VideoTransformer
 from mmjax.errors import UserError
 from mmjax.layers import Precision
@@ -28,6 +24,10 @@ from mmjax.modalities.augmentation import AUGMENTATIONS, IMAGE
 from mmjax.modalities.augmentation.reverse import Reverse
 from mmjax.modalities.augmentation.temporal_crop import TemporalCrop
 from mmjax.modalities.clips import LONGEST_SIDE, MOST_FRAMES, Clip, Frames, clip_of_pictures, read_clip
+from mmjax.prepare.kinds import KINDS, File, Unreadable
+from mmjax.prepare.options import PrepareConfig
+from mmjax.prepare.preparation import prepare
+from mmjax.prepare.runners import Local
 from mmjax.tokens import Input, InputSpec
 
 

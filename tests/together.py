@@ -3,7 +3,7 @@
     python tests/together.py FOLDER [MESH [packed]]
 
 With a mesh, like "data=2 x tensor=4", measures the gradients of the first step, of examples that share rows where it
-says so; without one, trains 10 steps by `mmjax.runs.train`. MMJAX_COORDINATOR and its fellows say who is who. Each
+says so; without one, trains 10 steps by `mmjax.runs.run.train`. MMJAX_COORDINATOR and its fellows say who is who. Each
 process writes what it found to FOLDER/found.I.npz or FOLDER/result.I.json.
 """
 
@@ -39,7 +39,7 @@ def recipe(mesh: dict[str, int]):
 
 
 def packed_recipe(mesh: dict[str, int]):
-    from mmjax.data import DATASETS
+    from mmjax.datasets import DATASETS
     from tests import test_packing
 
     DATASETS["sizes"] = test_packing.Sizes
@@ -71,7 +71,9 @@ def gradients(folder: pathlib.Path, config) -> None:
 
 
 def train(folder: pathlib.Path) -> None:
-    from mmjax import files, runs, workdir
+    from mmjax import files
+    from mmjax.runs import run as runs
+    from mmjax.runs import workdir
     from mmjax.training import metrics_log
 
     process, written = jax.process_index(), []
@@ -91,7 +93,7 @@ def train(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    from mmjax.sharding import initialize
+    from mmjax.processes import initialize
 
     initialize()
     assert jax.device_count() == 8

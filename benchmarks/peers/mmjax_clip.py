@@ -12,7 +12,7 @@ import contender
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mmjax.huge_pages import use_huge_pages  # noqa: E402
+from mmjax.host.huge_pages import use_huge_pages  # noqa: E402
 
 
 def recipe(settings: contender.Settings) -> Any:

@@ -9,8 +9,8 @@ import time
 
 import loading
 
-from mmjax.data import Prepared
 from mmjax.data.pipeline import Pipeline
+from mmjax.datasets import Prepared
 from mmjax.modalities import Audio, Image, Text
 
 SETTINGS = loading.settings()

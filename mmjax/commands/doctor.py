@@ -46,7 +46,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
 
 def examine() -> dict[str, Any]:
     """Returns the facts as plain values, the same as `--json` prints."""
-    from mmjax.data.workers import visible_cores
+    from mmjax.host.cores import visible_cores
 
     extras = {name: _has(groups) for name, groups in EXTRAS.items()}
     devices, error = _devices()

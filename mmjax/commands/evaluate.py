@@ -29,7 +29,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from rich.console import Console
 
-    from mmjax.runs import evaluate
+    from mmjax.runs.run import evaluate
 
     if flags.subsets and flags.without:
         raise UserError("--without", "cannot be joined with --subsets", "give one of the two")

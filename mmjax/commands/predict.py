@@ -37,7 +37,7 @@ def define_more_flags(flags: absl_flags.FlagValues, words: list[str], asks_help:
     if workdir is None:
         # Now, since the flags of the inputs would be called unknown otherwise.
         raise UserError("--workdir", "is missing", "give --workdir=RUN, the workdir of `mmjax train`")
-    from mmjax.workdir import read_config
+    from mmjax.runs.workdir import read_config
 
     for name in read_config(pathlib.Path(workdir))["model"]["encoders"]:
         # Under --input there is room for an input of any name.
@@ -48,7 +48,7 @@ def define_more_flags(flags: absl_flags.FlagValues, words: list[str], asks_help:
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from mmjax.evaluation.predictor import Predictor, check_answers, read_inputs
-    from mmjax.runs import restore
+    from mmjax.runs.run import restore
 
     workdir = pathlib.Path(flags.workdir)
     experiment, state = restore(workdir)

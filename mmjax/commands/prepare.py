@@ -82,7 +82,7 @@ def _prepare_recipe(flags: absl_flags.FlagValues) -> None:
     from rich.console import Console
 
     from mmjax.config import build
-    from mmjax.data import make_dataset
+    from mmjax.datasets import make_dataset
     from mmjax.experiment import DataConfig, ExperimentConfig, plain
     from mmjax.reporting.overview import print_facts
 
@@ -106,8 +106,8 @@ def _prepare_source(flags: absl_flags.FlagValues) -> None:
         raise UserError(
             "--workers", f"{flags.workers} is out of range", "give a number of processes, or 0 for all cores"
         )
-    from mmjax.data.prepare.preparation import prepare
-    from mmjax.data.prepare.runners import make_runner
+    from mmjax.prepare.preparation import prepare
+    from mmjax.prepare.runners import make_runner
 
     config = options(flags)
     aligner = _aligner(pathlib.Path(flags.alignment)) if flags.alignment else None
@@ -121,7 +121,7 @@ def _prepare_source(flags: absl_flags.FlagValues) -> None:
 
 def _aligner(workdir: pathlib.Path) -> Any:
     from mmjax.evaluation.aligner import Aligner
-    from mmjax.runs import restore
+    from mmjax.runs.run import restore
     from mmjax.training.state import parameters_hash
 
     experiment, state = restore(workdir)
@@ -140,7 +140,7 @@ def _aligner(workdir: pathlib.Path) -> Any:
 def options(flags: absl_flags.FlagValues) -> Any:
     """The `PrepareConfig` that the flags give. Raises UserError."""
     from mmjax.config import build
-    from mmjax.data.prepare.options import PrepareConfig, merged, nested
+    from mmjax.prepare.options import PrepareConfig, merged, nested
 
     section = nested(flags.set, "--set")
     given: dict[str, Any] = {"source": flags.source}

@@ -34,7 +34,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
-    from mmjax.reproduction import reproduce
+    from mmjax.runs.reproduction import reproduce
 
     if len(arguments) != 1:
         problem = f"{len(arguments)} experiments are named" if arguments else "no experiment is named"

@@ -25,8 +25,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    from mmjax.runs import train
-    from mmjax.sharding import initialize
+    from mmjax.processes import initialize
+    from mmjax.runs.run import train
 
     initialize(flags.coordinator, flags.process_count, flags.process_id)
     train(flags.config, pathlib.Path(flags.workdir))

@@ -7,6 +7,8 @@ import pathlib
 
 from absl import logging
 
+from mmjax.host.cores import visible_cores
+
 # Of a worker without batches: the interpreter and the libraries that it imports.
 _OWN_BYTES = 600 * 2**20
 # The step's own thread, and that which moves batches to the devices.
@@ -35,11 +37,6 @@ def most_workers(cores: int, free: int, batch_bytes: int, prefetch: int) -> int:
     while count and count * (_OWN_BYTES + (1 + max(1, -(-prefetch // count))) * batch_bytes) > free / 2:
         count -= 1
     return count
-
-
-def visible_cores() -> int:
-    """Those that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_bytes() -> int:

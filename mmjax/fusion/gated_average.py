@@ -14,7 +14,7 @@ from flax import nnx
 from mmjax.config import Count
 from mmjax.fusion.names import FUSED
 from mmjax.layers import LayerNorm, Linear, Precision, Randomness, mean_pool
-from mmjax.layers.softmax import NEVER
+from mmjax.layers.attention.softmax import NEVER
 from mmjax.tokens import Tokens
 
 

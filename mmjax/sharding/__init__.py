@@ -1,6 +1,5 @@
 """Where arrays live: the mesh, the one table of logical axes, and the placement of parameters and batches."""
 
-from mmjax.sharding.distributed import initialize, together
 from mmjax.sharding.mesh import AXES, MeshConfig, Rule, make_mesh, spell
 from mmjax.sharding.parameters import parameter, parameter_shardings, whole_parameters
 from mmjax.sharding.placement import batch_rows, batch_sharding, batch_shards, place_batch, replicated
@@ -16,14 +15,12 @@ from mmjax.sharding.rules import (
     shard,
     split_over,
 )
-from mmjax.sharding.watch import Watch
 
 __all__ = [
     "AXES",
     "RULES",
     "MeshConfig",
     "Rule",
-    "Watch",
     "ambient_mesh",
     "axis_size",
     "batch_rows",
@@ -31,7 +28,6 @@ __all__ = [
     "batch_shards",
     "current_layout",
     "current_platform",
-    "initialize",
     "laid_out",
     "make_mesh",
     "mesh_axes",
@@ -46,6 +42,5 @@ __all__ = [
     "spell",
     "split_over",
     "split_rows",
-    "together",
     "whole_parameters",
 ]

@@ -22,7 +22,7 @@ class TaskConfig:
     """What the loop knows of a task.
 
     Attributes:
-      weight: factor of the task's mean loss in the total; a number, or a schedule (see `mmjax.training.schedules`).
+      weight: factor of the task's mean loss in the total; a number, or a schedule.
     """
 
     weight: Any = 1.0

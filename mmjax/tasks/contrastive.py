@@ -15,8 +15,8 @@ from mmjax.errors import UserError, nearest
 from mmjax.layers import AttentionPooling, Linear, first_pool, last_pool, mean_pool
 from mmjax.sharding import parameter
 from mmjax.tasks.base import Task, TaskConfig, check_reads, count_present
+from mmjax.tasks.losses.pairs import pair_losses, worse_than_others
 from mmjax.tasks.metrics import Ratio, States
-from mmjax.tasks.pairs import pair_losses, worse_than_others
 from mmjax.tokens import Batch, TargetSpec, Tokens
 
 Pooling = Literal["mean", "first", "last", "attention"]

@@ -4,19 +4,9 @@ Four plug points, each a table: loss transforms (`LOSS_TRANSFORMS`), gradient es
 transforms (`TRANSFORMS`) and loop hooks (`HOOKS`). A technique is one file and one line in one of them.
 """
 
-from mmjax.training.adversarial import Adversarial
-from mmjax.training.early_stopping import EarlyStopping
 from mmjax.training.estimators import ESTIMATORS
-from mmjax.training.mixing import CutMix, Mixup
-from mmjax.training.transforms import TRANSFORMS
-
-LOSS_TRANSFORMS = {
-    "adversarial": Adversarial,
-    "cutmix": CutMix,
-    "mixup": Mixup,
-}
-HOOKS = {
-    "early_stopping": EarlyStopping,
-}
+from mmjax.training.hooks import HOOKS
+from mmjax.training.loss_transforms import LOSS_TRANSFORMS
+from mmjax.training.optim import TRANSFORMS
 
 __all__ = ["ESTIMATORS", "HOOKS", "LOSS_TRANSFORMS", "TRANSFORMS"]

@@ -20,7 +20,7 @@ from mmjax.model import Model
 from mmjax.sharding import MeshConfig, laid_out
 from mmjax.tasks.metrics import Ratio, States
 from mmjax.tokens import Batch, InputSpec
-from mmjax.training.schedules import Schedule
+from mmjax.training.optim.schedules import Schedule
 
 Parameters = Any
 """Plain nested dicts of arrays."""

@@ -1,0 +1,49 @@
+"""Numbers: what a regression answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mmjax.modalities.table import is_missing
+from mmjax.prepare.kinds.base import Kind, Unreadable, standard
+
+
+class NumberKind(Kind):
+    """A number, stored as float32."""
+
+    target = True
+
+    def decode(self, value: Any) -> float | None:
+        if is_missing(value):
+            return None
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise Unreadable(f"{value!r} is no number") from None
+        if not math.isfinite(number):
+            raise Unreadable(f"{value!r} is not finite")
+        return number
+
+    def measure(self, raw: float) -> dict[str, float | int | str]:
+        return {"value": raw, "bytes": 8}
+
+    def facts(self, summary: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Mean and deviation of the training split, by which a regression standardises."""
+        found = standard(numbers.get("value", np.zeros(0)))
+        return {} if found is None else dict(zip(("mean", "deviation"), found, strict=True))
+
+    def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
+        return tfds.features.Scalar(dtype=np.float32)
+
+    def stored(self, raw: float, summary: Mapping[str, Any]) -> float:
+        return raw
+
+    def placeholder(self, summary: Mapping[str, Any]) -> float:
+        return math.nan
+
+    def show(self, raw: float) -> str:
+        return f"<b>{raw:g}</b>"

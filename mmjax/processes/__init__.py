@@ -1,0 +1,7 @@
+"""Several processes of one run: start, roll call, agreement and watch."""
+
+from mmjax.processes.agreement import together
+from mmjax.processes.start import initialize
+from mmjax.processes.watch import Watch
+
+__all__ = ["Watch", "initialize", "together"]

@@ -1,0 +1,1 @@
+"""Losses that Optax does not have."""

@@ -1,0 +1,82 @@
+"""The layout: rooms import downwards only, no import circle exists, and few modules lie at the top level."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import pathlib
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "mmjax"
+
+FLOORS = [
+    ("__init__", "errors"),
+    ("tokens", "files", "host", "config"),
+    ("recipe", "processes", "sharding"),
+    ("layers", "modalities"),
+    ("encoders", "fusion"),
+    ("tasks",),
+    ("model",),
+    ("data",),
+    ("prepare",),
+    ("datasets", "training"),
+    ("evaluation", "reporting"),
+    ("planning",),
+    ("experiment",),
+    ("runs",),
+    ("commands",),
+    ("__main__",),
+]
+"""Rooms from the bottom up; rooms of one floor do not import each other."""
+
+TOP_LEVEL_MODULES = {
+    "__init__", "__main__", "config", "errors", "experiment", "files", "model", "recipe", "tokens",
+}  # fmt: skip
+
+
+def modules() -> dict[str, pathlib.Path]:
+    """{dotted name below the package: file}; a package has the name of its folder."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[-1] == "__init__" and len(parts) > 1:
+            parts = parts[:-1]
+        found[".".join(parts)] = path
+    return found
+
+
+def imports(path: pathlib.Path, known: dict[str, pathlib.Path]) -> set[str]:
+    """Modules of the package that a file imports anywhere, in functions too, but not only for type checking."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mmjax":
+            module = node.module.partition(".")[2]
+            for alias in node.names:
+                full = f"{module}.{alias.name}".lstrip(".")
+                found.add(full if full in known else module or "__init__")
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("mmjax.")}
+    return found
+
+
+def test_rooms_import_from_lower_floors_only():
+    known = modules()
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    wrong = []
+    for name, path in known.items():
+        room = name.partition(".")[0]
+        assert room in floor, f"{room} stands on no floor"
+        for other in imports(path, known):
+            target = other.partition(".")[0]
+            if target != room and floor[target] >= floor[room]:
+                wrong.append(f"{name} imports {other}")
+    assert not wrong
+
+
+def test_no_import_circle_exists():
+    known = modules()
+    # Raises CycleError, with the circle, if there is one.
+    tuple(graphlib.TopologicalSorter({name: imports(path, known) for name, path in known.items()}).static_order())
+
+
+def test_the_top_level_holds_few_modules():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == TOP_LEVEL_MODULES
