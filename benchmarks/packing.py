@@ -15,8 +15,8 @@ from typing import ClassVar
 import numpy as np
 from absl import app, flags
 
-from mmjax.data.order import Sampled
 from mmjax.data.packing import Packing, PackingConfig
+from mmjax.data.samplers import MixtureSampler
 from mmjax.modalities import Audio, Image, Text
 
 EXAMPLES = flags.DEFINE_integer("examples", 1_000_000, "examples to plan", lower_bound=1)
@@ -65,7 +65,7 @@ def main(_) -> None:
         "recording": Audio(Audio.Config(seconds=20.0, chunk=640)),
     }
     budgets = {"picture": PATCHES.value, "caption": TOKENS.value, "recording": CHUNKS.value}
-    stream = Sampled({"": np.arange(EXAMPLES.value)}, {"": [(0, 1.0)]}, WINDOW.value, seed=0)
+    stream = MixtureSampler({"": np.arange(EXAMPLES.value)}, {"": [(0, 1.0)]}, WINDOW.value, seed=0)
     for names in (["picture"], ["picture", "caption"], ["recording"], ["recording", "caption"]):
         config = PackingConfig(slots=SLOTS.value, budgets={n: budgets[n] for n in names}, window=WINDOW.value)
         packing = Packing(config, {name: modalities[name] for name in names})

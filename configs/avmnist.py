@@ -55,7 +55,7 @@ def get_config(argument: str = "arithmetic") -> ConfigDict:
             ],
         },
         # Each input is hidden from some training examples, so that the model also learns to do without it.
-        "absent": {"image": 0.15, "audio": 0.15, "text": 0.25},
+        "modality_dropout": {"image": 0.15, "audio": 0.15, "text": 0.25},
         "workers": 0,
     }
     config.model = {
@@ -98,18 +98,18 @@ def get_config(argument: str = "arithmetic") -> ConfigDict:
             },
         }
     # A sentence that names the digit would leave nothing to see or hear in `matched`.
-    for section in (config.model.encoders, config.data.inputs, config.data.augment, config.data.absent):
+    for section in (config.model.encoders, config.data.inputs, config.data.augment, config.data.modality_dropout):
         for name in set(section) - set(names):
             del section[name]
     if inputs:
-        config.data.absent = {}
+        config.data.modality_dropout = {}
     config.optimizer = {"name": "adamw", "weight_decay": 0.05, "b2": 0.98, "clip": 1.0}
     config.schedule = {"kind": "cosine", "peak": 2e-3, "warmup": 100}
     config.train = {
         "steps": 1400 if task == "arithmetic" else 1200,
         "batch_size": 64,
         "accumulate": 1,
-        "average": None,
+        "ema": None,
         # Few voices are learned by heart; blends of two are not. A pair of a picture and a sound is no pair any more.
         "loss_transforms": [{"kind": "mixup", "alpha": 0.4}] if inputs == "audio" else [],
     }

@@ -26,7 +26,7 @@ def get_config(task: str = "arithmetic") -> ConfigDict:
             "audio": [{"kind": "speed", "change": 0.08}],
         },
         # Each input is hidden from some training examples, so that the model also learns to do without it.
-        "absent": {"image": 0.15, "audio": 0.15, "text": 0.25},
+        "modality_dropout": {"image": 0.15, "audio": 0.15, "text": 0.25},
         "workers": 0,
     }
     config.model = {

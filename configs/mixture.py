@@ -30,7 +30,7 @@ def get_config(table: str = "") -> ConfigDict:
             "image": [{"kind": "affine", "rotate": 15.0, "shear": 0.2, "scale": 0.1, "shift": 0.08}],
             "audio": [{"kind": "speed", "change": 0.08}],
         },
-        "absent": {"image": 0.15, "audio": 0.15, "text": 0.25},
+        "modality_dropout": {"image": 0.15, "audio": 0.15, "text": 0.25},
         "sampling": {"weights": {"pairs": 2.0, "sums": 4.0}},
         "filter": {},
         "workers": 0,

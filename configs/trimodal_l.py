@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
             "text": {"length": 64, "tokenizer": "bytes", "vocabulary": 32_000, "lowercase": True},
         },
         # So that the model also learns to answer without one of them.
-        "absent": {"image": 0.1, "audio": 0.1, "text": 0.1},
+        "modality_dropout": {"image": 0.1, "audio": 0.1, "text": 0.1},
         "workers": -1,
     }
     config.model = {

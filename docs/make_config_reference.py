@@ -18,6 +18,8 @@ import types
 import typing
 from typing import Annotated, Any, Literal, Union
 
+from mmjax.config import Formerly
+
 PAGE = pathlib.Path(__file__).parent / "config.md"
 
 
@@ -101,8 +103,8 @@ def describe(annotation: Any) -> str:
     """A type as people say it."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        bounds = " ".join(limits(bound) for bound in arguments[1:])
-        return f"{describe(arguments[0])} {bounds}"
+        bounds = [limits(bound) for bound in arguments[1:] if not isinstance(bound, Formerly)]
+        return " ".join([describe(arguments[0]), *bounds])
     if origin is Literal:
         return ", ".join(f"`{spell(value)}`" for value in arguments)
     if origin in (Union, types.UnionType):

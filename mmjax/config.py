@@ -54,6 +54,13 @@ class Within:
         return None if inside else f"give a value in [{self.low}, {self.high}{end}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Formerly:
+    """A mark for `Annotated`: the key had another name, which is now an error that says so."""
+
+    name: str
+
+
 Count = Annotated[int, AtLeast(1)]
 NonNegative = Annotated[int, AtLeast(0)]
 Rate = Annotated[float, Within(0.0, 1.0, open_end=True)]
@@ -86,7 +93,7 @@ def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
     values = {}
     for key, value in section.items():
         if key not in fields:
-            raise UserError(f"{where}.{key}".lstrip("."), f"unknown key {key!r}", nearest(key, fields))
+            raise unknown_key(key, where, cls)
         values[key] = _convert(value, hints[key], f"{where}.{key}".lstrip("."))
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -97,6 +104,17 @@ def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
     except ValueError as error:
         problem, _, remedy = str(error).partition("; ")
         raise UserError(where, problem, remedy or "see the docstring of this section") from error
+
+
+def unknown_key(key: str, where: str, *classes: type) -> UserError:
+    """The error for a key that none of these dataclasses has; it names the key's new name, or the nearest right one."""
+    place = f"{where}.{key}".lstrip(".")
+    for cls in classes:
+        for name, hint in _hints(cls).items():
+            if any(isinstance(mark, Formerly) and mark.name == key for mark in getattr(hint, "__metadata__", ())):
+                return UserError(place, f"{key!r} has a new name", f"write {name!r}")
+    known = [field.name for cls in classes for field in dataclasses.fields(cls) if field.init]
+    return UserError(place, f"unknown key {key!r}", nearest(key, known))
 
 
 @contextlib.contextmanager
@@ -162,6 +180,8 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     if origin is Annotated:
         value = _convert(value, args[0], where)
         for bound in args[1:]:
+            if isinstance(bound, Formerly):
+                continue
             advice = bound.check(value)
             if advice:
                 raise UserError(where, f"{value!r} is out of range", advice)

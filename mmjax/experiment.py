@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmjax.config import AtLeast, Count, Rate, Within, build, choose, refusals
+from mmjax.config import AtLeast, Count, Formerly, Rate, Within, build, choose, refusals
 from mmjax.data.dataset import check_split
 from mmjax.data.packing import Packing, PackingConfig
 from mmjax.data.pipeline import Pipeline, prefetch_to_device
@@ -50,7 +50,7 @@ class DataConfig:
     Attributes:
       name: a name in `mmjax.datasets.DATASETS`.
       inputs: {name of an input: options of its modality}; inputs that no encoder reads need not be named.
-      absent: {name of an input: the share of training examples that it is hidden from}, to learn to do without it.
+      modality_dropout: {name of an input: the share of training examples that it is hidden from}.
       augment: {name of an input: what changes its raw training data, a list of {"kind": a name in `AUGMENTATIONS`, …}}.
       sampling: how large a part of each batch comes from which records; see `mmjax.data.sampling.SamplingConfig`. By
         default each epoch holds each record once.
@@ -64,7 +64,7 @@ class DataConfig:
 
     name: str
     inputs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    absent: dict[str, Rate] = dataclasses.field(default_factory=dict)
+    modality_dropout: Annotated[dict[str, Rate], Formerly("absent")] = dataclasses.field(default_factory=dict)
     augment: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     sampling: SamplingConfig | None = None
     filter: dict[str, FilterConfig] = dataclasses.field(default_factory=dict)
@@ -81,7 +81,7 @@ class TrainConfig:
       steps: data steps of the whole run.
       batch_size: examples of a step over all devices of all processes, at most where examples are packed.
       accumulate: microbatches of a step; more of them need less memory, and give the same result.
-      average: decay of a moving average of the parameters, which evaluation then uses; None for none.
+      ema: decay of a moving average of the parameters, which evaluation then uses; None for none.
       estimator: {"kind": a name in `ESTIMATORS`, …}; by default what `accumulate` asks for.
       loss_transforms: each {"kind": a name in `LOSS_TRANSFORMS`, …}, the innermost first.
       hooks: each {"kind": a name in `HOOKS`, …}.
@@ -90,7 +90,7 @@ class TrainConfig:
     steps: Count
     batch_size: Annotated[int, Within(1, 2**24)]
     accumulate: Count = 1
-    average: Rate | None = None
+    ema: Annotated[Rate | None, Formerly("average")] = None
     estimator: Any = None
     loss_transforms: tuple[Any, ...] = ()
     hooks: tuple[Any, ...] = ()
@@ -154,13 +154,13 @@ class Experiment:
 
     def _objective(self) -> Objective:
         model = nnx.merge(self.graph, self.variables)
-        factors = {
+        task_weights = {
             name: make_schedule(section.get("weight", 1.0), f"tasks.{name}.weight", self.config.train.steps)
             for name, section in self.config.tasks.items()
         }
-        self.headlines = [f"{name}/{task.headline}" for name, task in model.tasks.items()]
+        self.primary_metrics = [f"{name}/{task.primary_metric}" for name, task in model.tasks.items()]
         coupled = frozenset(name for name, task in model.tasks.items() if task.coupled)
-        return Objective(self.graph, factors, self.config.seed, coupled, self.layout, self.specs)
+        return Objective(self.graph, task_weights, self.config.seed, coupled, self.layout, self.specs)
 
     def _trainer(self) -> Trainer:
         train = self.config.train
@@ -185,7 +185,7 @@ class Experiment:
                 f"make train.batch_size a multiple of {parts * shards * slots}",
             )
         optimizer = make_optimizer(self.config.optimizer, self.schedule)
-        return Trainer(objective, estimator, optimizer, train.average, self.config.log.every)
+        return Trainer(objective, estimator, optimizer, train.ema, self.config.log.every)
 
     def _shapes(self) -> tuple[TrainState, TrainState]:
         def init():
@@ -295,7 +295,7 @@ class Experiment:
             self.dataset,
             self.modalities,
             seed=self.config.seed,
-            absent=data.absent,
+            modality_dropout=data.modality_dropout,
             augment=self.augmentations,
             sampling=data.sampling,
             filters=data.filter,
@@ -386,7 +386,7 @@ def plain(raw: Any) -> dict[str, Any]:
 def _modalities(config: DataConfig, dataset: Dataset, model: ModelConfig) -> dict[str, Any]:
     for where, names in (
         ("data.inputs", config.inputs),
-        ("data.absent", config.absent),
+        ("data.modality_dropout", config.modality_dropout),
         ("data.augment", config.augment),
         ("model.encoders", model.encoders),
     ):
@@ -395,7 +395,7 @@ def _modalities(config: DataConfig, dataset: Dataset, model: ModelConfig) -> dic
                 raise UserError(f"{where}.{name}", f"the data has no input {name!r}", nearest(name, dataset.inputs))
     modalities = {}
     for name in model.encoders:
-        facts = getattr(dataset, "facts", {}).get(name, {})
+        facts = getattr(dataset, "dataset_options", {}).get(name, {})
         section = {"kind": dataset.inputs[name], **facts, **config.inputs.get(name, {})}
         cls, options = choose(MODALITIES, section, f"data.inputs.{name}")
         with refusals(f"data.inputs.{name}"):

@@ -81,20 +81,20 @@ class Model(nnx.Module):
             with refusals(f"tasks.{name}"):
                 self.tasks[name] = cls(options, name, readable, dict(targets), rngs=rngs)
 
-    def outputs(self, batch: Batch, random: Randomness | None = None) -> dict[str, Tokens]:
+    def outputs(self, batch: Batch, rng: Randomness | None = None) -> dict[str, Tokens]:
         """All tokens that a task may read, from a batch after `Batch.zero_absent`."""
         tokens = {
-            name: encoder(batch.inputs[name], None if random is None else random.fold(name))
+            name: encoder(batch.inputs[name], None if rng is None else rng.fold_in(name))
             for name, encoder in self.encoders.items()
         }
         outputs = {ENCODED + name: encoded for name, encoded in tokens.items()}
         if self.fusion is not None:
-            outputs |= self.fusion(tokens, None if random is None else random.fold("fusion"))
+            outputs |= self.fusion(tokens, None if rng is None else rng.fold_in("fusion"))
         return outputs
 
-    def features(self, batch: Batch, random: Randomness | None = None) -> dict[str, Any]:
+    def features(self, batch: Batch, rng: Randomness | None = None) -> dict[str, Any]:
         """What each task's head makes of each example, from any batch."""
-        outputs = self.outputs(batch.zero_absent(), random)
+        outputs = self.outputs(batch.zero_absent(), rng)
         return {name: task.features(outputs) for name, task in self.tasks.items()}
 
 

@@ -236,7 +236,7 @@ class TargetSpec:
     dtype: str
     classes: tuple[str, ...] = ()
     mean: float = 0.0
-    deviation: float = 1.0
+    std: float = 1.0
 
 
 def abstract_batch(inputs: dict[str, InputSpec], targets: dict[str, TargetSpec], size: int, slots: int = 1) -> Batch:

@@ -163,8 +163,8 @@ class Case:
         with jax.default_matmul_precision("highest"):
             self.parameters = parameters or moved(jax.jit(lambda: nnx.to_pure_dict(nnx.state(make())))())
         coupled = frozenset(name for name, section in tasks.items() if TASKS[section["kind"]].coupled)
-        factors = {name: optax.constant_schedule(section.get("weight", 1.0)) for name, section in tasks.items()}
-        self.plain = objective = Objective(self.graph, factors, 7, coupled, specs=self.specs)
+        task_weights = {name: optax.constant_schedule(section.get("weight", 1.0)) for name, section in tasks.items()}
+        self.plain = objective = Objective(self.graph, task_weights, 7, coupled, specs=self.specs)
         if part.table == "loss_transform":
             cls = LOSS_TRANSFORMS[part.kind]
             objective = cls(cls.Config())(objective)

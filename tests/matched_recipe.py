@@ -15,7 +15,7 @@ def get_config(tokenizer: str = "bytes") -> ConfigDict:
             "audio": {"seconds": 0.8, "trim": 25.0},
             "text": {"length": 16, "tokenizer": tokenizer},
         },
-        "absent": {"image": 0.4, "audio": 0.4, "text": 0.4},
+        "modality_dropout": {"image": 0.4, "audio": 0.4, "text": 0.4},
         "workers": 0,
     }
     config.model = {

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
         "name": "digits",
         "task": "matched",
         "inputs": {"image": {"size": [8, 8], "channels": 1}, "text": {"length": 16}},
-        "absent": {"image": 0.3, "text": 0.3},
+        "modality_dropout": {"image": 0.3, "text": 0.3},
         "missing": {"digit": 0.1},
     }
     config.model = {
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.tasks = {"digit": {"kind": "classification"}}
     config.optimizer = {"name": "adamw", "weight_decay": 0.05}
     config.schedule = {"kind": "cosine", "peak": 1e-2, "warmup": 5}
-    config.train = {"steps": 28, "batch_size": 16, "accumulate": 2, "average": 0.9}
+    config.train = {"steps": 28, "batch_size": 16, "accumulate": 2, "ema": 0.9}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1, "patience": 60.0}
     config.checkpoint = {"every": 8}
     config.evaluate = {"every": 10, "splits": ["validation"], "subsets": False, "batch_size": 128}

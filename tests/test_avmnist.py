@@ -117,7 +117,7 @@ class TestRecords:
             assert len(pictures) == {"train": 90, "validation": 10, "test": 20}[split]
 
     def test_records_hold_what_the_modalities_take(self, raw, cache, task):
-        data = dataset(raw, cache, task=task, missing={"audio": 0.5})
+        data = dataset(raw, cache, task=task, missing_fraction={"audio": 0.5})
         record = data.source("validation")[3]
         assert set(record.inputs) == set(data.inputs) and set(record.targets) == set(data.targets)
         assert record.inputs["image"].shape == (6, 5) and record.inputs["image"].dtype == np.uint8
@@ -306,7 +306,7 @@ class TestRecipe:
         config = recipe.get_config(argument)
         assert config.data.held_out == speaker and config.data.task == argument.split(",")[0]
         assert set(config.model.encoders) == set(config.data.inputs) == inputs and set(config.tasks) == tasks
-        assert set(config.data.augment) <= inputs and set(config.data.absent) <= inputs
+        assert set(config.data.augment) <= inputs and set(config.data.modality_dropout) <= inputs
 
     @pytest.mark.parametrize(
         "argument", ["matches", "matched,jackson", "matched,speaker=", "speaker=jackson", "matched,inputs=text"]
@@ -321,7 +321,7 @@ class TestRecipe:
 
         config = recipe.get_config(task)
         config.data.path, config.data.cache, config.train.batch_size = str(raw), str(cache), 16
-        config.data.absent = {}
+        config.data.modality_dropout = {}
         experiment = Experiment(config)
         batch = experiment.pipeline.batch_at("train", 16, 0)
         assert experiment.pipeline.broken == 0

@@ -31,7 +31,7 @@ def get_config():
 """
 
 SMALLEST = """
-config.data.absent = {}
+config.data.modality_dropout = {}
         config.model = {"encoders": {"text": {"kind": "text_transformer", "width": 16, "depth": 1, "heads": 2}}}
         config.tasks = {"digit": {"kind": "classification", "reads": "encoders.text"}}
         config.schedule.warmup = 0
@@ -110,7 +110,7 @@ WRONG_RECIPES = {
     "raise SystemExit(3)": " raises SystemExit: 3; correct the recipe",
     "config.model.encoders.image.patch = 16": "patch 16 exceeds the image 8x8",
     "config.data.workers = -2": "data.workers: -2 is out of range",
-    "config.data.absent.image = 1.5": "data.absent.image: 1.5 is out of range; give a value in [0.0, 1.0)",
+    "config.data.modality_dropout.image = 1.5": "data.modality_dropout.image: 1.5 is out of range; give a value in",
     "config.checkpoint.every = 0": "checkpoint.every: 0 is out of range",
     "config.evaluate.every = -1": "evaluate.every: -1 is out of range",
     # What does not divide, on eight devices.
@@ -135,8 +135,8 @@ WRONG_RECIPES = {
     "config.data.inputs.audio.trim = 'much'": "data.inputs.audio.trim: 'much' is a str; give a number",
     "config.data.inputs.text.tokenizer = 'bites'": "data.inputs.text: unknown tokenizer 'bites'; give",
     "config.data.inputs.text.tokenizer = 'not/there.json'": "data.inputs.text: tokenizer: there is no file 'not/there",
-    "config.data.absent.imgae = 0.1": "data.absent.imgae: the data has no input 'imgae'; did you mean 'image'?",
-    "config.data.missing = {'digti': 0.1}": "data.missing.digti: there is no input or target 'digti'",
+    "config.data.modality_dropout.imgae = 0.1": "data.modality_dropout.imgae: the data has no input 'imgae'; did you",
+    "config.data.missing_fraction = {'digti': 0.1}": "data.missing_fraction.digti: there is no input or target 'digti'",
     "config.model.encoders = {}": "encoders is empty",
     "config.model.encoders.imgae = {'kind': 'vit', 'variant': 'mu/4'}": "the data has no input 'imgae'",
     "config.model.encoders.image.kind = 'vti'": "model.encoders.image.kind: unknown kind 'vti'; did you mean 'vit'?",
@@ -173,7 +173,7 @@ WRONG_RECIPES = {
     "config.evaluate.every = 9; config.checkpoint.every = 6; config.checkpoint.best = 'digit/accuracy'": (
         "checkpoint.every: 6 is not a multiple of evaluate.every = 9; make it one"
     ),
-    "config.checkpoint.best_is = 'maximum'": "checkpoint.best_is: 'maximum' is not a choice; did you mean 'max'?",
+    "config.checkpoint.mode = 'maximum'": "checkpoint.mode: 'maximum' is not a choice; did you mean 'max'?",
     "config.evaluate.every = 9; config.train.hooks = [{'kind': 'early_stopping', 'metric': 'digit/lss'}]": (
         "train.hooks[0].metric: no metric is named 'digit/lss'; did you mean 'digit/loss'?"
     ),

@@ -11,11 +11,11 @@ from tests import small_recipe
 
 def recipe(steps, **evaluate):
     config = small_recipe.get_config()
-    config.train.update(steps=steps, accumulate=1, average=None)
+    config.train.update(steps=steps, accumulate=1, ema=None)
     # So high a rate that the loss soon grows: the best checkpoint is not the last.
     config.schedule = {"kind": "optax.linear_schedule", "init_value": 1e-2, "end_value": 3.0, "transition_steps": 30}
     config.optimizer = {"name": "sgd"}
-    config.checkpoint = {"every": 8, "keep": 1, "best": "digit/loss", "best_is": "min"}
+    config.checkpoint = {"every": 8, "keep": 1, "best": "digit/loss", "mode": "min"}
     config.evaluate = {"every": 4, "splits": ["validation"], "subsets": False, "batch_size": 128, **evaluate}
     return config
 

@@ -145,7 +145,7 @@ def test_a_config_that_cannot_be_is_a_user_error(fields):
 
 def test_a_missing_input_that_there_is_not_is_a_user_error():
     with pytest.raises(UserError, match="did you mean 'image'"):
-        Digits(Digits.Config(missing={"imgae": 0.5}))
+        Digits(Digits.Config(missing_fraction={"imgae": 0.5}))
 
 
 def test_without_the_speech_package_the_user_is_told_what_to_install(tmp_path, monkeypatch):
@@ -307,8 +307,8 @@ class TestDigits:
             datasets["matched"].source("tset")
 
     def test_missing_inputs_and_targets_are_so_by_their_rates_but_never_all_inputs(self, digits_cache):
-        missing = {"image": 0.5, "audio": 0.5, "text": 0.5, "digit": 0.3}
-        dataset = Digits(Digits.Config(task="matched", cache=str(digits_cache), missing=missing))
+        missing_fraction = {"image": 0.5, "audio": 0.5, "text": 0.5, "digit": 0.3}
+        dataset = Digits(Digits.Config(task="matched", cache=str(digits_cache), missing_fraction=missing_fraction))
         source = dataset.source("train")
         records = [source[index] for index in range(1000)]
         present = np.array(

@@ -9,11 +9,11 @@ import types
 import numpy as np
 import pytest
 
-from mmjax.prepare import left_out
+from mmjax.prepare import leave_one_out
 from mmjax.prepare.checks import labels as labels_check
 from mmjax.prepare.checks.labels import label_error, suspicions
 from mmjax.prepare.kinds.base import Kind
-from mmjax.prepare.left_out import LeftOut
+from mmjax.prepare.leave_one_out import LeaveOneOutRidge
 from mmjax.prepare.options import PrepareConfig
 from mmjax.prepare.preparation import prepare
 from mmjax.prepare.runners import Local
@@ -23,13 +23,13 @@ def test_a_row_is_predicted_as_if_it_had_not_been_there():
     draws = np.random.default_rng(0)
     features, targets = draws.normal(size=(40, 3)).astype(np.float32), draws.normal(size=(40, 2))
     teaches = draws.uniform(size=40) < 0.8
-    found = LeftOut(features).predict(targets, teaches)
+    found = LeaveOneOutRidge(features).predict(targets, teaches)
     scaled = (features - features.mean(axis=0)).astype(np.float64) / np.sqrt(features.var(axis=0).sum())
     kernel = np.exp(-np.square(scaled[:, None] - scaled).sum(axis=2))
     mean = targets[teaches].mean(axis=0)
     for row in range(40):
         others = np.flatnonzero(teaches & (np.arange(40) != row))
-        among = kernel[np.ix_(others, others)] + left_out._RIDGE * np.eye(len(others))
+        among = kernel[np.ix_(others, others)] + leave_one_out._RIDGE * np.eye(len(others))
         expected = mean + kernel[row, others] @ np.linalg.solve(among, targets[others] - mean)
         np.testing.assert_allclose(found[row], expected, atol=2e-3)
 
@@ -38,10 +38,10 @@ def test_some_rows_stand_for_many(monkeypatch):
     draws = np.random.default_rng(0)
     features = draws.uniform(-2, 2, size=(600, 1))
     targets = np.sin(2 * features)
-    exact = LeftOut(features).predict(targets, np.ones(600, bool))
-    monkeypatch.setattr(left_out, "_LANDMARKS", 60)
-    monkeypatch.setattr(left_out, "_BLOCK", 100)
-    quick = LeftOut(features).predict(targets, np.ones(600, bool))
+    exact = LeaveOneOutRidge(features).predict(targets, np.ones(600, bool))
+    monkeypatch.setattr(leave_one_out, "_LANDMARKS", 60)
+    monkeypatch.setattr(leave_one_out, "_BLOCK", 100)
+    quick = LeaveOneOutRidge(features).predict(targets, np.ones(600, bool))
     np.testing.assert_allclose(quick, exact, atol=2e-2)
     assert np.abs(exact - targets).mean() < 0.05
 

@@ -5,7 +5,7 @@ import pickle
 import jax
 import numpy as np
 
-from mmjax.data.memory import Memory
+from mmjax.data.buffer_pool import BufferPool
 
 SHAPE = (600, 600)
 
@@ -15,54 +15,54 @@ def address(array: np.ndarray) -> int:
 
 
 def test_memory_is_used_again_and_zero_again():
-    memory = Memory()
-    first = memory.zeros(SHAPE, np.float32)
+    buffers = BufferPool()
+    first = buffers.zeros(SHAPE, np.float32)
     place = address(first)
     first[:] = np.nan
     del first
-    again = memory.zeros(SHAPE, np.int32)
+    again = buffers.zeros(SHAPE, np.int32)
     assert address(again) == place and again.dtype == np.int32 and again.shape == SHAPE and not again.any()
 
 
 def test_memory_of_an_array_that_lives_is_not_used():
-    memory = Memory()
-    first, second = memory.zeros(SHAPE, np.float32), memory.zeros(SHAPE, np.float32)
+    buffers = BufferPool()
+    first, second = buffers.zeros(SHAPE, np.float32), buffers.zeros(SHAPE, np.float32)
     first[:], second[:] = 1, 2
     assert (first == 1).all() and (second == 2).all()
 
 
 def test_a_view_keeps_the_memory():
-    memory = Memory()
-    whole = memory.zeros(SHAPE, np.float32)
+    buffers = BufferPool()
+    whole = buffers.zeros(SHAPE, np.float32)
     whole[:] = 1
     part = whole.reshape(-1)[7:].view(np.int32)[::2]
     wanted = part.copy()
     del whole
-    memory.zeros(SHAPE, np.float32)[:] = 2
+    buffers.zeros(SHAPE, np.float32)[:] = 2
     np.testing.assert_array_equal(part, wanted)
     place = address(part) - 7 * 4
     del part
-    arrays = [memory.zeros(SHAPE, np.float32) for _ in range(2)]
+    arrays = [buffers.zeros(SHAPE, np.float32) for _ in range(2)]
     assert place in map(address, arrays)
 
 
 def test_an_array_on_a_device_keeps_the_memory():
-    memory, size = Memory(), 600 * 600 * 4
+    buffers, size = BufferPool(), 600 * 600 * 4
     # JAX shares aligned memory with its arrays on a CPU.
     block = np.zeros(size + 64, np.uint8)
     start = -address(block) % 64
-    memory._free[size] = [block[start : start + size]]
-    values = memory.zeros(SHAPE, np.float32)
+    buffers._free[size] = [block[start : start + size]]
+    values = buffers.zeros(SHAPE, np.float32)
     place = address(values)
     values[:] = 1
     on_device = jax.device_put(values)
     assert on_device.unsafe_buffer_pointer() == place
     del values
-    memory.zeros(SHAPE, np.float32)[:] = 2
+    buffers.zeros(SHAPE, np.float32)[:] = 2
     assert (np.asarray(on_device) == 1).all()
 
 
 def test_another_process_has_memory_of_its_own():
-    memory = Memory()
-    memory.zeros(SHAPE, np.float32)
-    assert not pickle.loads(pickle.dumps(memory))._free
+    buffers = BufferPool()
+    buffers.zeros(SHAPE, np.float32)
+    assert not pickle.loads(pickle.dumps(buffers))._free

@@ -186,7 +186,7 @@ def test_a_trained_run_finds_the_pairs_that_were_shuffled(tmp_path):
     for encoder in recipe.model.encoders.values():
         encoder.update(width=32, depth=1, heads=2)
     recipe.model.fusion = None
-    recipe.data.absent = {}
+    recipe.data.modality_dropout = {}
     recipe.train.steps = 150
     recipe.checkpoint.every = 150
     recipe.evaluate.every = 0

@@ -24,7 +24,7 @@ SPECS = {
 class Nothing:
     """An objective of which only the attributes are asked."""
 
-    graph, factors, seed, layout = None, {}, 5, None
+    graph, task_weights, seed, layout = None, {}, 5, None
 
     def __init__(self, coupled=(), specs=None):
         self.coupled, self.specs = frozenset(coupled), SPECS if specs is None else specs

@@ -43,7 +43,7 @@ class Pictures:
     def __init__(self, config: Config):
         self.config = config
         # As a table has them; only the means may differ.
-        self.facts = {name: {"columns": config.columns, "means": config.size} for name in self.inputs}
+        self.dataset_options = {name: {"columns": config.columns, "mean": config.size} for name in self.inputs}
         self.targets = {"label": TargetSpec((), "int32", tuple(map(str, range(config.classes))))}
 
     def prepare(self) -> pathlib.Path:
@@ -151,7 +151,7 @@ class TestMixture:
 
     def test_means_of_one_input_or_target_may_differ_and_are_those_of_the_first(self):
         made = mixture({"a": {"name": "both", "size": 9}, "b": {"name": "both", "size": 5}})
-        assert made.targets["amount"].mean == 9.0 and made.facts["words"]["means"] == 9
+        assert made.targets["amount"].mean == 9.0 and made.dataset_options["words"]["mean"] == 9
 
     def test_records_are_those_of_the_datasets_one_after_the_other(self):
         source = mixture().source("train")
@@ -303,7 +303,7 @@ def hashes(workers: int, parts: int, start: int, count: int) -> list[str]:
     options = {
         "sampling": build(SamplingConfig, {"weights": weights}, "data.sampling"),
         "filters": {"dataset": build(FilterConfig, {"none_of": ["other"]}, "data.filter")},
-        "absent": {"picture": 0.3, "words": 0.3},
+        "modality_dropout": {"picture": 0.3, "words": 0.3},
     }
     found = []
     shares = [np.arange(8)[part::parts] for part in range(parts)]

@@ -349,8 +349,8 @@ class TestTable:
     OPTIONS = {
         "columns": ["age", "colour", "weight"],
         "categories": {"colour": ["blue", "green", "red"]},
-        "means": {"age": 40.0},
-        "deviations": {"age": 20.0},
+        "mean": {"age": 40.0},
+        "std": {"age": 20.0},
     }
 
     def test_numbers_are_standardised_categories_numbered_and_missing_cells_masked(self):
@@ -399,8 +399,8 @@ class TestTable:
         [
             ({"columns": []}, "table: columns = () are none"),
             ({"columns": ["age", "age"]}, "table: columns = ('age', 'age') are none, or one is there twice"),
-            ({"means": {"aeg": 1.0}}, "table: means has an unknown column 'aeg'; did you mean 'age'?"),
-            ({"deviations": {"age": 0.0}}, "table: a deviation or largest is not above 0"),
+            ({"mean": {"aeg": 1.0}}, "table: means has an unknown column 'aeg'; did you mean 'age'?"),
+            ({"std": {"age": 0.0}}, "table: a deviation or largest is not above 0"),
         ],
     )
     def test_columns_that_cannot_be_are_refused(self, changes, said):

@@ -294,7 +294,7 @@ MUTATIONS = [
     Mutation(
         "each microbatch divides by its own weights",
         "training/estimators/accumulated.py",
-        "objective.loss(parameters, features, part, totals, single)",
+        "objective.loss(parameters, features, part, weight_sums, single)",
         "objective.loss(parameters, features, part, objective.totals(parameters, part), single)",
         MICROBATCHES,
         slow=False,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.data.order import _CHUNK, Once, Sampled
+from mmjax.data.samplers import _CHUNK, MixtureSampler, SequentialSampler
 
 ROWS = np.arange(16)
 GROUPS = {"few": np.arange(3), "many": np.arange(3, 40), "some": np.arange(40, 52)}
@@ -21,7 +21,7 @@ CHANGING = {"few": [(0, 1.0)], "many": [(100, 0.0), (1500, 8.0)], "some": [(0, 0
 
 
 def sampled(weights=CONSTANT, seed=5, batch_size=16):
-    return Sampled(GROUPS, weights, batch_size, seed)
+    return MixtureSampler(GROUPS, weights, batch_size, seed)
 
 
 def name_of(number: int) -> str:
@@ -82,8 +82,8 @@ def test_a_batch_is_that_of_its_step_whoever_asks_for_which_rows_when(sizes, dat
     weight = st.floats(0, 10, allow_subnormal=False)
     points = {name: [(0, data.draw(weight)), (data.draw(st.integers(1, 3000)), data.draw(weight))] for name in groups}
     points["0"] = [(0, 1.0), (1, 0.5)]
-    one = Sampled(groups, points, batch_size, seed)
-    another = pickle.loads(pickle.dumps(Sampled(groups, points, batch_size, seed)))
+    one = MixtureSampler(groups, points, batch_size, seed)
+    another = pickle.loads(pickle.dumps(MixtureSampler(groups, points, batch_size, seed)))
     for earlier in (0, step // 2):
         another(earlier, np.arange(batch_size))
     whole = one(step, np.arange(batch_size))
@@ -110,6 +110,6 @@ def test_all_weights_of_0_are_refused():
 
 
 def test_once_is_every_record_in_its_order_and_then_padding():
-    order = Once(10, 4)
+    order = SequentialSampler(10, 4)
     assert [order(step, np.arange(4))[0].tolist() for step in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
     assert order(2, np.array([3, 0]))[0].tolist() == [-1, 8]

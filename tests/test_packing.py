@@ -20,10 +20,10 @@ from rich.console import Console
 
 from mmjax.config import build
 from mmjax.data.dataset import Record
-from mmjax.data.order import Once
-from mmjax.data.packed_order import Packed, first_fit
+from mmjax.data.packed_sampler import PackedSampler, first_fit
 from mmjax.data.packing import Packing, PackingConfig
 from mmjax.data.pipeline import Pipeline, fingerprint
+from mmjax.data.samplers import SequentialSampler
 from mmjax.data.sampling import FilterConfig, SamplingConfig
 from mmjax.datasets import DATASETS, make_dataset
 from mmjax.datasets.mixture import PartConfig
@@ -66,10 +66,10 @@ class Stream:
         return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)]), epochs
 
 
-def packed(plan, order=None, windows=None) -> Packed:
+def packed(plan, order=None, windows=None) -> PackedSampler:
     lengths, budgets, slots, window, rows, seed = plan
     order = order or Stream(len(lengths), window, seed)
-    return Packed(order, lengths, budgets, slots, window, rows, seed, windows)
+    return PackedSampler(order, lengths, budgets, slots, window, rows, seed, windows)
 
 
 QUICK = hypothesis.settings(max_examples=25, deadline=None)
@@ -109,7 +109,7 @@ def test_a_step_is_the_same_in_any_share_of_rows_and_after_resuming_there(plan, 
 @hypothesis.given(plans())
 def test_a_stream_that_ends_has_each_example_once_in_all_of_its_steps(plan):
     lengths, _, _, window, rows, _ = plan
-    order = packed(plan, Once(len(lengths), window), windows=-(-len(lengths) // window))
+    order = packed(plan, SequentialSampler(len(lengths), window), windows=-(-len(lengths) // window))
     numbers = np.concatenate([order(step, np.arange(rows))[0] for step in range(order.steps)])
     assert sorted(numbers[numbers >= 0].tolist()) == list(range(len(lengths)))
     assert (order(order.steps, np.arange(rows))[0] == -1).all()
@@ -335,7 +335,7 @@ def hashes(workers: int, parts: int, start: int, count: int) -> list[str]:
     found, shares = [], [np.arange(8)[part::parts] for part in range(parts)]
     options = {
         "workers": workers,
-        "absent": {"picture": 0.3, "words": 0.3},
+        "modality_dropout": {"picture": 0.3, "words": 0.3},
         "augment": {"picture": [AUGMENTATIONS["image"]["flip"](AUGMENTATIONS["image"]["flip"].Config())]},
         "filters": {"words/bytes": FilterConfig(at_most=4.0)},
     }
@@ -592,7 +592,7 @@ def test_the_parameters_are_those_of_the_model_that_is_not_packed():
 def test_a_plan_counts_examples_and_not_the_slots_that_stay_empty(capsys):
     packed, alone = experiment(4), experiment(1)
     plan, _ = make_plan("packed", "this machine", packed)
-    assert 0.4 < plan.fullness < 0.9 and plan.fullness * 32 == packed.examples_per_step
+    assert 0.4 < plan.examples_per_row < 0.9 and plan.examples_per_row * 32 == packed.examples_per_step
     assert dataclasses.replace(plan, step_seconds=2.0).examples_per_second == packed.examples_per_step / 2
     print_plan(Console(width=200), plan, None, None)
     assert f"32 slots with {packed.examples_per_step:,.1f} examples on average" in capsys.readouterr().out

@@ -84,15 +84,17 @@ class TestTraining:
         assert numbers(take(pipeline(), 1)[0]) != numbers(take(pipeline(seed=4), 1)[0])
 
     def test_a_run_that_starts_later_sees_the_same_batches(self):
-        pipe = pipeline(absent=ABSENT)
+        pipe = pipeline(modality_dropout=ABSENT)
         whole = [fingerprint(batch) for batch in take(pipe, 12)]
         assert [fingerprint(batch) for batch in take(pipe, 5, start=7)] == whole[7:]
         assert [fingerprint(pipe.batch_at("train", 8, step)) for step in range(12)] == whole
 
     @pytest.mark.parametrize("parts", [1, 2, 4])
     def test_rows_made_apart_make_the_same_batch_together(self, parts):
-        whole = take(pipeline(absent=ABSENT), 3, start=5)
-        by_part = [take(pipeline(absent=ABSENT), 3, start=5, rows=np.arange(8)[part::parts]) for part in range(parts)]
+        whole = take(pipeline(modality_dropout=ABSENT), 3, start=5)
+        by_part = [
+            take(pipeline(modality_dropout=ABSENT), 3, start=5, rows=np.arange(8)[part::parts]) for part in range(parts)
+        ]
         order = np.argsort(np.concatenate([np.arange(8)[part::parts] for part in range(parts)]))
 
         def join(*leaves):
@@ -114,7 +116,7 @@ class TestTraining:
             "import test_pipeline as t\n"
             "if __name__ == '__main__':\n"
             "    for workers in (0, 2):\n"
-            "        pipe = t.pipeline(t.Toy(broken=(7,)), absent=t.ABSENT, workers=workers)\n"
+            "        pipe = t.pipeline(t.Toy(broken=(7,)), modality_dropout=t.ABSENT, workers=workers)\n"
             "        print([t.fingerprint(batch) for batch in t.take(pipe, 6, start=3)], pipe.broken)\n"
         )
         folder = __file__.rpartition("/")[0]
@@ -149,17 +151,17 @@ class TestTraining:
             assert batch.targets["label"].weight.dtype == np.float32
 
     def test_modalities_are_dropped_by_their_rates_but_never_all(self):
-        pipe = pipeline(absent={"picture": 0.5, "sound": 0.25})
+        pipe = pipeline(modality_dropout={"picture": 0.5, "sound": 0.25})
         batch = pipe.batch_at("train", 1500, 0)
         rate = 1 - batch.inputs["picture"].mask.mean()
         assert rate == pytest.approx(0.5, abs=0.04)
         assert batch.inputs["words"].present.all()
-        everything = pipeline(absent=dict.fromkeys(ABSENT, 0.99)).batch_at("train", 500, 0)
+        everything = pipeline(modality_dropout=dict.fromkeys(ABSENT, 0.99)).batch_at("train", 500, 0)
         present = np.stack([everything.inputs[name].present for name in ABSENT])
         assert present.any(axis=0).all() and present.sum(axis=0).mean() < 1.1
 
     def test_only_training_drops_modalities(self):
-        with pipeline(absent=dict.fromkeys(ABSENT, 0.99)).evaluation_batches("test", 37) as batches:
+        with pipeline(modality_dropout=dict.fromkeys(ABSENT, 0.99)).evaluation_batches("test", 37) as batches:
             assert next(batches).inputs["picture"].present.all()
 
 
@@ -226,7 +228,7 @@ class TestTrouble:
 
     def test_an_input_that_there_is_not_is_a_user_error(self):
         with pytest.raises(UserError, match="did you mean 'sound'"):
-            pipeline(absent={"sounds": 0.1})
+            pipeline(modality_dropout={"sounds": 0.1})
         with pytest.raises(UserError, match="did you mean 'words'"):
             Pipeline(Toy(), {"word": modalities()["words"]})
 

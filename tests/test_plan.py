@@ -178,7 +178,10 @@ def test_a_search_plans_nothing_twice_and_takes_a_larger_batch_that_fits_with_le
     raw = search.override(plain(small_recipe()), stated)
     base, _ = make_plan("small", "this machine", Experiment(raw))
     # Of 10 bytes nine are activations: twice the batch needs 19 of 16, or 10 where half is computed again.
-    needs, seconds = {"none": 9, "dots": 9, "narrow_dots": 4, "full": 2}, {"none": 1, "dots": 1, "narrow_dots": 1.02}
+    needs, seconds = (
+        {"none": 9, "dots": 9, "dots_except_mlp": 4, "full": 2},
+        {"none": 1, "dots": 1, "dots_except_mlp": 1.02},
+    )
     tried = []
 
     def attempt(overrides):
@@ -203,10 +206,10 @@ def test_a_search_plans_nothing_twice_and_takes_a_larger_batch_that_fits_with_le
     ranking = search.search(raw, first, attempt, 60, lambda what: None)
     overrides, best = ranking[0]
     assert overrides["train.batch_size"] == best.batch_size == 32
-    assert overrides["model.encoders.text.rematerialise"] == "narrow_dots" and best.mesh["data"] == 8
+    assert overrides["model.encoders.text.rematerialise"] == "dots_except_mlp" and best.mesh["data"] == 8
     assert len(set(tried)) == len(tried) == len(ranking) > 5
     # With room to spare, more is computed again only for a larger batch.
-    assert not any(how in ("narrow_dots", "full") and times == 1 for how, times, *_ in tried)
+    assert not any(how in ("dots_except_mlp", "full") and times == 1 for how, times, *_ in tried)
 
 
 def test_a_ranking_is_one_line_a_plan_however_narrow_the_terminal_and_ends_with_flags_to_paste():
@@ -219,7 +222,10 @@ def test_a_ranking_is_one_line_a_plan_however_narrow_the_terminal_and_ends_with_
 
     plan, _ = make_plan("small", "this machine", Experiment(small_recipe()))
     plan = dataclasses.replace(plan, fits=True)
-    changes = {"model.encoders.image.rematerialise": "narrow_dots", "model.encoders.text.rematerialise": "narrow_dots"}
+    changes = {
+        "model.encoders.image.rematerialise": "dots_except_mlp",
+        "model.encoders.text.rematerialise": "dots_except_mlp",
+    }
     out = io.StringIO()
     print_ranking(Console(file=out, width=40), [(changes, plan), ({}, dataclasses.replace(plan, fits=False))])
     lines = out.getvalue().splitlines()
@@ -232,7 +238,7 @@ def test_a_ranking_is_one_line_a_plan_however_narrow_the_terminal_and_ends_with_
     ("needs", "answer"),
     [
         # GiB of activations without, with some, and with all recomputation, and the first change that fits 16 GiB.
-        ((30, 12, 10), {"model.encoders.text.rematerialise": "narrow_dots"}),
+        ((30, 12, 10), {"model.encoders.text.rematerialise": "dots_except_mlp"}),
         ((40, 25, 10), {"model.encoders.text.rematerialise": "full"}),
         ((400, 200, 50), {"model.encoders.text.rematerialise": "full", "train.accumulate": 4}),
         ((90_000, 90_000, 90_000), None),
@@ -248,7 +254,9 @@ def test_the_first_change_that_fits_is_the_one_that_costs_least(needs, answer):
 
     def attempt(overrides):
         tried.append(overrides)
-        need = needs[("none", "narrow_dots", "full").index(overrides.get("model.encoders.text.rematerialise", "none"))]
+        need = needs[
+            ("none", "dots_except_mlp", "full").index(overrides.get("model.encoders.text.rematerialise", "none"))
+        ]
         need = need / overrides.get("train.accumulate", 1) * overrides.get("train.batch_size", 1024) / 1024
         return dataclasses.replace(base, fits=need <= 16, peak_bytes=int(need * gibibyte))
 
@@ -262,7 +270,7 @@ def test_overrides_change_a_copy():
     assert changed["train"]["accumulate"] == 4 and changed["mesh"]["fsdp"] == 2 and "accumulate" not in raw["train"]
     assert search.rematerialised(raw, "full") == {"model.encoders.text.rematerialise": "full"}
     full = search.override(raw, search.rematerialised(raw, "full"))
-    assert search.rematerialised(full, "full") == {} == search.rematerialised(full, "narrow_dots", only_more=True)
+    assert search.rematerialised(full, "full") == {} == search.rematerialised(full, "dots_except_mlp", only_more=True)
     assert search.rematerialised(full, "dots") == {"model.encoders.text.rematerialise": "dots"}
 
 

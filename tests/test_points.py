@@ -166,7 +166,7 @@ class TestPoints:
         assert not make(points=2).process(np.full((2, 3), 4.0))[0].any()
 
     def test_features_are_standardised_and_what_is_missing_is_their_mean(self):
-        points = make(points=3, features=2, means=[1.0, 5.0], deviations=[2.0, 10.0], normalise="none")
+        points = make(points=3, features=2, mean=[1.0, 5.0], std=[2.0, 10.0], normalise="none")
         raw = np.array([[0.0, 0, 0, 3, np.nan], [0, 0, 0, np.inf, 15], [0, 0, 0, 1e9, 5]])
         assert points.process(raw)[0][:, 3:].tolist() == [[1, 0], [0, 1], [10, 0]]
 
@@ -198,7 +198,7 @@ class TestPoints:
         with pytest.raises(ValueError, match=said):
             make().process(raw)
 
-    @pytest.mark.parametrize("fields", [{"means": [1.0]}, {"features": 1, "deviations": [0.0]}, {"points": 0}])
+    @pytest.mark.parametrize("fields", [{"mean": [1.0]}, {"features": 1, "std": [0.0]}, {"points": 0}])
     def test_a_config_that_cannot_be_is_a_user_error(self, fields):
         with pytest.raises(UserError):
             make(**fields)
@@ -369,10 +369,10 @@ class TestPrepare:
                 training += [stored] if split == "train" else []
         assert not raw
         features = np.concatenate(training)[:, 3].astype(np.float64)
-        facts = dataset.facts["scan"]
+        facts = dataset.dataset_options["scan"]
         assert facts["features"] == 1
-        np.testing.assert_allclose(facts["means"], [np.nanmean(features)], rtol=1e-6)
-        np.testing.assert_allclose(facts["deviations"], [np.nanstd(features)], rtol=1e-6)
+        np.testing.assert_allclose(facts["mean"], [np.nanmean(features)], rtol=1e-6)
+        np.testing.assert_allclose(facts["std"], [np.nanstd(features)], rtol=1e-6)
         values, mask = make(points=40, **facts).process(training[0])
         assert np.isfinite(values).all() and mask.any()
         assert (output / "card.html").read_text().count("points, from above and from the side") > 10

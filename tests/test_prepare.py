@@ -215,7 +215,7 @@ def test_columns_together_are_a_table_whose_statistics_are_those_of_training(tmp
     checks = {"table": {"categories": ["postcode"]}}
     folder = run(write_table(tmp_path, rows), tmp_path / "out", columns=columns, checks=checks).folder
     dataset, found = Prepared(Prepared.Config(path=str(folder))), records(folder)
-    facts = dataset.facts["facts"]
+    facts = dataset.dataset_options["facts"]
     assert facts["columns"] == ["age", "colour", "postcode", "same"]
     assert facts["categories"] == {"colour": ["7", "green", "red"], "postcode": ["100", "101"]}
     np.testing.assert_array_equal(found["k0"]["facts"], np.float32([rows[0]["age"], 2, 0, 5]))
@@ -224,8 +224,8 @@ def test_columns_together_are_a_table_whose_statistics_are_those_of_training(tmp
     assert findings(folder) == [("k6", "absent")] and "k6" not in found
     source = dataset.source("train")
     ages = np.array([source[n].inputs["facts"][0] for n in range(len(source)) if source[n].inputs["facts"] is not None])
-    assert facts["means"]["age"] == pytest.approx(np.nanmean(ages, dtype=np.float64))
-    assert facts["deviations"] == {"age": pytest.approx(np.nanstd(ages, dtype=np.float64)), "same": 1.0}
+    assert facts["mean"]["age"] == pytest.approx(np.nanmean(ages, dtype=np.float64))
+    assert facts["std"] == {"age": pytest.approx(np.nanstd(ages, dtype=np.float64)), "same": 1.0}
     columns = {"facts": "colour:table", "age": "age:number"}
     number = run(write_table(tmp_path / "b", rows), tmp_path / "number", columns=columns)
     spec = Prepared(Prepared.Config(path=str(number.folder))).targets["age"]
@@ -247,9 +247,9 @@ def test_numbers_that_are_names_keep_their_digits_and_a_wrong_column_is_refused(
     path = write_table(tmp_path, rows)
     checks = {"table": {"categories": ["postcode"]}}
     folder = run(path, tmp_path / "out", columns=columns, checks=checks).folder
-    facts = Prepared(Prepared.Config(path=str(folder))).facts["facts"]
+    facts = Prepared(Prepared.Config(path=str(folder))).dataset_options["facts"]
     assert facts["categories"] == {"postcode": ["1000001", "1000002", "1000003"]}
-    assert 1e-9 < facts["deviations"]["small"] < 1e-7
+    assert 1e-9 < facts["std"]["small"] < 1e-7
     with pytest.raises(UserError, match="there is no column 'postcod'; did you mean 'postcode'"):
         run(path, tmp_path / "wrong", columns=columns, checks={"table": {"categories": ["postcod"]}})
 
@@ -265,8 +265,8 @@ def test_codes_of_digits_keep_what_the_file_says(tmp_path):
     folder = run(path, tmp_path / "out", columns={"facts": "code+card+zero:table"}, keep=["duplicate"]).folder
     dataset = Prepared(Prepared.Config(path=str(folder)))
     names = {"code": sorted(codes), "card": ["1234567890123456700", "1234567890123456701"]}
-    assert {name: sorted(found) for name, found in dataset.facts["facts"]["categories"].items()} == names
-    modality = MODALITIES["table"](build(MODALITIES["table"].Config, dataset.facts["facts"], ""))
+    assert {name: sorted(found) for name, found in dataset.dataset_options["facts"]["categories"].items()} == names
+    modality = MODALITIES["table"](build(MODALITIES["table"].Config, dataset.dataset_options["facts"], ""))
     stored = records(folder)["k0"]["facts"]
     np.testing.assert_array_equal(modality.process({"code": "01234", "card": names["card"][0], "zero": 0})[0],
                                   modality.process(stored)[0])  # fmt: skip

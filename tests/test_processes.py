@@ -19,7 +19,7 @@ import pytest
 
 from mmjax.errors import UserError
 from mmjax.experiment import Experiment
-from mmjax.processes import initialize, together
+from mmjax.processes import agree_or_raise, initialize
 from mmjax.processes.roll_call import roll_call
 from mmjax.processes.watch import Judge
 from tests import small_recipe
@@ -184,7 +184,7 @@ def test_when_a_process_dies_the_others_name_it_and_stop_and_fewer_go_on_with_th
     kills = ["step:13" if number == victim else "pace:0.01" for number in range(count)]
     outputs, ends = run_to_end(
         [
-            start(environment, workdir, port, number, "--config.mesh.patience=5", kill=kill, count=count,
+            start(environment, workdir, port, number, "--config.mesh.heartbeat_timeout=5", kill=kill, count=count,
                   notes=tmp_path / f"first.{number}")
             for number, kill in enumerate(kills)
         ]
@@ -282,7 +282,7 @@ def test_one_process_needs_no_coordinator(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "4")
     initialize()
     assert not jax.distributed.is_initialized()
-    with together("nothing"):
+    with agree_or_raise("nothing"):
         pass
 
 
@@ -292,7 +292,7 @@ def said(host="a", step=3, time=0.0, ended=""):
 
 def test_the_watch_names_who_is_silent_late_failed_or_missing():
     now = [0.0]
-    judge = Judge(3, patience=10, stall=100, clock=lambda: now[0])
+    judge = Judge(3, heartbeat_timeout=10, stall=100, clock=lambda: now[0])
     everyone = {0: said(), 1: said(host="b"), 2: said(host="c")}
     assert judge.look(everyone) is None
     assert (

@@ -24,7 +24,7 @@ ANSWERS = (VALUES + 8 * DRAWS.normal(size=SIZE)).astype(np.float32)
 
 def make(**options) -> Regression:
     targets = {
-        "height": TargetSpec((), "float32", mean=500.0, deviation=20.0),
+        "height": TargetSpec((), "float32", mean=500.0, std=20.0),
         "label": TargetSpec((), "int32", ("a",)),
     }
     config = build(Regression.Config, {"target": "height", **options}, "tasks.height")
@@ -73,7 +73,7 @@ def test_without_examples_there_are_no_metrics_and_of_equal_targets_nothing_is_e
 
 
 def test_answers_are_in_the_unit_of_the_target():
-    assert [row["answer"] for row in make().answers(np.array([0.0, -1.5]))] == [500.0, 470.0]
+    assert [row["answer"] for row in make().predictions(np.array([0.0, -1.5]))] == [500.0, 470.0]
 
 
 @pytest.mark.parametrize(

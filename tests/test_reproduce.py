@@ -33,7 +33,7 @@ from tests import matched_recipe
 
 def get_config():
     config = matched_recipe.get_config()
-    config.data.absent = {}
+    config.data.modality_dropout = {}
     config.model = {"encoders": {"text": {"kind": "text_transformer", "width": 16, "depth": 1, "heads": 2}}}
     config.tasks = {"digit": {"kind": "classification", "reads": "encoders.text"}}
     config.schedule.warmup = 0

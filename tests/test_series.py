@@ -105,7 +105,7 @@ class TestFiles:
 
 class TestSeries:
     def test_values_are_standardised_and_what_is_missing_is_the_mean_with_a_flag_of_zero(self):
-        series = make(length=4, channels=2, means=[1.0, 10.0], deviations=[2.0, 5.0])
+        series = make(length=4, channels=2, mean=[1.0, 10.0], std=[2.0, 5.0])
         values, mask = series.process(np.array([[3.0, np.nan], [np.nan, np.inf], [1.0, 1000.0]]))
         np.testing.assert_array_equal(values, [[1, 0, 1, 0], [0, 0, 0, 0], [0, 10, 1, 1], [0, 0, 0, 0]])
         assert mask.tolist() == [True, False, True, False]
@@ -128,7 +128,7 @@ class TestSeries:
             make(length=4, channels=2).process(raw)
 
     @pytest.mark.parametrize(
-        "fields", [{"means": [1.0, 2.0]}, {"channels": 2, "deviations": [1.0]}, {"deviations": [0.0]}, {"length": 0}]
+        "fields", [{"mean": [1.0, 2.0]}, {"channels": 2, "std": [1.0]}, {"std": [0.0]}, {"length": 0}]
     )
     def test_a_config_that_cannot_be_is_a_user_error(self, fields):
         with pytest.raises(UserError):
@@ -246,10 +246,10 @@ class TestPrepare:
                 training += [stored] if split == "train" else []
         assert not raw
         together = np.concatenate(training).astype(np.float64)
-        facts = dataset.facts["series"]
+        facts = dataset.dataset_options["series"]
         assert facts["channels"] == 2
-        np.testing.assert_allclose(facts["means"], np.nanmean(together, axis=0), rtol=1e-6)
-        np.testing.assert_allclose(facts["deviations"], np.nanstd(together, axis=0), rtol=1e-6)
+        np.testing.assert_allclose(facts["mean"], np.nanmean(together, axis=0), rtol=1e-6)
+        np.testing.assert_allclose(facts["std"], np.nanstd(together, axis=0), rtol=1e-6)
         values, mask = make(length=64, **facts).process(training[0])
         assert np.isfinite(values).all() and mask.any()
         assert (output / "card.html").read_text().count('<path d="M') > 10

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from mmjax.config import build
-from mmjax.data.memory import Memory
+from mmjax.data.buffer_pool import BufferPool
 from mmjax.data.rows import OwnRows, SharedRows
 from mmjax.encoders.spectrogram_transformer import STRIDES, SpectrogramTransformer
 from mmjax.errors import UserError
@@ -30,9 +30,9 @@ def spectrogram(**options) -> Spectrogram:
     return Spectrogram(build(SpectrogramConfig, {"bins": BINS, **options}, "audio"), SPEC)
 
 
-def frames_of(samples: np.ndarray, lengths: list[int], random: Randomness | None = None, **options):
+def frames_of(samples: np.ndarray, lengths: list[int], rng: Randomness | None = None, **options):
     mask = np.arange(samples.shape[1]) < np.array(lengths)[:, None]
-    frames, real = spectrogram(**options)(Input(jnp.asarray(samples * mask), jnp.asarray(mask)), random)
+    frames, real = spectrogram(**options)(Input(jnp.asarray(samples * mask), jnp.asarray(mask)), rng)
     return np.asarray(frames), np.asarray(real)
 
 
@@ -67,11 +67,11 @@ def test_normalising_takes_away_loudness_and_what_a_microphone_does():
 
 def test_masks_hide_bands_and_stretches_in_training_only():
     samples, examples = waveform(examples=400), 400
-    random = Randomness.make(0, jnp.zeros((), jnp.int32), jnp.arange(examples))
+    rng = Randomness.make(0, jnp.zeros((), jnp.int32), jnp.arange(examples))
     options = {"normalise": "none", "frequency_mask": 6, "time_mask_ms": 100.0}
     plain, _ = frames_of(samples, [4000] * examples, **options)
     np.testing.assert_array_equal(plain, frames_of(samples, [4000] * examples)[0])
-    masked, _ = frames_of(samples, [4000] * examples, random, **options)
+    masked, _ = frames_of(samples, [4000] * examples, rng, **options)
     hidden = masked == 0
     assert np.array_equal(masked[~hidden], plain[~hidden])
     bands, stretches = hidden.all(axis=1), hidden.all(axis=2)
@@ -94,20 +94,20 @@ def test_packed_recordings_get_the_tokens_that_they_get_alone(reduction, seconds
     # The longest is cut; one ends in the middle of a chunk, one with a chunk, one is shorter than a window.
     lengths = [2900, chunk + 3, 2 * chunk, 30, 13 * HOP, 1500]
     raws = [(draws.normal(0, 0.1, length).astype(np.float32), RATE) for length in lengths]
-    alone = OwnRows({"sound": audio}, len(raws), Memory())
+    alone = OwnRows({"sound": audio}, len(raws), BufferPool())
     spec, rooms = audio.packed(120), {"sound": audio.lengths({"seconds": np.array(lengths) / RATE}, 120)}
-    together = SharedRows({"sound": audio}, {"sound": spec}, rooms, len(raws), Memory(), slots=3)
+    together = SharedRows({"sound": audio}, {"sound": spec}, rooms, len(raws), BufferPool(), slots=3)
     for number, raw in enumerate(raws):
         for rows in (alone, together):
             rows.put("sound", number, number, raw)
-    random = Randomness.make(0, jnp.zeros((), jnp.int32), jnp.arange(len(raws)))
+    rng = Randomness.make(0, jnp.zeros((), jnp.int32), jnp.arange(len(raws)))
     for extra in ({}, {"normalise": "recording", "frequency_mask": 6, "time_mask_ms": 100.0, "dropout": 0.2}):
         config = build(SpectrogramTransformer.Config, {**options, **extra}, "audio")
         found = []
         for rows, form in ((alone, audio.spec), (together, spec)):
             made = SpectrogramTransformer(config, form, precision=Precision(), rngs=nnx.Rngs(0))
             with jax.default_matmul_precision("highest"):
-                tokens = jax.jit(made)(jax.tree.map(jnp.asarray, rows.inputs["sound"]), random)
+                tokens = jax.jit(made)(jax.tree.map(jnp.asarray, rows.inputs["sound"]), rng)
             members = np.asarray(tokens.members).reshape(len(raws), -1)
             values = np.repeat(np.asarray(tokens.values), tokens.slots, axis=0)
             found.append([vectors[own] for vectors, own in zip(values, members, strict=True)])

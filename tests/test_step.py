@@ -22,7 +22,7 @@ from tests.contracts import Case, Part, assert_identical, make_batch
 @pytest.fixture(scope="module")
 def case() -> Case:
     case = Case(Part("fusion", "concatenation"))
-    case.trainer = dataclasses.replace(case.trainer, average=0.9, log_every=3)
+    case.trainer = dataclasses.replace(case.trainer, ema=0.9, log_every=3)
     return case
 
 
@@ -46,7 +46,7 @@ def broken(batch):
 def test_a_step_whose_gradient_is_not_finite_leaves_no_trace_but_its_count(case, step):
     state = step(case.trainer.init(case.parameters, numbered(case, 0)), numbered(case, 0))
     after = step(state, broken(numbered(case, 1)))
-    for part in ("parameters", "optimizer", "average", "step"):
+    for part in ("parameters", "optimizer", "ema", "step"):
         assert_identical(getattr(after, part), getattr(state, part))
     assert (int(after.step), int(after.data_step)) == (1, 2)
     row, before = (finalise(jax.device_get(s.window)) for s in (after, state))
@@ -57,11 +57,11 @@ def test_a_step_whose_gradient_is_not_finite_leaves_no_trace_but_its_count(case,
 
 def test_the_average_follows_the_parameters(case, step):
     state = case.trainer.init(case.parameters, numbered(case, 0))
-    assert_identical(state.average, state.parameters)
+    assert_identical(state.ema, state.parameters)
     after = step(state, numbered(case, 0))
     # In the first step the decay is 1 / 10, whatever it is later.
-    expected = jax.tree.map(lambda a, p: a + 0.9 * (p - a), state.average, after.parameters)
-    for found, truth in zip(jax.tree.leaves(after.average), jax.tree.leaves(expected), strict=True):
+    expected = jax.tree.map(lambda a, p: a + 0.9 * (p - a), state.ema, after.parameters)
+    for found, truth in zip(jax.tree.leaves(after.ema), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(found, truth, rtol=1e-5, atol=1e-7)
 
 
@@ -81,7 +81,7 @@ def test_the_window_holds_the_steps_since_the_last_row(case, step):
 def test_a_run_that_had_stopped_early_makes_no_further_step_when_it_is_started_again():
     losses = [3.0, 2.0, 2.5, 2.4]
     history = [{"step": 10 * i, "split": "validation", "loss": loss} for i, loss in enumerate(losses, 1)]
-    config = EarlyStopping.Config(metric="loss", patience=2, best_is="min")
+    config = EarlyStopping.Config(metric="loss", patience=2, mode="min")
     for restored, stopped in ((40, True), (30, False)):
         loop = Loop(types.SimpleNamespace(data_step=restored), 100, [EarlyStopping(config, history)])
         steps = []

@@ -48,7 +48,7 @@ def stream(workers: int) -> Pipeline:
         packing=Packing(packing, modalities),
         sampling=build(SamplingConfig, {"weights": {"one": 3.0, "two": 1.0}}, "data.sampling"),
         filters={"words/bytes": FilterConfig(at_most=4.0)},
-        absent={"image": 0.2, "picture": 0.2, "words": 0.3},
+        modality_dropout={"image": 0.2, "picture": 0.2, "words": 0.3},
         augment=augment,
     )
 

@@ -62,7 +62,7 @@ PUBLISHED = {
     ),
 }
 
-LESS_MEMORY = [f"--config.model.encoders.{name}.rematerialise=narrow_dots" for name in ("image", "text")]
+LESS_MEMORY = [f"--config.model.encoders.{name}.rematerialise=dots_except_mlp" for name in ("image", "text")]
 # (recipe, pod), examples a chip, what is changed of the recipe: what stands beside big_vision.
 BESIDE = (
     (("siglip_l16", "v5e-256"), 32, []),

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.data.buffer_pool import BufferPool
 from mmjax.data.dataset import Record, Source, dropped
-from mmjax.data.memory import Memory
-from mmjax.data.order import Order
 from mmjax.data.rows import Rows
+from mmjax.data.samplers import IndexSampler
 from mmjax.modalities.augmentation import Augmentation
 from mmjax.tokens import Batch, Target, TargetSpec
 
@@ -33,7 +33,7 @@ class BatchFunction:
       rows: which rows of the global batch to make.
       slots: examples that share a row.
       seed: of modality dropout and augmentation.
-      absent: {name of an input: rate of modality dropout}.
+      modality_dropout: {name of an input: rate of modality dropout}.
       augment: {name of an input: what changes its raw data, in order}.
     """
 
@@ -41,21 +41,21 @@ class BatchFunction:
         self,
         source: Source,
         names: Sequence[str],
-        make_rows: Callable[[int, Memory], Rows],
+        make_rows: Callable[[int, BufferPool], Rows],
         targets: Mapping[str, TargetSpec],
-        order: Order,
+        order: IndexSampler,
         rows: np.ndarray,
         slots: int,
         seed: int,
-        absent: Mapping[str, float],
+        modality_dropout: Mapping[str, float],
         augment: Mapping[str, Sequence[Augmentation]],
     ):
         self._source, self._names, self._make_rows, self._targets = source, tuple(names), make_rows, targets
         # The places of the examples in the whole batch, which has `slots` of them for each row.
         self._order, self._rows = order, rows
         self._places = (rows[:, None] * slots + np.arange(slots)).reshape(-1)
-        self._seed, self._absent, self._augment = seed, absent, augment
-        self._memory = Memory()
+        self._seed, self._absent, self._augment = seed, modality_dropout, augment
+        self._memory = BufferPool()
 
     def __call__(self, step: int) -> tuple[Batch, tuple[str, ...]]:
         """Returns the batch, and a line for each record or input that is broken."""

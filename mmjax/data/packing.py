@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from mmjax.config import Count
+from mmjax.data.buffer_pool import BufferPool
 from mmjax.data.dataset import Dataset
-from mmjax.data.memory import Memory
-from mmjax.data.order import Order
-from mmjax.data.packed_order import Packed
+from mmjax.data.packed_sampler import PackedSampler
 from mmjax.data.rows import SharedRows
+from mmjax.data.samplers import IndexSampler
 from mmjax.errors import UserError, nearest
 from mmjax.tokens import InputSpec
 
@@ -108,13 +108,20 @@ class Packing:
         return rooms
 
     def order(
-        self, order: Order, rooms: Mapping[str, np.ndarray], batch_size: int, seed: int, windows: int | None = None
-    ) -> Packed:
+        self,
+        order: IndexSampler,
+        rooms: Mapping[str, np.ndarray],
+        batch_size: int,
+        seed: int,
+        windows: int | None = None,
+    ) -> PackedSampler:
         """The plan of a stream of examples that `order` gives by windows."""
         config, names = self.config, list(rooms)
         lengths = np.stack([rooms[name] for name in names], axis=1)
         budgets = np.array([config.budgets[name] for name in names])
-        return Packed(order, lengths, budgets, config.slots, config.window, self.rows(batch_size), seed, windows)
+        return PackedSampler(order, lengths, budgets, config.slots, config.window, self.rows(batch_size), seed, windows)
 
-    def shared_rows(self, rooms: Mapping[str, np.ndarray] | None, count: int, memory: Memory, slots: int) -> SharedRows:
-        return SharedRows(self.modalities, self.specs, rooms, count, memory, slots)
+    def shared_rows(
+        self, rooms: Mapping[str, np.ndarray] | None, count: int, buffers: BufferPool, slots: int
+    ) -> SharedRows:
+        return SharedRows(self.modalities, self.specs, rooms, count, buffers, slots)

@@ -1,7 +1,7 @@
 """From records to batches: a batch is a pure function of (seed, data step), and nothing else.
 
 Hosts, worker processes, threads and devices only decide who computes which rows of it. So there is no state to save: a
-run that resumes asks for the batches from its data step on. `mmjax.data.order` says which records are in a batch.
+run that resumes asks for the batches from its data step on. `mmjax.data.samplers` says which records are in a batch.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 from absl import flags, logging
 
 from mmjax.data.batching import LARGEST_STEP, BatchFunction
+from mmjax.data.buffer_pool import BufferPool
 from mmjax.data.dataset import Dataset, Source, check_split
-from mmjax.data.memory import Memory
-from mmjax.data.order import Once, Order
-from mmjax.data.packed_order import Packed
+from mmjax.data.packed_sampler import PackedSampler
 from mmjax.data.packing import Packing
 from mmjax.data.rows import OwnRows, Rows
-from mmjax.data.sampling import FilterConfig, SamplingConfig, make_order
+from mmjax.data.samplers import IndexSampler, SequentialSampler
+from mmjax.data.sampling import FilterConfig, SamplingConfig, make_sampler
 from mmjax.errors import UserError, nearest
 from mmjax.modalities import Modality
 from mmjax.modalities.augmentation import Augmentation
@@ -41,8 +41,8 @@ class Pipeline:
       dataset: where the records come from.
       modalities: {name of an input: the modality that processes it}; inputs that are not named are left out.
       seed: of the order of the training split and of modality dropout.
-      absent: {name of an input: rate}, modality dropout in training, drawn from (seed, data step, row). No example
-        loses all of its inputs; see `mmjax.data.dataset.dropped`.
+      modality_dropout: {name of an input: rate}, applied in training and drawn from (seed, data step, row). No
+        example loses all of its inputs; see `mmjax.data.dataset.dropped`.
       augment: {name of an input: what changes its raw data in training, in order}, drawn from the same.
       sampling, filters: which records training sees how often; see `mmjax.data.sampling`.
       packing: how examples share rows; None gives each a row of its own.
@@ -63,7 +63,7 @@ class Pipeline:
         modalities: Mapping[str, Modality],
         *,
         seed: int = 0,
-        absent: Mapping[str, float] | None = None,
+        modality_dropout: Mapping[str, float] | None = None,
         augment: Mapping[str, Sequence[Augmentation]] | None = None,
         sampling: SamplingConfig | None = None,
         filters: Mapping[str, FilterConfig] | None = None,
@@ -75,10 +75,17 @@ class Pipeline:
             if name not in dataset.inputs:
                 where, known = f"model.encoders.{name}", dataset.inputs
                 raise UserError(where, f"the data has no input {name!r}", nearest(name, known))
-        for name in absent or {}:
+        for name in modality_dropout or {}:
             if name not in modalities:
-                raise UserError(f"data.absent.{name}", f"the model has no input {name!r}", nearest(name, modalities))
-        self.dataset, self.modalities, self.seed, self.absent = dataset, dict(modalities), seed, dict(absent or {})
+                raise UserError(
+                    f"data.modality_dropout.{name}", f"the model has no input {name!r}", nearest(name, modalities)
+                )
+        self.dataset, self.modalities, self.seed, self.modality_dropout = (
+            dataset,
+            dict(modalities),
+            seed,
+            dict(modality_dropout or {}),
+        )
         self.augment, self.workers, self.prefetch = dict(augment or {}), workers, prefetch
         self.sampling, self.filters, self.packing = sampling, dict(filters or {}), packing
         self.broken = 0
@@ -137,11 +144,15 @@ class Pipeline:
         """
         size = len(self._source(split))
         if not self.packing:
-            once, steps = Once(size, batch_size), -(-size // batch_size)
+            once, steps = SequentialSampler(size, batch_size), -(-size // batch_size)
             return self._iterate(self._function(split, once, batch_size, rows, {}, {}), 0, steps, workers)
         window = self.packing.config.window
         packed = self.packing.order(
-            Once(size, window), self._rooms(split, self.packing), batch_size, self.seed, windows=-(-size // window)
+            SequentialSampler(size, window),
+            self._rooms(split, self.packing),
+            batch_size,
+            self.seed,
+            windows=-(-size // window),
         )
         return self._iterate(self._function(split, packed, batch_size, rows, {}, {}), 0, packed.steps, workers)
 
@@ -149,7 +160,7 @@ class Pipeline:
         """How many examples a training batch has, on average where examples are packed."""
         if not self.packing:
             return batch_size
-        return self._packed_order(split, batch_size, self.packing).fullness * self.packing.rows(batch_size)
+        return self._packed_order(split, batch_size, self.packing).examples_per_row * self.packing.rows(batch_size)
 
     def _source(self, split: str) -> Source:
         if split not in self._sources:
@@ -167,16 +178,16 @@ class Pipeline:
                 if hasattr(augmentation, "open"):
                     augmentation.open()
         if self.packing:
-            order: Order = self._packed_order(split, batch_size, self.packing)
+            order: IndexSampler = self._packed_order(split, batch_size, self.packing)
         else:
             order = self._stream(split, batch_size)
-        return self._function(split, order, batch_size, rows, self.absent, self.augment)
+        return self._function(split, order, batch_size, rows, self.modality_dropout, self.augment)
 
-    def _stream(self, split: str, batch_size: int) -> Order:
+    def _stream(self, split: str, batch_size: int) -> IndexSampler:
         size = len(self._source(split))
-        return make_order(self.dataset, split, size, batch_size, self.seed, self.sampling, self.filters)
+        return make_sampler(self.dataset, split, size, batch_size, self.seed, self.sampling, self.filters)
 
-    def _packed_order(self, split: str, batch_size: int, packing: Packing) -> Packed:
+    def _packed_order(self, split: str, batch_size: int, packing: Packing) -> PackedSampler:
         if self.sampling and any(not isinstance(weight, int | float) for weight in self.sampling.weights.values()):
             problem = "weights over time go by data steps, and examples are packed by windows"
             raise UserError("data.sampling.weights", problem, "give each group one number")
@@ -188,17 +199,17 @@ class Pipeline:
             self._planned[split] = packing.rooms(self.dataset, split, len(self._source(split)))
         return self._planned[split]
 
-    def _function(self, split, order, batch_size, rows, absent, augment) -> BatchFunction:
+    def _function(self, split, order, batch_size, rows, modality_dropout, augment) -> BatchFunction:
         _check_batch_size(batch_size)
         source, slots = self._source(split), 1
-        make_rows: Callable[[int, Memory], Rows] = functools.partial(OwnRows, self.modalities)
+        make_rows: Callable[[int, BufferPool], Rows] = functools.partial(OwnRows, self.modalities)
         if self.packing:
             batch_size, slots = self.packing.rows(batch_size), self.packing.config.slots
             make_rows = functools.partial(self.packing.shared_rows, self._rooms(split, self.packing), slots=slots)
         rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
         targets = dict(self.dataset.targets)
         return BatchFunction(
-            source, list(self.modalities), make_rows, targets, order, rows, slots, self.seed, absent, augment
+            source, list(self.modalities), make_rows, targets, order, rows, slots, self.seed, modality_dropout, augment
         )
 
     def _iterate(self, batch_of: BatchFunction, start: int, stop: int, workers: int) -> BatchIterator:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmjax.data.memory import Memory
+from mmjax.data.buffer_pool import BufferPool
 from mmjax.modalities import Modality
 from mmjax.tokens import Input, InputSpec
 
@@ -29,14 +29,14 @@ class Rows(Protocol):
 class OwnRows:
     """Each example has a row of its own."""
 
-    def __init__(self, modalities: Mapping[str, Modality], count: int, memory: Memory):
+    def __init__(self, modalities: Mapping[str, Modality], count: int, buffers: BufferPool):
         self._modalities = modalities
-        self.inputs = {name: self._absent(modality.spec, count, memory) for name, modality in modalities.items()}
+        self.inputs = {name: self._absent(modality.spec, count, buffers) for name, modality in modalities.items()}
 
     @staticmethod
-    def _absent(spec: InputSpec, count: int, memory: Memory) -> Input:
+    def _absent(spec: InputSpec, count: int, buffers: BufferPool) -> Input:
         mask = np.zeros((count, *spec.shape[: spec.mask_rank]), bool)
-        return Input(memory.zeros((count, *spec.shape), spec.dtype), mask)
+        return Input(buffers.zeros((count, *spec.shape), spec.dtype), mask)
 
     def put(self, name: str, place: int, number: int, raw: Any) -> None:
         value, mask = self._modalities[name].process(raw)
@@ -65,7 +65,7 @@ class SharedRows:
         specs: Mapping[str, InputSpec],
         rooms: Mapping[str, np.ndarray] | None,
         count: int,
-        memory: Memory,
+        buffers: BufferPool,
         slots: int,
     ):
         self._modalities, self._rooms, self._slots = modalities, rooms, slots
@@ -73,7 +73,7 @@ class SharedRows:
         self._filled = {name: np.zeros(rows, np.int64) for name in specs}
         self.inputs = {
             name: Input(
-                memory.zeros((rows, *spec.shape), spec.dtype),
+                buffers.zeros((rows, *spec.shape), spec.dtype),
                 np.zeros((rows, spec.shape[0]), bool),
                 np.zeros((rows, spec.shape[0], spec.axes), np.float32),
                 np.zeros((rows, spec.shape[0]), np.int32),

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmjax.config import AtLeast, refusals
 from mmjax.data.dataset import Dataset
-from mmjax.data.order import Points, Sampled
+from mmjax.data.samplers import Breakpoints, MixtureSampler
 from mmjax.errors import UserError, nearest
 
 
@@ -83,7 +83,7 @@ class SamplingConfig:
                 )
 
 
-def make_order(
+def make_sampler(
     dataset: Dataset,
     split: str,
     size: int,
@@ -91,7 +91,7 @@ def make_order(
     seed: int,
     sampling: SamplingConfig | None = None,
     filters: Mapping[str, FilterConfig] | None = None,
-) -> Sampled:
+) -> MixtureSampler:
     """The order in which training sees a split of `size` records.
 
     Raises:
@@ -105,17 +105,17 @@ def make_order(
     if not len(numbers):
         raise UserError("data.filter", f"no record of {split!r} is left", "ask for less")
     if sampling is None:
-        return Sampled({"": numbers}, {"": [(0, 1.0)]}, batch_size, seed)
+        return MixtureSampler({"": numbers}, {"": [(0, 1.0)]}, batch_size, seed)
     values = _column(dataset, split, sampling.by, "data.sampling.by").astype(str)[numbers]
     # In the order in which they come, which is that of the recipe in a mixture.
     names, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     groups = {str(names[which]): numbers[inverse == which] for which in np.argsort(first)}
     weights = _weights(sampling, {name: len(records) for name, records in groups.items()})
     with refusals(f"data.sampling.{'epochs' if sampling.epochs else 'weights'}"):
-        return Sampled(groups, weights, batch_size, seed)
+        return MixtureSampler(groups, weights, batch_size, seed)
 
 
-def _weights(config: SamplingConfig, sizes: Mapping[str, int]) -> dict[str, Points]:
+def _weights(config: SamplingConfig, sizes: Mapping[str, int]) -> dict[str, Breakpoints]:
     for where, named in (("weights", config.weights), ("epochs", config.epochs)):
         for group in named:
             if group not in sizes:
@@ -143,7 +143,7 @@ def _among(values: np.ndarray, wanted: tuple[Any, ...]) -> np.ndarray:
     return found
 
 
-def _points(weight: Any) -> Points:
+def _points(weight: Any) -> Breakpoints:
     if isinstance(weight, int | float) and not isinstance(weight, bool):
         return [(0, float(weight))]
     try:

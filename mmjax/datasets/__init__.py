@@ -9,7 +9,7 @@ which `mmjax.data.dataset.Dataset` describes:
     targets -> {name: TargetSpec}
     source(split) -> Source                       len(source), and source[i] -> Record(inputs, targets)
     ceilings(split) -> {target: {subset: accuracy}}
-    facts -> {input: options}                     of its modality, that the data decides; may be left out
+    dataset_options -> {input: options}                     of its modality, that the data decides; may be left out
     inputs_of(split) -> {names}                   where a split never has some of the inputs; may be left out
     columns(split) -> {name: array}               what is known of each record before it is read; may be left out
 
@@ -22,7 +22,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from mmjax.config import build
+from mmjax.config import build, unknown_key
 from mmjax.data.dataset import Dataset, Record, Source
 from mmjax.datasets.digits.avmnist import Avmnist
 from mmjax.datasets.digits.digits import Digits
@@ -75,6 +75,6 @@ def make_dataset(section: Any, shared: type[Shared], where: str = "data") -> tup
     own = {field.name for field in dataclasses.fields(cls.Config)}
     for key in section:
         if key not in keys | own:
-            raise UserError(f"{where}.{key}", f"unknown key {key!r}", nearest(key, keys | own))
+            raise unknown_key(key, where, shared, cls.Config)
     own_config = build(cls.Config, {key: value for key, value in section.items() if key in own}, where)
     return config, Mixture(own_config, make_dataset) if cls is Mixture else cls(own_config)

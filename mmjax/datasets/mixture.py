@@ -64,12 +64,12 @@ class Mixture:
         }
 
     @property
-    def facts(self) -> Mapping[str, Mapping[str, Any]]:
+    def dataset_options(self) -> Mapping[str, Mapping[str, Any]]:
         """Those of the first dataset that has the input."""
         found: dict[str, Mapping[str, Any]] = {}
         for part in self._parts.values():
-            for own, facts in part.facts.items():
-                found.setdefault(part.rename.get(own, own), facts)
+            for own, dataset_options in part.dataset_options.items():
+                found.setdefault(part.rename.get(own, own), dataset_options)
         return found
 
     @property
@@ -139,7 +139,7 @@ class Mixture:
 
 
 def _form(spec: TargetSpec) -> TargetSpec:
-    return dataclasses.replace(spec, mean=0.0, deviation=1.0)
+    return dataclasses.replace(spec, mean=0.0, std=1.0)
 
 
 class _Part:
@@ -151,7 +151,7 @@ class _Part:
         if isinstance(dataset, Mixture):
             raise UserError(f"{where}.name", "a mixture of mixtures has no use", "name their datasets here")
         self.name, self.dataset, self.rename = name, dataset, config.rename
-        self.facts: Mapping[str, Mapping[str, Any]] = getattr(dataset, "facts", {})
+        self.dataset_options: Mapping[str, Mapping[str, Any]] = getattr(dataset, "dataset_options", {})
         known = [*dataset.inputs, *dataset.targets]
         for old in self.rename:
             if old not in known:
@@ -179,7 +179,7 @@ class _Part:
 
     def form_of(self, own: str) -> dict[str, Any]:
         """What the facts of an input say of its form, and not of its values."""
-        return {name: fact for name, fact in self.facts.get(own, {}).items() if name not in ("means", "deviations")}
+        return {name: fact for name, fact in self.dataset_options.get(own, {}).items() if name not in ("mean", "std")}
 
     def source(self, split: str) -> Source:
         source = self.dataset.source(split)

@@ -48,7 +48,7 @@ class Prepared:
         return self.manifest["inputs"]
 
     @property
-    def facts(self) -> Mapping[str, Mapping[str, Any]]:
+    def dataset_options(self) -> Mapping[str, Mapping[str, Any]]:
         """{input: options of its modality that follow from the training split}."""
         return self.manifest.get("facts", {})
 
@@ -57,7 +57,7 @@ class Prepared:
         return {
             name: TargetSpec((), "int32", tuple(target["classes"]))
             if "classes" in target
-            else TargetSpec((), "float32", mean=target.get("mean", 0.0), deviation=target.get("deviation", 1.0))
+            else TargetSpec((), "float32", mean=target.get("mean", 0.0), std=target.get("deviation", 1.0))
             for name, target in self.manifest["targets"].items()
         }
 

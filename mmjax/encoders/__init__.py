@@ -3,7 +3,7 @@
 An encoder is a `flax.nnx.Module` with a nested dataclass `Config`, made as
 `Encoder(config, spec, precision=precision, rngs=rngs)`, where `spec` is the `InputSpec` of what it reads. It is called
 as `encoder(input, random)` on an `Input` whose absent values are zeros already, and returns `Tokens` of width
-`encoder.width`. `random` is None outside training. Its attribute `example` is the spec of a small input, with which
+`encoder.width`. `rng` is None outside training. Its attribute `example` is the spec of a small input, with which
 `tests/contracts.py` tries it, and `packed_example` that of a small packed one, if it can read rows that several
 examples share.
 """

@@ -53,7 +53,7 @@ class PointTransformer(nnx.Module):
         self.place_out = Linear(inner, config.width, rngs=rngs)
         self.trunk = Transformer(config, rngs=rngs)
 
-    def __call__(self, input: Input, random: Randomness | None) -> Tokens:
+    def __call__(self, input: Input, rng: Randomness | None) -> Tokens:
         places = input.values[..., :3].astype(jnp.float32)
         chosen, real = farthest(places, input.mask, self.groups)
         middles = jnp.take_along_axis(places, chosen[..., None], axis=1)
@@ -64,7 +64,7 @@ class PointTransformer(nnx.Module):
         # Where nothing is stand zeros, not what is left of subtracting a middle.
         values = self._patch(jnp.where(there[..., None], relative, 0).astype(self.dtype), there)
         where = self.place_out(jax.nn.gelu(self.place_in(middles.astype(self.dtype))))
-        return self.trunk(Tokens.make(values + where, real, middles), random)
+        return self.trunk(Tokens.make(values + where, real, middles), rng)
 
     def _patch(self, points: Float[Array, "b groups near columns"], there: Bool[Array, "b groups near"]) -> jax.Array:
         """[B, groups, width]: two rounds, of which the second knows what the first made of the whole patch."""

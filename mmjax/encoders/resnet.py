@@ -32,12 +32,12 @@ class ResidualBlock(nnx.Module):
             Convolution(inputs, outputs, (1, 1), stride=(stride, stride), bias=False, rngs=rngs) if changes else None
         )
 
-    def __call__(self, x: jax.Array, random: Randomness | None, drop: float) -> jax.Array:
+    def __call__(self, x: jax.Array, rng: Randomness | None, drop: float) -> jax.Array:
         y = jax.nn.relu(self.first_norm(x))
         shortcut = x if self.shortcut is None else self.shortcut(y)
         y = self.second(jax.nn.relu(self.second_norm(self.first(y))))
-        if random is not None and drop:
-            y = drop_path(y, drop, random)
+        if rng is not None and drop:
+            y = drop_path(y, drop, rng)
         return shortcut + y
 
 
@@ -84,10 +84,10 @@ class ResNet(nnx.Module):
         self.drops = [config.drop_path * number / max(len(blocks) - 1, 1) for number in range(len(blocks))]
         self.width = width
 
-    def __call__(self, input: Input, random: Randomness | None) -> Tokens:
+    def __call__(self, input: Input, rng: Randomness | None) -> Tokens:
         x = self.stem(input.values.astype(self.dtype))
         for number, (block, drop) in enumerate(zip(self.blocks, self.drops, strict=True)):
-            x = block(x, None if random is None else random.fold(number), drop)
+            x = block(x, None if rng is None else rng.fold_in(number), drop)
         x = jax.nn.relu(self.norm(x))
         batch, rows, columns, width = x.shape
         places = jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), axis=-1)

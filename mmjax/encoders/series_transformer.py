@@ -56,10 +56,10 @@ class SeriesTransformer(nnx.Module):
         )
         self.trunk = Transformer(config, rngs=rngs)
 
-    def __call__(self, input: Input, random: Randomness | None) -> Tokens:
+    def __call__(self, input: Input, rng: Randomness | None) -> Tokens:
         values = self.patches(input.values.astype(self.dtype))
         # A patch is real where any of its steps is.
         steps = self.stride * np.arange(values.shape[1])[:, None] + np.arange(self.patch)
         tokens = Tokens.make(values, input.mask[:, steps].any(axis=-1))
         places = sincos_positions(tokens.positions, self.width).astype(self.dtype)
-        return self.trunk(tokens.with_values(values + places), random)
+        return self.trunk(tokens.with_values(values + places), rng)

@@ -59,10 +59,10 @@ class SpectrogramResNet(nnx.Module):
         self.drops = [config.drop_path * number / max(len(blocks) - 1, 1) for number in range(len(blocks))]
         self.width = width
 
-    def __call__(self, input: Input, random: Randomness | None) -> Tokens:
-        frames, real = self.spectrogram(input, None if random is None else random.fold("spectrogram"))
+    def __call__(self, input: Input, rng: Randomness | None) -> Tokens:
+        frames, real = self.spectrogram(input, None if rng is None else rng.fold_in("spectrogram"))
         x = self.stem(frames.astype(self.dtype)[..., None])
         for number, (block, drop) in enumerate(zip(self.blocks, self.drops, strict=True)):
-            x = block(x, None if random is None else random.fold(number), drop)
+            x = block(x, None if rng is None else rng.fold_in(number), drop)
         x = jax.nn.relu(self.norm(x)).mean(axis=2)
         return Tokens.make(x, real[:, jnp.arange(x.shape[1]) * self.reduction])

@@ -55,26 +55,26 @@ class SpectrogramTransformer(nnx.Module):
         self.second = Convolution(config.width, config.width, (3,), stride=(second,), rngs=rngs)
         self.trunk = Transformer(config, rngs=rngs)
 
-    def __call__(self, input: Input, random: Randomness | None) -> Tokens:
-        drawn = None if random is None else random.fold("spectrogram")
+    def __call__(self, input: Input, rng: Randomness | None) -> Tokens:
+        drawn = None if rng is None else rng.fold_in("spectrogram")
         tokens = self._tokens(input, drawn) if input.segments is None else self._packed_tokens(input, drawn)
         values = tokens.values + sincos_positions(tokens.positions, self.width).astype(self.dtype)
-        return self.trunk(tokens.with_values(values), random)
+        return self.trunk(tokens.with_values(values), rng)
 
-    def _tokens(self, input: Input, random: Randomness | None) -> Tokens:
-        frames, real = self.spectrogram(input, random)
+    def _tokens(self, input: Input, rng: Randomness | None) -> Tokens:
+        frames, real = self.spectrogram(input, rng)
         values = jax.nn.gelu(self.first(frames.astype(self.dtype)))
         values = jax.nn.gelu(self.second(values))
         # A token is real where the first of its frames is.
         return Tokens.make(values, real[:, jnp.arange(values.shape[1]) * self.config.reduction])
 
-    def _packed_tokens(self, input: Input, random: Randomness | None) -> Tokens:
+    def _packed_tokens(self, input: Input, rng: Randomness | None) -> Tokens:
         """Each chunk's token by itself, of all frames that the two convolutions see for it."""
         (one, two), frames = STRIDES[self.config.reduction], self.spectrogram.frames
         # The first convolution's steps from one token's first to the last, and the frames that these see.
         before, steps = _before(-(-frames // one), two), -(-frames // one)
         start = -one * before - _before(frames, one)
-        seen, first = self.spectrogram.around(input, range(start, start + 2 * one + 3), random)
+        seen, first = self.spectrogram.around(input, range(start, start + 2 * one + 3), rng)
         seen = seen.astype(self.dtype)
         windows = jnp.stack([seen[:, :, one * step : one * step + 3] for step in range(3)], axis=2)
         values = jax.nn.gelu(self.first.at(windows.reshape(*windows.shape[:3], -1)))

@@ -44,7 +44,7 @@ class TableTransformer(nnx.Module):
         self.column = parameter(init(rngs.params(), (len(sizes), config.width), jnp.float32), "none", "embed")
         self.trunk = Transformer(config, rngs=rngs)
 
-    def __call__(self, input: Input, random: Randomness | None) -> Tokens:
+    def __call__(self, input: Input, rng: Randomness | None) -> Tokens:
         tokens = []
         if len(self.numbers):
             cells = input.values[:, np.array(self.numbers), None].astype(self.dtype)
@@ -58,4 +58,4 @@ class TableTransformer(nnx.Module):
             tokens.append(self.embedding(chosen, self.dtype) * self.width**0.5)
         back = np.argsort(self.numbers + self.categories)
         values = jnp.concatenate(tokens, axis=1)[:, back] + self.column[...].astype(self.dtype)
-        return self.trunk(Tokens.make(values, input.mask), random)
+        return self.trunk(Tokens.make(values, input.mask), rng)

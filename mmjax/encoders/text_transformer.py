@@ -26,9 +26,9 @@ class TextTransformer(nnx.Module):
         self.embedding = Embedding(spec.details["vocabulary"], config.width, rngs=rngs)
         self.trunk = Transformer(config, rngs=rngs)
 
-    def __call__(self, input: Input, random: Randomness | None) -> Tokens:
+    def __call__(self, input: Input, rng: Randomness | None) -> Tokens:
         # Unit variance, so that words count as much as positions do.
         values = self.embedding(input.values, self.dtype) * self.width**0.5
         tokens = Tokens.make(values, input.mask, input.positions, input.segments, input.slots)
         tokens = tokens.with_values(values + sincos_positions(tokens.positions, self.width).astype(self.dtype))
-        return self.trunk(tokens, random)
+        return self.trunk(tokens, rng)

@@ -46,7 +46,7 @@ class VideoTransformer(nnx.Module):
         self.patches = Convolution(channels, config.width, kernel, stride=kernel, padding="VALID", rngs=rngs)
         self.trunk = Transformer(config, rngs=rngs)
 
-    def __call__(self, input: Input, random: Randomness | None) -> Tokens:
+    def __call__(self, input: Input, rng: Randomness | None) -> Tokens:
         patches = self.patches(input.values.astype(self.dtype))
         batch, *counts, width = patches.shape
         places = jnp.stack(jnp.meshgrid(*map(jnp.arange, counts), indexing="ij"), axis=-1).reshape(1, -1, 3)
@@ -54,4 +54,4 @@ class VideoTransformer(nnx.Module):
         values = patches.reshape(batch, -1, width) + sincos_positions(positions, width).astype(self.dtype)
         real = input.mask.reshape(batch, counts[0], self.tubelet).any(axis=-1)
         mask = jnp.repeat(real, counts[1] * counts[2], axis=1)
-        return self.trunk(Tokens.make(values, mask, positions), random)
+        return self.trunk(Tokens.make(values, mask, positions), rng)

@@ -75,9 +75,9 @@ class ViT(nnx.Module):
         self.class_token: Any = None if token is None else parameter(token, "none", "embed")
         self.trunk = Transformer(config, rngs=rngs)
 
-    def __call__(self, input: Input, random: Randomness | None) -> Tokens:
+    def __call__(self, input: Input, rng: Randomness | None) -> Tokens:
         tokens = self._patches(input) if input.segments is None else self._packed_patches(input)
-        return self.trunk(tokens if self.class_token is None else self._with_class_token(tokens), random)
+        return self.trunk(tokens if self.class_token is None else self._with_class_token(tokens), rng)
 
     def _patches(self, input: Input) -> Tokens:
         patches = self.patches(input.values.astype(self.dtype))

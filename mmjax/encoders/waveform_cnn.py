@@ -46,7 +46,7 @@ class WaveformCNN(nnx.Module):
             inputs, self.reduction = channels, self.reduction * stride
         self.layers, self.norms = nnx.List(layers), nnx.List(norms)
 
-    def __call__(self, input: Input, random: Randomness | None) -> Tokens:
+    def __call__(self, input: Input, rng: Randomness | None) -> Tokens:
         x = input.values.astype(self.dtype)[:, :, None]
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = jax.nn.relu(norm(layer(x)))

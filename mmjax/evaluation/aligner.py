@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mmjax.data.memory import Memory
+from mmjax.data.buffer_pool import BufferPool
 from mmjax.data.packing import Packing
 from mmjax.data.rows import OwnRows, Rows
 from mmjax.errors import UserError
@@ -99,9 +99,9 @@ class Aligner:
 
     def _inputs(self, rows: Sequence[Mapping[str, Any]], size: int) -> dict[str, Input]:
         made: Rows = (
-            self._packing.shared_rows(None, size, Memory(), slots=1)
+            self._packing.shared_rows(None, size, BufferPool(), slots=1)
             if self._packing
-            else OwnRows(self._modalities, size, Memory())
+            else OwnRows(self._modalities, size, BufferPool())
         )
         for place, row in enumerate(rows):
             for name in self._modalities:

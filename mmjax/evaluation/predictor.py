@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mmjax.data.memory import Memory
+from mmjax.data.buffer_pool import BufferPool
 from mmjax.data.packing import Packing
 from mmjax.data.rows import OwnRows
 from mmjax.errors import UserError, nearest
@@ -41,8 +41,8 @@ def read_inputs(
             raise UserError(f"--{name}", f"the run has no input {name!r}", nearest(name, modalities))
     if not arguments:
         raise UserError("mmjax predict", "no input is given", f"give {known}")
-    memory = Memory()
-    rows = packing.shared_rows(None, 1, memory, slots=1) if packing else OwnRows(modalities, 1, memory)
+    buffers = BufferPool()
+    rows = packing.shared_rows(None, 1, buffers, slots=1) if packing else OwnRows(modalities, 1, buffers)
     for name, argument in arguments.items():
         where = f"--{name}"
         raw = modalities[name].read(argument, where)
@@ -67,7 +67,7 @@ class Predictor:
 
         def measure(parameters: Parameters, batch: Batch):
             tasks = objective.model(parameters).tasks
-            weights = {name: tasks[name].weights(batch.zero_absent()) for name in objective.factors}
+            weights = {name: tasks[name].weights(batch.zero_absent()) for name in objective.task_weights}
             return objective.features(parameters, batch, train=False), weights
 
         # On every device and every host: any of them may print the answers.
@@ -81,7 +81,7 @@ class Predictor:
         model = self.objective.model(parameters)
         answers = {}
         for name, weight in jax.device_get(weights).items():
-            found = model.tasks[name].answers(jax.device_get(features[name])) if weight[0] > 0 else None
+            found = model.tasks[name].predictions(jax.device_get(features[name])) if weight[0] > 0 else None
             if found is not None:
                 answers[name] = found[0]
         return answers

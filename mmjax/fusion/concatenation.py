@@ -39,11 +39,11 @@ class Concatenation(nnx.Module):
         self.down = Linear(hidden, config.width, axes=("hidden", "embed"), rngs=rngs)
         self.widths = {**widths, FUSED: config.width}
 
-    def __call__(self, tokens: dict[str, Tokens], random: Randomness | None) -> dict[str, Tokens]:
+    def __call__(self, tokens: dict[str, Tokens], rng: Randomness | None) -> dict[str, Tokens]:
         pooled: list[Any] = [mean_pool(tokens[name]) for name in self.names]
         flags = [tokens[name].present[:, None].astype(jnp.float32) for name in self.names]
         hidden = jax.nn.gelu(self.up(jnp.concatenate(pooled + flags, axis=-1).astype(self.dtype)))
-        if random is not None:
-            hidden = dropout(hidden, self.dropout, random.fold(FUSED))
+        if rng is not None:
+            hidden = dropout(hidden, self.dropout, rng.fold_in(FUSED))
         fused = self.down(hidden)[:, None]
         return {**tokens, FUSED: Tokens.of_examples(fused, next(iter(tokens.values())).slots)}

@@ -36,13 +36,13 @@ class CrossBlock(nnx.Module):
         self.mlp = MLP(width, hidden, rngs=rngs)
 
     def __call__(
-        self, queries: Tokens, keys: dict[str, Tokens], random: Randomness | None, drop: float | jax.Array
+        self, queries: Tokens, keys: dict[str, Tokens], rng: Randomness | None, drop: float | jax.Array
     ) -> Tokens:
         def add(tokens: Tokens, branch: jax.Array, place: str) -> Tokens:
-            if random is not None:
-                draws = random.among(tokens)
-                branch = dropout(branch, self.dropout, draws.fold(place))
-                branch = drop_path(branch, drop, draws.fold(place + "/path"))
+            if rng is not None:
+                draws = rng.among(tokens)
+                branch = dropout(branch, self.dropout, draws.fold_in(place))
+                branch = drop_path(branch, drop, draws.fold_in(place + "/path"))
             return dataclasses.replace(tokens, values=tokens.values + branch)
 
         def normed(tokens: Tokens, norm: LayerNorm) -> Tokens:
@@ -61,16 +61,16 @@ class FusionLayer(nnx.Module):
         self.pairs = pairs
         self.streams = nnx.Dict({name: make_cross(others) for name, others in pairs.items()})
         self.readout = make_cross(names)
-        self.thought = make_self()
+        self.latent_block = make_self()
 
-    def __call__(self, carry: tuple[dict[str, Tokens], Tokens], random: Randomness | None, drop) -> tuple:
+    def __call__(self, carry: tuple[dict[str, Tokens], Tokens], rng: Randomness | None, drop) -> tuple:
         tokens, latents = carry
-        draws = {name: None if random is None else random.fold(name) for name in (*self.pairs, FUSED, "thought")}
+        draws = {name: None if rng is None else rng.fold_in(name) for name in (*self.pairs, FUSED, "latent_block")}
         read = dict(tokens)
         for name in self.pairs:
             read[name] = self.streams[name](tokens[name], tokens, draws[name], drop)
         latents = self.readout(latents, read, draws[FUSED], drop)
-        return read, self.thought(latents, draws["thought"], drop)
+        return read, self.latent_block(latents, draws["latent_block"], drop)
 
 
 class CrossAttention(nnx.Module):
@@ -126,10 +126,10 @@ class CrossAttention(nnx.Module):
             def cross(names):
                 return CrossBlock(names, width, config.heads, hidden, dropout=config.dropout, rngs=rngs)
 
-            def thought():
+            def latent_block():
                 return Block(width, config.heads, hidden, dropout=config.dropout, rngs=rngs)
 
-            return FusionLayer(tuple(widths), pairs, cross, thought)
+            return FusionLayer(tuple(widths), pairs, cross, latent_block)
 
         self.rounds = Stack(
             make,
@@ -143,13 +143,13 @@ class CrossAttention(nnx.Module):
         self.norm = LayerNorm(width)
         self.widths = dict.fromkeys((*widths, FUSED), width)
 
-    def __call__(self, tokens: dict[str, Tokens], random: Randomness | None) -> dict[str, Tokens]:
+    def __call__(self, tokens: dict[str, Tokens], rng: Randomness | None) -> dict[str, Tokens]:
         entered = {
             name: tokens[name].with_values(entrance(tokens[name].values)) for name, entrance in self.entrances.items()
         }
         like = next(iter(tokens.values()))
         queries = jnp.broadcast_to(self.queries[...].astype(self.dtype), (like.examples, *self.queries.shape))
         latents = Tokens.of_examples(queries, like.slots)
-        entered, latents = self.rounds((entered, latents), random=random)
+        entered, latents = self.rounds((entered, latents), rng=rng)
         results = {**entered, FUSED: latents}
         return {name: result.with_values(self.norm(result.values)) for name, result in results.items()}

@@ -39,7 +39,7 @@ class GatedAverage(nnx.Module):
         self.out = Linear(config.width, config.width, rngs=rngs)
         self.widths = {**widths, FUSED: config.width}
 
-    def __call__(self, tokens: dict[str, Tokens], random: Randomness | None) -> dict[str, Tokens]:
+    def __call__(self, tokens: dict[str, Tokens], rng: Randomness | None) -> dict[str, Tokens]:
         pooled = {name: mean_pool(tokens[name]).astype(self.dtype) for name in self.names}
         present = jnp.stack([tokens[name].present for name in self.names], axis=-1)
         logits = self.gate(jnp.concatenate(list(pooled.values()), axis=-1)).astype(jnp.float32)

@@ -33,15 +33,15 @@ class Block(nnx.Module):
         self.mlp = MLP(width, hidden, rngs=rngs)
         self.dropout = dropout
 
-    def __call__(self, tokens: Tokens, random: Randomness | None, drop: float | jax.Array = 0.0) -> Tokens:
+    def __call__(self, tokens: Tokens, rng: Randomness | None, drop: float | jax.Array = 0.0) -> Tokens:
         """`drop` is the rate at which whole branches are dropped (stochastic depth)."""
 
         def add(tokens: Tokens, branch: jax.Array, place: str) -> Tokens:
-            if random is not None:
-                draws = random.among(tokens)
-                branch = dropout(branch, self.dropout, draws.fold(place))
+            if rng is not None:
+                draws = rng.among(tokens)
+                branch = dropout(branch, self.dropout, draws.fold_in(place))
                 if not (isinstance(drop, float) and drop == 0.0):
-                    branch = drop_path(branch, drop, draws.fold(place + "/path"))
+                    branch = drop_path(branch, drop, draws.fold_in(place + "/path"))
             return dataclasses.replace(tokens, values=tokens.values + branch)
 
         normed = dataclasses.replace(tokens, values=self.attention_norm(tokens.values))

@@ -58,7 +58,7 @@ class Randomness:
         seeds = self.seeds.reshape(-1, tokens.slots)
         return Randomness(jnp.take_along_axis(seeds, tokens.segments, axis=1), places)
 
-    def fold(self, place: str | int | jax.Array) -> Randomness:
+    def fold_in(self, place: str | int | jax.Array) -> Randomness:
         """The draws of a place inside this one: a name, or the number of a layer (which may be traced)."""
         salt = zlib.crc32(place.encode()) if isinstance(place, str) else place
         salt = jnp.uint32(salt) if isinstance(salt, int) else salt.astype(jnp.uint32)
@@ -94,20 +94,20 @@ class Randomness:
         return self.bits(shape) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
-def dropout(x: jax.Array, rate: float, random: Randomness | None) -> jax.Array:
-    """Dropout (Srivastava et al., 2014) of [B, ...]; the identity where `random` is None, in evaluation."""
-    if random is None or rate == 0.0:
+def dropout(x: jax.Array, rate: float, rng: Randomness | None) -> jax.Array:
+    """Dropout (Srivastava et al., 2014) of [B, ...]; the identity where `rng` is None, in evaluation."""
+    if rng is None or rate == 0.0:
         return x
-    return jnp.where(random.keep(rate, x.shape[1:]), x / (1.0 - rate), 0).astype(x.dtype)
+    return jnp.where(rng.keep(rate, x.shape[1:]), x / (1.0 - rate), 0).astype(x.dtype)
 
 
-def drop_path(branch: jax.Array, rate: float | jax.Array, random: Randomness | None) -> jax.Array:
+def drop_path(branch: jax.Array, rate: float | jax.Array, rng: Randomness | None) -> jax.Array:
     """Stochastic depth (Huang et al., 2016): drops the residual branch [B, ...] of whole examples.
 
     `rate` may be traced, since it grows with the layer.
     """
-    if random is None:
+    if rng is None:
         return branch
-    draw = random.each().astype(jnp.float32) / 2.0**32
+    draw = rng.each().astype(jnp.float32) / 2.0**32
     keep = (draw >= rate).reshape(draw.shape + (1,) * (branch.ndim - draw.ndim))
     return jnp.where(keep, branch / (1.0 - rate), 0).astype(branch.dtype)

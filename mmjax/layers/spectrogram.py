@@ -116,11 +116,11 @@ class Spectrogram:
         self.frames = 1 + (samples - self.window) // self.hop
 
     def __call__(
-        self, input: Input, random: Randomness | None
+        self, input: Input, rng: Randomness | None
     ) -> tuple[Float[Array, "batch frames bins"], Bool[Array, "batch frames"]]:
         """The frames of waveforms [B, samples], float32, and which of them begin in the recording.
 
-        `random` is None outside training.
+        `rng` is None outside training.
         """
         config = self.config
         frames = self._log_mel(input.values)
@@ -130,10 +130,10 @@ class Spectrogram:
             mean = (frames * real).sum(axis=1, keepdims=True) / jnp.maximum(real.sum(axis=1, keepdims=True), 1.0)
             # What follows the recording is the mean too: a step down to silence would be seen by the convolutions.
             frames = (frames - mean) * real
-        return self._hide(frames, jnp.arange(frames.shape[1])[None], random, lambda drawn: drawn), mask
+        return self._hide(frames, jnp.arange(frames.shape[1])[None], rng, lambda drawn: drawn), mask
 
     def around(
-        self, input: Input, offsets: range, random: Randomness | None
+        self, input: Input, offsets: range, rng: Randomness | None
     ) -> tuple[Float[Array, "rows chunks offsets bins"], Int[Array, "rows chunks"]]:
         """Frames of packed chunks [R, N, chunk] at these offsets from the first of each chunk, and the first's number.
 
@@ -161,7 +161,7 @@ class Spectrogram:
             """[R, N, 1] of the [B, 1] that are drawn for the examples."""
             return jnp.take_along_axis(drawn.reshape(-1, input.slots), input.segments, axis=1)[..., None]
 
-        return self._hide(around, number, random, of_chunks), first
+        return self._hide(around, number, rng, of_chunks), first
 
     def _frames_of_chunks(self, input: Input) -> Float[Array, "rows chunks frames bins"]:
         """The frames that begin in each chunk. Where they reach beyond its recording there is silence."""
@@ -179,19 +179,19 @@ class Spectrogram:
         bins = self.config.bins
         return log_mel(waveform, sample_rate=self.sample_rate, bins=bins, window=self.window, hop=self.hop)
 
-    def _hide(self, frames: Array, number: Array, random: Randomness | None, spread: Callable) -> Array:
+    def _hide(self, frames: Array, number: Array, rng: Randomness | None, spread: Callable) -> Array:
         """SpecAugment of frames [..., frames, bins] with these numbers [..., frames]; 0 is the mean of speech.
 
         Args:
           spread: makes what is drawn for each example, [B], so that it broadcasts with `number`.
         """
         config = self.config
-        if random is None:
+        if rng is None:
             return frames
 
         def hidden(name: str, place: Array, places: int, longest: float) -> Array:
             """One stretch of places an example, its length uniform up to `longest`, anywhere among them."""
-            draws = random.fold(name).bits((2,)).astype(jnp.float32) / 2.0**32
+            draws = rng.fold_in(name).bits((2,)).astype(jnp.float32) / 2.0**32
             length = draws[:, :1] * min(longest, places)
             start = draws[:, 1:] * (places - length)
             return (place >= spread(start)) & (place < spread(start + length))

@@ -14,7 +14,7 @@ from mmjax.layers.linear import PRODUCT, WIDE_PRODUCT
 from mmjax.layers.randomness import Randomness
 
 _POLICIES = jax.checkpoint_policies
-Policy = Literal["none", "dots", "narrow_dots", "offload", "full"]
+Policy = Literal["none", "dots", "dots_except_mlp", "offload", "full"]
 Rematerialise = Policy | tuple[Policy, ...]
 """One policy for all layers, or one for each."""
 
@@ -32,7 +32,7 @@ REMATERIALISATION: dict[Policy, Callable | None] = {
     # Keep the results of matrix products, recompute the cheap rest.
     "dots": _keep(PRODUCT, WIDE_PRODUCT),
     # Of these the hidden units of MLPs again, too: a tenth more to compute for two fifths less to keep.
-    "narrow_dots": _keep(PRODUCT),
+    "dots_except_mlp": _keep(PRODUCT),
     # Keep them in the memory of the host, to which they move while the next layers compute.
     "offload": _POLICIES.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
@@ -86,13 +86,13 @@ class Stack(nnx.Module):
         keys = jax.random.split(rngs.params(), depth)
         self.layers = nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(keys)
 
-    def __call__(self, carry: Any, *shared: Any, random: Randomness | None = None) -> Any:
+    def __call__(self, carry: Any, *shared: Any, rng: Randomness | None = None) -> Any:
         graph, state = nnx.split(self.layers)
         rates = jnp.linspace(0.0, self.drop_path, self.depth) if self.depth > 1 else jnp.array([self.drop_path])
 
         def body(carry, layer):
             parameters, number, rate = layer
-            draws = None if random is None else random.fold(number)
+            draws = None if rng is None else rng.fold_in(number)
             drop = rate if self.drop_path else 0.0
             return nnx.merge(graph, parameters)(carry, *shared, draws, drop), None
 

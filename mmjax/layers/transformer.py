@@ -42,7 +42,7 @@ class TransformerConfig:
       dropout: rate on each residual branch.
       drop_path: stochastic depth, the rate at the last layer.
       rematerialise: what the backward pass computes again instead of keeping, for all layers or a list with one for
-        each: "none" keeps all, "dots" the results of matrix products, "narrow_dots" these without the MLPs' hidden
+        each: "none" keeps all, "dots" the results of matrix products, "dots_except_mlp" these without the MLPs' hidden
         units, "offload" the results in the memory of the host, "full" each layer's input only.
       scan: one loop over the layers, which compiles fast whatever the depth; False unrolls it: on a CPU a step takes a
         fifth less time.
@@ -94,8 +94,8 @@ class Transformer(nnx.Module):
         )
         self.norm = LayerNorm(config.width)
 
-    def __call__(self, tokens: Tokens, random: Randomness | None) -> Tokens:
+    def __call__(self, tokens: Tokens, rng: Randomness | None) -> Tokens:
         # On a mesh that splits tokens they are split from here on.
         tokens = tokens.with_values(shard(tokens.values, "batch", "tokens", "width"))
-        tokens = self.blocks(tokens, random=random)
+        tokens = self.blocks(tokens, rng=rng)
         return tokens.with_values(self.norm(tokens.values))

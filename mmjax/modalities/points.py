@@ -26,7 +26,7 @@ class Points:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(StandardConfig):
-        """How a cloud becomes an array. A prepared dataset says features, means and deviations.
+        """How a cloud becomes an array. A prepared dataset says features, mean and std.
 
         Attributes:
           points: how many; of fewer all are kept, and the rest is masked.

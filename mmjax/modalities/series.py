@@ -30,7 +30,7 @@ class Series:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(StandardConfig):
-        """How a series becomes an array. A prepared dataset says channels, means and deviations.
+        """How a series becomes an array. A prepared dataset says channels, mean and std.
 
         Attributes:
           length: in steps; what is longer is cut at its end, what is shorter is padded and masked.

@@ -7,10 +7,11 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from mmjax.config import Formerly
 from mmjax.errors import UserError, nearest
 from mmjax.tokens import InputSpec
 
@@ -37,24 +38,24 @@ class Table:
         Attributes:
           columns: their names.
           categories: {column: names of its categories}; the other columns are numbers.
-          means, deviations: {column: of its numbers}, by which they are standardised; 0 and 1 by default.
+          mean, std: {column: of its numbers}, by which they are standardised; 0 and 1 by default.
           largest: standardised numbers beyond it are cut off, as one absurd cell must not rule a sum.
         """
 
         columns: tuple[str, ...]
         categories: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-        means: dict[str, float] = dataclasses.field(default_factory=dict)
-        deviations: dict[str, float] = dataclasses.field(default_factory=dict)
+        mean: Annotated[dict[str, float], Formerly("means")] = dataclasses.field(default_factory=dict)
+        std: Annotated[dict[str, float], Formerly("deviations")] = dataclasses.field(default_factory=dict)
         largest: float = 10.0
 
         def __post_init__(self):
             if not self.columns or len(set(self.columns)) < len(self.columns):
                 raise ValueError(f"columns = {self.columns} are none, or one is there twice; name each once")
-            for where in ("categories", "means", "deviations"):
+            for where in ("categories", "mean", "std"):
                 for name in getattr(self, where):
                     if name not in self.columns:
                         raise ValueError(f"{where} has an unknown column {name!r}; {nearest(name, self.columns)}")
-            if not min((*self.deviations.values(), self.largest)) > 0:
+            if not min((*self.std.values(), self.largest)) > 0:
                 raise ValueError("a deviation or largest is not above 0; give one that is")
 
     def __init__(self, config: Config):
@@ -63,8 +64,8 @@ class Table:
             column: {name: float(number) for number, name in enumerate(names)}
             for column, names in config.categories.items()
         }
-        self._mean = np.array([config.means.get(name, 0.0) for name in config.columns])
-        self._deviation = np.array([config.deviations.get(name, 1.0) for name in config.columns])
+        self._mean = np.array([config.mean.get(name, 0.0) for name in config.columns])
+        self._deviation = np.array([config.std.get(name, 1.0) for name in config.columns])
         self._sizes = np.array([len(config.categories.get(name, ())) for name in config.columns])
 
     @property

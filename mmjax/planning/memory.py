@@ -36,7 +36,7 @@ class Buffer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class MemoryUse:
     """Bytes of one chip.
 
     Attributes:
@@ -65,7 +65,7 @@ class Memory:
         return self.peak <= self.capacity
 
 
-def read_memory(module: Module, analysis: Any, capacity: int) -> Memory:
+def read_memory(module: Module, analysis: Any, capacity: int) -> MemoryUse:
     """Memory of a compiled step.
 
     Args:
@@ -88,7 +88,7 @@ def read_memory(module: Module, analysis: Any, capacity: int) -> Memory:
     temporary = max(0, together - analysis.argument_size_in_bytes)
     kept = min(temporary, sum(buffer.bytes for buffer in live if buffer.what == "activation"))
     code = analysis.generated_code_size_in_bytes
-    return Memory(
+    return MemoryUse(
         **arguments,
         activations=kept,
         temporaries=temporary - kept,

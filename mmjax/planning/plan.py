@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from mmjax.planning.chips import Chip, find_chip
 from mmjax.planning.flops import kernel_flops, step_flops
 from mmjax.planning.hlo import Module
-from mmjax.planning.memory import Buffer, Memory, read_memory
-from mmjax.planning.schedule import Schedule, read_schedule
+from mmjax.planning.memory import Buffer, MemoryUse, read_memory
+from mmjax.planning.schedule import ProgramSchedule, read_schedule
 
 FASTER = 0.95
 """The published steps that we compared with took 0.98 to 1.06 of their schedules' time (`experiments/03_plans`)."""
@@ -106,7 +106,7 @@ class Plan:
     capacity_bytes: int | None
     model_flops: int | None
     peak_flops: float | None = None
-    memory: Memory | None = None
+    memory: MemoryUse | None = None
     cycles: int | None = None
     compute_seconds: float | None = None
     kernel_seconds: float | None = None
@@ -115,7 +115,7 @@ class Plan:
     step_seconds: float | None = None
     collectives: tuple[Moves, ...] = ()
     slowest: tuple[tuple[str, float], ...] = ()
-    fullness: float = 1.0
+    examples_per_row: float = 1.0
     time_unknown: str = ""
     compile_seconds: float = 0.0
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -139,7 +139,7 @@ class Plan:
     @property
     def examples_per_second(self) -> float | None:
         """Of all devices."""
-        return self.fullness * self.batch_size / self.step_seconds if self.step_seconds else None
+        return self.examples_per_row * self.batch_size / self.step_seconds if self.step_seconds else None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
@@ -215,7 +215,7 @@ def make_plan(recipe: str, topology: str, experiment: Planned) -> tuple[Plan, st
     return Plan(**known), text
 
 
-def timing(schedule: Schedule, chip: Chip) -> dict[str, Any]:
+def timing(schedule: ProgramSchedule, chip: Chip) -> dict[str, Any]:
     """The fields of a plan that are about time."""
     grouped: dict[tuple[str, str, bool], list[Any]] = {}
     for moved in schedule.collectives.values():

@@ -42,9 +42,9 @@ def print_plan(console: Console, plan: Plan, examples: float | None, price: floa
 
 
 def _batch(plan: Plan) -> str:
-    if plan.fullness == 1:
+    if plan.examples_per_row == 1:
         return f"{plan.batch_size:,} examples, {plan.batch_size / plan.devices:g} a device"
-    examples = plan.fullness * plan.batch_size
+    examples = plan.examples_per_row * plan.batch_size
     return f"{plan.batch_size:,} slots with {examples:,.1f} examples on average, {examples / plan.devices:.1f} a device"
 
 

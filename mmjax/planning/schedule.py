@@ -47,7 +47,7 @@ class Moved:
 
 
 @dataclasses.dataclass
-class Schedule:
+class ProgramSchedule:
     """What a step does.
 
     Attributes:
@@ -76,7 +76,7 @@ Kernels = Mapping[tuple[str, tuple[tuple[int, ...], ...]], int]
 """What `mmjax.planning.flops.kernel_flops` finds."""
 
 
-def read_schedule(module: Module, mesh: Mesh, chip: Chip, kernels: Kernels | None = None) -> Schedule:
+def read_schedule(module: Module, mesh: Mesh, chip: Chip, kernels: Kernels | None = None) -> ProgramSchedule:
     """Walks through a compiled step.
 
     Args:
@@ -112,7 +112,7 @@ def is_kernel(instruction: Instruction) -> bool:
 class _Walk:
     def __init__(self, module: Module, mesh: Mesh, chip: Chip, kernels: Kernels):
         self.module, self.mesh, self.chip, self.kernels = module, mesh, chip, kernels
-        self.schedule = Schedule()
+        self.schedule = ProgramSchedule()
         self.now = 0.0
         self.free: dict[str, float] = {}
         self.pending: dict[str, tuple[float, str]] = {}

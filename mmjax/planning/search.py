@@ -24,7 +24,7 @@ Overrides = dict[str, Any]
 Try = Callable[[Overrides], Plan | None]
 """Plans the recipe with some values changed; None where they contradict each other."""
 
-REMATERIALISATION = ("none", "dots", "narrow_dots", "full")
+REMATERIALISATION = ("none", "dots", "dots_except_mlp", "full")
 """From most memory to least."""
 
 
@@ -134,7 +134,7 @@ def make_it_fit(
         best = {"mesh.data": -1, "mesh.fsdp": fsdp}
         if found := fits(best):
             return found
-    for how, stays in (("narrow_dots", 0.4), ("full", 0.0)):
+    for how, stays in (("dots_except_mlp", 0.4), ("full", 0.0)):
         recompute = rematerialised(raw, how, only_more=True)
         # More than that part of all that is no state stays: what is hopeless even so is not compiled.
         hopeless = state + stays * (plan.peak_bytes - state) > 1.2 * capacity
@@ -222,7 +222,7 @@ def neighbours(raw: Mapping[str, Any], plan: Plan) -> Iterator[Overrides]:
             if change := rematerialised(raw, how, only_less=True):
                 yield change
         yield {"train.batch_size": 2 * plan.batch_size}
-        for how in ("narrow_dots", "full") if _twice_is_too_much(plan) else ():
+        for how in ("dots_except_mlp", "full") if _twice_is_too_much(plan) else ():
             if change := rematerialised(raw, how, only_more=True):
                 yield {**change, "train.batch_size": 2 * plan.batch_size}
     fsdp, tensor = plan.mesh.get("fsdp", 1), plan.mesh.get("tensor", 1)

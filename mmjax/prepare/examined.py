@@ -22,7 +22,7 @@ Run = Callable[[str, Callable[..., None], Sequence[tuple]], None]
 """(what to say, function, arguments of each call): calls the function for all, somewhere, in any order."""
 
 
-class Aligner(Protocol):
+class PairScorer(Protocol):
     """A model that tells pairs of inputs from other pairs.
 
     Attributes:
@@ -72,7 +72,7 @@ class Examined:
       not_judged: {name of a check: why it said nothing}.
     """
 
-    def __init__(self, job: Job, run: Run, aligner: Aligner | None = None):
+    def __init__(self, job: Job, run: Run, aligner: PairScorer | None = None):
         self.job, self._run, self.aligner = job, run, aligner
         self.not_judged: dict[str, str] = {}
         self._alike: dict[str, np.ndarray] = {}

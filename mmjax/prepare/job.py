@@ -24,7 +24,7 @@ CHUNK = 64
 """Rows that are examined together: what is lost at most when a process dies."""
 
 # Raised whenever what is kept of an examined row changes, so that nobody goes on with old ones.
-_VERSION = 6
+_VERSION = 7
 
 
 @dataclasses.dataclass(frozen=True)

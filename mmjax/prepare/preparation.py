@@ -33,7 +33,7 @@ from mmjax.files import write_atomically, write_json
 from mmjax.prepare import card, examine, report, shards, statistics, tokenizer
 from mmjax.prepare.columns import Column, Layout, arrange
 from mmjax.prepare.decide import Decisions, decide, drops
-from mmjax.prepare.examined import Aligner, Examined
+from mmjax.prepare.examined import Examined, PairScorer
 from mmjax.prepare.job import Job, decisions_identity, identity, list_rows
 from mmjax.prepare.kinds import KINDS
 from mmjax.prepare.options import PrepareConfig
@@ -45,7 +45,7 @@ VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
+class PreparationResult:
     """What a preparation came to.
 
     Attributes:
@@ -77,8 +77,8 @@ def prepare(
     runner: Any,
     progress: Progress = no_progress,
     dry_run: bool = False,
-    aligner: Aligner | None = None,
-) -> Prepared:
+    aligner: PairScorer | None = None,
+) -> PreparationResult:
     """Prepares a source, or goes on with it.
 
     Args:
@@ -125,13 +125,13 @@ def prepare(
         if dry_run:
             report.write(partial, found, examined, decisions)
             write_atomically(partial / "card.html", card.make(examined, decisions, found, output.name))
-            return Prepared(partial, _manifest(examined, decisions, decided, {}, output.name), found)
+            return PreparationResult(partial, _manifest(examined, decisions, decided, {}, output.name), found)
         plan = _plan(examined, decisions, output.name)
         _begin_shards(work, decided, job, decisions)
         run("Writing", shards.write_shard, [(job, name, part) for split in plan.values() for name, part in split])
         manifest = _finish(examined, decisions, decided, plan, found, output)
         shutil.rmtree(partial, ignore_errors=True)
-        return Prepared(output, manifest, found)
+        return PreparationResult(output, manifest, found)
 
 
 def tokenized(layout: Layout) -> list[Column]:
@@ -139,7 +139,7 @@ def tokenized(layout: Layout) -> list[Column]:
     return [column for column in layout.columns if KINDS[column.kind].tokenized]
 
 
-def _check_pairs(aligner: Aligner, inputs: list[str]) -> None:
+def _check_pairs(aligner: PairScorer, inputs: list[str]) -> None:
     if not any(set(pair) <= set(inputs) for pair in aligner.pairs):
         compared = " or ".join(" with ".join(pair) for pair in aligner.pairs)
         problem = f"{aligner.identity} compares {compared}, and the inputs are {', '.join(inputs)}"
@@ -186,7 +186,7 @@ def _same_work(partial: pathlib.Path, measured: str) -> pathlib.Path:
     return work
 
 
-def _finished(output: pathlib.Path, decided: str, partial: pathlib.Path) -> Prepared:
+def _finished(output: pathlib.Path, decided: str, partial: pathlib.Path) -> PreparationResult:
     try:
         manifest = json.loads((output / "manifest.json").read_text())
         found = json.loads((output / "report.json").read_text())
@@ -197,7 +197,7 @@ def _finished(output: pathlib.Path, decided: str, partial: pathlib.Path) -> Prep
         problem = f"{str(output)!r} was prepared from another source or with other options"
         raise UserError("--output", problem, "give another folder, or remove this one") from None
     shutil.rmtree(partial, ignore_errors=True)
-    return Prepared(output, manifest, found, fresh=False)
+    return PreparationResult(output, manifest, found, fresh=False)
 
 
 def _plan(examined: Examined, decisions: Decisions, name: str) -> dict[str, list[tuple[str, np.ndarray]]]:
@@ -265,7 +265,7 @@ def _facts(examined: Examined, decisions: Decisions, column: Column) -> dict[str
     """What the data decides of how a column becomes an array, from the first split alone, which is that of training."""
     rows = decisions.splits[next(iter(ordered(decisions.splits)))]
     numbers = {name: values[rows] for name, values in examined.numbers[column.name].items()}
-    return examined.job.kinds[column.name].facts(decisions.summary[column.name], numbers)
+    return examined.job.kinds[column.name].dataset_options(decisions.summary[column.name], numbers)
 
 
 def _finish(

@@ -18,7 +18,7 @@ _meetings = itertools.count()
 
 
 @contextlib.contextmanager
-def together(what: str, seconds: int = AGREE_SECONDS) -> Iterator[None]:
+def agree_or_raise(what: str, seconds: int = AGREE_SECONDS) -> Iterator[None]:
     """Around a part that may refuse the user's input: all processes go on after it, or none does.
 
     So no process waits for ever in a collective that another one never enters, and none sees what another writes next.

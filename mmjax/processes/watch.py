@@ -34,14 +34,14 @@ class Watch:
     """Around everything that all processes do together.
 
     Args:
-      patience: seconds that a process may be silent.
+      heartbeat_timeout: seconds that a process may be silent.
       stall: seconds that a process may stay at a step that others have left.
     """
 
-    def __init__(self, patience: float, stall: float):
-        self.patience, self.stall = patience, stall
+    def __init__(self, heartbeat_timeout: float, stall: float):
+        self.heartbeat_timeout, self.stall = heartbeat_timeout, stall
         self.step, self.ended = -1, ""
-        self.period = min(5.0, patience / 5)
+        self.period = min(5.0, heartbeat_timeout / 5)
         self.me, self.count = jax.process_index(), jax.process_count()
         self.key = f"mmjax/watch/{next(_watches)}"
         self.over = threading.Event()
@@ -63,9 +63,9 @@ class Watch:
             return
         if error is not None and isinstance(error, Exception) and _NETWORK.search(str(error)):
             # It is another process that failed: stay until it is known which. The thread ends this process then.
-            self.thread.join(2 * self.patience + 4 * self.period)
+            self.thread.join(2 * self.heartbeat_timeout + 4 * self.period)
         self.over.set()
-        self.thread.join(self.patience)
+        self.thread.join(self.heartbeat_timeout)
         first = str(error).strip().partition("\n")[0]
         # All processes exit by themselves at the same step, when the machines are taken away.
         failed = error is not None and not isinstance(error, SystemExit)
@@ -86,7 +86,7 @@ class Watch:
         self._client.key_value_set(f"{self.key}/alive/{self.me}", json.dumps(said), allow_overwrite=True)
 
     def _run(self) -> None:
-        judge = Judge(self.count, self.patience, self.stall) if self.me == 0 else None
+        judge = Judge(self.count, self.heartbeat_timeout, self.stall) if self.me == 0 else None
         heard = time.monotonic()
         while not self.over.wait(self.period):
             try:
@@ -104,7 +104,7 @@ class Watch:
             except (RuntimeError, ValueError):
                 silence = time.monotonic() - heard
                 verdict = f"process 0 of {self.count} has not answered for {silence:.0f} s"
-                if silence < self.patience:
+                if silence < self.heartbeat_timeout:
                     continue
             if verdict:
                 stop(verdict)
@@ -112,7 +112,7 @@ class Watch:
     def _tell(self, verdict: str, others: int) -> None:
         """Process 0 stays until the others have heard it: the coordinator ends with this process."""
         self._client.key_value_set(f"{self.key}/verdict/all", verdict, allow_overwrite=True)
-        end = time.monotonic() + self.patience
+        end = time.monotonic() + self.heartbeat_timeout
         while len(self._client.key_value_dir_get(f"{self.key}/heard/")) < others and time.monotonic() < end:
             time.sleep(0.1)
 
@@ -149,8 +149,8 @@ class Judge:
     `look` is called again and again; times are those of the judge's own clock.
     """
 
-    def __init__(self, count: int, patience: float, stall: float, clock=time.monotonic):
-        self.count, self.patience, self.stall, self.clock = count, patience, stall, clock
+    def __init__(self, count: int, heartbeat_timeout: float, stall: float, clock=time.monotonic):
+        self.count, self.heartbeat_timeout, self.stall, self.clock = count, heartbeat_timeout, stall, clock
         self.started = clock()
         self.culprits: set[int] = set()
         self.last_said: dict[int, tuple[str, float]] = {}
@@ -168,7 +168,7 @@ class Judge:
         ahead = max((words["step"] for words in said.values()), default=-1)
         for process in range(self.count):
             if process not in said:
-                if now - self.started > self.patience:
+                if now - self.started > self.heartbeat_timeout:
                     problems[process] = f"process {process} of {self.count} did not begin"
                 continue
             if process not in there:
@@ -178,7 +178,7 @@ class Judge:
             silent, stuck = (now - last[process][1] for last in (self.last_said, self.last_step))
             if words["ended"]:
                 problems[process] = f"{name} ended: {words['ended']}"
-            elif silent > self.patience:
+            elif silent > self.heartbeat_timeout:
                 problems[process] = f"{name} has been silent for {silent:.0f} s: it ended, or its host did"
             elif words["step"] < ahead and stuck > self.stall:
                 problems[process] = f"{name} has made no step for {stuck:.0f} s, while others are at step {ahead}"

@@ -27,7 +27,7 @@ Name = tuple[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """A recipe of plain values, and where it is trained."""
 
     recipe: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Run:
             raise UserError(str(path), f"is not JSON: {error}", "remove it, and the run goes on") from error
 
 
-def train_all(wanted: Mapping[Name, Run], jobs: int, console: Console) -> dict[Name, dict[str, Any]]:
+def train_all(wanted: Mapping[Name, PlannedRun], jobs: int, console: Console) -> dict[Name, dict[str, Any]]:
     """Trains what has no result yet.
 
     With several jobs each process sees its own cores only, so that they do not take turns, and writes what a run prints
@@ -76,7 +76,7 @@ def _title(name: Name) -> str:
     return f"{name[0]} seed {name[1]}".strip()
 
 
-def _together(left: Mapping[Name, Run], jobs: int, console: Console) -> dict[Name, dict[str, Any]]:
+def _together(left: Mapping[Name, PlannedRun], jobs: int, console: Console) -> dict[Name, dict[str, Any]]:
     # What is prepared for one run may serve the next: they find it, or wait for it, in the cache.
     cores = sorted(os.sched_getaffinity(0))
     shares = [cores[number::jobs] for number in range(min(jobs, len(cores)))]
@@ -106,7 +106,7 @@ def _take_cores(free: Any) -> None:
     os.sched_setaffinity(0, free.get())
 
 
-def _train(run: Run) -> dict[str, Any]:
+def _train(run: PlannedRun) -> dict[str, Any]:
     run.workdir.parent.mkdir(parents=True, exist_ok=True)
     parent = os.getppid()
     with run.workdir.with_suffix(".txt").open("a") as file:

@@ -23,7 +23,7 @@ from mmjax.data.dataset import check_split
 from mmjax.errors import UserError, nearest
 from mmjax.experiment import CHANGEABLE, Experiment, plain
 from mmjax.files import write_atomically, write_json
-from mmjax.runs.parallel import Run, train_all
+from mmjax.runs.parallel import PlannedRun, train_all
 from mmjax.recipe import check_key, load_recipe
 from mmjax.reporting.records import BEGINS, ENDS, by_metric, judge, markdown, markdown_of_arms, spread
 from mmjax.runs.reproduction_config import Cell, ReproductionConfig
@@ -65,11 +65,11 @@ def reproduce(
     folds = _chosen("--folds", folds, config.folds or [""], folder, record)
     cells = [cell for cell in config.cells if cell.arm in arms and cell.fold in folds]
     recorded = None if record else _recorded(folder)
-    runs: dict[str, dict[int, Run]] = {}
+    runs: dict[str, dict[int, PlannedRun]] = {}
     experiments: dict[str, Experiment] = {}
     for cell in cells:
         place = workdir / cell.arm / cell.fold
-        runs[cell.name] = {seed: Run(_recipe(folder, cell, seed), place / f"seed_{seed}") for seed in seeds}
+        runs[cell.name] = {seed: PlannedRun(_recipe(folder, cell, seed), place / f"seed_{seed}") for seed in seeds}
         experiments[cell.name] = Experiment(runs[cell.name][seeds[0]].recipe)
         _check(folder, cell, experiments[cell.name])
         for run in runs[cell.name].values():
@@ -217,7 +217,7 @@ def _summary(
 
 def _curves(cell: Cell, workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
     """{split: [(step, value)]} of the first metric that counts, as it was logged."""
-    metric = cell.headline[1]
+    metric = cell.primary_metric[1]
     rows = read_rows(workdir)
     return {
         split: [(row["step"], row[metric]) for row in rows if row["split"] == split and row.get(metric) is not None]
@@ -243,7 +243,7 @@ def _record(folder: pathlib.Path, config: ReproductionConfig, found: Mapping[str
         (cell,) = cells
         only = found[cell.name]
         write_json(folder / "results.json", only)
-        plot_experiment(folder / "plot.png", cell.headline[1], only["curves"], only["subsets"])
+        plot_experiment(folder / "plot.png", cell.primary_metric[1], only["curves"], only["subsets"])
         about = f"`{cell.subsets.metric}` on {cell.subsets.split}" if cell.subsets else ""
         tables = markdown(only, {split: list(metrics) for split, metrics in cell.metrics.items()}, about)
     path = folder / "README.md"

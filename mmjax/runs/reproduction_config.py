@@ -116,6 +116,6 @@ class Cell:
         return " / ".join(part for part in (self.arm, self.fold) if part)
 
     @property
-    def headline(self) -> tuple[str, str]:
+    def primary_metric(self) -> tuple[str, str]:
         """The first split and metric that count."""
         return next((split, name) for split, metrics in self.metrics.items() for name in metrics)

@@ -17,7 +17,7 @@ from mmjax.evaluation import EvaluationHook, subset_name
 from mmjax.experiment import CHANGEABLE, Experiment
 from mmjax.files import write_atomically, write_json
 from mmjax.reporting.overview import count, parts, print_facts, print_metrics, print_subsets
-from mmjax.processes import Watch, together
+from mmjax.processes import Watch, agree_or_raise
 from mmjax.sharding import MeshConfig, spell, whole_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.hooks.log import LogHook
@@ -40,11 +40,11 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
     writes = jax.process_index() == 0
     console = console or Console(quiet=not writes)
     # No process writes before all of them have looked, and what one refuses none begins.
-    with together("the check of the config and the workdir"):
+    with agree_or_raise("the check of the config and the workdir"):
         experiment = Experiment(raw)
         check_same_config(workdir, experiment.raw, CHANGEABLE)
         check_same_files(workdir, experiment.modalities)
-    with together("the preparation of the data"):
+    with agree_or_raise("the preparation of the data"):
         _check_not_beyond(workdir, experiment)
         experiment.dataset.prepare()
         examples = _check_examples(experiment)
@@ -56,9 +56,9 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
         _print_overview(console, experiment, examples, checkpoints, restored, workdir)
     _write_parameters(workdir, state, writes)
     # Hooks of all processes read the rows that are left after a crash.
-    with together("the repair of metrics.jsonl"):
+    with agree_or_raise("the repair of metrics.jsonl"):
         log = MetricsLog(workdir, restored or 0) if writes else None
-    with Watch(experiment.layout.patience, experiment.layout.stall) as watch:
+    with Watch(experiment.layout.heartbeat_timeout, experiment.layout.stall) as watch:
         loop = Loop(state, experiment.config.train.steps, _hooks(experiment, checkpoints, log, workdir, console, watch))
         batches = experiment.train_batches(loop.step)
         try:
@@ -178,7 +178,7 @@ def evaluate_splits(
         row = table[everything]
         ceilings = experiment.ceilings(split)
         result[split], result["subsets"][split], result["ceilings"][split] = row, table, ceilings
-        shown = [metric for metric in experiment.headlines if metric in row]
+        shown = [metric for metric in experiment.primary_metrics if metric in row]
         print_subsets(console, f"{split}: metrics with some inputs only", table, ceilings, shown)
     return result
 

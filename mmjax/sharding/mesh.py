@@ -14,7 +14,7 @@ from absl import logging
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from mmjax.config import AtLeast
+from mmjax.config import AtLeast, Formerly
 from mmjax.errors import UserError, nearest
 
 AXES = ("slice", "data", "fsdp", "sequence", "tensor")
@@ -62,7 +62,7 @@ class MeshConfig:
         tokens for heads, which `sequence` must divide.
       attention: what computes attention: "short" or "splash" (TPU), "cudnn" (GPU) or "xla"; "auto" takes the first
         that the devices have and that can compute the case, and logs why it could not take any.
-      patience: seconds that a process may be silent before the others give it up and stop.
+      heartbeat_timeout: seconds that a process may be silent before the others give it up and stop.
       stall: seconds that a process may lag behind the step of the others before they stop.
     """
 
@@ -74,7 +74,7 @@ class MeshConfig:
     rules: tuple[Rule, ...] = ()
     sequence_attention: Literal["ring", "all_to_all"] = "ring"
     attention: Literal["auto", "short", "splash", "cudnn", "xla"] = "auto"
-    patience: Annotated[float, AtLeast(1)] = 60.0
+    heartbeat_timeout: Annotated[float, AtLeast(1), Formerly("patience")] = 60.0
     stall: Annotated[float, AtLeast(1)] = 1800.0
 
     def __post_init__(self):

@@ -50,7 +50,7 @@ class Task(nnx.Module):
     """A small target with which `tests/contracts.py` tries the task; by default one with five classes."""
 
     @property
-    def headline(self) -> str:
+    def primary_metric(self) -> str:
         """The name of the metric that tables show first."""
         return "loss"
 
@@ -67,7 +67,7 @@ class Task(nnx.Module):
     def metrics(self, features: Any, batch: Batch) -> States:
         raise NotImplementedError
 
-    def answers(self, features: Any) -> list[dict[str, Any]] | None:
+    def predictions(self, features: Any) -> list[dict[str, Any]] | None:
         """For `predict`: {"answer", "probability", "top": [{"answer", "probability"}…]} of each example, on the host.
 
         Tasks without classes give {"answer"} alone; None is for tasks that answer nothing about one example.

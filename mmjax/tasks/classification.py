@@ -62,7 +62,7 @@ class Classification(Task):
         self.head = Linear(width, len(self.classes), rngs=rngs, scale=0.1)
 
     @property
-    def headline(self) -> str:
+    def primary_metric(self) -> str:
         return "accuracy"
 
     def weights(self, batch: Batch) -> jax.Array:
@@ -85,20 +85,20 @@ class Classification(Task):
 
     def metrics(self, features: jax.Array, batch: Batch) -> States:
         weights = self.weights(batch)
-        answers, labels = features.argmax(axis=-1), self._soft(batch).argmax(axis=-1)
+        predictions, labels = features.argmax(axis=-1), self._soft(batch).argmax(axis=-1)
         return {
-            "accuracy": Ratio.of((answers == labels).astype(jnp.float32), weights),
-            "by_class": ClassCounts.of(answers, labels, weights, len(self.classes)),
+            "accuracy": Ratio.of((predictions == labels).astype(jnp.float32), weights),
+            "by_class": ClassCounts.of(predictions, labels, weights, len(self.classes)),
         }
 
-    def answers(self, features: jax.Array) -> list[dict[str, Any]]:
+    def predictions(self, features: jax.Array) -> list[dict[str, Any]]:
         """The most probable class, with the five most probable ones under "top"."""
-        answers = []
+        predictions = []
         for row in np.asarray(jax.nn.softmax(features, axis=-1)):
             best = np.argsort(-row, kind="stable")[:5]
             top = [{"answer": self.classes[number], "probability": float(row[number])} for number in best]
-            answers.append({**top[0], "top": top})
-        return answers
+            predictions.append({**top[0], "top": top})
+        return predictions
 
     def chance(self, batch_size: int) -> float:
         return math.log(len(self.classes))

@@ -96,7 +96,7 @@ class Contrastive(Task):
         self.bias = parameter(jnp.array([config.bias]), "none") if config.loss == "sigmoid" else None
 
     @property
-    def headline(self) -> str:
+    def primary_metric(self) -> str:
         return f"recall@{self.config.recall_at[0]}" if self.config.recall_at else "loss"
 
     def weights(self, batch: Batch) -> jax.Array:

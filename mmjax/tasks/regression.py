@@ -59,7 +59,7 @@ class Regression(Task):
     metrics are in the target's own unit.
     """
 
-    example: ClassVar[TargetSpec | None] = TargetSpec((), "float32", mean=3.0, deviation=2.0)
+    example: ClassVar[TargetSpec | None] = TargetSpec((), "float32", mean=3.0, std=2.0)
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(TaskConfig):
@@ -87,12 +87,12 @@ class Regression(Task):
         spec = targets[self.target]
         if spec.shape or spec.dtype != "float32":
             raise UserError(where, f"{self.target!r} is not one float32 number", "choose a target that is")
-        self.mean, self.deviation = spec.mean, spec.deviation
+        self.mean, self.std = spec.mean, spec.std
         self.norm = LayerNorm(widths[config.reads])
         self.head = Linear(widths[config.reads], 1, rngs=rngs)
 
     @property
-    def headline(self) -> str:
+    def primary_metric(self) -> str:
         return "root_mean_square_error"
 
     def weights(self, batch: Batch) -> jax.Array:
@@ -103,7 +103,7 @@ class Regression(Task):
         return self.head(self.norm(mean_pool(outputs[self.config.reads])))[:, 0]
 
     def _errors(self, features: jax.Array, batch: Batch) -> jax.Array:
-        return features - (batch.targets[self.target].values - self.mean) / self.deviation
+        return features - (batch.targets[self.target].values - self.mean) / self.std
 
     def losses(self, features: jax.Array, batch: Batch) -> jax.Array:
         errors, delta = self._errors(features, batch), self.config.delta
@@ -113,14 +113,14 @@ class Regression(Task):
         return jnp.where(size <= delta, 0.5 * errors * errors, delta * (size - 0.5 * delta))
 
     def metrics(self, features: jax.Array, batch: Batch) -> States:
-        weights, errors = self.weights(batch), self._errors(features, batch) * self.deviation
+        weights, errors = self.weights(batch), self._errors(features, batch) * self.std
         return {
             "mean_absolute_error": Ratio.of(jnp.abs(errors), weights),
             "errors": Errors.of(errors, batch.targets[self.target].values - self.mean, weights),
         }
 
-    def answers(self, features: jax.Array) -> list[dict[str, Any]]:
-        return [{"answer": float(value) * self.deviation + self.mean} for value in np.asarray(features)]
+    def predictions(self, features: jax.Array) -> list[dict[str, Any]]:
+        return [{"answer": float(value) * self.std + self.mean} for value in np.asarray(features)]
 
     def chance(self, batch_size: int) -> float:
         """Of always answering the mean, of targets without outliers."""

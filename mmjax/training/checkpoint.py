@@ -6,14 +6,14 @@ import dataclasses
 import pathlib
 import signal
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from mmjax.config import Count
+from mmjax.config import Count, Formerly
 from mmjax.errors import UserError
 from mmjax.training.loop import Hook, Loop
 from mmjax.training.state import TrainState
@@ -27,13 +27,13 @@ class CheckpointConfig:
       every: data steps from one checkpoint to the next; the last step is saved always.
       keep: how many of the newest stay.
       best: a metric of the validation split, like "answer/accuracy"; the checkpoint where it was best stays as well.
-      best_is: whether the largest or the smallest value is best.
+      mode: whether the largest or the smallest value is best.
     """
 
     every: Count = 1000
     keep: Count = 2
     best: str | None = None
-    best_is: Literal["max", "min"] = "max"
+    mode: Annotated[Literal["max", "min"], Formerly("best_is")] = "max"
 
 
 class Checkpoints:
@@ -50,7 +50,7 @@ class Checkpoints:
             keep.append(
                 checkpoint_managers.BestN(
                     get_metric_fn=lambda metrics: metrics[config.best],
-                    reverse=config.best_is == "min",
+                    reverse=config.mode == "min",
                     n=1,
                     keep_checkpoints_without_metrics=False,
                 )
@@ -64,7 +64,7 @@ class Checkpoints:
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
                 # Without it Orbax leaves the metrics out of the checkpoint.
                 best_fn=(lambda metrics: metrics[config.best]) if config.best else None,
-                best_mode=config.best_is,
+                best_mode=config.mode,
                 save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
                 read_only=read_only,
                 create=not read_only,
@@ -87,7 +87,7 @@ class Checkpoints:
             metrics = self.manager.metrics(step)
             if metrics:
                 found[step] = metrics[self.config.best]
-        sign = 1 if self.config.best_is == "max" else -1
+        sign = 1 if self.config.mode == "max" else -1
         return max(found, key=lambda step: sign * found[step]) if found else None
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:

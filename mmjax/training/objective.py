@@ -1,6 +1,6 @@
 """The objective: L = sum over tasks of w_i(step) * (sum of losses / sum of weights), in parts that estimators can use.
 
-The sums of weights, `totals`, are counted over the whole batch before any microbatch is looked at: the mean of
+The sums of weights, `weight_sums`, are counted over the whole batch before any microbatch is looked at: the mean of
 the means of microbatches is another number as soon as examples are missing.
 """
 
@@ -42,7 +42,7 @@ class Objective:
     """
 
     graph: Any
-    factors: Mapping[str, Schedule]
+    task_weights: Mapping[str, Schedule]
     seed: int
     coupled: frozenset[str] = frozenset()
     layout: MeshConfig = MeshConfig()
@@ -55,36 +55,36 @@ class Objective:
         """What a training step makes of its batch before any of it is cut off: here nothing."""
         return batch
 
-    def totals(self, parameters: Parameters, batch: Batch) -> dict[str, jax.Array]:
+    def weight_sums(self, parameters: Parameters, batch: Batch) -> dict[str, jax.Array]:
         """{task: the sum of its weights over the batch}."""
         tasks = self.model(parameters).tasks
         batch = batch.zero_absent()
-        return {name: tasks[name].weights(batch).sum(dtype=jnp.float32) for name in self.factors}
+        return {name: tasks[name].weights(batch).sum(dtype=jnp.float32) for name in self.task_weights}
 
     def features(self, parameters: Parameters, batch: Batch, train: bool = True) -> dict[str, Any]:
         """{task: what its head makes of each example}, with dropout if `train`."""
-        random = Randomness.make(self.seed, batch.step, batch.ids) if train else None
+        rng = Randomness.make(self.seed, batch.step, batch.ids) if train else None
         with laid_out(self.layout):
-            return self.model(parameters).features(batch, random)
+            return self.model(parameters).features(batch, rng)
 
     def loss(
         self,
         parameters: Parameters,
         features: Mapping[str, Any],
         batch: Batch,
-        totals: Mapping[str, jax.Array],
+        weight_sums: Mapping[str, jax.Array],
         names: Collection[str] | None = None,
     ) -> tuple[jax.Array, States]:
         """The part of the named tasks (default: all) and of these examples in the loss, and the metrics' states."""
         tasks = self.model(parameters).tasks
         batch = batch.zero_absent()
         loss, states = jnp.zeros(()), {}
-        for name in self.factors if names is None else names:
-            weights, total = tasks[name].weights(batch), totals[name]
+        for name in self.task_weights if names is None else names:
+            weights, total = tasks[name].weights(batch), weight_sums[name]
             with laid_out(self.layout):
                 summed = (tasks[name].losses(features[name], batch) * weights).sum()
                 metrics = tasks[name].metrics(features[name], batch)
-            factor = self.factors[name](batch.step)
+            factor = self.task_weights[name](batch.step)
             # A task without any example adds 0, whatever its sum is.
             loss += factor * jnp.where(total > 0, summed / jnp.where(total > 0, total, 1.0), 0.0)
             states[f"{name}/loss"] = Ratio(summed, weights.sum(dtype=jnp.float32))
@@ -95,7 +95,7 @@ class Objective:
     def __call__(self, parameters: Parameters, batch: Batch, train: bool = True) -> tuple[jax.Array, States]:
         """The loss of a whole batch and the metrics' states, "loss" among them."""
         features = self.features(parameters, batch, train)
-        loss, states = self.loss(parameters, features, batch, self.totals(parameters, batch))
+        loss, states = self.loss(parameters, features, batch, self.weight_sums(parameters, batch))
         return loss, {**states, "loss": Ratio(jax.lax.stop_gradient(loss), jnp.ones(()))}
 
 
@@ -117,14 +117,14 @@ class Wrapper(Objective):
     def prepare(self, batch):
         return self.inner.prepare(batch)
 
-    def totals(self, parameters, batch):
-        return self.inner.totals(parameters, batch)
+    def weight_sums(self, parameters, batch):
+        return self.inner.weight_sums(parameters, batch)
 
     def features(self, parameters, batch, train=True):
         return self.inner.features(parameters, batch, train)
 
-    def loss(self, parameters, features, batch, totals, names=None):
-        return self.inner.loss(parameters, features, batch, totals, names)
+    def loss(self, parameters, features, batch, weight_sums, names=None):
+        return self.inner.loss(parameters, features, batch, weight_sums, names)
 
 
 def refuse_packed(objective: Objective, technique: str) -> None:

@@ -18,7 +18,7 @@ class TrainState:
     Attributes:
       parameters: nested dict of float32 arrays.
       optimizer: the state of the Optax optimiser.
-      average: exponential moving average of the parameters, or {} if the run keeps none.
+      ema: exponential moving average of the parameters, or {} if the run keeps none.
       step: [] int32, updates made.
       data_step: [] int32, batches seen; larger than `step` where updates were skipped.
       window: states of the metrics since the last log, so that a resumed run logs the same rows.
@@ -26,7 +26,7 @@ class TrainState:
 
     parameters: Any
     optimizer: Any
-    average: Any
+    ema: Any
     step: Any
     data_step: Any
     window: Any
@@ -34,7 +34,7 @@ class TrainState:
     @property
     def evaluated(self) -> Any:
         """The parameters that evaluation uses: the average if there is one."""
-        return self.average if self.average else self.parameters
+        return self.ema if self.ema else self.parameters
 
 
 def parameters_hash(parameters: Any) -> str:

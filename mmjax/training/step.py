@@ -28,14 +28,14 @@ class Trainer:
 
     Attributes:
       estimator: makes gradients and metrics from objective, parameters and batch.
-      average: decay of the moving average of the parameters, or None.
+      ema: decay of the moving average of the parameters, or None.
       log_every: the metrics' window starts anew after so many data steps.
     """
 
     objective: Objective
     estimator: Estimator
     optimizer: optax.GradientTransformation
-    average: float | None = None
+    ema: float | None = None
     log_every: int = 1
 
     def init(self, parameters: Parameters, batch: Batch) -> TrainState:
@@ -44,7 +44,7 @@ class Trainer:
         return TrainState(
             parameters=parameters,
             optimizer=self.optimizer.init(parameters),
-            average=jax.tree.map(jnp.copy, parameters) if self.average else {},
+            ema=jax.tree.map(jnp.copy, parameters) if self.ema else {},
             step=jnp.zeros((), jnp.int32),
             data_step=jnp.zeros((), jnp.int32),
             window=jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), states),
@@ -72,18 +72,18 @@ class Trainer:
         finite = states["optimizer/skipped"].total == 0
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
-        average = {}
-        if self.average:
+        ema = {}
+        if self.ema:
             # The first steps count more, so that the random start is soon forgotten.
-            decay = jnp.minimum(self.average, (1.0 + state.step) / (10.0 + state.step))
-            average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), state.average, parameters)
+            decay = jnp.minimum(self.ema, (1.0 + state.step) / (10.0 + state.step))
+            ema = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), state.ema, parameters)
         fresh = state.data_step % self.log_every == 0
         window = jax.tree.map(lambda old: jnp.where(fresh, jnp.zeros_like(old), old), state.window)
         # The guard stands here because a hook would come after the old state was donated.
-        new = (parameters, optimizer, average, state.step + 1)
-        old = (state.parameters, state.optimizer, state.average, state.step)
-        parameters, optimizer, average, step = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        return TrainState(parameters, optimizer, average, step, state.data_step + 1, merge(window, states))
+        new = (parameters, optimizer, ema, state.step + 1)
+        old = (state.parameters, state.optimizer, state.ema, state.step)
+        parameters, optimizer, ema, step = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        return TrainState(parameters, optimizer, ema, step, state.data_step + 1, merge(window, states))
 
 
 def state_shardings(mesh: Mesh, trainer: Trainer, variables: nnx.State, shapes: TrainState) -> TrainState:
@@ -112,7 +112,7 @@ def state_shardings(mesh: Mesh, trainer: Trainer, variables: nnx.State, shapes: 
     return TrainState(
         parameters=of_parameters,
         optimizer=optimizer,
-        average=of_parameters if trainer.average else {},
+        ema=of_parameters if trainer.ema else {},
         step=whole,
         data_step=whole,
         window=jax.tree.map(lambda _: whole, shapes.window),

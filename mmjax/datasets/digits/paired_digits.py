@@ -11,11 +11,11 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from mmjax.config import Rate
+from mmjax.config import Formerly, Rate
 from mmjax.data.dataset import Record, check_split, dropped
 from mmjax.datasets import cache
 from mmjax.datasets.digits import arithmetic, speech
@@ -79,13 +79,13 @@ class PairedConfig:
     Attributes:
       task: "arithmetic" (targets answer, image_digit, audio_digit, operation) or "matched" (target digit).
       cache: where to keep the prepared records; by default $MMJAX_CACHE, or else ~/.cache/mmjax.
-      missing: {input or target: the fraction of training examples that lack it}, always the same examples; no example
-        loses all of its inputs. The other splits stay whole.
+      missing_fraction: {input or target: the fraction of training examples that lack it}, always the same examples;
+        no example loses all of its inputs. The other splits stay whole.
     """
 
     task: Literal["arithmetic", "matched"] = "arithmetic"
     cache: str = ""
-    missing: dict[str, Rate] = dataclasses.field(default_factory=dict)
+    missing_fraction: Annotated[dict[str, Rate], Formerly("missing")] = dataclasses.field(default_factory=dict)
 
 
 class PairedDigits:
@@ -98,9 +98,11 @@ class PairedDigits:
     def __init__(self, config: Any):
         self.config = config
         known = [*self.inputs, *self.targets]
-        for name in config.missing:
+        for name in config.missing_fraction:
             if name not in known:
-                raise UserError(f"data.missing.{name}", f"there is no input or target {name!r}", nearest(name, known))
+                raise UserError(
+                    f"data.missing_fraction.{name}", f"there is no input or target {name!r}", nearest(name, known)
+                )
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -126,8 +128,8 @@ class PairedDigits:
     def source(self, split: str) -> PairedSource:
         """The records of a split."""
         check_split(split, self.splits)
-        missing = self.config.missing if split == "train" else {}
-        return PairedSource(self.prepare(), split, tuple(self.targets), missing)
+        missing_fraction = self.config.missing_fraction if split == "train" else {}
+        return PairedSource(self.prepare(), split, tuple(self.targets), missing_fraction)
 
     def ceilings(self, split: str) -> dict[str, dict[str, float]]:
         """The best accuracy that each subset of the inputs allows, where no example lacks any.
@@ -169,14 +171,16 @@ class PairedSource:
       folder: what `prepare` returned.
       split: the split's name.
       targets: the names of the targets.
-      missing: {input or target: fraction of examples that lack it}.
+      missing_fraction: {input or target: fraction of examples that lack it}.
     """
 
-    def __init__(self, folder: pathlib.Path, split: str, targets: Collection[str], missing: Mapping[str, float]):
+    def __init__(
+        self, folder: pathlib.Path, split: str, targets: Collection[str], missing_fraction: Mapping[str, float]
+    ):
         self._folder, self._split = folder, split
         self._targets = targets
-        self._missing_inputs = {name: rate for name, rate in missing.items() if name in INPUTS}
-        self._missing_targets = {name: rate for name, rate in missing.items() if name not in INPUTS}
+        self._missing_inputs = {name: rate for name, rate in missing_fraction.items() if name in INPUTS}
+        self._missing_targets = {name: rate for name, rate in missing_fraction.items() if name not in INPUTS}
         self._opened: Any = None
 
     def __getstate__(self) -> dict[str, Any]:

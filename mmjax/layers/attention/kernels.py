@@ -24,7 +24,7 @@ TILE = 128
 """Rows of a tile of the Pallas kernel for long sequences."""
 
 
-def see(
+def same_segment(
     query_segments: Int[Array, "batch queries"], key_segments: Int[Array, "batch keys"]
 ) -> Bool[Array, "batch queries keys"]:
     """Which keys each query sees."""
@@ -34,7 +34,7 @@ def see(
 def with_xla(query, key, value, query_segments, key_segments):
     """The definition, with a float32 softmax; holds all logits of a layer."""
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    visible = see(query_segments, key_segments)[:, None]
+    visible = same_segment(query_segments, key_segments)[:, None]
     weights = masked_softmax(logits * query.shape[-1] ** -0.5, visible)
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
 
@@ -76,7 +76,7 @@ def with_cudnn(query, key, value, query_segments, key_segments):
     Its backward pass returns NaN for a query whose row of the mask is all False, so such queries see every key, and
     their output is zeroed afterwards, which makes their gradients 0, too.
     """
-    visible = see(query_segments, key_segments)
+    visible = same_segment(query_segments, key_segments)
     mask = visible | ~visible.any(axis=-1, keepdims=True)
     mixed = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], implementation="cudnn")
     return _only_seeing(mixed, query_segments, key_segments)
@@ -84,7 +84,7 @@ def with_cudnn(query, key, value, query_segments, key_segments):
 
 def _only_seeing(mixed, query_segments, key_segments):
     """Kernels give a query that sees nothing the mean of all values."""
-    seeing = see(query_segments, key_segments).any(axis=-1)
+    seeing = same_segment(query_segments, key_segments).any(axis=-1)
     return jnp.where(seeing[:, :, None, None], mixed, 0)
 
 

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mmjax.layers.attention.attend import attend, visible_segments
-from mmjax.layers.attention.kernels import see
+from mmjax.layers.attention.kernels import same_segment
 from mmjax.layers.linear import Linear
 from mmjax.sharding import shard
 from mmjax.tokens import Tokens
@@ -45,5 +45,5 @@ class Attention(nnx.Module):
         out = self.out(mixed.reshape(*queries.values.shape[:-1], -1))
         if keys is not queries:
             # Without a visible key the result is 0, not the bias of the projection. Tokens always see themselves.
-            out = jnp.where(see(*segments).any(axis=-1, keepdims=True), out, 0)
+            out = jnp.where(same_segment(*segments).any(axis=-1, keepdims=True), out, 0)
         return shard(out, "batch", "tokens", "width")

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmjax.layers.attention.kernels import see
+from mmjax.layers.attention.kernels import same_segment
 from mmjax.layers.attention.softmax import NEVER
 from mmjax.sharding import pieces_of, ring
 
@@ -35,7 +35,7 @@ def ring_attention(axes: tuple[str, ...], query, key, value, query_segments, key
 
 
 def _logits(query, query_segments, visitor):
-    visible = see(query_segments, visitor["segments"])[:, None]
+    visible = same_segment(query_segments, visitor["segments"])[:, None]
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, visitor["key"], preferred_element_type=jnp.float32)
     return jnp.where(visible, logits * query.shape[-1] ** -0.5, NEVER), visible
 

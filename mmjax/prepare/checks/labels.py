@@ -25,7 +25,7 @@ import numpy as np
 
 from mmjax.data.draws import draws
 from mmjax.prepare.examined import Examined, Finding
-from mmjax.prepare.left_out import LeftOut
+from mmjax.prepare.leave_one_out import LeaveOneOutRidge
 
 # Fewer rows of a class tell nothing about it; more rows than the second are judged in parts.
 _FEWEST = 10
@@ -126,13 +126,13 @@ def suspicions(
       labels: int [rows], each less than `classes`.
     """
     targets = np.eye(classes)[labels]
-    inputs = [(there, LeftOut(values)) for there, values in features]
+    inputs = [(there, LeaveOneOutRidge(values)) for there, values in features]
     teaches = np.ones(len(labels), bool)
     for _ in range(_ROUNDS):
         evidence = np.zeros((len(inputs), len(labels), classes))
-        for at, (there, left_out) in enumerate(inputs):
+        for at, (there, leave_one_out) in enumerate(inputs):
             if teaches[there].any():
-                evidence[at, there] = left_out.predict(targets[there], teaches[there])
+                evidence[at, there] = leave_one_out.predict(targets[there], teaches[there])
         wrong, probabilities = _judge(evidence, labels)
         certain = wrong < _DOUBTFUL
         # A class of which all is doubtful teaches as it is.

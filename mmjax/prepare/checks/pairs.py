@@ -14,7 +14,7 @@ import numpy as np
 
 from mmjax.prepare.checks.labels import Labelled, labelled, suspicions
 from mmjax.prepare.examined import Examined, Finding
-from mmjax.prepare.left_out import LeftOut
+from mmjax.prepare.leave_one_out import LeaveOneOutRidge
 
 CHECK = "misaligned"
 
@@ -123,7 +123,7 @@ def corrected(
     everyone = np.ones(len(one), bool)
 
     def expected(features: np.ndarray, partners: np.ndarray) -> np.ndarray:
-        values = LeftOut(features).predict(partners.astype(np.float64), everyone)
+        values = LeaveOneOutRidge(features).predict(partners.astype(np.float64), everyone)
         return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
 
     pairs = [(expected(features, other), other) for features in (one, one_known) if features is not None]

@@ -183,7 +183,7 @@ class Kind:
             if len(values)
         }
 
-    def facts(self, summary: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def dataset_options(self, summary: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Options of the modality of this name that the data decides; `numbers` are those of the training split."""
         return {}
 

@@ -31,7 +31,7 @@ class NumberKind(Kind):
     def measure(self, raw: float) -> dict[str, float | int | str]:
         return {"value": raw, "bytes": 8}
 
-    def facts(self, summary: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
+    def dataset_options(self, summary: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
         """Mean and deviation of the training split, by which a regression standardises."""
         found = standard(numbers.get("value", np.zeros(0)))
         return {} if found is None else dict(zip(("mean", "deviation"), found, strict=True))

@@ -137,7 +137,7 @@ class PointsKind(Kind):
     def placeholder(self, summary: Mapping[str, Any]) -> np.ndarray:
         return np.full((1, 3 + _features(summary)), np.nan, np.float32)
 
-    def facts(self, summary: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def dataset_options(self, summary: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Features, and the mean and deviation of each over all points of the training split."""
         means, deviations = [], []
         for number in range(_features(summary)):
@@ -146,7 +146,7 @@ class PointsKind(Kind):
             mean, deviation = pooled(counts, *spread)
             means.append(mean)
             deviations.append(deviation)
-        return {"features": len(means), "means": means, "deviations": deviations}
+        return {"features": len(means), "mean": means, "std": deviations}
 
     def show(self, raw: np.ndarray) -> str:
         kept = _finite(raw)

@@ -127,7 +127,7 @@ class SeriesKind(Kind):
     def placeholder(self, summary: Mapping[str, Any]) -> np.ndarray:
         return np.full((1, _channels(summary)), np.nan, np.float32)
 
-    def facts(self, summary: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def dataset_options(self, summary: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Channels, and the mean and deviation of each over all values of the training split."""
         found = []
         for channel in range(_channels(summary)):
@@ -135,7 +135,7 @@ class SeriesKind(Kind):
             spread = [numbers.get(f"channel_{channel}/{name}", np.zeros_like(counts)) for name in ("mean", "std")]
             found.append(pooled(counts, *spread))
         means, deviations = zip(*found, strict=True)
-        return {"channels": len(found), "means": list(means), "deviations": list(deviations)}
+        return {"channels": len(found), "mean": list(means), "std": list(deviations)}
 
     def show(self, raw: np.ndarray) -> str:
         return "".join(_curve(channel) for channel in raw.T[:_SHOWN_CHANNELS])

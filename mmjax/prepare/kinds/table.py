@@ -121,14 +121,14 @@ class TableKind(Kind):
                 categories[name] = ordered({name_of(number) for number in cells[~np.isnan(cells)]})
         return {"columns": columns, "categories": categories}
 
-    def facts(self, summary: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def dataset_options(self, summary: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Options of the modality; `numbers` are those of the training split."""
         means, deviations = {}, {}
         for name in summary["columns"]:
             found = standard(numbers.get(_CELL + name, np.zeros(0)))
             if name not in summary["categories"] and found is not None:
                 means[name], deviations[name] = found
-        return {**summary, "means": means, "deviations": deviations}
+        return {**summary, "mean": means, "std": deviations}
 
     def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         return tfds.features.Tensor(shape=(len(summary["columns"]),), dtype=np.float32, encoding="bytes")

@@ -38,9 +38,9 @@ class Accumulated:
         self.microbatches = config.microbatches
 
     def __call__(self, objective: Objective, parameters: Parameters, batch: Batch) -> tuple[Parameters, States]:
-        totals = objective.totals(parameters, batch)
+        weight_sums = objective.weight_sums(parameters, batch)
         coupled = sorted(objective.coupled)
-        single = [name for name in objective.factors if name not in objective.coupled]
+        single = [name for name in objective.task_weights if name not in objective.coupled]
         parts = self._cut(batch, batch.rows)
         gradients = jax.tree.map(jnp.zeros_like, parameters)
         loss = jnp.zeros(())
@@ -54,7 +54,7 @@ class Accumulated:
 
             features = self._join(jax.lax.map(forward, parts), batch.rows)
             (loss, states), (gradients, pull) = jax.value_and_grad(
-                lambda parameters, features: objective.loss(parameters, features, batch, totals, coupled),
+                lambda parameters, features: objective.loss(parameters, features, batch, weight_sums, coupled),
                 argnums=(0, 1),
                 has_aux=True,
             )(parameters, features)
@@ -63,7 +63,7 @@ class Accumulated:
         def one(part, pull):
             def partial(parameters):
                 features = objective.features(parameters, part)
-                loss, states = objective.loss(parameters, features, part, totals, single)
+                loss, states = objective.loss(parameters, features, part, weight_sums, single)
                 pulled = jax.tree.map(jnp.vdot, {name: features[name] for name in coupled}, pull)
                 return loss + sum(jax.tree.leaves(pulled)), (loss, states)
 

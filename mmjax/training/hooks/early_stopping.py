@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from mmjax.config import Count
+from mmjax.config import Count, Formerly
 from mmjax.errors import UserError
 from mmjax.training.loop import Hook, Loop
 
@@ -24,14 +24,14 @@ class EarlyStopping(Hook):
         Attributes:
           metric: of the validation split, for example "answer/accuracy".
           patience: evaluations in a row without a new best value.
-          best_is: whether the largest or the smallest value is best.
-          least: the smallest change that counts.
+          mode: whether the largest or the smallest value is best.
+          min_delta: the smallest change that counts.
         """
 
         metric: str
         patience: Count = 5
-        best_is: Literal["max", "min"] = "max"
-        least: float = 0.0
+        mode: Annotated[Literal["max", "min"], Formerly("best_is")] = "max"
+        min_delta: Annotated[float, Formerly("least")] = 0.0
 
     def __init__(self, config: Config, history: list[dict]):
         self.config, self.history = config, history
@@ -46,8 +46,8 @@ class EarlyStopping(Hook):
             )
         # The log writes what is not finite as null; neither is an improvement.
         measured = row[self.config.metric]
-        value = (math.nan if measured is None else measured) * (1 if self.config.best_is == "max" else -1)
-        if value > self.best + self.config.least:
+        value = (math.nan if measured is None else measured) * (1 if self.config.mode == "max" else -1)
+        if value > self.best + self.config.min_delta:
             self.best, self.waited = value, 0
         else:
             self.waited += 1

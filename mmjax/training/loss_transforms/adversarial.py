@@ -62,9 +62,9 @@ class _Moved(Wrapper):
         def hardness(values):
             # Each example's direction is its own: sums over examples do not mix them, unless a task couples them.
             features = self.inner.features(parameters, moved(values), train)
-            names = [name for name in self.factors if name not in self.coupled]
-            totals = {name: jnp.ones(()) for name in names}
-            return self.inner.loss(parameters, features, batch, totals, names)[0], features
+            names = [name for name in self.task_weights if name not in self.coupled]
+            weight_sums = {name: jnp.ones(()) for name in names}
+            return self.inner.loss(parameters, features, batch, weight_sums, names)[0], features
 
         gradients, clean = jax.grad(hardness, has_aux=True)(floating)
         steps = {
@@ -75,8 +75,8 @@ class _Moved(Wrapper):
         hard = self.inner.features(parameters, moved(values), train)
         return {name: (clean[name], hard[name]) for name in clean}
 
-    def loss(self, parameters, features, batch, totals, names=None) -> tuple[jax.Array, States]:
+    def loss(self, parameters, features, batch, weight_sums, names=None) -> tuple[jax.Array, States]:
         """The mixture; the metrics are those of the examples as they are."""
-        clean, states = self.inner.loss(parameters, {k: v[0] for k, v in features.items()}, batch, totals, names)
-        hard, _ = self.inner.loss(parameters, {k: v[1] for k, v in features.items()}, batch, totals, names)
+        clean, states = self.inner.loss(parameters, {k: v[0] for k, v in features.items()}, batch, weight_sums, names)
+        hard, _ = self.inner.loss(parameters, {k: v[1] for k, v in features.items()}, batch, weight_sums, names)
         return (1 - self.config.share) * clean + self.config.share * hard, states

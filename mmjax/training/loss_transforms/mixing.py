@@ -60,7 +60,7 @@ class Mixup:
         return _Mixed.around(objective, config=self.config, blend=type(self).blend, mixable=mixable)
 
     @staticmethod
-    def blend(own: jax.Array, other: jax.Array, share: jax.Array, random: Randomness) -> tuple[jax.Array, jax.Array]:
+    def blend(own: jax.Array, other: jax.Array, share: jax.Array, rng: Randomness) -> tuple[jax.Array, jax.Array]:
         """(values of the blends [B, ...], the shares of `own` [B] that they have in the end)."""
         spread = share.reshape((-1,) + (1,) * (own.ndim - 1)).astype(own.dtype)
         return spread * own + (1 - spread) * other, share
@@ -72,7 +72,7 @@ class CutMix(Mixup):
     Config = Mixup.Config
 
     @staticmethod
-    def blend(own: jax.Array, other: jax.Array, share: jax.Array, random: Randomness) -> tuple[jax.Array, jax.Array]:
+    def blend(own: jax.Array, other: jax.Array, share: jax.Array, rng: Randomness) -> tuple[jax.Array, jax.Array]:
         """As `Mixup.blend`; the box covers 1 - share of the axes between the batch and the channels, rounded."""
         axes = range(1, max(2, own.ndim - 1))
         side = (1.0 - share) ** (1.0 / len(axes))
@@ -80,7 +80,7 @@ class CutMix(Mixup):
         for axis in axes:
             length = own.shape[axis]
             size = jnp.round(side * length).astype(jnp.int32)
-            draw = random.fold(axis).bits(()).astype(jnp.float32) / 2.0**32
+            draw = rng.fold_in(axis).bits(()).astype(jnp.float32) / 2.0**32
             begin = jnp.floor(draw * (length - size + 1)).astype(jnp.int32)
             place = jnp.arange(length)
             along = (place >= begin[:, None]) & (place < (begin + size)[:, None])
@@ -100,12 +100,12 @@ class _Mixed(Wrapper):
         batch = self.inner.prepare(batch).zero_absent()
         # The next example. Batches are shuffled, and of several devices only neighbours have to send one.
         partner = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0) if x.ndim else x, batch)
-        random = Randomness.make(self.seed, batch.step, batch.ids).fold("mixing")
+        rng = Randomness.make(self.seed, batch.step, batch.ids).fold_in("mixing")
         draw = jax.vmap(lambda seed: jax.random.beta(jax.random.key(seed), self.config.alpha, self.config.alpha))
-        share = draw(random.seeds).astype(jnp.float32)
+        share = draw(rng.seeds).astype(jnp.float32)
         # What one of the two lacks says nothing of its target, and neither does what cannot be blended.
         there = {name: x.present for name, x in batch.inputs.items()}
-        mixed = random.fold("rate").keep(1.0 - self.config.rate, ())
+        mixed = rng.fold_in("rate").keep(1.0 - self.config.rate, ())
         for name, present in there.items():
             mixed &= present == partner.inputs[name].present
         mixed &= jnp.stack([there[name] for name in self.mixable]).any(axis=0)
@@ -113,7 +113,7 @@ class _Mixed(Wrapper):
         inputs, total, count = dict(batch.inputs), jnp.zeros(batch.size), jnp.zeros(batch.size)
         for name in self.mixable:
             own, other = batch.inputs[name], partner.inputs[name]
-            values, found = self.blend(own.values, other.values, share, random.fold(name))
+            values, found = self.blend(own.values, other.values, share, rng.fold_in(name))
             # The mask of what can be blended is its length: the blend is as long as the longer of the two.
             both = mixed.reshape((-1,) + (1,) * (own.mask.ndim - 1))
             inputs[name] = Input(values, own.mask | (other.mask & both))
@@ -124,15 +124,15 @@ class _Mixed(Wrapper):
             targets[_PARTNER + name] = Target(target.values, target.weight * (1.0 - share))
         return dataclasses.replace(batch, inputs=inputs, targets=targets)
 
-    def totals(self, parameters: Parameters, batch: Batch) -> dict[str, jax.Array]:
-        one, other = (self.inner.totals(parameters, part) for part in _apart(batch))
+    def weight_sums(self, parameters: Parameters, batch: Batch) -> dict[str, jax.Array]:
+        one, other = (self.inner.weight_sums(parameters, part) for part in _apart(batch))
         return {name: one[name] + other[name] for name in one}
 
-    def loss(self, parameters, features, batch, totals, names=None) -> tuple[jax.Array, States]:
+    def loss(self, parameters, features, batch, weight_sums, names=None) -> tuple[jax.Array, States]:
         """Both parts; the metrics are those of the examples' own targets."""
         own, other = _apart(batch)
-        loss, states = self.inner.loss(parameters, features, own, totals, names)
-        return loss + self.inner.loss(parameters, features, other, totals, names)[0], states
+        loss, states = self.inner.loss(parameters, features, own, weight_sums, names)
+        return loss + self.inner.loss(parameters, features, other, weight_sums, names)[0], states
 
 
 def _is_mixable(spec: InputSpec) -> bool:

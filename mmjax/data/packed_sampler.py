@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.order import Order
+from mmjax.data.samplers import IndexSampler
 
 # Separates the draw of the rows' order from others that use the same seed.
 _ROWS = 0x726F77732121212B
@@ -21,7 +21,7 @@ _CHUNK = 4
 _KEPT = 2
 
 
-class Packed:
+class PackedSampler:
     """An order of slots: row r of a batch holds up to E examples, and they stand one after the other.
 
     Args:
@@ -37,7 +37,7 @@ class Packed:
 
     def __init__(
         self,
-        order: Order,
+        order: IndexSampler,
         lengths: np.ndarray,
         budgets: np.ndarray,
         slots: int,
@@ -82,7 +82,7 @@ class Packed:
         return -(-self._ends[-1] // self._rows)
 
     @property
-    def fullness(self) -> float:
+    def examples_per_row(self) -> float:
         """Examples in a row, on average over the first windows."""
         found, _ = self._chunk(0)
         return float((found >= 0).sum() / len(found))

@@ -19,7 +19,7 @@ _RIDGE = 0.5
 _JITTER = 1e-4
 
 
-class LeftOut:
+class LeaveOneOutRidge:
     """Predicts targets of rows from features of other rows.
 
     Args:

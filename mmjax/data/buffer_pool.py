@@ -15,7 +15,7 @@ import numpy as np
 _LEAST_BYTES = 2**20
 
 
-class Memory:
+class BufferPool:
     """Hands out arrays, and takes their memory back when the last array, view or device buffer that has it is gone."""
 
     def __init__(self) -> None:
@@ -38,9 +38,9 @@ class Memory:
         weakref.finalize(owner, free.append, block).atexit = False
         return np.asarray(owner).view(dtype).reshape(shape)
 
-    def __reduce__(self) -> tuple[type[Memory], tuple[()]]:
+    def __reduce__(self) -> tuple[type[BufferPool], tuple[()]]:
         # Another process has memory of its own.
-        return Memory, ()
+        return BufferPool, ()
 
 
 class _Owner:

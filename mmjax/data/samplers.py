@@ -20,18 +20,18 @@ _PLACES = 0x706C616365732121
 _CHUNK = 1024
 _ROUNDING = 1e-9
 
-Points = Sequence[tuple[float, float]]
+Breakpoints = Sequence[tuple[float, float]]
 """A weight over time: (data step, weight) in the order of steps, linear in between and constant beyond."""
 
 
-class Order(Protocol):
+class IndexSampler(Protocol):
     """What a batch holds. It can be pickled, as worker processes ask it too."""
 
     def __call__(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns, for these rows of the data step's batch, the number of the record, -1 for none, and its epoch."""
 
 
-class Once:
+class SequentialSampler:
     """Records 0, 1, … in their order, and padding after the last."""
 
     def __init__(self, size: int, batch_size: int):
@@ -42,7 +42,7 @@ class Once:
         return np.where(numbers < self._size, numbers, -1), np.zeros_like(numbers)
 
 
-class Sampled:
+class MixtureSampler:
     """Groups that are shuffled and repeated, each with its share of every batch.
 
     A group whose share is w has been given the nearest whole number to the sum of w * batch_size so far, give or take
@@ -60,7 +60,7 @@ class Sampled:
     """
 
     def __init__(
-        self, groups: Mapping[str, np.ndarray], weights: Mapping[str, Points], batch_size: int, seed: int
+        self, groups: Mapping[str, np.ndarray], weights: Mapping[str, Breakpoints], batch_size: int, seed: int
     ) -> None:
         self._names = list(groups)
         self._records = [np.asarray(numbers, np.int64) for numbers in groups.values()]
