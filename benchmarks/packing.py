@@ -70,8 +70,8 @@ def main(_) -> None:
         config = PackingConfig(slots=SLOTS.value, budgets={n: budgets[n] for n in names}, window=WINDOW.value)
         packing = Packing(config, {name: modalities[name] for name in names})
         start = time.perf_counter()
-        rooms = packing.rooms(Sizes(EXAMPLES.value), "train", EXAMPLES.value)  # type: ignore[arg-type]
-        order = packing.order(stream, rooms, 16 * SLOTS.value, seed=0, windows=EXAMPLES.value // WINDOW.value)
+        planned_lengths = packing.planned_lengths(Sizes(EXAMPLES.value), "train", EXAMPLES.value)  # type: ignore[arg-type]
+        order = packing.order(stream, planned_lengths, 16 * SLOTS.value, seed=0, windows=EXAMPLES.value // WINDOW.value)
         steps = order.steps
         seconds = time.perf_counter() - start
         # Of a tenth of the epoch, whole steps.
@@ -79,11 +79,14 @@ def main(_) -> None:
         seen = seen[seen >= 0]
         rows = 16 * max(1, steps // 10)
         print("useful tokens".ljust(28), *(f"{name:>10}" for name in names))
-        shares = [rooms[name][seen].sum() / (rows * budgets[name]) for name in names]
+        shares = [planned_lengths[name][seen].sum() / (rows * budgets[name]) for name in names]
         print("packed".ljust(28), *(f"{share:10.1%}" for share in shares))
-        shares = [bucketed(rooms[name], rooms[names[0]], BUCKETS.value) for name in names]
+        shares = [bucketed(planned_lengths[name], planned_lengths[names[0]], BUCKETS.value) for name in names]
         print(f"{BUCKETS.value} buckets by {names[0]}s".ljust(28), *(f"{share:10.1%}" for share in shares))
-        print("padded to the largest".ljust(28), *(f"{rooms[name].mean() / rooms[name].max():10.1%}" for name in names))
+        print(
+            "padded to the largest".ljust(28),
+            *(f"{planned_lengths[name].mean() / planned_lengths[name].max():10.1%}" for name in names),
+        )
         print(f"  {len(seen) / rows:.1f} examples in a row, plan of {EXAMPLES.value:,} examples in {seconds:.1f} s\n")
     start = time.perf_counter()
     for step in range(EXAMPLES.value // WINDOW.value // 10):

@@ -43,14 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(words: list[str]) -> int:
-    if not words or words[0] in ("help", "-h", "-help", "--help"):
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("help", "-h", "-help", "--help"):
         print(_overview())
         return 0
-    if words[0] == "--version":
+    if argv[0] == "--version":
         print(f"mmjax {__version__}")
         return 0
-    name, words = words[0], words[1:]
+    name, argv = argv[0], argv[1:]
     if name.startswith("-"):
         raise UserError(f"mmjax {name}", "flags come after the command", "write mmjax COMMAND --flags")
     if name not in COMMANDS:
@@ -59,14 +59,14 @@ def _run(words: list[str]) -> int:
     command = importlib.import_module(COMMANDS[name][0])
     flags = absl_flags.FlagValues()
     command.define_flags(flags)
-    before_dashes = words[: words.index("--")] if "--" in words else words
+    before_dashes = argv[: argv.index("--")] if "--" in argv else argv
     asks_help = bool({"-h", "-help", "--help"} & set(before_dashes))
     if hasattr(command, "define_more_flags"):
-        command.define_more_flags(flags, words, asks_help)
+        command.define_more_flags(flags, argv, asks_help)
     if asks_help:
         print(_help(name, command, flags))
         return 0
-    arguments = _parse(name, flags, words)
+    arguments = _parse(name, flags, argv)
     if arguments and not hasattr(command, "ARGUMENTS"):
         where = f"mmjax {name} {arguments[0]}"
         raise UserError(where, f"unexpected {arguments[0]!r}", "flags are written --name=value")
@@ -75,12 +75,12 @@ def _run(words: list[str]) -> int:
     return command.run(flags, arguments) or 0
 
 
-def _parse(name: str, flags: absl_flags.FlagValues, words: list[str]) -> list[str]:
+def _parse(name: str, flags: absl_flags.FlagValues, argv: list[str]) -> list[str]:
     """Parses the words after the command into `flags`; returns those that are no flags."""
     see = f"`mmjax {name} --help` shows the flags"
     try:
-        with _argv(["mmjax", *words]):
-            return flags(["mmjax", *words])[1:]
+        with _argv(["mmjax", *argv]):
+            return flags(["mmjax", *argv])[1:]
     except absl_flags.UnrecognizedFlagError as error:
         where = f"--{error.flagname}"
         section = error.flagname.partition(".")[0].removeprefix("no")

@@ -22,13 +22,13 @@ from mmjax.prepare.runners import Local
 def test_a_row_is_predicted_as_if_it_had_not_been_there():
     draws = np.random.default_rng(0)
     features, targets = draws.normal(size=(40, 3)).astype(np.float32), draws.normal(size=(40, 2))
-    teaches = draws.uniform(size=40) < 0.8
-    found = LeaveOneOutRidge(features).predict(targets, teaches)
+    train_mask = draws.uniform(size=40) < 0.8
+    found = LeaveOneOutRidge(features).predict(targets, train_mask)
     scaled = (features - features.mean(axis=0)).astype(np.float64) / np.sqrt(features.var(axis=0).sum())
     kernel = np.exp(-np.square(scaled[:, None] - scaled).sum(axis=2))
-    mean = targets[teaches].mean(axis=0)
+    mean = targets[train_mask].mean(axis=0)
     for row in range(40):
-        others = np.flatnonzero(teaches & (np.arange(40) != row))
+        others = np.flatnonzero(train_mask & (np.arange(40) != row))
         among = kernel[np.ix_(others, others)] + leave_one_out._RIDGE * np.eye(len(others))
         expected = mean + kernel[row, others] @ np.linalg.solve(among, targets[others] - mean)
         np.testing.assert_allclose(found[row], expected, atol=2e-3)
@@ -55,7 +55,7 @@ def classes_of(rows: int, seed: int = 0) -> tuple[np.random.Generator, np.ndarra
 
 @pytest.mark.parametrize("share", [0.03, 0.2])
 def test_wrong_labels_are_suspected_and_right_ones_are_not(share):
-    draws, truth, telling = classes_of(300)
+    draws, truth, distinctive = classes_of(300)
     wrong = draws.choice(300, int(300 * share), replace=False)
     labels = truth.copy()
     labels[wrong] = (truth[wrong] + draws.integers(1, 3, len(wrong))) % 3
@@ -64,7 +64,7 @@ def test_wrong_labels_are_suspected_and_right_ones_are_not(share):
     everywhere = np.ones(300, bool)
     noise = draws.normal(size=(300, 8))
     other = (draws.normal(size=(300, 4)) + 5 * np.eye(4)[truth])[there]
-    found, probabilities = suspicions([(everywhere, noise), (everywhere, telling), (there, other)], labels, 3)
+    found, probabilities = suspicions([(everywhere, noise), (everywhere, distinctive), (there, other)], labels, 3)
     suspected = set(np.flatnonzero(found > 0.5).tolist())
     assert len(suspected & set(wrong.tolist())) >= 0.95 * max(len(suspected), len(wrong))
     assert (probabilities.argmax(axis=1) == truth).mean() > 0.98
@@ -173,9 +173,9 @@ def test_a_label_with_few_rows_of_each_class_is_not_judged_and_the_report_says_s
 
 
 def test_rows_that_come_class_by_class_are_judged_in_parts_of_all_classes(monkeypatch):
-    draws, truth, telling = classes_of(300)
+    draws, truth, distinctive = classes_of(300)
     order = np.argsort(truth, kind="stable")
-    truth, telling = truth[order], telling[order]
+    truth, distinctive = truth[order], distinctive[order]
     wrong = draws.choice(300, 12, replace=False)
     names = [f"class {name}" for name in truth]
     for row in wrong:
@@ -189,7 +189,7 @@ def test_rows_that_come_class_by_class_are_judged_in_parts_of_all_classes(monkey
         job=job,
         alive=np.ones(300, bool),
         classes=lambda name: names,
-        features=lambda name: (np.arange(300), telling),
+        features=lambda name: (np.arange(300), distinctive),
     )
     monkeypatch.setattr(labels_check, "_MOST", 75)
     found = {finding.row for finding in label_error(examined)}

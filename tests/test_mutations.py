@@ -295,7 +295,7 @@ MUTATIONS = [
         "each microbatch divides by its own weights",
         "training/estimators/accumulated.py",
         "objective.loss(parameters, features, part, weight_sums, single)",
-        "objective.loss(parameters, features, part, objective.totals(parameters, part), single)",
+        "objective.loss(parameters, features, part, objective.weight_sums(parameters, part), single)",
         MICROBATCHES,
         slow=False,
     ),

@@ -312,9 +312,9 @@ def test_a_mixture_is_packed_by_what_all_of_its_datasets_know():
     mixture = make_dataset({"name": "mixture", "of": of}, PartConfig)[1]
     modalities = {"image": MODALITIES["picture"], **MODALITIES}
     packing = Packing(PackingConfig(slots=4, budgets={"image": 14, **PACKING.budgets}, window=16), modalities)
-    rooms = packing.rooms(mixture, "train", len(mixture.source("train")))
-    assert (rooms["image"][:61] > 0).sum() == 52 and (rooms["image"][61:] == 0).all()
-    assert (rooms["picture"][:61] == 0).all() and (rooms["words"] > 0).sum() == 54 + 6
+    planned_lengths = packing.planned_lengths(mixture, "train", len(mixture.source("train")))
+    assert (planned_lengths["image"][:61] > 0).sum() == 52 and (planned_lengths["image"][61:] == 0).all()
+    assert (planned_lengths["picture"][:61] == 0).all() and (planned_lengths["words"] > 0).sum() == 54 + 6
     weights = {"weights": {"one": 1.0, "two": 3.0}}
     sampling = build(SamplingConfig, weights, "data.sampling")
     pipe = Pipeline(mixture, modalities, seed=3, packing=packing, sampling=sampling)
@@ -324,7 +324,7 @@ def test_a_mixture_is_packed_by_what_all_of_its_datasets_know():
     of["two"]["known"] = False
     mixture = make_dataset({"name": "mixture", "of": of}, PartConfig)[1]
     with pytest.raises(UserError, match="data.packing: nothing is known of 'picture/height'"):
-        packing.rooms(mixture, "train", len(mixture.source("train")))
+        packing.planned_lengths(mixture, "train", len(mixture.source("train")))
     curriculum = build(SamplingConfig, {"weights": {"one": [[0, 1], [9, 0]], "two": 1.0}}, "data.sampling")
     with pytest.raises(UserError, match="data.sampling.weights: weights over time go by data steps, and"):
         Pipeline(mixture, modalities, seed=3, packing=packing, sampling=curriculum).batch_at("train", 32, 0)

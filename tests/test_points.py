@@ -325,13 +325,13 @@ class TestPrepare:
             "rounded": lambda: np.round(raw, 2),
             "noisy": lambda: raw + 0.005 * draws(8).normal(size=raw.shape),
         }[change]()
-        sketches = [kind.sketch(kind.decode(raw)) for raw in (changed, *(cloud(seed, 500) for seed in range(30)))]
-        pairs = kind.candidates(np.stack([kind.hashes(sketch) for sketch in sketches]))
+        signatures = [kind.signature(kind.decode(raw)) for raw in (changed, *(cloud(seed, 500) for seed in range(30)))]
+        pairs = kind.candidates(np.stack([kind.hashes(signature) for signature in signatures]))
         assert [0, 6] in pairs.tolist()
-        alike = [kind.alike(sketches[0], other) >= kind.config.alike for other in sketches[1:]]
+        alike = [kind.similarity(signatures[0], other) >= kind.config.similarity for other in signatures[1:]]
         assert np.flatnonzero(alike).tolist() == [5]
         for other in (raw * 1.1, raw + 1, raw[:, [1, 0, 2]]):
-            assert kind.alike(kind.sketch(raw), kind.sketch(other)) < kind.config.alike
+            assert kind.similarity(kind.signature(raw), kind.signature(other)) < kind.config.similarity
 
     def test_files_become_records_with_the_statistics_of_training(self, tmp_path):
         folder, raw = tmp_path / "in", {}
@@ -383,10 +383,10 @@ def test_clouds_of_one_shape_with_other_features_are_no_copies():
     draws = np.random.default_rng(0)
     places = draws.normal(size=(200, 3))
     one, other = (np.column_stack([places, scale * draws.uniform(size=200)]) for scale in (1.0, 3.0))
-    sketches = [kind.sketch(each) for each in (one, other, one[::-1])]
-    assert kind.alike(sketches[0], sketches[1]) < 0.5
-    assert kind.alike(sketches[0], sketches[2]) == 1.0
-    assert kind.alike(sketches[0], kind.sketch(places)) == 0.0
+    signatures = [kind.signature(each) for each in (one, other, one[::-1])]
+    assert kind.similarity(signatures[0], signatures[1]) < 0.5
+    assert kind.similarity(signatures[0], signatures[2]) == 1.0
+    assert kind.similarity(signatures[0], kind.signature(places)) == 0.0
 
 
 def test_the_files_of_nuscenes_have_a_fifth_column():

@@ -498,10 +498,12 @@ def test_digits_of_eight_pixels_that_look_alike_are_no_copies_but_the_same_encod
     digits = sklearn.datasets.load_digits()
     image = KINDS["image"]()
     ones = [np.uint8(picture * 255 / 16) for picture in digits.images[digits.target == 1][:60]]
-    sketches = [image.sketch(image.decode(one)) for one in ones]
-    anew = [image.sketch(image.decode(File("x", encoded(one, "JPEG", quality=85)))) for one in ones]
-    assert all(image.alike(*pair) >= image.config.alike for pair in zip(sketches, anew, strict=True))
-    alike = [image.alike(one, other) >= image.config.alike for one, other in itertools.combinations(sketches, 2)]
+    signatures = [image.signature(image.decode(one)) for one in ones]
+    anew = [image.signature(image.decode(File("x", encoded(one, "JPEG", quality=85)))) for one in ones]
+    assert all(image.similarity(*pair) >= image.config.similarity for pair in zip(signatures, anew, strict=True))
+    alike = [
+        image.similarity(one, other) >= image.config.similarity for one, other in itertools.combinations(signatures, 2)
+    ]
     assert sum(alike) <= 0.005 * len(alike)
 
 
@@ -527,12 +529,12 @@ def near_pictures() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("change", near_pictures())
 def test_a_picture_that_was_changed_a_little_is_near_and_others_are_not(change):
     kind = KINDS["image"]()
-    sketches = [
-        kind.sketch(kind.decode(pixels)) for pixels in (near_pictures()[change], *(scene(n, 96) for n in range(30)))
+    signatures = [
+        kind.signature(kind.decode(pixels)) for pixels in (near_pictures()[change], *(scene(n, 96) for n in range(30)))
     ]
-    pairs = kind.candidates(np.stack([kind.hashes(sketch) for sketch in sketches]))
+    pairs = kind.candidates(np.stack([kind.hashes(signature) for signature in signatures]))
     assert [0, 6] in pairs.tolist()
-    alike = [kind.alike(sketches[0], other) >= kind.config.alike for other in sketches[1:]]
+    alike = [kind.similarity(signatures[0], other) >= kind.config.similarity for other in signatures[1:]]
     assert np.flatnonzero(alike).tolist() == [5]
 
 
@@ -555,9 +557,9 @@ def test_a_recording_that_was_changed_a_little_is_near_and_others_are_not(change
         "cut": lambda: (samples[500:-300], 8000),
         "gain": lambda: (samples // 3, 8000),
     }[change]()
-    one = kind.sketch(raw)
-    scores = [kind.alike(one, kind.sketch((noise(seed, 8000), 8000))) for seed in range(6)]
-    assert np.flatnonzero(np.asarray(scores) >= kind.config.alike).tolist() == [3]
+    one = kind.signature(raw)
+    scores = [kind.similarity(one, kind.signature((noise(seed, 8000), 8000))) for seed in range(6)]
+    assert np.flatnonzero(np.asarray(scores) >= kind.config.similarity).tolist() == [3]
 
 
 def test_minhash_finds_texts_that_differ_in_a_word():
@@ -566,9 +568,11 @@ def test_minhash_finds_texts_that_differ_in_a_word():
     words = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(200)]
     texts = [" ".join(rng.choice(words, 14)) for _ in range(50)]
     texts.append(texts[7].replace(texts[7].split()[4], "instead"))
-    sketches = [kind.sketch(text) for text in texts]
-    pairs = kind.candidates(np.stack([kind.hashes(sketch) for sketch in sketches]))
-    near = [pair for pair in pairs.tolist() if kind.alike(*(sketches[row] for row in pair)) >= kind.config.alike]
+    signatures = [kind.signature(text) for text in texts]
+    pairs = kind.candidates(np.stack([kind.hashes(signature) for signature in signatures]))
+    near = [
+        pair for pair in pairs.tolist() if kind.similarity(*(signatures[row] for row in pair)) >= kind.config.similarity
+    ]
     assert near == [[7, 50]]
 
 

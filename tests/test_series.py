@@ -207,13 +207,13 @@ class TestPrepare:
             "csv": lambda: read_series("\n".join(f"{a:.3f},{b:.3f}" for a, b in raw).encode()),
             "resampled": lambda: scipy.interpolate.interp1d(np.arange(80), raw, axis=0)(np.linspace(0, 79, 300)),
         }[change]()
-        sketches = [kind.sketch(raw) for raw in (changed, *(self.wave(seed) for seed in range(30)))]
-        pairs = kind.candidates(np.stack([kind.hashes(sketch) for sketch in sketches]))
+        signatures = [kind.signature(raw) for raw in (changed, *(self.wave(seed) for seed in range(30)))]
+        pairs = kind.candidates(np.stack([kind.hashes(signature) for signature in signatures]))
         assert [0, 6] in pairs.tolist()
-        alike = [kind.alike(sketches[0], other) >= kind.config.alike for other in sketches[1:]]
+        alike = [kind.similarity(signatures[0], other) >= kind.config.similarity for other in signatures[1:]]
         assert np.flatnonzero(alike).tolist() == [5]
-        assert kind.alike(kind.sketch(raw), kind.sketch(2 * raw)) < kind.config.alike
-        assert kind.alike(kind.sketch(raw), kind.sketch(raw[:, :1])) == 0
+        assert kind.similarity(kind.signature(raw), kind.signature(2 * raw)) < kind.config.similarity
+        assert kind.similarity(kind.signature(raw), kind.signature(raw[:, :1])) == 0
 
     def test_a_folder_of_files_becomes_records_with_the_statistics_of_training(self, tmp_path):
         folder, raw = tmp_path / "in", {}
@@ -261,9 +261,9 @@ def test_series_that_share_their_times_are_no_copies_of_each_other():
     times = np.arange(0.0, 1280.0, 10.0)
     one, other = (np.column_stack([times, draws.normal(size=(128, 3))]) for _ in range(2))
     near = one + np.array([0, 1e-3, 1e-3, 1e-3])
-    sketches = [kind.sketch(each) for each in (one, other, near)]
-    assert kind.alike(sketches[0], sketches[1]) < 0.5
-    assert kind.alike(sketches[0], sketches[2]) > 0.99
+    signatures = [kind.signature(each) for each in (one, other, near)]
+    assert kind.similarity(signatures[0], signatures[1]) < 0.5
+    assert kind.similarity(signatures[0], signatures[2]) > 0.99
 
 
 @pytest.mark.parametrize(

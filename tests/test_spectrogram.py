@@ -95,8 +95,8 @@ def test_packed_recordings_get_the_tokens_that_they_get_alone(reduction, seconds
     lengths = [2900, chunk + 3, 2 * chunk, 30, 13 * HOP, 1500]
     raws = [(draws.normal(0, 0.1, length).astype(np.float32), RATE) for length in lengths]
     alone = OwnRows({"sound": audio}, len(raws), BufferPool())
-    spec, rooms = audio.packed(120), {"sound": audio.lengths({"seconds": np.array(lengths) / RATE}, 120)}
-    together = SharedRows({"sound": audio}, {"sound": spec}, rooms, len(raws), BufferPool(), slots=3)
+    spec, planned_lengths = audio.packed(120), {"sound": audio.lengths({"seconds": np.array(lengths) / RATE}, 120)}
+    together = SharedRows({"sound": audio}, {"sound": spec}, planned_lengths, len(raws), BufferPool(), slots=3)
     for number, raw in enumerate(raws):
         for rows in (alone, together):
             rows.put("sound", number, number, raw)

@@ -301,13 +301,13 @@ class TestPrepare:
             "crop": lambda: npy(raw[:, 5:-3, 4:-6]),
             "slower": lambda: npy(np.repeat(raw, 2, axis=0)),
         }[change]()
-        sketches = [kind.sketch(kind.decode(each)) for each in (changed, *(scene(n, 24, 96) for n in range(10)))]
-        pairs = kind.candidates(np.stack([kind.hashes(sketch) for sketch in sketches]))
+        signatures = [kind.signature(kind.decode(each)) for each in (changed, *(scene(n, 24, 96) for n in range(10)))]
+        pairs = kind.candidates(np.stack([kind.hashes(signature) for signature in signatures]))
         assert [0, 6] in pairs.tolist()
-        alike = [kind.alike(sketches[0], other) >= kind.config.alike for other in sketches[1:]]
+        alike = [kind.similarity(signatures[0], other) >= kind.config.similarity for other in signatures[1:]]
         assert np.flatnonzero(alike).tolist() == [5]
         # The same pictures, moving the other way.
-        assert kind.alike(sketches[0], kind.sketch(kind.decode(raw[::-1]))) < kind.config.alike
+        assert kind.similarity(signatures[0], kind.signature(kind.decode(raw[::-1]))) < kind.config.similarity
 
     def test_files_and_folders_become_records(self, tmp_path):
         folder, truth, rows = tmp_path / "in", {}, ["key,clip,kind"]

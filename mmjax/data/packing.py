@@ -86,15 +86,15 @@ class Packing:
             raise UserError(where, problem, f"make it a multiple of {self.config.slots}")
         return batch_size // self.config.slots
 
-    def rooms(self, dataset: Dataset, split: str, size: int) -> dict[str, np.ndarray]:
+    def planned_lengths(self, dataset: Dataset, split: str, size: int) -> dict[str, np.ndarray]:
         """{name of an input: int [size], the elements that each record of a split takes}, from the index alone."""
         # Of a mixture, one dataset may lack what another has.
         there = getattr(dataset, "inputs_of", lambda split: dataset.inputs)(split)
         columns: Mapping[str, np.ndarray] = getattr(dataset, "columns", lambda split: {})(split)
-        rooms = {}
+        planned_lengths = {}
         for name, modality in self.modalities.items():
             if name not in there:
-                rooms[name] = np.zeros(size, np.int64)
+                planned_lengths[name] = np.zeros(size, np.int64)
                 continue
             for measure in modality.measures:
                 if f"{name}/{measure}" not in columns:
@@ -104,24 +104,24 @@ class Packing:
             measured = {measure: np.asarray(columns[f"{name}/{measure}"], float) for measure in modality.measures}
             known = np.all([~np.isnan(values) for values in measured.values()], axis=0)
             filled = {measure: np.where(known, values, 1.0) for measure, values in measured.items()}
-            rooms[name] = np.where(known, modality.lengths(filled, self.config.budgets[name]), 0)
-        return rooms
+            planned_lengths[name] = np.where(known, modality.lengths(filled, self.config.budgets[name]), 0)
+        return planned_lengths
 
     def order(
         self,
         order: IndexSampler,
-        rooms: Mapping[str, np.ndarray],
+        planned_lengths: Mapping[str, np.ndarray],
         batch_size: int,
         seed: int,
         windows: int | None = None,
     ) -> PackedSampler:
         """The plan of a stream of examples that `order` gives by windows."""
-        config, names = self.config, list(rooms)
-        lengths = np.stack([rooms[name] for name in names], axis=1)
+        config, names = self.config, list(planned_lengths)
+        lengths = np.stack([planned_lengths[name] for name in names], axis=1)
         budgets = np.array([config.budgets[name] for name in names])
         return PackedSampler(order, lengths, budgets, config.slots, config.window, self.rows(batch_size), seed, windows)
 
     def shared_rows(
-        self, rooms: Mapping[str, np.ndarray] | None, count: int, buffers: BufferPool, slots: int
+        self, planned_lengths: Mapping[str, np.ndarray] | None, count: int, buffers: BufferPool, slots: int
     ) -> SharedRows:
-        return SharedRows(self.modalities, self.specs, rooms, count, buffers, slots)
+        return SharedRows(self.modalities, self.specs, planned_lengths, count, buffers, slots)

@@ -103,7 +103,7 @@ class Pipeline:
     def size(self, split: str) -> int:
         """The number of examples of a split. Raises a UserError where it has none, or they cannot be packed."""
         if self.packing:
-            self._rooms(split, self.packing)
+            self._planned_lengths(split, self.packing)
         return len(self._source(split))
 
     def train_batches(
@@ -149,7 +149,7 @@ class Pipeline:
         window = self.packing.config.window
         packed = self.packing.order(
             SequentialSampler(size, window),
-            self._rooms(split, self.packing),
+            self._planned_lengths(split, self.packing),
             batch_size,
             self.seed,
             windows=-(-size // window),
@@ -192,11 +192,11 @@ class Pipeline:
             problem = "weights over time go by data steps, and examples are packed by windows"
             raise UserError("data.sampling.weights", problem, "give each group one number")
         stream = self._stream(split, packing.config.window)
-        return packing.order(stream, self._rooms(split, packing), batch_size, self.seed)
+        return packing.order(stream, self._planned_lengths(split, packing), batch_size, self.seed)
 
-    def _rooms(self, split: str, packing: Packing) -> dict[str, np.ndarray]:
+    def _planned_lengths(self, split: str, packing: Packing) -> dict[str, np.ndarray]:
         if split not in self._planned:
-            self._planned[split] = packing.rooms(self.dataset, split, len(self._source(split)))
+            self._planned[split] = packing.planned_lengths(self.dataset, split, len(self._source(split)))
         return self._planned[split]
 
     def _function(self, split, order, batch_size, rows, modality_dropout, augment) -> BatchFunction:
@@ -205,7 +205,9 @@ class Pipeline:
         make_rows: Callable[[int, BufferPool], Rows] = functools.partial(OwnRows, self.modalities)
         if self.packing:
             batch_size, slots = self.packing.rows(batch_size), self.packing.config.slots
-            make_rows = functools.partial(self.packing.shared_rows, self._rooms(split, self.packing), slots=slots)
+            make_rows = functools.partial(
+                self.packing.shared_rows, self._planned_lengths(split, self.packing), slots=slots
+            )
         rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
         targets = dict(self.dataset.targets)
         return BatchFunction(

@@ -63,12 +63,12 @@ class SharedRows:
         self,
         modalities: Mapping[str, Any],
         specs: Mapping[str, InputSpec],
-        rooms: Mapping[str, np.ndarray] | None,
+        planned_lengths: Mapping[str, np.ndarray] | None,
         count: int,
         buffers: BufferPool,
         slots: int,
     ):
-        self._modalities, self._rooms, self._slots = modalities, rooms, slots
+        self._modalities, self._planned_lengths, self._slots = modalities, planned_lengths, slots
         rows = count // slots
         self._filled = {name: np.zeros(rows, np.int64) for name in specs}
         self.inputs = {
@@ -85,7 +85,7 @@ class SharedRows:
     def put(self, name: str, place: int, number: int, raw: Any) -> None:
         into, modality = self.inputs[name], self._modalities[name]
         budget = into.mask.shape[1]
-        room = budget if self._rooms is None else int(self._rooms[name][number])
+        room = budget if self._planned_lengths is None else int(self._planned_lengths[name][number])
         values, positions = modality.elements(raw, budget)
         if len(values) > room:
             # Augmentation has made it larger than it was when it was planned.

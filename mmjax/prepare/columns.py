@@ -122,7 +122,7 @@ def _chosen(name: str, text: str, present: Sequence[str], sample: Sequence[Row],
     if not found:
         remedy = f"say what it is: --columns={name}={source}:KIND, KIND being one of {', '.join(KINDS)}"
         raise UserError(f"--columns={name}={text}", f"the values of {source!r} do not tell their kind", remedy)
-    if len(sources) > 1 and not KINDS[found].joins:
+    if len(sources) > 1 and not KINDS[found].multi_column:
         raise UserError(f"--columns={name}={text}", f"a {found} is made of one column", "give several to a table")
     return Column(name, found, sources)
 

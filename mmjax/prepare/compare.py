@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 
-from mmjax.prepare.examine import read_sketch, write_arrays
+from mmjax.prepare.examine import read_signature, write_arrays
 from mmjax.prepare.job import Job
 
 _PART = 512
@@ -41,7 +41,7 @@ def compare_pairs(job: Job, name: str, turn: int, part: int) -> None:
     with np.load(folder / "pairs.npz") as arrays:
         pairs = arrays["pairs"][part * _PART : (part + 1) * _PART]
     kind = job.kinds[name]
-    scores = [kind.alike(*(read_sketch(job.work, name, int(row)) for row in pair)) for pair in pairs]
+    scores = [kind.similarity(*(read_signature(job.work, name, int(row)) for row in pair)) for pair in pairs]
     write_arrays(path, {"scores": np.asarray(scores)})
 
 

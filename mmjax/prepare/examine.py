@@ -57,13 +57,13 @@ def examine_chunk(job: Job, number: int) -> None:
 
 
 def _add(parts: dict[str, list[Any]], name: str, at: int, kind: Any, raw: Any) -> None:
-    sketch = kind.sketch(raw)
-    hashes = None if sketch is None else kind.hashes(sketch)
+    signature = kind.signature(raw)
+    hashes = None if signature is None else kind.hashes(signature)
     if hashes is not None:
         parts.setdefault(f"{name}/which", []).append(at)
         parts.setdefault(f"{name}/hashes", []).append(hashes)
-        parts.setdefault(f"{name}/sketches", []).append(sketch)
-        parts.setdefault(f"{name}/ends", []).append(len(sketch))
+        parts.setdefault(f"{name}/sketches", []).append(signature)
+        parts.setdefault(f"{name}/ends", []).append(len(signature))
     features = kind.features(raw)
     if features is not None:
         parts.setdefault(f"{name}/featured", []).append(at)
@@ -94,15 +94,15 @@ def read_part(work: pathlib.Path, chunks: int, name: str, where: str, part: str)
     return np.concatenate(numbers), np.concatenate(values) if values else np.zeros((0, 1))
 
 
-def read_sketch(work: pathlib.Path, name: str, row: int) -> bytes:
+def read_signature(work: pathlib.Path, name: str, row: int) -> bytes:
     """The sketch of a column of a row that has one."""
-    which, ends, sketches = _sketches(work, name, row // CHUNK)
+    which, ends, signatures = _signatures(work, name, row // CHUNK)
     at = int(np.searchsorted(which, row % CHUNK))
-    return sketches[(ends[at - 1] if at else 0) : ends[at]].tobytes()
+    return signatures[(ends[at - 1] if at else 0) : ends[at]].tobytes()
 
 
 @functools.lru_cache(maxsize=128)
-def _sketches(work: pathlib.Path, name: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _signatures(work: pathlib.Path, name: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     with np.load(chunk_path(work, number)) as arrays:
         return arrays[f"{name}/which"], arrays[f"{name}/ends"], arrays[f"{name}/sketches"]
 

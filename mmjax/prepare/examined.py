@@ -128,16 +128,16 @@ class Examined:
         """The class of each row, of a label."""
         return self.words[name].get("class", [None] * self.job.rows)
 
-    def worth(self, row: int) -> float:
+    def quality(self, row: int) -> float:
         """How much a row has that its near duplicates may not have."""
         total = 0.0
         for column in self.job.inputs:
             if self.present[column.name][row]:
                 numbers = {measure: values[row] for measure, values in self.numbers[column.name].items()}
-                total += self.job.kinds[column.name].worth(numbers)
+                total += self.job.kinds[column.name].quality(numbers)
         return total
 
-    def alike(self, name: str) -> np.ndarray:
+    def similarity(self, name: str) -> np.ndarray:
         """int64 [rows]: rows with one number have near duplicates in a column, or a chain of them.
 
         Computed once, among the rows that are alive at that time.

@@ -15,9 +15,9 @@ from mmjax.errors import UserError
 _EXTRAS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}
 
 
-def is_address(place: str) -> bool:
+def is_address(uri: str) -> bool:
     """Whether `place` is an address with a protocol, and not a path of this machine."""
-    return "://" in place
+    return "://" in uri
 
 
 def join(folder: str, name: str) -> str:
@@ -27,34 +27,34 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if is_address(folder) else os.path.normpath(os.path.join(folder, name))
 
 
-def parent(place: str) -> str:
+def parent(uri: str) -> str:
     """The folder of a file."""
-    return place.rpartition("/")[0] if is_address(place) else os.path.dirname(os.path.abspath(place))
+    return uri.rpartition("/")[0] if is_address(uri) else os.path.dirname(os.path.abspath(uri))
 
 
-def read(place: str, offset: int = 0, size: int | None = None) -> bytes:
+def read(uri: str, offset: int = 0, size: int | None = None) -> bytes:
     """The bytes of a file, or a part of them. Raises OSError."""
-    with open_file(place) as file:
+    with open_file(uri) as file:
         if offset:
             file.seek(offset)
         return file.read() if size is None else file.read(size)
 
 
-def open_file(place: str) -> IO[bytes]:
+def open_file(uri: str) -> IO[bytes]:
     """Opens a file for reading. Raises OSError."""
-    if not is_address(place):
-        return open(place, "rb")
-    return _system(place).open(place, "rb")
+    if not is_address(uri):
+        return open(uri, "rb")
+    return _system(uri).open(uri, "rb")
 
 
-def exists(place: str) -> bool:
-    with _errors(place):
-        return _system(place).exists(place) if is_address(place) else os.path.exists(place)
+def exists(uri: str) -> bool:
+    with _errors(uri):
+        return _system(uri).exists(uri) if is_address(uri) else os.path.exists(uri)
 
 
-def is_folder(place: str) -> bool:
-    with _errors(place):
-        return _system(place).isdir(place) if is_address(place) else os.path.isdir(place)
+def is_folder(uri: str) -> bool:
+    with _errors(uri):
+        return _system(uri).isdir(uri) if is_address(uri) else os.path.isdir(uri)
 
 
 def walk(folder: str) -> Iterator[tuple[str, int]]:
@@ -67,10 +67,10 @@ def walk(folder: str) -> Iterator[tuple[str, int]]:
             sizes = {name[len(root) :].lstrip("/"): int(entry.get("size") or 0) for name, entry in found.items()}
         else:
             sizes = {}
-            for place, folders, names in os.walk(folder, followlinks=True):
+            for uri, folders, names in os.walk(folder, followlinks=True):
                 folders[:] = sorted(name for name in folders if not name.startswith("."))
                 for name in names:
-                    path = pathlib.Path(place, name)
+                    path = pathlib.Path(uri, name)
                     with contextlib.suppress(OSError):
                         sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
     for name in sorted(sizes):
@@ -79,27 +79,27 @@ def walk(folder: str) -> Iterator[tuple[str, int]]:
 
 
 @contextlib.contextmanager
-def _errors(place: str) -> Iterator[None]:
+def _errors(uri: str) -> Iterator[None]:
     """Whatever a bucket's library raises for a place that cannot be listed becomes one line."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        problem = f"{place!r} cannot be read: {type(error).__name__}: {error}"
+        problem = f"{uri!r} cannot be read: {type(error).__name__}: {error}"
         raise UserError("--source", problem, "check the address, and that you may read it") from None
 
 
-def _system(place: str) -> Any:
-    protocol = place.partition("://")[0]
+def _system(uri: str) -> Any:
+    protocol = uri.partition("://")[0]
     try:
         return _opened(protocol)
     except ImportError:
         package = _EXTRAS.get(protocol, "fsspec")
         remedy = f"pip install 'mmjax[buckets]', or pip install {package}"
-        raise UserError("--source", f"{place!r} needs the package {package}", remedy) from None
+        raise UserError("--source", f"{uri!r} needs the package {package}", remedy) from None
     except ValueError as error:
-        raise UserError("--source", f"{place!r}: {error}", "give a path, or an address like gs://…") from None
+        raise UserError("--source", f"{uri!r}: {error}", "give a path, or an address like gs://…") from None
 
 
 @functools.cache

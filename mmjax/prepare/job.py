@@ -87,7 +87,7 @@ class Job:
         if all(value is None for value in values.values()):
             return None
         try:
-            if kind.joins:
+            if kind.multi_column:
                 return kind.decode(values)
             value = self.source.load(values[column.sources[0]], kind)
             return None if value is None else kind.decode(value)

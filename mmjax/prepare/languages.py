@@ -103,7 +103,7 @@ LANGUAGES = tuple(sorted({*_WORDS, *(language for several in _SCRIPTS.values() f
 """What can be recognised, by its code of ISO 639-1."""
 
 
-def wrong(text: str, wanted: tuple[str, ...]) -> str | None:
+def detect_unwanted_language(text: str, wanted: tuple[str, ...]) -> str | None:
     """The language of a text that is none of those wanted; None where it is one of them, or nobody can tell.
 
     A word that is common in other languages only speaks against the wanted ones, and one of theirs for them. Two words,

@@ -39,16 +39,16 @@ class LeaveOneOutRidge:
         blocks = (values[start : start + _BLOCK] for start in range(0, len(values), _BLOCK))
         self._mapped = np.concatenate([_kernel(block, landmarks) @ whiten for block in blocks])
 
-    def predict(self, targets: np.ndarray, teaches: np.ndarray) -> np.ndarray:
+    def predict(self, targets: np.ndarray, train_mask: np.ndarray) -> np.ndarray:
         """float64 [rows, m]: targets [rows, m] as those rows predict them that teach [rows], never the row itself."""
-        taught = self._mapped[teaches]
-        mean = targets[teaches].mean(axis=0)
+        taught = self._mapped[train_mask]
+        mean = targets[train_mask].mean(axis=0)
         products = (taught.T @ taught).astype(np.float64) + _RIDGE * np.eye(taught.shape[1])
         inverse = np.linalg.inv(products)
-        predicted = self._mapped @ (inverse @ (taught.T @ (targets[teaches] - mean)))
+        predicted = self._mapped @ (inverse @ (taught.T @ (targets[train_mask] - mean)))
         # How much of each row's prediction is the row's own target.
         leverage = np.einsum("rl,rl->r", taught @ inverse.astype(np.float32), taught, dtype=np.float64)[:, None]
-        predicted[teaches] = (predicted[teaches] - leverage * (targets[teaches] - mean)) / (1 - leverage)
+        predicted[train_mask] = (predicted[train_mask] - leverage * (targets[train_mask] - mean)) / (1 - leverage)
         return predicted + mean
 
 

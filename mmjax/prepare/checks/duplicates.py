@@ -20,7 +20,7 @@ def duplicate(examined: Examined) -> Iterator[Finding]:
     That with the most pixels and samples is kept, and of equals the first. An input that two rows share while another
     differs, such as a picture with two captions, makes them no duplicates: see `shared`.
     """
-    if all(examined.job.kinds[column.name].repeats for column in examined.job.inputs):
+    if all(examined.job.kinds[column.name].duplicates_expected for column in examined.job.inputs):
         return
     labels = {c.name: examined.classes(c.name) for c in examined.job.targets if c.kind == "label"}
     groups: list[list[int]] = []
@@ -28,7 +28,7 @@ def duplicate(examined: Examined) -> Iterator[Finding]:
         by_split: dict[str | None, list[int]] = {}
         for row in several:
             by_split.setdefault(examined.splits[row], []).append(row)
-        groups += [sorted(rows, key=lambda row: (-examined.worth(row), row)) for rows in by_split.values()]
+        groups += [sorted(rows, key=lambda row: (-examined.quality(row), row)) for rows in by_split.values()]
     for turn in range(1, _TURNS + 1):
         # A row of a chain of near duplicates goes if it is one of the row that stays, and not only of its neighbours.
         groups = [rows for rows in groups if len(rows) > 1]
@@ -45,9 +45,9 @@ def shared(examined: Examined) -> Iterator[Finding]:
     """Inputs that are near duplicates though their rows are none, of kinds in which chance does not make them."""
     for column in examined.job.inputs:
         kind = examined.job.kinds[column.name]
-        if kind.telling or kind.repeats and len(examined.job.inputs) == 1:
+        if kind.distinctive or kind.duplicates_expected and len(examined.job.inputs) == 1:
             alive = _alive(examined, column.name)
-            for first, *others in members(examined.alike(column.name)[alive], alive):
+            for first, *others in members(examined.similarity(column.name)[alive], alive):
                 for row in others:
                     why = f"its {column.name} is that of {examined.keys[first]!r}"
                     yield Finding(row, "shared", why, column.name, first)
@@ -62,7 +62,7 @@ def leakage(examined: Examined) -> Iterator[Finding]:
         return
     order = {split: place for place, split in enumerate(ordered(split or "" for split in set(examined.splits)))}
     reasons: list[tuple[str, list[Any]]]
-    reasons = [(f"its {name} is that of", groups) for name, groups in _telling(examined)]
+    reasons = [(f"its {name} is that of", groups) for name, groups in _distinctive(examined)]
     if examined.job.layout.group:
         reasons.append((f"its {examined.job.layout.group} is that of", examined.groups))
     told = set()
@@ -80,7 +80,7 @@ def leakage(examined: Examined) -> Iterator[Finding]:
 def together(examined: Examined) -> np.ndarray:
     """int64 [rows]: rows with one number must be in one split: they share a group, or an input that is telling."""
     pairs: list[tuple[int, int]] = []
-    found: list[list[Any]] = [*(groups for _, groups in _telling(examined)), examined.groups]
+    found: list[list[Any]] = [*(groups for _, groups in _distinctive(examined)), examined.groups]
     for groups in found:
         first: dict[Any, int] = {}
         for row in np.flatnonzero(examined.alive):
@@ -89,15 +89,17 @@ def together(examined: Examined) -> np.ndarray:
     return joined(examined.job.rows, pairs)
 
 
-def _telling(examined: Examined) -> list[tuple[str, list[int | None]]]:
+def _distinctive(examined: Examined) -> list[tuple[str, list[int | None]]]:
     """(column, group of each row) of the inputs in which near duplicates are no chance."""
     inputs = examined.job.inputs
     # Two equal texts are suspicious where there is nothing else.
-    columns = [c for c in inputs if examined.job.kinds[c.name].telling] if len(inputs) > 1 else inputs
+    columns = [c for c in inputs if examined.job.kinds[c.name].distinctive] if len(inputs) > 1 else inputs
     found = []
     for column in columns:
-        alike, present = examined.alike(column.name), examined.present[column.name]
-        found.append((column.name, [int(alike[row]) if present[row] else None for row in range(examined.job.rows)]))
+        similarity, present = examined.similarity(column.name), examined.present[column.name]
+        found.append(
+            (column.name, [int(similarity[row]) if present[row] else None for row in range(examined.job.rows)])
+        )
     return found
 
 
@@ -105,7 +107,9 @@ def _whole(examined: Examined) -> Iterator[list[int]]:
     rows = np.flatnonzero(examined.alive)
     inputs = [column.name for column in examined.job.inputs]
     # Absent like absent: a row that lacks its text is no copy of one that has it.
-    groups = np.stack([np.where(examined.present[name], examined.alike(name), -1)[rows] for name in inputs], axis=1)
+    groups = np.stack(
+        [np.where(examined.present[name], examined.similarity(name), -1)[rows] for name in inputs], axis=1
+    )
     signatures = [tuple(row) for row in groups.tolist()]
     yield from members(signatures, rows.tolist())
 

@@ -127,19 +127,19 @@ def suspicions(
     """
     targets = np.eye(classes)[labels]
     inputs = [(there, LeaveOneOutRidge(values)) for there, values in features]
-    teaches = np.ones(len(labels), bool)
+    train_mask = np.ones(len(labels), bool)
     for _ in range(_ROUNDS):
         evidence = np.zeros((len(inputs), len(labels), classes))
         for at, (there, leave_one_out) in enumerate(inputs):
-            if teaches[there].any():
-                evidence[at, there] = leave_one_out.predict(targets[there], teaches[there])
+            if train_mask[there].any():
+                evidence[at, there] = leave_one_out.predict(targets[there], train_mask[there])
         wrong, probabilities = _judge(evidence, labels)
         certain = wrong < _DOUBTFUL
         # A class of which all is doubtful teaches as it is.
         certain |= np.bincount(labels, certain, minlength=classes)[labels] < _FEWEST / 2
-        if (certain == teaches).all():
+        if (certain == train_mask).all():
             break
-        teaches = certain
+        train_mask = certain
     return wrong, probabilities
 
 

@@ -46,7 +46,7 @@ class AudioKind(Kind):
 
         silent: float = -60.0
         clipped: Annotated[float, AtLeast(0)] = 0.001
-        alike: Annotated[float, Within(0, 1)] = 0.94
+        similarity: Annotated[float, Within(0, 1)] = 0.94
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Reduce:
@@ -110,10 +110,10 @@ class AudioKind(Kind):
             return {"clipped": f"{measured['clipped']:.1%} of its samples are at the limit"}
         return {}
 
-    def worth(self, measured: Mapping[str, Any]) -> float:
+    def quality(self, measured: Mapping[str, Any]) -> float:
         return measured["seconds"] * measured["rate"]
 
-    def sketch(self, raw: Waveform) -> bytes | None:
+    def signature(self, raw: Waveform) -> bytes | None:
         values = resample(mono(raw[0]), raw[1], _RATE)
         values = values - values.mean()
         level = np.abs(values)
@@ -126,16 +126,16 @@ class AudioKind(Kind):
         waveform = np.rint(values[: int(_SECONDS * _RATE)] * (127 / level.max())).astype(np.int8)
         return drawn.tobytes() + waveform.tobytes()
 
-    def hashes(self, sketch: bytes) -> np.ndarray:
+    def hashes(self, signature: bytes) -> np.ndarray:
         size = pictures.SIDE**2
-        return pictures.hashes(np.frombuffer(sketch[:size], np.uint8).reshape(pictures.SIDE, -1), rows=False)
+        return pictures.hashes(np.frombuffer(signature[:size], np.uint8).reshape(pictures.SIDE, -1), rows=False)
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return pictures.candidates(hashes, close=16)
 
-    def alike(self, one: bytes, other: bytes) -> float:
+    def similarity(self, one: bytes, other: bytes) -> float:
         size = pictures.SIDE**2
-        first, second = (np.frombuffer(sketch[size:], np.int8).astype(np.float64) for sketch in (one, other))
+        first, second = (np.frombuffer(signature[size:], np.int8).astype(np.float64) for signature in (one, other))
         return _correlation(first, second)
 
     def features(self, raw: Waveform) -> np.ndarray:

@@ -53,7 +53,7 @@ class Kind:
     """Base of all kinds. What a kind does not override it cannot do: `measure` nothing, be like nothing, and so on.
 
     A kind is made from its `Config`, which holds the thresholds of its checks, and its `Reduce`. `decode`, `measure`,
-    `sketch` and `features` do not depend on thresholds, so that others judge what was measured once.
+    `signature` and `features` do not depend on thresholds, so that others judge what was measured once.
 
     Attributes:
       target: whether columns of this kind are what a model answers; the others are what it is given.
@@ -68,12 +68,12 @@ class Kind:
     """
 
     target: ClassVar[bool] = False
-    telling: ClassVar[bool] = True
-    repeats: ClassVar[bool] = False
+    distinctive: ClassVar[bool] = True
+    duplicates_expected: ClassVar[bool] = False
     keeps_words: ClassVar[bool] = False
     takes_folders: ClassVar[bool] = False
     tokenized: ClassVar[bool] = False
-    joins: ClassVar[bool] = False
+    multi_column: ClassVar[bool] = False
     fault_names: ClassVar[tuple[str, ...]] = ()
     suffixes: ClassVar[tuple[str, ...]] = ()
 
@@ -117,17 +117,17 @@ class Kind:
         """{name of a fault: why}, of what `measure` found."""
         return {}
 
-    def worth(self, measured: Mapping[str, Any]) -> float:
+    def quality(self, measured: Mapping[str, Any]) -> float:
         """Of near duplicates, that with the most is kept: pixels, samples."""
         return 0.0
 
     # Near duplicates.
 
-    def sketch(self, raw: Any) -> bytes | None:
-        """A small likeness of raw data that `alike` compares, None where nothing can be said."""
+    def signature(self, raw: Any) -> bytes | None:
+        """A small likeness of raw data that `similarity` compares, None where nothing can be said."""
         return None
 
-    def hashes(self, sketch: bytes) -> np.ndarray | None:
+    def hashes(self, signature: bytes) -> np.ndarray | None:
         """uint64 [n], the same n for all, from which `candidates` finds what may be alike."""
         return None
 
@@ -135,7 +135,7 @@ class Kind:
         """int64 [pairs, 2], the rows of `hashes` [rows, n] that may be alike; better too many than too few."""
         return np.zeros((0, 2), np.int64)
 
-    def alike(self, one: bytes, other: bytes) -> float:
+    def similarity(self, one: bytes, other: bytes) -> float:
         """How alike two sketches are; near duplicates are those at or above `config.alike`."""
         return 0.0
 

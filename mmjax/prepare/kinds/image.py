@@ -50,7 +50,7 @@ class ImageKind(Kind):
         """
 
         blank: Annotated[float, AtLeast(0)] = 8.0
-        alike: Annotated[float, Within(0, 1)] = 0.87
+        similarity: Annotated[float, Within(0, 1)] = 0.87
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Reduce:
@@ -119,19 +119,19 @@ class ImageKind(Kind):
             return {"blank": f"its grey levels lie within {measured['range']:.1f} of 255"}
         return {}
 
-    def worth(self, measured: Mapping[str, Any]) -> float:
+    def quality(self, measured: Mapping[str, Any]) -> float:
         return measured["height"] * measured["width"]
 
-    def sketch(self, raw: Picture) -> bytes:
+    def signature(self, raw: Picture) -> bytes:
         return thumbnail(raw.pixels) + bytes([min(255, *raw.pixels.shape[:2])])
 
-    def hashes(self, sketch: bytes) -> np.ndarray:
-        return pictures.hashes(_thumbnail(sketch).mean(axis=2))
+    def hashes(self, signature: bytes) -> np.ndarray:
+        return pictures.hashes(_thumbnail(signature).mean(axis=2))
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return pictures.candidates(hashes)
 
-    def alike(self, one: bytes, other: bytes) -> float:
+    def similarity(self, one: bytes, other: bytes) -> float:
         # A pixel of so few is a crop of a tenth, and another's digit looks like a crop of one's own.
         compare = pictures.overlaid if min(one[-1], other[-1]) < _TINY else pictures.likeness
         return compare(_thumbnail(one), _thumbnail(other))
@@ -223,8 +223,8 @@ def _rgb(pixels: np.ndarray) -> np.ndarray:
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if pixels.shape[2] == 1 else pixels
 
 
-def _thumbnail(sketch: bytes) -> np.ndarray:
-    return np.frombuffer(sketch[:-1], np.uint8).reshape(_SIDE, _SIDE, 3).astype(np.float32)
+def _thumbnail(signature: bytes) -> np.ndarray:
+    return np.frombuffer(signature[:-1], np.uint8).reshape(_SIDE, _SIDE, 3).astype(np.float32)
 
 
 def _channels(summary: Mapping[str, Any]) -> int:

@@ -44,7 +44,7 @@ class PointsKind(Kind):
         """
 
         not_finite: Annotated[float, Within(0, 1)] = 0.5
-        alike: Annotated[float, Within(0, 1)] = 0.99
+        similarity: Annotated[float, Within(0, 1)] = 0.99
 
     def decode(self, value: Any) -> np.ndarray:
         try:
@@ -84,10 +84,10 @@ class PointsKind(Kind):
             return {"constant": f"its {measured['points']:,} points are at one place"}
         return {}
 
-    def worth(self, measured: Mapping[str, Any]) -> float:
+    def quality(self, measured: Mapping[str, Any]) -> float:
         return measured["points"]
 
-    def sketch(self, raw: np.ndarray) -> bytes | None:
+    def signature(self, raw: np.ndarray) -> bytes | None:
         points = _finite(raw)
         if not len(points):
             return None
@@ -97,15 +97,15 @@ class PointsKind(Kind):
         shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES * len(along)
         return along[shares.astype(int)].astype(np.float32).tobytes()
 
-    def hashes(self, sketch: bytes) -> np.ndarray:
-        quantiles = _read_quantiles(sketch)[:, :_DIRECTIONS]
+    def hashes(self, signature: bytes) -> np.ndarray:
+        quantiles = _read_quantiles(signature)[:, :_DIRECTIONS]
         # What all directions have in common is that they are sorted.
         return fingerprints.hashes((quantiles - quantiles.mean(axis=1, keepdims=True)).reshape(-1))
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return fingerprints.candidates(hashes)
 
-    def alike(self, one: bytes, other: bytes) -> float:
+    def similarity(self, one: bytes, other: bytes) -> float:
         if len(one) != len(other):
             return 0.0
         first, second = _read_quantiles(one), _read_quantiles(other)
@@ -178,9 +178,9 @@ def _softened(counts: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _read_quantiles(sketch: bytes) -> np.ndarray:
+def _read_quantiles(signature: bytes) -> np.ndarray:
     """[quantiles, directions + features]."""
-    return np.frombuffer(sketch, np.float32).reshape(_QUANTILES, -1).astype(np.float64)
+    return np.frombuffer(signature, np.float32).reshape(_QUANTILES, -1).astype(np.float64)
 
 
 def _likeness(one: np.ndarray, other: np.ndarray) -> float:

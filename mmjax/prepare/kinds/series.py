@@ -38,7 +38,7 @@ class SeriesKind(Kind):
             both are brought to one length.
         """
 
-        alike: Annotated[float, Within(0, 1)] = 0.98
+        similarity: Annotated[float, Within(0, 1)] = 0.98
 
     def decode(self, value: Any) -> np.ndarray:
         try:
@@ -79,15 +79,15 @@ class SeriesKind(Kind):
             return {"constant": f"no channel changes in {measured['steps']:,} steps"}
         return {}
 
-    def worth(self, measured: Mapping[str, Any]) -> float:
+    def quality(self, measured: Mapping[str, Any]) -> float:
         return measured["steps"] * measured["channels"] * (1 - measured["missing"])
 
-    def sketch(self, raw: np.ndarray) -> bytes:
+    def signature(self, raw: np.ndarray) -> bytes:
         return _profile(raw).astype(np.float32).tobytes()
 
-    def hashes(self, sketch: bytes) -> np.ndarray:
+    def hashes(self, signature: bytes) -> np.ndarray:
         # Each channel on its own scale: a column of times would say everything, and it is the same in all series.
-        profile = _read_profile(sketch)
+        profile = _read_profile(signature)
         deviation = profile.std(axis=0)
         return fingerprints.hashes(
             ((profile - profile.mean(axis=0)) / np.where(deviation > 0, deviation, 1)).reshape(-1)
@@ -96,7 +96,7 @@ class SeriesKind(Kind):
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return fingerprints.candidates(hashes)
 
-    def alike(self, one: bytes, other: bytes) -> float:
+    def similarity(self, one: bytes, other: bytes) -> float:
         if len(one) != len(other):
             return 0.0
         first, second = _read_profile(one), _read_profile(other)
@@ -152,8 +152,8 @@ def _profile(raw: np.ndarray) -> np.ndarray:
     return profile
 
 
-def _read_profile(sketch: bytes) -> np.ndarray:
-    return np.frombuffer(sketch, np.float32).reshape(_PLACES, -1).astype(np.float64)
+def _read_profile(signature: bytes) -> np.ndarray:
+    return np.frombuffer(signature, np.float32).reshape(_PLACES, -1).astype(np.float64)
 
 
 def _channels(summary: Mapping[str, Any]) -> int:

@@ -39,10 +39,10 @@ class TableKind(Kind):
     Digits that begin with a zero, such as 01234, are a name, and so are more digits than a number can hold.
     """
 
-    joins = True
+    multi_column = True
     keeps_words = True
-    telling = False
-    repeats = True
+    distinctive = False
+    duplicates_expected = True
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
@@ -63,13 +63,13 @@ class TableKind(Kind):
     def measure(self, raw: Row) -> dict[str, float | int | str]:
         return {"bytes": 4 * len(raw), **{f"{_CELL}{name}": cell for name, cell in raw.items()}}
 
-    def sketch(self, raw: Row) -> bytes | None:
+    def signature(self, raw: Row) -> bytes | None:
         # Rows of few short cells may well be the same by chance.
         digits = sum(len(_DIGITS.findall(f"{cell:g}")) for cell in raw.values() if not isinstance(cell, str))
         return None if digits < _TELLING else json.dumps(sorted(raw.items())).encode()
 
-    def hashes(self, sketch: bytes) -> np.ndarray:
-        return np.frombuffer(hashlib.blake2b(sketch, digest_size=8).digest(), np.uint64)
+    def hashes(self, signature: bytes) -> np.ndarray:
+        return np.frombuffer(hashlib.blake2b(signature, digest_size=8).digest(), np.uint64)
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         """Each row with the first that has the same cells."""
@@ -77,7 +77,7 @@ class TableKind(Kind):
         pairs = np.stack([first[which], np.arange(len(hashes))], axis=1)
         return pairs[pairs[:, 0] != pairs[:, 1]]
 
-    def alike(self, one: bytes, other: bytes) -> float:
+    def similarity(self, one: bytes, other: bytes) -> float:
         return float(one == other)
 
     def described(self, numbers: Mapping[str, np.ndarray], words: Mapping[str, list[str | None]]) -> np.ndarray | None:

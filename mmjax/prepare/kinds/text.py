@@ -58,7 +58,7 @@ BOILERPLATE = (
 class TextKind(Kind):
     """A text, stored as it is."""
 
-    telling = False
+    distinctive = False
     tokenized = True
     fault_names = ("empty", "long", "boilerplate", "language")
     suffixes = (".txt", ".md", ".caption")
@@ -80,7 +80,7 @@ class TextKind(Kind):
         longest: NonNegative = 0
         language: tuple[str, ...] = ()
         boilerplate: tuple[str, ...] = BOILERPLATE
-        alike: Annotated[float, Within(0, 1)] = 0.7
+        similarity: Annotated[float, Within(0, 1)] = 0.7
 
         def __post_init__(self):
             for code in self.language:
@@ -127,16 +127,16 @@ class TextKind(Kind):
             found["long"] = f"it has {length:,} characters"
         if any(pattern.fullmatch(text) for pattern in self._boilerplate):
             found["boilerplate"] = f"{text[:60]!r} says nothing"
-        if self.config.language and (language := languages.wrong(text, self.config.language)):
+        if self.config.language and (language := languages.detect_unwanted_language(text, self.config.language)):
             found["language"] = f"it seems to be {language!r}"
         return found
 
-    def sketch(self, raw: str) -> bytes | None:
+    def signature(self, raw: str) -> bytes | None:
         return _normal(raw)[:_SKETCHED].encode() or None
 
-    def hashes(self, sketch: bytes) -> np.ndarray:
+    def hashes(self, signature: bytes) -> np.ndarray:
         """MinHash (Broder, On the Resemblance and Containment of Documents, 1997)."""
-        shingles = np.asarray([zlib.crc32(shingle.encode()) for shingle in _shingles(sketch)], np.uint64)
+        shingles = np.asarray([zlib.crc32(shingle.encode()) for shingle in _shingles(signature)], np.uint64)
         multipliers, offsets = _permutations()
         # Modulo 2^64 by overflow; the upper half of the bits is well mixed.
         return ((multipliers[:, None] * shingles + offsets[:, None]) >> np.uint64(32)).min(axis=1)
@@ -157,7 +157,7 @@ class TextKind(Kind):
         pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
         return pairs[pairs[:, 0] != pairs[:, 1]]
 
-    def alike(self, one: bytes, other: bytes) -> float:
+    def similarity(self, one: bytes, other: bytes) -> float:
         first, second = _shingles(one), _shingles(other)
         return len(first & second) / len(first | second)
 
@@ -191,8 +191,8 @@ def _normal(text: str) -> str:
     return " ".join(re.findall(r"\w+", text))
 
 
-def _shingles(sketch: bytes) -> set[str]:
-    text = sketch.decode()
+def _shingles(signature: bytes) -> set[str]:
+    text = signature.decode()
     return {text[start : start + _SHINGLE] for start in range(max(1, len(text) - _SHINGLE + 1))}
 
 

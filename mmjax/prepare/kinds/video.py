@@ -53,7 +53,7 @@ class VideoKind(Kind):
 
         blank: Annotated[float, AtLeast(0)] = 8.0
         still: Annotated[float, AtLeast(0)] = 4.0
-        alike: Annotated[float, Within(0, 1)] = 0.87
+        similarity: Annotated[float, Within(0, 1)] = 0.87
 
     def decode(self, value: Any) -> Footage:
         try:
@@ -96,21 +96,21 @@ class VideoKind(Kind):
             return {"constant": f"nothing changes in its {measured['frames']:,} frames"}
         return {}
 
-    def worth(self, measured: Mapping[str, Any]) -> float:
+    def quality(self, measured: Mapping[str, Any]) -> float:
         return measured["frames"] * measured["height"] * measured["width"]
 
-    def sketch(self, raw: Footage) -> bytes:
+    def signature(self, raw: Footage) -> bytes:
         frames = raw.clip.frames
         return b"".join(thumbnail(frames[number]) for number in _spread(len(frames), _SKETCHED))
 
-    def hashes(self, sketch: bytes) -> np.ndarray:
+    def hashes(self, signature: bytes) -> np.ndarray:
         # Of all frames laid over one another, in which what moves is a trace.
-        return pictures.hashes(_thumbnails(sketch).mean(axis=(0, 3)))
+        return pictures.hashes(_thumbnails(signature).mean(axis=(0, 3)))
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return pictures.candidates(hashes)
 
-    def alike(self, one: bytes, other: bytes) -> float:
+    def similarity(self, one: bytes, other: bytes) -> float:
         clips = _thumbnails(one), _thumbnails(other)
         # To lay frames on one another takes long. Most pairs have nothing in common, and a few blocks tell.
         first, second = (frames.reshape(_SKETCHED, 6, 8, 6, 8, 3).mean(axis=(2, 4)) for frames in clips)
@@ -191,5 +191,5 @@ def _jpeg(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _thumbnails(sketch: bytes) -> np.ndarray:
-    return np.frombuffer(sketch, np.uint8).reshape(_SKETCHED, pictures.SIDE, pictures.SIDE, 3).astype(np.float32)
+def _thumbnails(signature: bytes) -> np.ndarray:
+    return np.frombuffer(signature, np.uint8).reshape(_SKETCHED, pictures.SIDE, pictures.SIDE, 3).astype(np.float32)

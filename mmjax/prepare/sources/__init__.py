@@ -20,7 +20,7 @@ SOURCES: dict[str, type[Source]] = {
 }
 
 
-def open_source(place: str, kind: str = "") -> Source:
+def open_source(uri: str, kind: str = "") -> Source:
     """The source at a place, of the kind that is named, or of the first that accepts the place.
 
     Raises:
@@ -29,10 +29,10 @@ def open_source(place: str, kind: str = "") -> Source:
     if kind and kind not in SOURCES:
         raise UserError("--format", f"unknown format {kind!r}", nearest(kind, SOURCES))
     for name, cls in SOURCES.items():
-        if name == kind or not kind and cls.accepts(place):
-            return cls(place)
+        if name == kind or not kind and cls.accepts(uri):
+            return cls(uri)
     remedy = "give a folder, a manifest (CSV, TSV, JSONL, Parquet), a tar file, or tfds:NAME"
-    raise UserError("--source", f"{place!r} is nothing that can be read", remedy)
+    raise UserError("--source", f"{uri!r} is nothing that can be read", remedy)
 
 
 __all__ = ["SOURCES", "Row", "Source", "open_source"]

@@ -20,23 +20,23 @@ _MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"fLaC": ".flac", b"OggS"
 class ArrayRecords:
     """A file, or a folder of them, on this machine. Single numbers and texts are values, other bytes files."""
 
-    def __init__(self, place: str):
-        self.place = place
+    def __init__(self, uri: str):
+        self.uri = uri
         self._readers: dict[str, Any] = {}
 
     @staticmethod
-    def accepts(place: str) -> bool:
-        return bool(_files(place))
+    def accepts(uri: str) -> bool:
+        return bool(_files(uri))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"place": self.place, "_readers": {}}
+        return {"place": self.uri, "_readers": {}}
 
     @property
     def kinds(self) -> Mapping[str, str]:
         return {}
 
     def rows(self, work: pathlib.Path) -> Iterator[Row]:
-        for file in _files(self.place):
+        for file in _files(self.uri):
             for number in range(self._reader(file).num_records()):
                 values = {
                     name: _listed(value, file, number, name) for name, value in self._record(file, number).items()
@@ -73,12 +73,12 @@ class ArrayRecords:
         return self._readers[file]
 
 
-def _files(place: str) -> list[str]:
-    if files.is_address(place):
+def _files(uri: str) -> list[str]:
+    if files.is_address(uri):
         return []
-    if files.is_folder(place):
-        return [files.join(place, name) for name, _ in files.walk(place) if "/" not in name and _NAME.fullmatch(name)]
-    return [place] if _NAME.fullmatch(place) and files.exists(place) else []
+    if files.is_folder(uri):
+        return [files.join(uri, name) for name, _ in files.walk(uri) if "/" not in name and _NAME.fullmatch(name)]
+    return [uri] if _NAME.fullmatch(uri) and files.exists(uri) else []
 
 
 def _listed(value: Any, file: str, number: int, name: str) -> Any:

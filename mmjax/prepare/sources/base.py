@@ -27,10 +27,10 @@ class Row:
 class Source(Protocol):
     """Raw data of the user's. It can be pickled: worker processes load values too."""
 
-    def __init__(self, place: str): ...
+    def __init__(self, uri: str): ...
 
     @staticmethod
-    def accepts(place: str) -> bool:
+    def accepts(uri: str) -> bool:
         """Whether a place holds such data; the first source of the table that accepts it is taken."""
 
     @property
@@ -48,19 +48,19 @@ class Source(Protocol):
         """The `File` or value that `kind` decodes. Raises OSError or `Unreadable`."""
 
 
-def load_folder(place: str) -> tuple[File, ...]:
+def load_folder(uri: str) -> tuple[File, ...]:
     """Loads all files of a folder, hidden ones left out."""
-    return tuple(File(name, files.read(files.join(place, name))) for name, _ in files.walk(place))
+    return tuple(File(name, files.read(files.join(uri, name))) for name, _ in files.walk(uri))
 
 
 def load_file(reference: Any) -> Any:
     """Loads {"file": place}, with "offset" and "size" where it is a part of a file; anything else is the value."""
     if not isinstance(reference, dict) or "file" not in reference:
         return reference
-    place, size = str(reference["file"]), reference.get("size")
-    if "\0" in place:
+    uri, size = str(reference["file"]), reference.get("size")
+    if "\0" in uri:
         raise Unreadable("no file has such a name")
-    data = files.read(place, reference.get("offset", 0), size)
+    data = files.read(uri, reference.get("offset", 0), size)
     if size is not None and len(data) < size:
         raise Unreadable(f"cut short: {len(data):,} of {size:,} bytes")
-    return File(reference.get("name", place), data)
+    return File(reference.get("name", uri), data)

@@ -28,12 +28,12 @@ class Folder:
     kind reads is left out.
     """
 
-    def __init__(self, place: str):
-        self.place = place
+    def __init__(self, uri: str):
+        self.uri = uri
 
     @staticmethod
-    def accepts(place: str) -> bool:
-        return files.is_folder(place)
+    def accepts(uri: str) -> bool:
+        return files.is_folder(uri)
 
     @property
     def kinds(self) -> Mapping[str, str]:
@@ -41,16 +41,16 @@ class Folder:
 
     def rows(self, work: pathlib.Path) -> Iterator[Row]:
         examples: dict[str, dict[str, Any]] = {}
-        for name, _ in files.walk(self.place):
+        for name, _ in files.walk(self.uri):
             if kind := kind_of_suffix(name):
                 stem = name[: -len(pathlib.PurePosixPath(name).suffix)]
                 # `1.jpg` beside `1.png` are two examples.
                 while kind in examples.get(stem, {}):
                     stem = f"{name}" if stem != name else f"{stem}~"
-                examples.setdefault(stem, {})[kind] = {"file": files.join(self.place, name), "name": name}
+                examples.setdefault(stem, {})[kind] = {"file": files.join(self.uri, name), "name": name}
         if not examples:
             suffixes = ", ".join(suffix for cls in KINDS.values() for suffix in cls.suffixes)
-            problem = f"{self.place!r} holds no file that can be read"
+            problem = f"{self.uri!r} holds no file that can be read"
             raise UserError("--source", problem, f"give a folder with a manifest, or with files of these: {suffixes}")
         parts = {stem: stem.split("/")[:-1] for stem in examples}
         placed = [folders for folders in parts.values() if folders]

@@ -27,28 +27,28 @@ _SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 class Manifest:
     """A manifest, or a folder with one named manifest.* or metadata.*. Its paths are relative to its own folder."""
 
-    def __init__(self, place: str):
-        self.place = place if place.lower().endswith(_SUFFIXES) else _inside(place)
-        self.folder = files.parent(self.place)
+    def __init__(self, uri: str):
+        self.uri = uri if uri.lower().endswith(_SUFFIXES) else _inside(uri)
+        self.folder = files.parent(self.uri)
 
     @staticmethod
-    def accepts(place: str) -> bool:
-        return place.lower().endswith(_SUFFIXES) or files.is_folder(place) and bool(_inside(place))
+    def accepts(uri: str) -> bool:
+        return uri.lower().endswith(_SUFFIXES) or files.is_folder(uri) and bool(_inside(uri))
 
     @property
     def kinds(self) -> Mapping[str, str]:
         return {}
 
     def rows(self, work: pathlib.Path) -> Iterator[Row]:
-        if not files.exists(self.place):
-            raise UserError("--source", f"there is no file {self.place!r}", "give the path of a manifest or a folder")
-        suffix = pathlib.PurePath(self.place.lower()).suffix
+        if not files.exists(self.uri):
+            raise UserError("--source", f"there is no file {self.uri!r}", "give the path of a manifest or a folder")
+        suffix = pathlib.PurePath(self.uri.lower()).suffix
         read = _parquet if suffix == ".parquet" else _json_lines if suffix in (".jsonl", ".ndjson") else _separated
         try:
-            for number, values in enumerate(read(self.place)):
+            for number, values in enumerate(read(self.uri)):
                 yield Row(f"{number:08}", values)
         except (ValueError, csv.Error, OSError) as error:
-            problem = f"{self.place!r} cannot be read: {error}"
+            problem = f"{self.uri!r} cannot be read: {error}"
             raise UserError("--source", problem, "give a CSV, TSV, JSONL or Parquet file in UTF-8") from None
 
     def load(self, value: Any, kind: Kind) -> Any:
@@ -57,20 +57,20 @@ class Manifest:
         if is_missing(name):
             return None
         # As Windows writes paths.
-        place = files.join(self.folder, name if "/" in name else name.replace("\\", "/"))
-        if kind.takes_folders and files.is_folder(place):
-            return load_folder(place)
-        return load_file({"file": place, "name": name})
+        uri = files.join(self.folder, name if "/" in name else name.replace("\\", "/"))
+        if kind.takes_folders and files.is_folder(uri):
+            return load_folder(uri)
+        return load_file({"file": uri, "name": name})
 
 
 def _inside(folder: str) -> str:
     names = [name + suffix for name in _NAMES for suffix in _SUFFIXES]
-    return next((place for name in names if files.exists(place := files.join(folder, name))), "")
+    return next((uri for name in names if files.exists(uri := files.join(folder, name))), "")
 
 
-def _separated(place: str) -> Iterator[dict[str, Any]]:
-    form = find_form(place)
-    with files.open_file(place) as raw:
+def _separated(uri: str) -> Iterator[dict[str, Any]]:
+    form = find_form(uri)
+    with files.open_file(uri) as raw:
         text = io.TextIOWrapper(raw, "utf-8-sig", newline="")
         for _ in range(form.skipped):
             next(text)
@@ -105,8 +105,8 @@ def _names(header: list[str]) -> list[str]:
     return names
 
 
-def _json_lines(place: str) -> Iterator[dict[str, Any]]:
-    with files.open_file(place) as raw:
+def _json_lines(uri: str) -> Iterator[dict[str, Any]]:
+    with files.open_file(uri) as raw:
         for number, line in enumerate(codecs.getreader("utf-8-sig")(raw), 1):
             if not line.strip():
                 continue
@@ -119,12 +119,12 @@ def _json_lines(place: str) -> Iterator[dict[str, Any]]:
             yield values
 
 
-def _parquet(place: str) -> Iterator[dict[str, Any]]:
+def _parquet(uri: str) -> Iterator[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        with files.open_file(place) as raw:
+        with files.open_file(uri) as raw:
             for batch in pyarrow.parquet.ParquetFile(raw).iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
                     json.dumps(values)

@@ -42,14 +42,14 @@ class Form:
         return value
 
 
-def find_form(place: str) -> Form:
+def find_form(uri: str) -> Form:
     """Looks at the first lines of a file. Raises OSError, and ValueError where they are no text."""
-    with files.open_file(place) as raw:
+    with files.open_file(uri) as raw:
         lines = list(itertools.islice(io.TextIOWrapper(raw, "utf-8-sig", newline=""), _LOOKED_AT))
     # Excel's own way to say it.
     if lines and (told := re.fullmatch(r"sep=(.)\s*", lines[0])):
         return Form(told[1], 1, _decimal_commas([row for row in _rows(lines[1:], told[1]) if row]))
-    usual = "\t" if place.lower().endswith(".tsv") else ","
+    usual = "\t" if uri.lower().endswith(".tsv") else ","
     for delimiter in (usual, *_DELIMITERS.replace(usual, "")):
         rows = [row for row in _rows(lines, delimiter) if row]
         fitting = [row for row in rows if len(row) == len(rows[0])]

@@ -21,30 +21,30 @@ _DESCRIPTION = "dataset_info.json"
 class Tfds:
     """`tfds:NAME` as `tfds.builder` takes it, or a folder with `dataset_info.json`. Its splits are the splits."""
 
-    def __init__(self, place: str):
-        self.place = place
+    def __init__(self, uri: str):
+        self.uri = uri
         self._opened: dict[str, Any] = {}
         self._last: tuple[tuple[str, int], Mapping[str, Any]] | None = None
 
     @staticmethod
-    def accepts(place: str) -> bool:
-        return place.startswith(_PREFIX) or files.is_folder(place) and files.exists(files.join(place, _DESCRIPTION))
+    def accepts(uri: str) -> bool:
+        return uri.startswith(_PREFIX) or files.is_folder(uri) and files.exists(files.join(uri, _DESCRIPTION))
 
     @functools.cached_property
     def _builder(self) -> Any:
         try:
             import tensorflow_datasets as tfds
 
-            if self.place.startswith(_PREFIX):
-                return tfds.builder(self.place.removeprefix(_PREFIX), file_format="array_record")
-            return tfds.builder_from_directory(self.place)
+            if self.uri.startswith(_PREFIX):
+                return tfds.builder(self.uri.removeprefix(_PREFIX), file_format="array_record")
+            return tfds.builder_from_directory(self.uri)
         # TFDS raises errors of many kinds for names and folders that it cannot use.
         except Exception as error:
-            problem = f"TFDS cannot open {self.place!r}: {str(error).splitlines()[0] if str(error) else error!r}"
+            problem = f"TFDS cannot open {self.uri!r}: {str(error).splitlines()[0] if str(error) else error!r}"
             raise UserError("--source", problem, "give tfds:NAME or a folder that TFDS wrote") from None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"place": self.place, "_opened": {}, "_last": None}
+        return {"place": self.uri, "_opened": {}, "_last": None}
 
     @property
     def kinds(self) -> Mapping[str, str]:
