@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "own_data.md").read_text()
 COMMANDS = [
     line
-    for block in re.findall(r"^```bash\n(.*?)^```$", PAGE.partition("## What it reads")[0], re.M | re.S)
+    for block in re.findall(r"^```bash\n(.*?)^```$", PAGE.partition("## Sources")[0], re.M | re.S)
     for line in block.splitlines()
     if line.startswith("mmjax ")
 ]
