@@ -91,7 +91,7 @@ class TestArithmetic:
 
 class TestCache:
     WRITE = (
-        "import pathlib, sys, time; from mmjax.data import cache\n"
+        "import pathlib, sys, time; from mmjax.datasets import cache\n"
         "def write(folder):\n"
         "    (folder / 'out').mkdir(); (folder / 'out' / 'x').write_text('half')\n"
         "    open(sys.argv[2], 'a').write('w'); time.sleep(float(sys.argv[3]))\n"
