@@ -1,4 +1,4 @@
-"""Real handwriting and real voices: MNIST's digits and recordings of spoken digits, by speakers that nobody trained on.
+"""AV-MNIST: MNIST images paired with recordings of spoken digits; the test speakers do not occur in training.
 
     mmjax train --config=configs/avmnist.py:matched --workdir=runs/avmnist --config.data.path=/data/digits
     mmjax train --config=configs/avmnist.py:arithmetic,speaker=jackson --workdir=runs/jackson
@@ -13,7 +13,7 @@ INPUTS = {"arithmetic": ("image", "audio", "text"), "matched": ("image", "audio"
 
 
 def get_config(argument: str = "arithmetic") -> ConfigDict:
-    """`argument` is "arithmetic" or "matched", and may say who speaks in test and what a model of `matched` reads.
+    """`argument` is "arithmetic" or "matched", optionally with the test speaker and the inputs of `matched`.
 
     As in "matched,speaker=jackson,inputs=audio"; a matched model reads image and audio by default.
     """
@@ -35,35 +35,35 @@ def get_config(argument: str = "arithmetic") -> ConfigDict:
         "path": "",
         "held_out": speaker or None,
         "validation": None,
-        # Half of the digits are said by espeak-ng's many voices: a few people alone are learned by heart.
+        # espeak-ng synthesises half of the digits in many voices: a few speakers alone would be memorised.
         "synthetic": 0.5,
         "inputs": {
             "image": {"size": [28, 28], "channels": 1, "background": "dark"},
-            # Recordings begin and end with silence of any length, which says nothing.
+            # Trim leading and trailing silence, whose length carries no information.
             "audio": {"sample_rate": 8000, "seconds": 1.0, "trim": 25.0},
             "text": {"length": 32},
         },
-        # Each speaker has one pace and pitch. {"kind": "equalise"} would change the room and the microphone too; see
-        # experiments/02_avmnist/choice for what that does.
+        # Each speaker has one pace and pitch. {"kind": "equalise"} would vary the room and the microphone as well;
+        # experiments/02_avmnist/choice measures its effect.
         "augment": {
             "image": [{"kind": "affine", "rotate": 15.0, "shear": 0.2, "scale": 0.1, "shift": 0.08}],
             "audio": [
                 {"kind": "speed", "change": 0.15},
-                # Silence would be trimmed again, but noise fills it.
+                # Added noise keeps the shifted silence from being trimmed again.
                 {"kind": "shift", "longest": 0.1},
                 {"kind": "noise", "low": 10.0, "high": 40.0},
             ],
         },
-        # Each input is hidden from some training examples, so that the model also learns to do without it.
+        # Modality dropout teaches the model to handle missing inputs.
         "modality_dropout": {"image": 0.15, "audio": 0.15, "text": 0.25},
         "workers": 0,
     }
     config.model = {
         "encoders": {
-            # Convolutions learn handwriting in far fewer steps than a ViT, and these runs are short.
+            # A ResNet learns handwriting in far fewer steps than a ViT, and these runs are short.
             "image": {"kind": "resnet", "channels": 16, "blocks": [1, 1, 1], "stem_stride": 2},
             "audio": {"kind": "spectrogram_resnet", "bins": 40, "hop_ms": 10, "channels": 16, "blocks": [1, 1, 1]},
-            # Two dozen sentences: half the width does.
+            # Half the width suffices for two dozen sentences.
             "text": {"kind": "text_transformer", **trunk, "width": 64, "heads": 2},
         },
         "fusion": {
@@ -79,7 +79,7 @@ def get_config(argument: str = "arithmetic") -> ConfigDict:
     if task == "arithmetic":
         config.tasks = {
             "answer": {"kind": "classification", "reads": "fused", "weight": 1.0, **smooth},
-            # Each encoder also answers for itself: without these losses the fusion has nothing to read for a long time.
+            # Unimodal auxiliary losses: without them the fusion starts to learn much later.
             "image_digit": {"kind": "classification", "reads": "encoders.image", "weight": 0.3, **smooth},
             "audio_digit": {"kind": "classification", "reads": "encoders.audio", "weight": 0.3, **smooth},
             "operation": {"kind": "classification", "reads": "encoders.text", "weight": 0.3},
@@ -97,7 +97,7 @@ def get_config(argument: str = "arithmetic") -> ConfigDict:
                 "weight": 0.3,
             },
         }
-    # A sentence that names the digit would leave nothing to see or hear in `matched`.
+    # `matched` has no text input, because the sentence contains the digit.
     for section in (config.model.encoders, config.data.inputs, config.data.augment, config.data.modality_dropout):
         for name in set(section) - set(names):
             del section[name]
@@ -110,7 +110,7 @@ def get_config(argument: str = "arithmetic") -> ConfigDict:
         "batch_size": 64,
         "accumulate": 1,
         "ema": None,
-        # Few voices are learned by heart; blends of two are not. A pair of a picture and a sound is no pair any more.
+        # Mixup prevents memorising the few voices. It is not used for pairs, which it would destroy.
         "loss_transforms": [{"kind": "mixup", "alpha": 0.4}] if inputs == "audio" else [],
     }
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}

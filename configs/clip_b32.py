@@ -2,12 +2,11 @@
 
     mmjax train --config=configs/clip_b32.py --workdir=runs/clip --config.train.batch_size=32 --config.train.steps=20
 
-The data is random, so that the step can be measured and planned anywhere (`benchmarks/clip.py`): put your own dataset
-of pictures with captions into `data`, and CLIP's tokenizer, a `.json` file of Hugging Face `tokenizers`.
+The data is random, so that the step can be measured and planned anywhere (`benchmarks/clip.py`). To train, set `data` to your
+dataset of images with captions, and the tokenizer to CLIP's, a `.json` file of Hugging Face `tokenizers`.
 
-What differs from CLIP: positions are sines and cosines instead of learned, text tokens see the whole sentence and not
-only what is before them, keys have no bias and patches have one, no LayerNorm stands before the first image block, and
-GELU is the usual one.
+Differences from CLIP: sin-cos instead of learned positions, bidirectional instead of causal text attention, no bias on keys
+but one on patches, no LayerNorm before the first image block, and GELU instead of QuickGELU.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +18,7 @@ def get_config() -> ConfigDict:
     config.data = {
         "name": "synthetic",
         "image": [224, 224, 3],
-        # With the end that follows every sentence, 77 tokens.
+        # 77 tokens with the end token.
         "letters": 76,
         "inputs": {
             "image": {
@@ -50,7 +49,7 @@ def get_config() -> ConfigDict:
     }
     config.optimizer = {"name": "adamw", "b2": 0.98, "eps": 1e-6, "weight_decay": 0.2, "clip": 1.0}
     config.schedule = {"kind": "cosine", "peak": 5e-4, "warmup": 2000}
-    # 32 epochs of 400 million pairs.
+    # 32 epochs over 400 million pairs.
     config.train = {"steps": 390_000, "batch_size": 32_768, "accumulate": 1}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     config.precision = {"compute": "bfloat16"}

@@ -1,6 +1,6 @@
-"""An image shows a digit, a voice says another, a sentence asks: the recipe to start from, minutes on four CPU cores.
+"""The first recipe: arithmetic on a digit image, a spoken digit and a question. Trains in minutes on four CPU cores.
 
-`configs/digits.py:matched` instead aligns image, speech and a sentence about the same digit, and names the digit.
+`configs/digits.py:matched` instead aligns image, speech and text of the same digit, and classifies it.
 """
 
 from ml_collections import ConfigDict
@@ -14,18 +14,18 @@ def get_config(task: str = "arithmetic") -> ConfigDict:
     config.data = {
         "name": "digits",
         "task": task,
-        # What a photograph or a recording has around the digit is cut off, so that it looks and sounds like these.
+        # Crop and trim whatever surrounds the digit in a user's image or recording, to match the training data.
         "inputs": {
             "image": {"size": [8, 8], "channels": 1, "background": "dark", "crop": "content", "fit": "pad"},
             "audio": {"seconds": 1.0, "trim": 25.0},
             "text": {"length": 32},
         },
-        # 1,200 pictures and 42 voices are few: without these changes the model learns them by heart.
+        # Without augmentation the model memorises the 1,200 images and 42 voices.
         "augment": {
             "image": [{"kind": "affine", "rotate": 15.0, "shear": 0.2, "scale": 0.1, "shift": 0.08}],
             "audio": [{"kind": "speed", "change": 0.08}],
         },
-        # Each input is hidden from some training examples, so that the model also learns to do without it.
+        # Modality dropout teaches the model to handle missing inputs.
         "modality_dropout": {"image": 0.15, "audio": 0.15, "text": 0.25},
         "workers": 0,
     }
@@ -33,11 +33,11 @@ def get_config(task: str = "arithmetic") -> ConfigDict:
         "encoders": {
             "image": {"kind": "vit", "patch": 4, "stride": 2, **trunk},
             "audio": {"kind": "spectrogram_transformer", "reduction": 6, "bins": 64, **trunk},
-            # Two dozen sentences need little.
+            # A small encoder suffices for two dozen sentences.
             "text": {"kind": "text_transformer", **trunk, "width": 64, "depth": 1, "heads": 2},
         },
-        # Learned queries read the three encoders. `pairs` may let these read each other first, at twice the cost:
-        # {"image": ["audio", "text"]}.
+        # Learned queries attend to the three encoders. With `pairs`, modalities first attend to each other, at twice the
+        # cost: {"image": ["audio", "text"]}.
         "fusion": {
             "kind": "cross_attention",
             "width": 128,
@@ -51,7 +51,7 @@ def get_config(task: str = "arithmetic") -> ConfigDict:
     if task == "arithmetic":
         config.tasks = {
             "answer": {"kind": "classification", "reads": "fused", "weight": 1.0},
-            # Each encoder also answers for itself: without these losses the fusion has nothing to read for a long time.
+            # Unimodal auxiliary losses: without them the fusion starts to learn much later.
             "image_digit": {"kind": "classification", "reads": "encoders.image", "weight": 0.3},
             "audio_digit": {"kind": "classification", "reads": "encoders.audio", "weight": 0.3},
             "operation": {"kind": "classification", "reads": "encoders.text", "weight": 0.3},

@@ -1,9 +1,9 @@
-"""Several datasets with different inputs and tasks in one run: digits that match, digits to compute with, and a table.
+"""Joint training on datasets with different inputs and tasks: matched digits, arithmetic on digits, and a table.
 
     mmjax train --config=configs/mixture.py --workdir=runs/mixture
     mmjax train --config=configs/mixture.py:prepared/tumours --workdir=runs/mixture
 
-Each example has the inputs and the targets of its own dataset. What it lacks is absent, so that no task hears of it.
+Each example has the inputs and targets of its own dataset; all others are absent and masked.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ from mmjax.datasets.prepared import read_manifest
 
 
 def get_config(table: str = "") -> ConfigDict:
-    """`table` is a folder that `mmjax prepare` made, with one table and labels; without it there are two datasets."""
+    """`table` is a prepared folder with one table input and labels; without it the mixture has two datasets."""
     trunk = {"width": 128, "depth": 2, "heads": 4}
     config = ConfigDict()
     config.seed = 0
@@ -41,7 +41,7 @@ def get_config(table: str = "") -> ConfigDict:
             "audio": {"kind": "spectrogram_transformer", "reduction": 6, "bins": 64, **trunk},
             "text": {"kind": "text_transformer", "width": 64, "depth": 1, "heads": 2},
         },
-        # As in configs/digits.py: learned queries read the encoders, which do not read each other.
+        # As in configs/digits.py: learned queries attend to the encoders, which do not attend to each other.
         "fusion": {
             "kind": "cross_attention",
             "width": 128,
@@ -55,7 +55,7 @@ def get_config(table: str = "") -> ConfigDict:
     config.tasks = {
         "digit": {"kind": "classification", "reads": "fused", "weight": 1.0},
         "answer": {"kind": "classification", "reads": "fused", "weight": 1.0},
-        # Each encoder also answers for itself: without these losses the fusion has nothing to read for a long time.
+        # Unimodal auxiliary losses: without them the fusion starts to learn much later.
         "image_digit": {"kind": "classification", "reads": "encoders.image", "weight": 0.3},
         "audio_digit": {"kind": "classification", "reads": "encoders.audio", "weight": 0.3},
         "operation": {"kind": "classification", "reads": "encoders.text", "weight": 0.3},
@@ -79,7 +79,7 @@ def get_config(table: str = "") -> ConfigDict:
         splits += [f"table/{split}" for split in manifest["splits"] if split == "test"]
     config.optimizer = {"name": "adamw", "weight_decay": 0.05, "b2": 0.98, "clip": 1.0}
     config.schedule = {"kind": "cosine", "peak": 2e-3, "warmup": 100}
-    # 16 examples for each unit of weight: 32 pairs, 64 sums, and 16 rows of the table if there is one.
+    # 16 examples per unit of weight: 32 pairs, 64 sums, and 16 table rows if there is a table.
     config.train = {
         "steps": 1400,
         "batch_size": 16 * int(sum(config.data.sampling.weights.values())),

@@ -1,9 +1,9 @@
-"""Trains on a folder that `mmjax prepare` made: an encoder for each input, and a task for each target.
+"""Trains on a folder written by `mmjax prepare`: an encoder for each input, and a task for each target.
 
     mmjax train --config=configs/prepared.py:prepared/mine --workdir=runs/mine
     mmjax train --config=configs/prepared.py:prepared/mine,target=digit --workdir=runs/digit
 
-A beginning, for data of any kind: look at what it makes of yours in `config.json`, and change what you know better.
+A starting point for any data: `config.json` of a run shows the derived settings; copy this recipe to change them.
 """
 
 import math
@@ -19,16 +19,16 @@ _TRUNK = {"width": 128, "depth": 2, "heads": 4, "drop_path": 0.1}
 def _image(measures):
     side = 64 if measures["height"]["median"] > 32 else 32
     channels, patch = 1 if measures["channels"]["largest"] < 2 else 3, side // 8
-    # Packed, a picture keeps its resolution as long as it has no more patches than one of `size`.
+    # With packing, an image keeps its resolution unless it has more patches than an image of `size`.
     options = {"size": [side, side], "channels": channels, "patch": patch, "patches": 64}
     patches = min(64, math.ceil(measures["height"]["mean"] / patch) * math.ceil(measures["width"]["mean"] / patch))
     return {"kind": "vit", "patch": patch}, options, patches
 
 
 def _audio(measures):
-    # As long as most recordings, which are cut or padded to it, but not so long that a beginning takes hours.
+    # Cover most recordings, but at most 10 seconds, so that a first run does not take hours.
     seconds = float(min(10, max(1, math.ceil(measures["seconds"]["median"] + measures["seconds"]["variance"] ** 0.5))))
-    # A token is four frames of 10 ms.
+    # One token covers four frames of 10 ms.
     options = {"sample_rate": 16000, "seconds": seconds, "chunk": 640}
     tokens = math.ceil(min(seconds, measures["seconds"]["mean"]) * 25)
     return {"kind": "spectrogram_transformer", "reduction": 4}, options, tokens
@@ -41,12 +41,12 @@ def _text(measures):
 
 
 def _table(measures):
-    # What the columns are, and by what they are standardised, the folder itself says.
+    # The prepared folder defines the columns and their standardisation.
     return {"kind": "table_transformer"}, {}, None
 
 
 def _series(measures):
-    # As long as most series, in about 32 tokens. How many channels, and what standardises them, the folder itself says.
+    # Cover most series with about 32 tokens. The prepared folder defines the channels and their standardisation.
     steps = measures["steps"]
     most = min(steps["largest"], steps["median"] + steps["variance"] ** 0.5, 4096)
     patch = max(4, math.ceil(most / 32))
@@ -66,8 +66,8 @@ def _video(measures):
     return encoder, {"frames": 8, "size": [side, side], "channels": channels}, None
 
 
-# For each kind of input, of what was measured: its encoder, how raw data becomes arrays, and how many tokens an example
-# has on average, where several can share a row.
+# Per kind of input: (encoder section, modality options, average tokens per example if it can be packed), derived from the
+# statistics of the folder.
 _INPUTS = {
     "image": _image,
     "audio": _audio,
@@ -80,7 +80,7 @@ _INPUTS = {
 
 
 def get_config(argument: str = "prepared/mine") -> ConfigDict:
-    """`argument` is the folder, and may name the one target to learn: "prepared/mine,target=digit"."""
+    """`argument` is the folder, optionally with a single target: "prepared/mine,target=digit"."""
     folder, _, option = argument.partition(",")
     name, _, target = option.partition("=")
     path = pathlib.Path(folder).expanduser().absolute()
@@ -97,7 +97,7 @@ def get_config(argument: str = "prepared/mine") -> ConfigDict:
         for name, kind in manifest["inputs"].items()
         if kind in _INPUTS and measured[name]["present"]
     }
-    # A tokenizer that `mmjax prepare --train_tokenizer=…` trained on this data.
+    # Tokenizer trained by `mmjax prepare --train_tokenizer=…`.
     for name, trained in manifest.get("tokenizers", {}).items():
         if name in inputs:
             inputs[name][1].update(
@@ -107,10 +107,10 @@ def get_config(argument: str = "prepared/mine") -> ConfigDict:
         "name": "prepared",
         "path": folder,
         "inputs": {name: options for name, (_, options, _) in inputs.items()},
-        # Each input is hidden from some training examples, so that the model also learns to do without it.
+        # Modality dropout teaches the model to handle missing inputs.
         "absent": dict.fromkeys(inputs, 0.15) if len(inputs) > 1 else {},
         "augment": {},
-        # --config.data.packing.slots=16 packs examples of different sizes: about eight fill a row.
+        # --config.data.packing.slots=16 enables packing: about eight average examples fill a row.
         "packing": {"slots": 1, "budgets": {name: 8 * tokens for name, (_, _, tokens) in inputs.items() if tokens}},
         "workers": -1,
     }
@@ -122,7 +122,7 @@ def get_config(argument: str = "prepared/mine") -> ConfigDict:
     for name, facts in targets.items():
         kind = "classification" if "classes" in facts else "regression"
         config.tasks[name] = {"kind": kind, "reads": "fused"}
-        # Each encoder also answers for itself: without these losses the fusion has nothing to read for a long time.
+        # Unimodal auxiliary losses: without them the fusion starts to learn much later.
         for encoder in inputs if len(inputs) > 1 else ():
             reads = f"encoders.{encoder}"
             config.tasks[f"{name}_from_{encoder}"] = {"kind": kind, "target": name, "reads": reads, "weight": 0.3}

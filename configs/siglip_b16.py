@@ -1,4 +1,4 @@
-"""SigLIP B/16 at 256 pixels, both towers of the same size: see `configs/siglip.py`."""
+"""SigLIP B/16 at 256 pixels; both towers have the same size. See `configs/siglip.py`."""
 
 from ml_collections import ConfigDict
 

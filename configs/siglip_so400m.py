@@ -1,4 +1,4 @@
-"""SigLIP So400m/14 at 224 pixels, both towers of the same size: see `configs/siglip.py`."""
+"""SigLIP So400m/14 at 224 pixels; both towers have the same size. See `configs/siglip.py`."""
 
 from ml_collections import ConfigDict
 

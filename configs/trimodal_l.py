@@ -1,4 +1,4 @@
-"""Image, sound and text in encoders of size L, a fusion in which they read each other, and three tasks.
+"""Image, audio and text encoders of size L, cross-attention between all of them, and three tasks.
 
     mmjax plan --config=configs/trimodal_l.py --topology=v5e:16x16
 
@@ -24,14 +24,14 @@ def get_config() -> ConfigDict:
             "audio": {"sample_rate": 16_000, "seconds": 10.0},
             "text": {"length": 64, "tokenizer": "bytes", "vocabulary": 32_000, "lowercase": True},
         },
-        # So that the model also learns to answer without one of them.
+        # Modality dropout teaches the model to handle missing inputs.
         "modality_dropout": {"image": 0.1, "audio": 0.1, "text": 0.1},
         "workers": -1,
     }
     config.model = {
         "encoders": {
             "image": {"kind": "vit", **trunk, "variant": "L/16"},
-            # 10 seconds become 250 tokens.
+            # 10 seconds give 250 tokens.
             "audio": {"kind": "spectrogram_transformer", **trunk, "reduction": 4},
             "text": {"kind": "text_transformer", **trunk, "depth": 12},
         },
@@ -67,9 +67,9 @@ def get_config() -> ConfigDict:
     }
     config.optimizer = {"name": "adamw", "b2": 0.95, "weight_decay": 1e-4, "clip": 1.0}
     config.schedule = {"kind": "cosine", "peak": 5e-4, "warmup": 10_000}
-    # 32 examples for each chip of 256.
+    # 32 examples per chip on 256 chips.
     config.train = {"steps": 500_000, "batch_size": 8192, "accumulate": 1}
-    # Parameters over one ring of a 16x16 pod. On 8 chips: --config.mesh.fsdp=8.
+    # Shard parameters over one ring of a 16x16 pod. On 8 chips: --config.mesh.fsdp=8.
     config.mesh = {"data": -1, "fsdp": 16}
     config.precision = {"compute": "bfloat16"}
     config.checkpoint = {"every": 5000, "keep": 2}
