@@ -36,8 +36,8 @@ def get_config(task: str = "arithmetic") -> ConfigDict:
             # A small encoder suffices for two dozen sentences.
             "text": {"kind": "text_transformer", **trunk, "width": 64, "depth": 1, "heads": 2},
         },
-        # Learned queries attend to the three encoders. With `pairs`, modalities first attend to each other, at twice the
-        # cost: {"image": ["audio", "text"]}.
+        # Learned queries attend to the three encoders. With `pairs`, modalities first attend to each other, at twice
+        # the cost: {"image": ["audio", "text"]}.
         "fusion": {
             "kind": "cross_attention",
             "width": 128,

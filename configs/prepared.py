@@ -66,8 +66,8 @@ def _video(measures):
     return encoder, {"frames": 8, "size": [side, side], "channels": channels}, None
 
 
-# Per kind of input: (encoder section, modality options, average tokens per example if it can be packed), derived from the
-# statistics of the folder.
+# Per kind of input: (encoder section, modality options, average tokens per example if it can be packed), derived from
+# the statistics of the folder.
 _INPUTS = {
     "image": _image,
     "audio": _audio,
