@@ -2,7 +2,7 @@
 
     mmjax train --config=configs/clip_b32.py --workdir=runs/clip --config.train.batch_size=32 --config.train.steps=20
 
-The data is random, so that the step can be measured and planned anywhere (`benchmarks/clip.py`). To train, set `data` to
+The data is random, so the step can be measured and planned anywhere (`benchmarks/clip.py`). To train, set `data` to
 your dataset of images with captions, and the tokenizer to CLIP's, a `.json` file of Hugging Face `tokenizers`.
 
 Differences from CLIP: sin-cos instead of learned positions, bidirectional instead of causal text attention, no bias on

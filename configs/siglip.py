@@ -2,8 +2,8 @@
 
     mmjax plan --config=configs/siglip_l16.py --topology=v5e:16x16
 
-The recipes are `configs/siglip_b16.py`, `configs/siglip_l16.py` and `configs/siglip_so400m.py`. Their data is random, so
-that they can be planned and measured anywhere. To train, set `data` to your dataset of images with captions, and use a
+The recipes are `configs/siglip_b16.py`, `configs/siglip_l16.py` and `configs/siglip_so400m.py`. Their data is random,
+so they can be planned and measured anywhere. To train, set `data` to your dataset of images with captions, and use a
 tokenizer with at most 31,998 tokens.
 """
 
