@@ -134,7 +134,7 @@ WRONG_RECIPES = {
     "config.data.inputs.image.size = [8]": "data.inputs.image: size = (8,) has 1 numbers; give (height, width)",
     "config.data.inputs.audio.trim = 'much'": "data.inputs.audio.trim: 'much' is a str; give a number",
     "config.data.inputs.text.tokenizer = 'bites'": "data.inputs.text: unknown tokenizer 'bites'; give",
-    "config.data.inputs.text.tokenizer = 'not/there.json'": "data.inputs.text: tokenizer file 'not/there.json' does not",
+    "config.data.inputs.text.tokenizer = 'not/there.json'": "data.inputs.text: tokenizer file 'not/there.json'",
     "config.data.modality_dropout.imgae = 0.1": "data.modality_dropout.imgae: the data has no input 'imgae'; did you",
     "config.data.missing_fraction = {'digti': 0.1}": "data.missing_fraction.digti: there is no input or target 'digti'",
     "config.model.encoders = {}": "encoders is empty",
