@@ -368,7 +368,7 @@ class TestParaphrase:
     @pytest.mark.parametrize(
         ("function", "message"),
         [
-            ("no.such.module:retell", r"cannot be imported \(ModuleNotFoundError.*; name a function of an importable module"),
+            ("no.such.module:retell", r"cannot be imported \(ModuleNotFoundError.*; name a function of an import"),
             ("json:retell", r"cannot be imported \(AttributeError"),
             ("json:__name__", "is not a function but str; name"),
         ],

@@ -124,7 +124,7 @@ class TestFiles:
             ("a.pcd", pcd(b"\0" * 119, 10), "truncated: 119 of 120 bytes"),
             ("a.pcd", pcd(b"1 2 3\n4 5\n", 2, data="ascii"), "5 numbers instead of 2 x 3"),
             ("a.pcd", pcd(b"1 2 3\n4 5 x\n", 2, data="ascii"), "text instead of numbers"),
-            ("a.pcd", pcd(b"", 2, data="binary_compressed"), "binary_compressed is unsupported; save"),
+            ("a.pcd", pcd(b"", 2, data="binary_compressed"), "unsupported DATA binary_compressed; save"),
             ("a.pcd", pcd(b"", 2, fields="x y w"), "must have exactly one field 'z'"),
             ("a.pcd", pcd(b"", 2, sizes="4 4"), "differ in length"),
             ("a.pcd", pcd(b"", 2, sizes="4 4 3"), "unsupported TYPE F with SIZE 3"),

@@ -173,9 +173,7 @@ def mono(samples: np.ndarray) -> np.ndarray:
       ValueError: if the samples are empty or not finite, or have an unsupported shape or dtype.
     """
     if samples.ndim not in (1, 2) or not (samples.dtype == np.int16 or samples.dtype.kind == "f"):
-        raise ValueError(
-            f"audio must be int16 or float [n] or [n, channels], not {samples.dtype} {list(samples.shape)}"
-        )
+        raise ValueError(f"audio must be int16 or float [n] or [n, C], not {samples.dtype} {list(samples.shape)}")
     if samples.size == 0:
         raise ValueError("the audio has no samples")
     values = samples.astype(np.float32) / (32768 if samples.dtype == np.int16 else 1)

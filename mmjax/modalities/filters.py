@@ -170,6 +170,6 @@ def _polyphase_matrix(up: int, down: int) -> tuple[int, int, scipy.sparse.csr_ar
     first = -(-(positions - half_length) // up)
     taps = first + np.arange(2 * half_length // up + 1)
     distance = positions - taps * up
-    in_support = np.abs(distance) <= half_length
-    weights = np.where(in_support, low_pass[np.clip(distance + half_length, 0, 2 * half_length)], 0)
+    filter_index = np.clip(distance + half_length, 0, 2 * half_length)
+    weights = np.where(np.abs(distance) <= half_length, low_pass[filter_index], 0)
     return padding, down * repeats, _csr_matrix(weights, taps + padding, int(taps.max()) + padding + 1)

@@ -92,7 +92,7 @@ class Image:
           ValueError: if `raw` is empty or has another dtype or shape.
         """
         pixels = self._pixels(raw)
-        values = pixels.astype(np.float32) if pixels.shape[:2] == self.config.size else self._resized(pixels)
+        values = pixels.astype(np.float32) if pixels.shape[:2] == self.config.size else self._resize_to_fit(pixels)
         values = values.reshape(*self.config.size, self.config.channels)
         # In place: allocation would cost more than the arithmetic.
         values *= self._scale
@@ -203,7 +203,7 @@ class Image:
             return np.asarray(PIL.Image.fromarray(raw).convert("L"))
         return raw
 
-    def _resized(self, pixels: np.ndarray) -> np.ndarray:
+    def _resize_to_fit(self, pixels: np.ndarray) -> np.ndarray:
         """Resizes according to `fit`, to float32 [height, width] or [height, width, 3] in [0, 255]."""
         (height, width), (rows, columns) = self.config.size, pixels.shape[:2]
         # Input pixels per output pixel.

@@ -104,9 +104,7 @@ def _parse_header(data: bytes) -> tuple[dict[str, list[str]], int]:
             if missing:
                 raise ValueError(f"the PCD header has no {missing[0]}")
             if header["DATA"] not in (["ascii"], ["binary"]):
-                raise ValueError(
-                    f"DATA {' '.join(header['DATA'])} is unsupported; save the PCD file as ascii or binary"
-                )
+                raise ValueError(f"unsupported DATA {' '.join(header['DATA'])}; save the PCD file as ascii or binary")
             return header, match.end()
     raise ValueError("the PCD header has no DATA line")
 

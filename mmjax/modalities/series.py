@@ -104,9 +104,7 @@ def as_series(raw: np.ndarray) -> np.ndarray:
     if not values.size:
         raise ValueError("the series has no steps")
     if values.shape[1] > MAX_CHANNELS:
-        raise ValueError(
-            f"a series must be [n, channels] with at most {MAX_CHANNELS} channels, not {list(values.shape)}"
-        )
+        raise ValueError(f"a series must have at most {MAX_CHANNELS} channels, not shape {list(values.shape)}")
     with np.errstate(over="ignore"):
         return values.astype(np.float32).astype(np.float64)
 

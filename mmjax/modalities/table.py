@@ -78,7 +78,7 @@ class Table:
         """Converts a row to (values [columns] float32, mask [columns] bool).
 
         Raises:
-          ValueError: if the row has another number of cells, an unknown category, or a non-finite value.
+          ValueError: if the row has another number of cells, an unknown category, or an infinite value.
         """
         cells = self._cells(raw) if isinstance(raw, Mapping) else np.asarray(raw, np.float64)
         if cells.shape != self._mean.shape:

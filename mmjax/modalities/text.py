@@ -32,8 +32,8 @@ class Text:
           lowercase: converts text to lower case.
           tokens_per_byte: planned tokens per byte of a packed text; longer texts are truncated before `end`. Word-level
             tokenizers need about 0.25 for English. Values above 1 leave room for tokens that augmentation adds.
-          vocabulary: rows of the embedding table; by default the tokenizer's vocabulary plus the two special tokens. Use
-            more to make the table divisible over devices, or to reserve rows for a later tokenizer.
+          vocabulary: rows of the embedding table; by default the tokenizer's vocabulary plus the two special tokens.
+            Use more to make the table divisible over devices, or to reserve rows for a later tokenizer.
         """
 
         length: Annotated[int, AtLeast(2)] = 32
@@ -140,9 +140,7 @@ def _load_hugging_face(path: pathlib.Path) -> tuple[Callable[[str], list[int]], 
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     # The package raises plain Exception.
     except Exception as error:
-        raise ValueError(
-            f"tokenizer {str(path)!r} cannot be read: {error}; give a Hugging Face tokenizers file"
-        ) from None
+        raise ValueError(f"tokenizer {str(path)!r} cannot be read: {error}; give a Hugging Face file") from None
     return _HuggingFace(tokenizer), tokenizer.get_vocab_size()
 
 

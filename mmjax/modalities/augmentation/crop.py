@@ -40,11 +40,9 @@ class Crop:
         factors = np.exp(rng.uniform(-bound, bound, _ATTEMPTS))
         x, y = rng.uniform(0.0, 1.0, 2)
         for area, factor in zip(areas, factors, strict=True):
-            crop_height = max(1, round(height * math.sqrt(area / factor)))
-            crop_width = max(1, round(width * math.sqrt(area * factor)))
-            if crop_height <= height and crop_width <= width:
-                top, left = int(y * (height - crop_height + 1)), int(x * (width - crop_width + 1))
-                return raw[min(top, height - crop_height) :][:crop_height, min(left, width - crop_width) :][
-                    :, :crop_width
-                ]
+            rows = max(1, round(height * math.sqrt(area / factor)))
+            columns = max(1, round(width * math.sqrt(area * factor)))
+            if rows <= height and columns <= width:
+                top, left = int(y * (height - rows + 1)), int(x * (width - columns + 1))
+                return raw[min(top, height - rows) :][:rows, min(left, width - columns) :][:, :columns]
         return raw

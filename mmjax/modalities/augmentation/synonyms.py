@@ -67,7 +67,6 @@ def read_synonyms(uri: str) -> dict[str, tuple[str, ...]]:
       UserError: if the files are missing or invalid.
     """
     path = pathlib.Path(uri).expanduser()
-    remedy = "give the folder of WordNet's data.* files, or a JSON file {word: [synonyms]}"
     files = sorted(path.glob("data.*")) if path.is_dir() else []
     try:
         if files:
@@ -78,6 +77,7 @@ def read_synonyms(uri: str) -> dict[str, tuple[str, ...]]:
         return {str(word).lower(): tuple(map(str, others)) for word, others in synonyms.items()}
     except (OSError, ValueError, AttributeError, IndexError, TypeError) as error:
         problem = f"{uri!r} has no synonyms ({type(error).__name__}: {error})"
+        remedy = "give the folder of WordNet's data.* files, or a JSON file {word: [synonyms]}"
         raise UserError("data.augment, the path of synonyms", problem, remedy) from None
 
 
