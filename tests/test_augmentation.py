@@ -245,21 +245,21 @@ class TestRandAugment:
 
             return change
 
-        monkeypatch.setattr(rand_augment, "CHANGES", {name: recorder(name) for name in "abcd"})
+        monkeypatch.setattr(rand_augment, "OPERATIONS", {name: recorder(name) for name in "abcd"})
         for seed in range(500):
             RandAugment(RandAugment.Config(count=2, magnitude=7.0))(blob(), draws(seed))
         assert sum(calls.values()) == 1000 and len(calls) == 8
         assert all(abs(count - 125) < 50 for count in calls.values()) and {abs(s) for _, s in calls} == {0.7}
 
-    @pytest.mark.parametrize("name", sorted(set(rand_augment.CHANGES) - {"autocontrast", "equalize"}))
+    @pytest.mark.parametrize("name", sorted(set(rand_augment.OPERATIONS) - {"autocontrast", "equalize"}))
     def test_without_strength_a_change_changes_nothing(self, name):
         picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8))
-        np.testing.assert_array_equal(np.asarray(rand_augment.CHANGES[name](picture, 0.0)), np.asarray(picture))
+        np.testing.assert_array_equal(np.asarray(rand_augment.OPERATIONS[name](picture, 0.0)), np.asarray(picture))
 
     def test_a_translation_moves_by_its_part_of_the_picture(self):
         raw = np.zeros((20, 20), np.uint8)
         raw[8:12, 8:12] = 200
-        moved = np.asarray(rand_augment.CHANGES["translate_x"](PIL.Image.fromarray(raw), 0.5))
+        moved = np.asarray(rand_augment.OPERATIONS["translate_x"](PIL.Image.fromarray(raw), 0.5))
         np.testing.assert_array_equal(moved, np.roll(raw, -3, axis=1))
 
 
@@ -322,7 +322,7 @@ class TestSynonyms:
         path = tmp_path / "words.json"
         if content is not None:
             path.write_text(content)
-        with pytest.raises(UserError, match=r"holds no synonyms .*; give the folder of WordNet's"):
+        with pytest.raises(UserError, match=r"has no synonyms .*; give the folder of WordNet's"):
             Synonyms(Synonyms.Config(path=str(path))).open()
 
 
@@ -368,9 +368,9 @@ class TestParaphrase:
     @pytest.mark.parametrize(
         ("function", "message"),
         [
-            ("no.such.module:retell", r"cannot be imported \(ModuleNotFoundError.*; name a function of a module"),
+            ("no.such.module:retell", r"cannot be imported \(ModuleNotFoundError.*; name a function of an import"),
             ("json:retell", r"cannot be imported \(AttributeError"),
-            ("json:__name__", "is a str, and no function; name"),
+            ("json:__name__", "is not a function but str; name"),
         ],
     )
     def test_what_cannot_be_imported_is_refused_before_training(self, function, message):

@@ -365,13 +365,13 @@ class TestTable:
     @pytest.mark.parametrize(
         "raw, said",
         [
-            ([1, 2], "a row has 3 cells"),
-            ([1, 3, 0], "a category's number is out of range"),
-            ([1, 0.5, 0], "a category's number is out of range"),
-            ({"colour": "rde"}, "colour = 'rde' is no category; did you mean 'red'?"),
-            ({"age": "old"}, "age = 'old' is no number"),
+            ([1, 2], "a row must have shape [3]"),
+            ([1, 3, 0], "a category index is out of range"),
+            ([1, 0.5, 0], "a category index is out of range"),
+            ({"colour": "rde"}, "colour = 'rde' is not a category; did you mean 'red'?"),
+            ({"age": "old"}, "age = 'old' is not a number"),
             ({"age": np.inf}, "age = inf is not finite"),
-            ([np.inf, 1, 0], "a cell is not finite"),
+            ([np.inf, 1, 0], "a cell is infinite"),
         ],
     )
     def test_a_row_that_does_not_fit_is_refused(self, raw, said):
@@ -382,11 +382,11 @@ class TestTable:
     @pytest.mark.parametrize(
         "argument, said",
         [
-            ("aeg=3", "--facts: there is no column 'aeg'; did you mean 'age'?"),
-            ("colour=pink", "--facts: colour = 'pink' is no category; known are 'blue', 'green', 'red'"),
-            ("age=x", "--facts: age = 'x' is no number; give one"),
-            ("age", "--facts: 'age' gives no value; give COLUMN=VALUE,COLUMN=VALUE"),
-            ("age=41,age=42", "--facts: 'age' is there twice; give each column once"),
+            ("aeg=3", "--facts: unknown column 'aeg'; did you mean 'age'?"),
+            ("colour=pink", "--facts: colour = 'pink' is not a category; known are 'blue', 'green', 'red'"),
+            ("age=x", "--facts: age = 'x' is not a number; give a number"),
+            ("age", "--facts: 'age' has no value; give COLUMN=VALUE,COLUMN=VALUE"),
+            ("age=41,age=42", "--facts: 'age' is given twice; give each column once"),
         ],
     )
     def test_a_row_on_the_command_line_that_does_not_fit_is_refused_in_one_line(self, argument, said):
@@ -397,10 +397,10 @@ class TestTable:
     @pytest.mark.parametrize(
         "changes, said",
         [
-            ({"columns": []}, "table: columns = () are none"),
-            ({"columns": ["age", "age"]}, "table: columns = ('age', 'age') are none, or one is there twice"),
-            ({"mean": {"aeg": 1.0}}, "table: means has an unknown column 'aeg'; did you mean 'age'?"),
-            ({"std": {"age": 0.0}}, "table: a deviation or largest is not above 0"),
+            ({"columns": []}, "table: columns = () is empty or has duplicates"),
+            ({"columns": ["age", "age"]}, "table: columns = ('age', 'age') is empty or has duplicates"),
+            ({"mean": {"aeg": 1.0}}, "table: mean has an unknown column 'aeg'; did you mean 'age'?"),
+            ({"std": {"age": 0.0}}, "table: std or largest has a value that is not positive"),
         ],
     )
     def test_columns_that_cannot_be_are_refused(self, changes, said):

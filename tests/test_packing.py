@@ -154,7 +154,7 @@ def test_rows_of_photographs_are_full():
 @hypothesis.given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 60))
 def test_a_picture_keeps_its_aspect_ratio_within_its_patches(height, width, most):
     image = Image(Image.Config(patch=8, channels=1))
-    values, places = image.elements(np.zeros((height, width), np.uint8), most)
+    values, places = image.process_packed(np.zeros((height, width), np.uint8), most)
     measured = {"height": np.array([float(height)]), "width": np.array([float(width)])}
     assert 1 <= len(values) <= most and len(values) == image.lengths(measured, most)[0]
     rows, columns = places.max(axis=0) + 1
@@ -169,7 +169,7 @@ def test_a_picture_keeps_its_aspect_ratio_within_its_patches(height, width, most
 def test_patches_are_those_of_the_picture_row_by_row():
     image = Image(Image.Config(patch=2, channels=3, mean=(0.0,), std=(1.0,)))
     picture = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
-    values, places = image.elements(picture, 99)
+    values, places = image.process_packed(picture, 99)
     assert places.tolist() == [[row, column] for row in range(2) for column in range(3)]
     for patch, (row, column) in zip(values, places.astype(int), strict=True):
         expected = picture[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].astype(np.float32) / 255
@@ -182,7 +182,7 @@ def test_a_recording_has_its_samples_in_chunks_and_its_room_is_never_too_small(c
     audio = Audio(Audio.Config(sample_rate=8000, seconds=0.25, chunk=60, normalise="none"))
     samples = np.random.default_rng(0).normal(0, 0.1, count).astype(np.float32)
     room = audio.lengths({"seconds": np.array([count / rate])}, most)[0]
-    chunks, places = audio.elements((samples, rate), most)
+    chunks, places = audio.process_packed((samples, rate), most)
     values, mask = audio.process((samples, rate))
     whole = min(int(mask.sum()), 60 * most)
     assert len(chunks) == room == -(-whole // 60) <= most
@@ -195,7 +195,7 @@ def test_a_text_keeps_its_end_where_it_is_cut_and_its_room_is_never_too_small():
     text = Text(Text.Config(length=9))
     for words in ("", "a", "éé", "longer than that"):
         room = text.lengths({"bytes": np.array([float(len(words.encode()))])}, 7)[0]
-        tokens, places = text.elements(words, 7)
+        tokens, places = text.process_packed(words, 7)
         assert len(tokens) == room <= 7 and tokens[-1] == text.end and places[:, 0].tolist() == list(range(room))
 
 
@@ -282,7 +282,7 @@ def test_a_row_holds_what_the_plan_says_and_each_example_has_one_slot_in_all_inp
                 here = x.mask[row] & (x.segments[row] == place)
                 assert bool(x.present[slot]) == here.any() == (raw is not None)
                 if raw is not None:
-                    values, places = modality.elements(raw, 99)
+                    values, places = modality.process_packed(raw, 99)
                     np.testing.assert_array_equal(x.values[row][here], values)
                     np.testing.assert_array_equal(x.positions[row][here], places)
         empty = batch.ids < 0
@@ -613,7 +613,7 @@ def test_a_plan_counts_examples_and_not_the_slots_that_stay_empty(capsys):
             {"data": {"packing": {"slots": 4, "budgets": {"pitcure": 14}}}},
             "data.packing.budgets.pitcure: the model has no input 'pitcure'; did you mean 'picture'?",
         ),
-        ({"data": {"inputs": {"picture": {"channels": 1}}}}, "data.inputs.picture: pictures are packed as patches"),
+        ({"data": {"inputs": {"picture": {"channels": 1}}}}, "data.inputs.picture: packing images needs patch"),
         ({"model": {"encoders": {"picture": {"kind": "vit", "patch": 2}}}}, "model.encoders.picture: patch 2 is not"),
         (
             {"model": {"encoders": {"picture": {"kind": "vit", "patch": 4, "stride": 2}}}},
@@ -656,5 +656,5 @@ def test_a_dataset_without_an_index_and_an_input_that_has_no_elements_are_refuse
         pipeline(Sizes(Sizes.Config(known=False))).batch_at("train", 32, 0)
     with pytest.raises(UserError, match="data.packing: 'row' is an input of the kind 'table', which cannot be packed"):
         Packing(PackingConfig(slots=2, budgets={"row": 9}), {"row": Table(Table.Config(columns=("a",)))})
-    with pytest.raises(UserError, match="data.inputs.sound: recordings are packed in chunks, and chunk is missing"):
+    with pytest.raises(UserError, match="data.inputs.sound: packing audio needs chunk, which is not set"):
         Packing(PackingConfig(slots=2, budgets={"sound": 9}), {"sound": Audio(Audio.Config())})

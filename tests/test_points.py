@@ -22,7 +22,7 @@ from mmjax.modalities.augmentation.points_jitter import PointsJitter
 from mmjax.modalities.augmentation.points_rotation import PointsRotation
 from mmjax.modalities.augmentation.points_scaling import PointsScaling
 from mmjax.modalities.point_files import read_points
-from mmjax.modalities.points import Points, farthest_points
+from mmjax.modalities.points import Points, farthest_point_sampling
 from mmjax.prepare.kinds import KINDS, File, Unreadable
 from mmjax.prepare.options import PrepareConfig
 from mmjax.prepare.preparation import prepare
@@ -116,24 +116,24 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("name", "data", "said"),
         [
-            ("a.bin", b"", "there are no points"),
-            ("a.bin", b"123", "3 bytes are no points of 4 float32 each"),
-            ("a.pcd", b"", "neither PCD, nor NPY, nor BIN"),
-            ("a.pcd", b"# .PCD v0.7\nVERSION 0.7\n", "has no end"),
+            ("a.bin", b"", "the point cloud is empty"),
+            ("a.bin", b"123", "3 bytes are not a multiple of 4 float32 values"),
+            ("a.pcd", b"", "not a PCD, NPY or BIN file"),
+            ("a.pcd", b"# .PCD v0.7\nVERSION 0.7\n", "has no DATA line"),
             ("a.pcd", b"# .PCD v0.7\nDATA ascii\n1 2 3\n", "has no FIELDS"),
-            ("a.pcd", pcd(b"\0" * 119, 10), "cut short: 119 of 120 bytes"),
-            ("a.pcd", pcd(b"1 2 3\n4 5\n", 2, data="ascii"), "5 numbers, where there should be 2 x 3"),
-            ("a.pcd", pcd(b"1 2 3\n4 5 x\n", 2, data="ascii"), "words where numbers should be"),
-            ("a.pcd", pcd(b"", 2, data="binary_compressed"), "binary_compressed is not read; save"),
-            ("a.pcd", pcd(b"", 2, fields="x y w"), "has not one field 'z'"),
+            ("a.pcd", pcd(b"\0" * 119, 10), "truncated: 119 of 120 bytes"),
+            ("a.pcd", pcd(b"1 2 3\n4 5\n", 2, data="ascii"), "5 numbers instead of 2 x 3"),
+            ("a.pcd", pcd(b"1 2 3\n4 5 x\n", 2, data="ascii"), "text instead of numbers"),
+            ("a.pcd", pcd(b"", 2, data="binary_compressed"), "unsupported DATA binary_compressed; save"),
+            ("a.pcd", pcd(b"", 2, fields="x y w"), "must have exactly one field 'z'"),
             ("a.pcd", pcd(b"", 2, sizes="4 4"), "differ in length"),
-            ("a.pcd", pcd(b"", 2, sizes="4 4 3"), "numbers of type F and 3 bytes"),
-            ("a.pcd", pcd(b"", 2, width="two"), "words where numbers should be"),
-            ("a.pcd", pcd(b"", 10**15), "cut short"),
-            ("a.pcd", pcd(b"", 2, width=3), "promises 2 points"),
-            ("a.pcd", pcd(b"", 2, counts="1 1 -1"), "promises 2 points"),
-            ("a.npy", npy(np.zeros((5, 2))), "points are numbers"),
-            ("a.npy", npy(np.zeros((5, 3)))[:-3], "cut short"),
+            ("a.pcd", pcd(b"", 2, sizes="4 4 3"), "unsupported TYPE F with SIZE 3"),
+            ("a.pcd", pcd(b"", 2, width="two"), "text instead of numbers"),
+            ("a.pcd", pcd(b"", 10**15), "truncated"),
+            ("a.pcd", pcd(b"", 2, width=3), "invalid size: 2 points"),
+            ("a.pcd", pcd(b"", 2, counts="1 1 -1"), "invalid size: 2 points"),
+            ("a.npy", npy(np.zeros((5, 2))), "points must be numeric"),
+            ("a.npy", npy(np.zeros((5, 3)))[:-3], "truncated"),
         ],
     )
     def test_what_is_no_cloud_is_refused_with_a_reason(self, name, data, said, tmp_path):
@@ -188,10 +188,10 @@ class TestPoints:
     @pytest.mark.parametrize(
         ("raw", "said"),
         [
-            (np.zeros((5, 4)), "points with 1 features, where there should be 0"),
-            (np.full((5, 3), np.nan), "no point has a place"),
-            (np.zeros((0, 3)), "there are no points"),
-            (np.zeros((5, 2)), "points are numbers"),
+            (np.zeros((5, 4)), "the points have 1 features instead of 0"),
+            (np.full((5, 3), np.nan), "no point has finite coordinates"),
+            (np.zeros((0, 3)), "the point cloud is empty"),
+            (np.zeros((5, 2)), "points must be numeric"),
         ],
     )
     def test_what_does_not_fit_is_refused(self, raw, said):
@@ -260,7 +260,7 @@ class TestEncoder:
         places = np.stack([cloud(seed, 30) for seed in range(3)])
         found, real = farthest(jnp.asarray(places), jnp.ones((3, 30), bool), 12)
         for row in range(3):
-            np.testing.assert_array_equal(found[row], farthest_points(places[row].astype(np.float64), 12))
+            np.testing.assert_array_equal(found[row], farthest_point_sampling(places[row].astype(np.float64), 12))
         assert real.all()
         mask = jnp.arange(30) < jnp.array([[0], [1], [5]])
         twice = jnp.asarray(places).at[2, 1].set(places[2, 0])

@@ -15,7 +15,7 @@ from mmjax.errors import UserError
 from mmjax.modalities.augmentation.series_jitter import SeriesJitter
 from mmjax.modalities.augmentation.series_scaling import SeriesScaling
 from mmjax.modalities.augmentation.time_warp import TimeWarp
-from mmjax.modalities.series import MOST_CHANNELS, Series, read_series
+from mmjax.modalities.series import MAX_CHANNELS, Series, read_series
 from mmjax.prepare.kinds import KINDS, File, Unreadable
 from mmjax.prepare.options import PrepareConfig
 from mmjax.prepare.preparation import prepare
@@ -66,17 +66,17 @@ class TestFiles:
         [
             (b"", "no steps"),
             (b"a,b\n", "no steps"),
-            (b"a,b\n1,2\n3\n", "line 3 has 1 values and not 2"),
-            (b"a,b\n1,2\n3,x\n", "line 3 has a value that is no number: '3,x'"),
-            (b'"a\n', "no CSV"),
-            (b"\xff\xfe\x00", "neither NPY nor text"),
-            (npy(np.arange(50.0))[:-8], "cut short: 392 of 400 bytes"),
-            (npy(np.arange(50.0))[:40], "no array in NumPy's format"),
-            (npy(np.array([{}, []], object), allow_pickle=True), "not of numbers"),
-            (npy(np.array(["a"])), "not of numbers"),
+            (b"a,b\n1,2\n3\n", "line 3 has 1 values instead of 2"),
+            (b"a,b\n1,2\n3,x\n", "line 3 has a value that is not a number: '3,x'"),
+            (b'"a\n', "not valid CSV"),
+            (b"\xff\xfe\x00", "neither NPY nor UTF-8 text"),
+            (npy(np.arange(50.0))[:-8], "truncated: 392 of 400 bytes"),
+            (npy(np.arange(50.0))[:40], "not a valid NPY file"),
+            (npy(np.array([{}, []], object), allow_pickle=True), "not integer, float or boolean"),
+            (npy(np.array(["a"])), "not integer, float or boolean"),
             (npy(np.zeros((2, 3, 4))), r"not float64 \[2, 3, 4\]"),
             (npy(np.zeros((0, 3))), "no steps"),
-            (npy(np.zeros((3, MOST_CHANNELS + 1))), "at most 256 channels"),
+            (npy(np.zeros((3, MAX_CHANNELS + 1))), "at most 256 channels"),
         ],
     )
     def test_what_is_no_series_is_refused_with_a_reason(self, data, said, tmp_path):
@@ -91,7 +91,7 @@ class TestFiles:
 
     def test_a_header_that_promises_more_than_memory_holds_is_refused_at_once(self):
         data = npy(np.zeros((10, 7))).replace(b"(10, 7), }" + b" " * 12, b"(99999999999999, 7), }")
-        with pytest.raises(ValueError, match="cut short"):
+        with pytest.raises(ValueError, match="truncated"):
             read_series(data)
 
     def test_a_pickle_is_never_loaded(self):
@@ -117,10 +117,10 @@ class TestSeries:
     @pytest.mark.parametrize(
         ("raw", "said"),
         [
-            (np.zeros((5, 3)), "a series of 3 channels, where there should be 2"),
-            (np.full((5, 2), np.nan), "nothing is there in the first 4 steps"),
+            (np.zeros((5, 3)), "the series has 3 channels instead of 2"),
+            (np.full((5, 2), np.nan), "all values of the first 4 steps are missing"),
             (np.zeros((0, 2)), "no steps"),
-            (np.array([["a", "b"]]), "a series is numbers"),
+            (np.array([["a", "b"]]), "a series must be numeric"),
         ],
     )
     def test_what_does_not_fit_is_refused(self, raw, said):

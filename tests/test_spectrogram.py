@@ -95,7 +95,7 @@ def test_packed_recordings_get_the_tokens_that_they_get_alone(reduction, seconds
     lengths = [2900, chunk + 3, 2 * chunk, 30, 13 * HOP, 1500]
     raws = [(draws.normal(0, 0.1, length).astype(np.float32), RATE) for length in lengths]
     alone = OwnRows({"sound": audio}, len(raws), BufferPool())
-    spec, planned_lengths = audio.packed(120), {"sound": audio.lengths({"seconds": np.array(lengths) / RATE}, 120)}
+    spec, planned_lengths = audio.packed_spec(120), {"sound": audio.lengths({"seconds": np.array(lengths) / RATE}, 120)}
     together = SharedRows({"sound": audio}, {"sound": spec}, planned_lengths, len(raws), BufferPool(), slots=3)
     for number, raw in enumerate(raws):
         for rows in (alone, together):
@@ -116,7 +116,7 @@ def test_packed_recordings_get_the_tokens_that_they_get_alone(reduction, seconds
 
 
 def test_a_chunk_that_is_no_token_of_the_encoder_is_refused():
-    spec = Audio(Audio.Config(sample_rate=RATE, seconds=0.5, chunk=320)).packed(20)
+    spec = Audio(Audio.Config(sample_rate=RATE, seconds=0.5, chunk=320)).packed_spec(20)
     config = build(SpectrogramTransformer.Config, {"width": 16, "depth": 1, "heads": 2, "reduction": 6}, "audio")
     with pytest.raises(ValueError, match="chunk 320 .* is not the 480 samples of a token; set chunk = 480"):
         SpectrogramTransformer(config, spec, precision=Precision(), rngs=nnx.Rngs(0))

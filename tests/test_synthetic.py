@@ -53,6 +53,6 @@ def test_a_vocabulary_may_be_larger_than_the_tokenizers_but_not_smaller():
     assert text.spec.details == {"vocabulary": 32_000, "begin": 256, "end": 257}
     assert text.process("a")[0][1] == 257
     with pytest.raises(
-        UserError, match="257 are fewer than the 256 tokens of the tokenizer and our own two; give at least 258"
+        UserError, match="257 is too small for the tokenizer's 256 tokens plus begin and end; give at least 258"
     ):
         Text(build(Text.Config, {"vocabulary": 257}, "data.inputs.text"))

@@ -23,7 +23,7 @@ from mmjax.modalities import Image, Video
 from mmjax.modalities.augmentation import AUGMENTATIONS, IMAGE
 from mmjax.modalities.augmentation.reverse import Reverse
 from mmjax.modalities.augmentation.temporal_crop import TemporalCrop
-from mmjax.modalities.clips import LONGEST_SIDE, MOST_FRAMES, Clip, Frames, clip_of_pictures, read_clip
+from mmjax.modalities.clips import MAX_FRAMES, MAX_SIDE, Clip, LazyFrames, clip_from_images, read_clip
 from mmjax.prepare.kinds import KINDS, File, Unreadable
 from mmjax.prepare.options import PrepareConfig
 from mmjax.prepare.preparation import prepare
@@ -94,7 +94,7 @@ class TestFiles:
         if kind == "npy":
             clip = read_clip(npy(frames), "a.npy")
         elif kind == "folder":
-            clip = clip_of_pictures(reversed([(f"frame {n}.png", png(frame)) for n, frame in enumerate(frames)]))
+            clip = clip_from_images(reversed([(f"frame {n}.png", png(frame)) for n, frame in enumerate(frames)]))
         else:
             clip = read_clip(animation(frames, kind), f"a.{kind}")
         assert clip.rate == rate and len(clip.frames) == 11
@@ -119,30 +119,30 @@ class TestFiles:
         turned = np.rot90(frames[2]).astype(int)
         assert clip.frames[2].shape == (64, 32, 3) and np.abs(clip.frames[2] - turned).mean() < 12
 
-    @pytest.mark.parametrize("count", [MOST_FRAMES, MOST_FRAMES + 1, 3 * MOST_FRAMES])
+    @pytest.mark.parametrize("count", [MAX_FRAMES, MAX_FRAMES + 1, 3 * MAX_FRAMES])
     def test_of_a_long_clip_frames_at_equal_distances_are_kept_and_large_ones_are_scaled(self, count):
         frames = np.arange(count, dtype=np.uint32).view(np.uint8).reshape(count, 1, 4)
         clip = read_clip(npy(frames), "a")
         numbers = [int(np.ascontiguousarray(frame).view(np.uint32)[0, 0]) for frame in clip.frames]
-        stride = {MOST_FRAMES: 1, MOST_FRAMES + 1: 2, 3 * MOST_FRAMES: 4}[count]
+        stride = {MAX_FRAMES: 1, MAX_FRAMES + 1: 2, 3 * MAX_FRAMES: 4}[count]
         assert numbers == list(range(0, count, stride))
         assert read_clip(animation(scene(frames=300, side=8), "WEBP"), "a").rate == pytest.approx(10 / 4, rel=0.02)
-        large = read_clip(npy(np.full((2, 400, 2 * LONGEST_SIDE, 3), 9, np.uint8)), "a")
-        assert large.frames[1].shape == (200, LONGEST_SIDE, 3) and (large.frames[1] == 9).all()
+        large = read_clip(npy(np.full((2, 400, 2 * MAX_SIDE, 3), 9, np.uint8)), "a")
+        assert large.frames[1].shape == (200, MAX_SIDE, 3) and (large.frames[1] == 9).all()
 
     @pytest.mark.parametrize(
         ("name", "data", "said"),
         [
-            ("empty", b"", "no video, or a damaged one"),
-            ("text", b"<html>not found</html>", "no video, or a damaged one"),
-            ("cut mp4", video(scene(frames=20))[:-900], "no video, or a damaged one"),
-            ("cut webm", (lambda data: data[: len(data) // 2])(video(scene(frames=40), "webm", "libvpx")), "cut short"),
-            ("cut gif", animation(scene(), "GIF")[:-400], "cut short|a damaged animation"),
-            ("cut webp", animation(scene(), "WEBP")[:-400], "a damaged animation|no video"),
-            ("cut npy", npy(scene())[:-9], "cut short"),
-            ("float npy", npy(scene().astype(np.float32)), "frames are uint8"),
-            ("flat npy", npy(scene()[0, 0]), "frames are uint8"),
-            ("objects", b"\x93NUMPY\x01\x00", "no array in NumPy's format"),
+            ("empty", b"", "not a video, or a damaged one"),
+            ("text", b"<html>not found</html>", "not a video, or a damaged one"),
+            ("cut mp4", video(scene(frames=20))[:-900], "not a video, or a damaged one"),
+            ("cut webm", (lambda data: data[: len(data) // 2])(video(scene(frames=40), "webm", "libvpx")), "truncated"),
+            ("cut gif", animation(scene(), "GIF")[:-400], "truncated|damaged animation"),
+            ("cut webp", animation(scene(), "WEBP")[:-400], "damaged animation|not a video"),
+            ("cut npy", npy(scene())[:-9], "truncated"),
+            ("float npy", npy(scene().astype(np.float32)), "frames must be uint8"),
+            ("flat npy", npy(scene()[0, 0]), "frames must be uint8"),
+            ("objects", b"\x93NUMPY\x01\x00", "not a valid NPY file"),
         ],
     )
     def test_what_is_no_clip_is_refused_with_a_reason(self, name, data, said, tmp_path):
@@ -197,16 +197,16 @@ class TestVideo:
             asked.append(number)
             return np.zeros((4, 4), np.uint8)
 
-        _, mask = make(**options).process((Frames(count, frame), rate))
+        _, mask = make(**options).process((LazyFrames(count, frame), rate))
         assert asked == chosen and mask.sum() == len(chosen)
 
     @pytest.mark.parametrize(
         ("raw", "said"),
         [
             ((scene()[:0], 1.0), "the clip has no frames"),
-            ((scene(), np.nan), "a rate of nan"),
-            (scene(), "a clip is .frames, rate., not a ndarray"),
-            ((scene(), 0.0), "does not say how fast it is; leave `rate` out"),
+            ((scene(), np.nan), "frame rate of nan"),
+            (scene(), "a clip must be a tuple .frames, rate., not ndarray"),
+            ((scene(), 0.0), "has no frame rate; leave `rate` unset"),
         ],
     )
     def test_what_does_not_fit_is_refused(self, raw, said):

@@ -64,7 +64,7 @@ class Packing:
             if name not in modalities:
                 raise UserError(f"{where}.{name}", f"the model has no input {name!r}", nearest(name, modalities))
         for name, modality in modalities.items():
-            if not hasattr(modality, "elements"):
+            if not hasattr(modality, "process_packed"):
                 kind = type(modality).__name__.lower()
                 problem = f"{name!r} is an input of the kind {kind!r}, which cannot be packed"
                 raise UserError("data.packing", problem, "leave its encoder out, or set data.packing.slots = 1")
@@ -74,7 +74,7 @@ class Packing:
         self.specs: dict[str, InputSpec] = {}
         for name, modality in modalities.items():
             try:
-                self.specs[name] = modality.packed(config.budgets[name])
+                self.specs[name] = modality.packed_spec(config.budgets[name])
             except ValueError as error:
                 problem, _, remedy = str(error).partition("; ")
                 raise UserError(f"data.inputs.{name}", problem, remedy) from error

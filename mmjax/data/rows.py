@@ -86,10 +86,10 @@ class SharedRows:
         into, modality = self.inputs[name], self._modalities[name]
         budget = into.mask.shape[1]
         room = budget if self._planned_lengths is None else int(self._planned_lengths[name][number])
-        values, positions = modality.elements(raw, budget)
+        values, positions = modality.process_packed(raw, budget)
         if len(values) > room:
             # Augmentation has made it larger than it was when it was planned.
-            values, positions = modality.elements(raw, room)
+            values, positions = modality.process_packed(raw, room)
         if values.shape[1:] != into.values.shape[2:] or len(values) > room:
             raise ValueError(f"{values.shape} do not fit into {room} of the input's specification")
         check_finite(values)

@@ -1,7 +1,7 @@
-"""What raw data of a kind becomes: arrays of one static shape, made with NumPy on the host.
+"""Modalities: convert raw data to NumPy arrays of a static shape, on the host.
 
-A modality is chosen by its name in `MODALITIES`. Each is a class with a nested frozen dataclass `Config` and the
-members of `Modality`. A new kind is one new file and one line in the table.
+A config selects a modality by its name in `MODALITIES`. Each one is a class with a nested frozen dataclass `Config` and
+the members of `Modality`. To add one, write one file and add one line to the table.
 """
 
 from __future__ import annotations
@@ -23,41 +23,53 @@ from mmjax.tokens import InputSpec
 
 
 class Modality(Protocol):
-    """What the pipeline, the model and the command line ask of a modality."""
+    """Interface of a modality, used by the data pipeline, the model and the command line."""
 
     def __init__(self, config: Any): ...
 
     @property
     def spec(self) -> InputSpec:
-        """Shape and dtype of the values of one example, and how many leading axes the mask covers."""
+        """Shape and dtype of one example's values, and the number of leading axes that its mask covers."""
 
     def process(self, raw: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Makes (values `spec.shape`, mask `spec.shape[:spec.mask_rank]`) of raw data, or raises ValueError."""
+        """Converts raw data to (values `spec.shape`, mask `spec.shape[:spec.mask_rank]`).
+
+        Raises:
+          ValueError: if `raw` is invalid.
+        """
 
     def read(self, argument: str, where: str) -> Any:
-        """Reads raw data as `--{where}=argument` gives it: a file's path, or a sentence. Raises UserError."""
+        """Reads raw data from the command-line flag `--{where}=argument`, a file path or a sentence.
+
+        Raises:
+          UserError: if the argument or its file is invalid.
+        """
 
     def files(self) -> list[pathlib.Path]:
-        """Files that `process` depends on, for example a tokenizer's; a checkpoint keeps copies of them."""
+        """Lists the files that `process` depends on, such as a tokenizer. Checkpoints keep copies of them."""
 
 
 class Packable(Modality, Protocol):
-    """What packing asks in addition of a modality whose examples can share rows.
+    """Interface of a modality that supports packing: several examples share a row.
 
     Attributes:
-      measures: what `lengths` has to know of a record, by the names that `mmjax prepare` gives it in its index.
+      measures: record statistics that `lengths` needs, by their names in the index written by `mmjax prepare`.
     """
 
     measures: ClassVar[tuple[str, ...]]
 
-    def packed(self, budget: int) -> InputSpec:
-        """The form of a row of so many elements: [budget, ...], with positions."""
+    def packed_spec(self, budget: int) -> InputSpec:
+        """Spec of a packed row of `budget` elements: [budget, ...], with positions."""
 
     def lengths(self, measured: Mapping[str, np.ndarray], budget: int) -> np.ndarray:
-        """Int [records], how many elements each takes, at least 1 and at most `budget`, from {measure: [records]}."""
+        """Computes the element count of each record, int64 [records] in [1, budget], from {measure: [records]}."""
 
-    def elements(self, raw: Any, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Makes (values [n, ...], positions [n, axes] float32) of raw data, with n <= most, or raises ValueError."""
+    def process_packed(self, raw: Any, max_elements: int) -> tuple[np.ndarray, np.ndarray]:
+        """Converts raw data to (values [n, ...], positions [n, axes] float32), with n <= max_elements.
+
+        Raises:
+          ValueError: if `raw` is invalid.
+        """
 
 
 MODALITIES: dict[str, type[Modality]] = {

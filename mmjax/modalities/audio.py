@@ -1,4 +1,4 @@
-"""Audio: any recording becomes float32 samples of one rate and one length, with a mask of what is real."""
+"""Audio modality: resamples a recording to float32 samples of a fixed rate and length, with a mask."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from mmjax.modalities.filters import resample
 from mmjax.tokens import InputSpec
 
 Waveform = tuple[np.ndarray, int]
+"""(samples [n] or [n, channels], sample rate in Hz)."""
 
 
 class Audio:
-    """Makes recordings of any rate, length and number of channels into waveforms of one shape.
+    """Converts recordings of any rate, length and channel count to mono waveforms of a fixed shape.
 
-    Raw data is (samples, rate in Hz) with samples [n] or [n, channels], int16 or floating with full scale 1.
+    Raw data is (samples, rate in Hz). Samples are [n] or [n, channels], int16 or floating point with full scale 1.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How a recording becomes an array.
+        """Options of `Audio`.
 
         Attributes:
-          sample_rate: in Hz; other rates are resampled to it.
-          seconds: the length; what is longer is cut at its end, what is shorter is padded and masked.
-          normalise: the loudness: "rms" makes the root mean square 0.1, "peak" makes the largest value 1, "none" keeps
-            it. Silence stays silence.
-          trim: None, or how many decibels below the peak counts as silence, which is then cut from both ends. It makes
-            recordings, which begin with a pause, resemble clips that begin with the word.
-          chunk: samples in an element of recordings that are packed, as many as a token of the encoder stands for.
-            They keep their length, up to `seconds`.
+          sample_rate: sample rate in Hz; recordings at other rates are resampled.
+          seconds: length in seconds. Longer recordings are truncated at the end, shorter ones are padded and masked.
+          normalise: loudness normalisation: "rms" scales to a root mean square of 0.1, "peak" to a peak of 1, "none"
+            disables it. Silence stays silence.
+          trim: silence threshold in decibels below the peak; leading and trailing silence is removed. None disables
+            trimming. Use it for recordings that start with a pause when the training clips start with the word.
+          chunk: samples per element when recordings are packed; set it to the encoder's samples per token. Packed
+            recordings keep their length, up to `seconds`.
         """
 
         sample_rate: Count = 16_000
@@ -55,81 +56,92 @@ class Audio:
 
     @property
     def spec(self) -> InputSpec:
-        """[samples] float32, with a flag for each sample."""
+        """[samples] float32, with a mask per sample."""
         return InputSpec((self._length,), "float32", mask_rank=1, details={"sample_rate": self.config.sample_rate})
 
     def process(self, raw: Waveform) -> tuple[np.ndarray, np.ndarray]:
-        """Makes (values [samples] float32, mask [samples] bool) of (samples [n] or [n, channels], rate in Hz).
+        """Converts (samples [n] or [n, channels], rate in Hz) to (values [samples] float32, mask [samples] bool).
 
         Raises:
-          ValueError: if there are no samples, or some are not finite, or the shape or type is none of those above.
+          ValueError: if the recording is empty or not finite, or has an unsupported shape or dtype.
         """
-        samples = self._samples(raw, self._length)
+        samples = self._preprocess(raw, self._length)
         values, mask = np.zeros(self._length, np.float32), np.zeros(self._length, bool)
         values[: len(samples)], mask[: len(samples)] = samples, True
         return values, mask
 
-    def packed(self, budget: int) -> InputSpec:
-        """[budget, chunk] float32, with positions (index of the chunk, samples of its recording)."""
+    def packed_spec(self, budget: int) -> InputSpec:
+        """[budget, chunk] float32, with positions (chunk index, total samples of the recording).
+
+        Raises:
+          ValueError: if `chunk` is not set.
+        """
         if not self._chunk:
-            problem = "recordings are packed in chunks, and chunk is missing"
-            raise ValueError(f"{problem}; set it to the samples that a token of the encoder stands for")
+            raise ValueError("packing audio needs chunk, which is not set; set it to the encoder's samples per token")
         details = {"sample_rate": self.config.sample_rate, "chunk": self._chunk, "samples": self._length}
         return InputSpec((budget, self._chunk), "float32", 1, details, axes=2)
 
     def lengths(self, measured: Mapping[str, np.ndarray], budget: int) -> np.ndarray:
-        """The chunks of recordings of so many seconds, cut to `seconds` and to a row."""
-        # What the product rounds up is less than a part of a sample can be.
+        """Computes chunks per recording, int64 [records], limited by `seconds` and `budget`."""
+        # The factor absorbs rounding error of the product, which must not add a sample.
         samples = np.ceil(measured["seconds"] * self.config.sample_rate * (1 - 1e-13))
         return np.clip(np.ceil(np.minimum(samples, self._length) / self._chunk), 1, budget).astype(np.int64)
 
-    def elements(self, raw: Waveform, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Makes (chunks [n, chunk], (index, samples) [n, 2]) of a recording; raises ValueError as `process` does."""
-        samples = self._samples(raw, min(self._length, most * self._chunk))
+    def process_packed(self, raw: Waveform, max_elements: int) -> tuple[np.ndarray, np.ndarray]:
+        """Converts a recording to (chunks [n, chunk] float32, positions (chunk index, total samples) [n, 2] float32).
+
+        Raises:
+          ValueError: as in `process`.
+        """
+        samples = self._preprocess(raw, min(self._length, max_elements * self._chunk))
         count = -(-len(samples) // self._chunk)
         values = np.zeros(count * self._chunk, np.float32)
         values[: len(samples)] = samples
-        places = np.stack([np.arange(count), np.full(count, len(samples))], axis=1).astype(np.float32)
-        return values.reshape(count, self._chunk), places
+        positions = np.stack([np.arange(count), np.full(count, len(samples))], axis=1).astype(np.float32)
+        return values.reshape(count, self._chunk), positions
 
-    def _samples(self, raw: Waveform, most: int) -> np.ndarray:
-        """The samples of a recording at the rate and loudness of the config, `most` at most."""
+    def _preprocess(self, raw: Waveform, max_samples: int) -> np.ndarray:
+        """Trims, resamples, truncates and normalises a recording to float32 [n], n <= max_samples."""
         samples, rate = raw
         samples = mono(np.asarray(samples))
         if self.config.trim is not None:
-            samples = _trimmed(samples, self.config.trim)
-        # A long recording is cut before it is resampled, with a margin wider than the filter reaches.
-        samples = samples[: math.ceil((most / self.config.sample_rate + 1) * rate)]
-        return self._normalised(resample(samples, rate, self.config.sample_rate)[:most])
+            samples = _trim_silence(samples, self.config.trim)
+        # Truncate before resampling, with a margin of one second, more than the filter length.
+        samples = samples[: math.ceil((max_samples / self.config.sample_rate + 1) * rate)]
+        return self._normalise(resample(samples, rate, self.config.sample_rate)[:max_samples])
 
     def read(self, argument: str, where: str) -> Waveform:
-        """Reads the WAV file at the path `argument`: 8, 16, 24 or 32 bits, or floating; any rate and channels.
+        """Reads a WAV file: 8, 16, 24 or 32-bit PCM or floating point, any rate and channel count.
+
+        Args:
+          argument: path of the file.
+          where: name of the flag, for messages.
 
         Returns:
           (samples [n] or [n, channels], rate in Hz).
 
         Raises:
-          UserError: if the file is missing, cannot be read, is cut short, is not a WAV file, or holds no sound.
+          UserError: if the file is missing, unreadable, truncated, not WAV, or has no samples.
         """
-        # scipy.io takes long to import, and only the command line reads files.
+        # Import scipy.io here: it is slow, and only the command line reads files.
         import scipy.io.wavfile
 
-        remedy = "give the path of a whole WAV file (PCM or floating point)"
+        remedy = "give the path of a complete WAV file (PCM or floating point)"
         try:
             with warnings.catch_warnings():
-                # A file that ends early is only a warning to SciPy; unknown extra chunks are harmless.
+                # SciPy only warns about a truncated file; unknown chunks are harmless.
                 warnings.filterwarnings("ignore", message="Chunk")
                 warnings.filterwarnings("error", message="Reached EOF")
                 rate, samples = scipy.io.wavfile.read(argument)
         except FileNotFoundError:
-            raise UserError(where, f"there is no file {argument!r}", "give the path of a WAV file") from None
-        # A damaged header raises whatever SciPy trips over, struct.error and UnboundLocalError included.
+            raise UserError(where, f"file {argument!r} does not exist", "give the path of a WAV file") from None
+        # SciPy raises many exception types on a damaged header, struct.error and UnboundLocalError included.
         except Exception as error:
             raise UserError(where, f"{argument!r} cannot be read as WAV: {error}", remedy) from None
         if samples.dtype == np.uint8:
             samples = (samples.astype(np.float32) - 128) / 128
         elif samples.dtype.kind == "i" and samples.dtype != np.int16:
-            # SciPy gives 24 bits in the upper bytes of 32.
+            # SciPy stores 24-bit samples in the upper bytes of int32.
             samples = (samples / 2.0 ** (8 * samples.dtype.itemsize - 1)).astype(np.float32)
         try:
             mono(samples)
@@ -140,10 +152,10 @@ class Audio:
         return samples, int(rate)
 
     def files(self) -> list[pathlib.Path]:
-        """None."""
+        """Returns []: `process` depends on no files."""
         return []
 
-    def _normalised(self, samples: np.ndarray) -> np.ndarray:
+    def _normalise(self, samples: np.ndarray) -> np.ndarray:
         if self.config.normalise == "none":
             return samples
         peak = np.abs(samples).max()
@@ -155,21 +167,25 @@ class Audio:
 
 
 def mono(samples: np.ndarray) -> np.ndarray:
-    """Makes [n] or [n, channels], int16 or floating, float32 [n]: the mean of the channels."""
+    """Averages the channels: int16 or floating point [n] or [n, channels] to float32 [n].
+
+    Raises:
+      ValueError: if the samples are empty or not finite, or have an unsupported shape or dtype.
+    """
     if samples.ndim not in (1, 2) or not (samples.dtype == np.int16 or samples.dtype.kind == "f"):
-        raise ValueError(f"audio is int16 or float [n] or [n, channels], not {samples.dtype} {list(samples.shape)}")
+        raise ValueError(f"audio must be int16 or float [n] or [n, C], not {samples.dtype} {list(samples.shape)}")
     if samples.size == 0:
-        raise ValueError("the audio holds no samples")
+        raise ValueError("the audio has no samples")
     values = samples.astype(np.float32) / (32768 if samples.dtype == np.int16 else 1)
     if values.ndim == 2:
         values = values.mean(axis=1)
     if samples.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError("the audio holds values that are not finite")
+        raise ValueError("the audio has samples that are not finite")
     return values
 
 
-def _trimmed(samples: np.ndarray, decibels: float) -> np.ndarray:
-    """Cuts both ends where the amplitude stays `decibels` below the peak."""
+def _trim_silence(samples: np.ndarray, decibels: float) -> np.ndarray:
+    """Removes leading and trailing samples that are at least `decibels` below the peak."""
     level = np.abs(samples)
     loud = level > level.max() * 10 ** (-decibels / 20)
     return samples[loud.argmax() : len(loud) - loud[::-1].argmax()] if loud.any() else samples

@@ -1,4 +1,4 @@
-"""Files of point clouds: PCD (ASCII and binary), the BIN files of KITTI, and NPY."""
+"""Point cloud files: PCD (ASCII and binary), KITTI and nuScenes BIN, and NPY."""
 
 from __future__ import annotations
 
@@ -9,56 +9,57 @@ import numpy as np
 
 from mmjax.modalities.raw_files import NPY, read_npy
 
-MOST_COLUMNS = 256
-"""What has more is no list of points."""
+MAX_COLUMNS = 256
+"""Maximum number of columns; an array with more is not a list of points."""
 
 SUFFIXES = (".pcd", ".bin", ".npy")
-_PLACE = ("x", "y", "z")
+_XYZ = ("x", "y", "z")
 _COLOURS = ("rgb", "rgba")
 _TYPES = {"F": {4: "<f4", 8: "<f8"}, "I": {n: f"<i{n}" for n in (1, 2, 4, 8)}, "U": {n: f"<u{n}" for n in (1, 2, 4, 8)}}
 
 
 def read_points(data: bytes, name: str) -> np.ndarray:
-    """float64 [n, 3 + features] of the bytes of a file: x, y, z and whatever else the file has of a point.
+    """Parses a point cloud file to float64 [n, 3 + features]: x, y, z, then the other columns of the file.
 
     Args:
-      name: of the file. BIN has no mark of its own but its suffix: it is x, y, z and intensity, float32.
+      data: contents of the file.
+      name: file name. BIN has no magic bytes and is recognised by its suffix: float32 x, y, z and intensity.
 
     Raises:
-      ValueError: if the file is of another form, is cut short, or has no points.
+      ValueError: if the format is unsupported, or the file is damaged, truncated or empty.
     """
-    # First, as any bytes may stand at its beginning.
+    # Check BIN first: its data may start with any bytes.
     if pathlib.PurePath(name.lower()).suffix == ".bin":
-        # nuScenes adds the number of the laser's ring, and a second suffix.
+        # nuScenes files end in .pcd.bin and add a fifth column, the ring index.
         columns = 5 if name.lower().endswith(".pcd.bin") else 4
         if len(data) % (4 * columns):
-            raise ValueError(f"{len(data):,} bytes are no points of {columns} float32 each")
+            raise ValueError(f"{len(data):,} bytes are not a multiple of {columns} float32 values per point")
         return as_points(np.frombuffer(data, "<f4").reshape(-1, columns))
     if data.startswith(NPY):
         return as_points(read_npy(data))
     if re.match(rb"\s*(#|VERSION)", data):
         return as_points(_read_pcd(data))
-    raise ValueError("neither PCD, nor NPY, nor BIN")
+    raise ValueError("not a PCD, NPY or BIN file")
 
 
 def as_points(raw: np.ndarray) -> np.ndarray:
-    """float64 [n, 3 + features] of numbers of that shape; what float32 cannot hold is infinite.
+    """Converts float or int [n, 3 + features] to float64. Values outside the float32 range become infinite.
 
     Raises:
-      ValueError: if it is something else, or there are no points.
+      ValueError: if the dtype or shape differs, or the cloud is empty.
     """
     values = np.asarray(raw)
-    if values.dtype.kind not in "fiu" or values.ndim != 2 or not 3 <= values.shape[1] <= MOST_COLUMNS:
-        raise ValueError(f"points are numbers [n, 3 + features], not {values.dtype} {list(values.shape)}")
+    if values.dtype.kind not in "fiu" or values.ndim != 2 or not 3 <= values.shape[1] <= MAX_COLUMNS:
+        raise ValueError(f"points must be numeric [n, 3 + features], not {values.dtype} {list(values.shape)}")
     if not len(values):
-        raise ValueError("there are no points")
+        raise ValueError("the point cloud is empty")
     with np.errstate(over="ignore"):
         return values.astype(np.float32).astype(np.float64)
 
 
 def _read_pcd(data: bytes) -> np.ndarray:
-    """Columns of a PCD file of version 0.7: x, y, z, then the others in their order; a packed colour is three."""
-    header, start = _header(data)
+    """Parses PCD 0.7: x, y, z, then the other fields in file order; a packed colour becomes three columns."""
+    header, start = _parse_header(data)
     fields = header["FIELDS"]
     try:
         sizes = [int(size) for size in header["SIZE"]]
@@ -66,77 +67,77 @@ def _read_pcd(data: bytes) -> np.ndarray:
         width, height = int(header["WIDTH"][0]), int(header["HEIGHT"][0])
         points = int(header.get("POINTS", [str(width * height)])[0])
     except (ValueError, IndexError):
-        raise ValueError("the header of the PCD file has words where numbers should be") from None
+        raise ValueError("the PCD header has text instead of numbers") from None
     types = header["TYPE"]
     if not len(fields) == len(sizes) == len(types) == len(counts):
-        raise ValueError("FIELDS, SIZE, TYPE and COUNT of the PCD file differ in length")
-    if min(counts) < 1 or sum(counts) > MOST_COLUMNS or points < 0 or points != width * height:
-        raise ValueError(f"the header of the PCD file promises {points} points of {sum(counts)} numbers")
-    for place in _PLACE:
-        if fields.count(place) != 1 or counts[fields.index(place)] != 1:
-            raise ValueError(f"the PCD file has not one field {place!r} of one number")
+        raise ValueError("FIELDS, SIZE, TYPE and COUNT of the PCD header differ in length")
+    if min(counts) < 1 or sum(counts) > MAX_COLUMNS or points < 0 or points != width * height:
+        raise ValueError(f"the PCD header declares an invalid size: {points} points of {sum(counts)} numbers")
+    for axis in _XYZ:
+        if fields.count(axis) != 1 or counts[fields.index(axis)] != 1:
+            raise ValueError(f"the PCD file must have exactly one field {axis!r} with COUNT 1")
     formats = []
     for size, kind in zip(sizes, types, strict=True):
         if size not in _TYPES.get(kind, {}):
-            raise ValueError(f"the PCD file has numbers of type {kind} and {size} bytes")
+            raise ValueError(f"the PCD file has the unsupported TYPE {kind} with SIZE {size}")
         formats.append(_TYPES[kind][size])
-    parts = _ascii if header["DATA"] == ["ascii"] else _binary
-    columns = parts(data[start:], points, formats, counts)
-    order = [fields.index(place) for place in _PLACE]
-    # A field "_" only fills a gap.
-    order += [number for number, field in enumerate(fields) if field not in (*_PLACE, "_")]
+    parse = _parse_ascii if header["DATA"] == ["ascii"] else _parse_binary
+    columns = parse(data[start:], points, formats, counts)
+    order = [fields.index(axis) for axis in _XYZ]
+    # Fields named "_" are padding.
+    order += [index for index, field in enumerate(fields) if field not in (*_XYZ, "_")]
     return np.concatenate(
-        [_unpacked(columns[number]) if fields[number] in _COLOURS else columns[number] for number in order], axis=1
+        [_unpack_rgb(columns[index]) if fields[index] in _COLOURS else columns[index] for index in order], axis=1
     )
 
 
-def _header(data: bytes) -> tuple[dict[str, list[str]], int]:
-    """({keyword: its words}, where the points begin)."""
+def _parse_header(data: bytes) -> tuple[dict[str, list[str]], int]:
+    """Returns ({keyword: values}, byte offset of the point data)."""
     header: dict[str, list[str]] = {}
     for match in re.finditer(rb"([^\n]*)\n", data):
-        words = match[1].decode("ascii", "replace").split()
-        if not words or words[0].startswith("#"):
+        tokens = match[1].decode("ascii", "replace").split()
+        if not tokens or tokens[0].startswith("#"):
             continue
-        header[words[0]] = words[1:]
-        if words[0] == "DATA":
+        header[tokens[0]] = tokens[1:]
+        if tokens[0] == "DATA":
             missing = [name for name in ("FIELDS", "SIZE", "TYPE", "WIDTH", "HEIGHT") if not header.get(name)]
             if missing:
-                raise ValueError(f"the header of the PCD file has no {missing[0]}")
+                raise ValueError(f"the PCD header has no {missing[0]}")
             if header["DATA"] not in (["ascii"], ["binary"]):
-                raise ValueError(f"DATA {' '.join(header['DATA'])} is not read; save the PCD file as ascii or binary")
+                raise ValueError(f"unsupported DATA {' '.join(header['DATA'])}; save the PCD file as ascii or binary")
             return header, match.end()
-    raise ValueError("the header of the PCD file has no end")
+    raise ValueError("the PCD header has no DATA line")
 
 
-def _binary(data: bytes, points: int, formats: list[str], counts: list[int]) -> list[np.ndarray]:
-    dtype = np.dtype([(str(number), each, (counts[number],)) for number, each in enumerate(formats)])
-    promised = points * dtype.itemsize
-    if len(data) < promised:
-        raise ValueError(f"cut short: {len(data):,} of {promised:,} bytes")
+def _parse_binary(data: bytes, points: int, formats: list[str], counts: list[int]) -> list[np.ndarray]:
+    dtype = np.dtype([(str(index), kind, (counts[index],)) for index, kind in enumerate(formats)])
+    expected = points * dtype.itemsize
+    if len(data) < expected:
+        raise ValueError(f"truncated: {len(data):,} of {expected:,} bytes")
     values = np.frombuffer(data, dtype, points)
-    return [values[str(number)] for number in range(len(formats))]
+    return [values[str(index)] for index in range(len(formats))]
 
 
-def _ascii(data: bytes, points: int, formats: list[str], counts: list[int]) -> list[np.ndarray]:
-    words = data.split()
-    if len(words) != points * sum(counts):
-        raise ValueError(f"{len(words):,} numbers, where there should be {points:,} x {sum(counts)}")
+def _parse_ascii(data: bytes, points: int, formats: list[str], counts: list[int]) -> list[np.ndarray]:
+    tokens = data.split()
+    if len(tokens) != points * sum(counts):
+        raise ValueError(f"the PCD file has {len(tokens):,} numbers instead of {points:,} x {sum(counts)}")
     try:
-        values = np.array(words, np.float64).reshape(points, sum(counts))
+        values = np.array(tokens, np.float64).reshape(points, sum(counts))
     except ValueError:
-        raise ValueError("words where numbers should be") from None
-    parts = np.split(values, np.cumsum(counts)[:-1], axis=1)
-    # A colour's bits are those of its own type; nothing else is so large that a type could not hold it.
+        raise ValueError("the PCD data has text instead of numbers") from None
+    columns = np.split(values, np.cumsum(counts)[:-1], axis=1)
+    # Cast 32-bit columns to their own type, whose bits encode packed colours. Other types stay float64.
     with np.errstate(invalid="ignore", over="ignore"):
         return [
-            part.astype(each) if each in ("<f4", "<u4", "<i4") else part
-            for part, each in zip(parts, formats, strict=True)
+            column.astype(kind) if kind in ("<f4", "<u4", "<i4") else column
+            for column, kind in zip(columns, formats, strict=True)
         ]
 
 
-def _unpacked(colours: np.ndarray) -> np.ndarray:
-    """[n, 3], red, green and blue of 0 to 255, of 32 bits in which they lie behind one another."""
+def _unpack_rgb(colours: np.ndarray) -> np.ndarray:
+    """Unpacks 32-bit colours [n, 1] to red, green and blue in 0 to 255, [n, 3]."""
     if colours.dtype.itemsize != 4 or colours.shape[1] != 1:
-        raise ValueError("the colour in the PCD file is not packed into 32 bits")
+        raise ValueError("the colour of the PCD file is not one 32-bit value")
     bits = np.ascontiguousarray(colours).view(np.uint32)
     return np.concatenate([bits >> shift & 255 for shift in (16, 8, 0)], axis=1)

@@ -1,4 +1,4 @@
-"""Files of raw data: their bytes for the command line, and arrays in NumPy's format; nothing is ever unpickled."""
+"""Reading raw files: bytes for the command line, and NPY arrays without unpickling."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ import numpy as np
 from mmjax.errors import UserError
 
 NPY = b"\x93NUMPY"
-"""The first bytes of NumPy's format."""
+"""Magic bytes of the NPY format."""
 
 
 def read_bytes(argument: str, where: str, remedy: str) -> bytes:
-    """The bytes of the file at the path `argument`. Raises UserError where there are none to read."""
+    """Reads the file at the path `argument`.
+
+    Raises:
+      UserError: if it cannot be read; `where` and `remedy` are parts of the message.
+    """
     try:
         return pathlib.Path(argument).read_bytes()
     except FileNotFoundError:
-        raise UserError(where, f"there is no file {argument!r}", remedy) from None
+        raise UserError(where, f"file {argument!r} does not exist", remedy) from None
     except (OSError, ValueError) as error:
         raise UserError(where, f"{argument!r} cannot be read: {error}", remedy) from None
 
 
 def read_npy(data: bytes) -> np.ndarray:
-    """The numbers that a file in NumPy's format holds; read only.
+    """Parses an NPY file. The returned array is a read-only view of `data`.
 
     Raises:
-      ValueError: if it is no such file, is cut short, or holds anything but integers, floating-point numbers or
-        booleans. Objects, which only unpickling could make, are among that.
+      ValueError: if `data` is not an NPY file, is truncated, or has a dtype other than integer, floating point or
+        boolean. Object arrays, which would need unpickling, are rejected.
     """
     file = io.BytesIO(data)
     try:
@@ -38,17 +42,17 @@ def read_npy(data: bytes) -> np.ndarray:
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         else:
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    # A damaged header raises whatever NumPy's parser trips over, SyntaxError and struct.error included.
+    # NumPy's parser raises many exception types on a damaged header, SyntaxError and struct.error included.
     except Exception as error:
-        raise ValueError(f"no array in NumPy's format: {error}") from None
+        raise ValueError(f"not a valid NPY file: {error}") from None
     if dtype.hasobject or dtype.kind not in "fiub":
-        raise ValueError(f"an array of {dtype}, and not of numbers")
+        raise ValueError(f"the NPY file has dtype {dtype}, not integer, float or boolean")
     if any(size < 0 for size in shape):
-        raise ValueError(f"an array of the shape {shape}")
-    # A header may promise what no memory holds: it is compared with the file before anything is made.
+        raise ValueError(f"the NPY file has an invalid shape {shape}")
+    # Compare the header's size with the file before allocating: it may exceed the memory.
     count = math.prod(shape)
-    promised, there = count * dtype.itemsize, len(data) - file.tell()
-    if there < promised:
-        raise ValueError(f"cut short: {there:,} of {promised:,} bytes")
+    expected, available = count * dtype.itemsize, len(data) - file.tell()
+    if available < expected:
+        raise ValueError(f"truncated: {available:,} of {expected:,} bytes")
     values = np.frombuffer(data, dtype, count, file.tell())
     return values.reshape(shape, order="F" if fortran else "C")

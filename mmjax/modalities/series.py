@@ -1,4 +1,4 @@
-"""Series: what sensors measure at regular times becomes standardised numbers, with flags of what is there."""
+"""Series modality: standardises regularly sampled sensor data, with flags for missing values."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import numpy as np
 from mmjax.config import Count
 from mmjax.errors import UserError
 from mmjax.modalities.raw_files import NPY, read_bytes, read_npy
-from mmjax.modalities.standard import StandardConfig
+from mmjax.modalities.standardise import StandardiseConfig
 from mmjax.modalities.table import is_missing
 from mmjax.tokens import InputSpec
 
-MOST_CHANNELS = 256
-"""What has more is a series that lies on its side, [channels, n]."""
+MAX_CHANNELS = 256
+"""Maximum number of channels; a series with more is probably transposed, [channels, n]."""
 
-_REMEDY = "give the path of an NPY or CSV file, a step in each row and a channel in each column"
+_REMEDY = "give the path of an NPY or CSV file with one step per row and one channel per column"
 
 
 class Series:
-    """Makes series of any length into arrays of one shape. Raw data is float, int or bool [n] or [n, channels].
+    """Converts series of any length to arrays of a fixed shape. Raw data is float, int or bool [n] or [n, channels].
 
-    A value that is not finite is missing. Values are standardised, missing ones are then 0, which is the mean; a flag
-    beside each value says whether it was there, so that a model can tell the two apart.
+    Values that are not finite count as missing. After standardisation, missing values are 0, the mean; a validity flag
+    per value distinguishes the two.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(StandardConfig):
-        """How a series becomes an array. A prepared dataset says channels, mean and std.
+    class Config(StandardiseConfig):
+        """Options of `Series`. A prepared dataset provides channels, mean and std.
 
         Attributes:
-          length: in steps; what is longer is cut at its end, what is shorter is padded and masked.
-          channels: numbers in each step.
+          length: length in steps. Longer series are truncated at the end, shorter ones are padded and masked.
+          channels: number of channels.
         """
 
         length: Count = 256
@@ -48,30 +48,36 @@ class Series:
 
     @property
     def spec(self) -> InputSpec:
-        """[length, 2 x channels] float32, the values and then their flags; the mask has a flag for each step."""
+        """[length, 2 * channels] float32, the values and then their validity flags, with a mask per step."""
         return InputSpec((self.config.length, 2 * self.config.channels), "float32", mask_rank=1)
 
     def process(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Makes (values [length, 2 x channels] float32, mask [length] bool); a step is real where any channel is there.
+        """Converts a series to (values [length, 2 * channels] float32, mask [length] bool).
+
+        The mask is True at steps with at least one valid channel.
 
         Raises:
-          ValueError: if `raw` is no series of so many channels, or nothing of it is there.
+          ValueError: if `raw` is not a series, has another number of channels, or all of its values are missing.
         """
         values = as_series(raw)
         if values.shape[1] != self.config.channels:
-            raise ValueError(f"a series of {values.shape[1]} channels, where there should be {self.config.channels}")
+            raise ValueError(f"the series has {values.shape[1]} channels instead of {self.config.channels}")
         values = values[: self.config.length]
-        there = np.isfinite(values)
-        if not there.any():
-            raise ValueError(f"nothing is there in the first {self.config.length} steps of the series")
+        valid = np.isfinite(values)
+        if not valid.any():
+            raise ValueError(f"all values of the first {self.config.length} steps are missing")
         array = np.zeros(self.spec.shape, np.float32)
-        array[: len(values)] = np.concatenate([self.config.standardise(values), there], axis=1)
+        array[: len(values)] = np.concatenate([self.config.standardise(values), valid], axis=1)
         mask = np.zeros(self.config.length, bool)
-        mask[: len(values)] = there.any(axis=1)
+        mask[: len(values)] = valid.any(axis=1)
         return array, mask
 
     def read(self, argument: str, where: str) -> np.ndarray:
-        """Reads the NPY or CSV file at the path `argument`; see `read_series`. Raises UserError."""
+        """Reads an NPY or CSV file from the path `argument`; see `read_series`.
+
+        Raises:
+          UserError: if the file is missing or invalid.
+        """
         data = read_bytes(argument, where, _REMEDY)
         try:
             return read_series(data)
@@ -79,62 +85,64 @@ class Series:
             raise UserError(where, f"{argument!r}: {error}", _REMEDY) from None
 
     def files(self) -> list[pathlib.Path]:
-        """None."""
+        """Returns []: `process` depends on no files."""
         return []
 
 
 def as_series(raw: np.ndarray) -> np.ndarray:
-    """float64 [n, channels] of float, int or bool [n] or [n, channels]; what float32 cannot hold is infinite.
+    """Converts float, int or bool [n] or [n, channels] to float64 [n, channels].
+
+    Values outside the float32 range become infinite.
 
     Raises:
-      ValueError: if it is none of these, or has no step or more than `MOST_CHANNELS`.
+      ValueError: if the dtype or shape differs, or the series is empty or has more than `MAX_CHANNELS` channels.
     """
     values = np.asarray(raw)
     if values.dtype.kind not in "fiub" or values.ndim not in (1, 2):
-        raise ValueError(f"a series is numbers [n] or [n, channels], not {values.dtype} {list(values.shape)}")
+        raise ValueError(f"a series must be numeric [n] or [n, channels], not {values.dtype} {list(values.shape)}")
     values = values.reshape(len(values), -1) if len(values) else values.reshape(0, 1)
     if not values.size:
         raise ValueError("the series has no steps")
-    if values.shape[1] > MOST_CHANNELS:
-        raise ValueError(f"a series is [n, channels] with at most {MOST_CHANNELS} channels, not {list(values.shape)}")
+    if values.shape[1] > MAX_CHANNELS:
+        raise ValueError(f"a series must have at most {MAX_CHANNELS} channels, not shape {list(values.shape)}")
     with np.errstate(over="ignore"):
         return values.astype(np.float32).astype(np.float64)
 
 
 def read_series(data: bytes) -> np.ndarray:
-    """Makes the bytes of an NPY or CSV file float64 [n, channels], NaN where a value is missing.
+    """Parses an NPY or CSV file to float64 [n, channels], with NaN for missing values.
 
-    CSV has a step in each line, with commas, semicolons or tabs between its channels, and may begin with their names.
-    A cell that is empty or `NA` is missing, and so is all of an empty line.
+    CSV has one step per line and an optional header. Channels are separated by commas, semicolons or tabs. Empty cells,
+    `NA` and the like (`table.MISSING`) are missing values; so are all cells of an empty line.
 
     Raises:
-      ValueError: if it is neither, or there is nothing in it.
+      ValueError: if the format is neither, or the file is damaged or empty.
     """
     if data.startswith(NPY):
         return as_series(read_npy(data))
     try:
         lines = data.decode("utf-8-sig").rstrip("\r\n").splitlines()
     except UnicodeDecodeError:
-        raise ValueError("neither NPY nor text in UTF-8") from None
-    delimiter = next((sign for sign in "\t;" if lines and sign in lines[0]), ",")
+        raise ValueError("neither NPY nor UTF-8 text") from None
+    delimiter = next((mark for mark in "\t;" if lines and mark in lines[0]), ",")
     try:
         rows = list(csv.reader(lines, delimiter=delimiter, strict=True))
     except csv.Error as error:
-        raise ValueError(f"no CSV: {error}") from None
-    # pandas writes the numbers of the columns above them, and those of the rows in a column without a name.
-    numbered = bool(rows) and len(rows[0]) > 1 and rows[0] == ["", *map(str, range(len(rows[0]) - 1))]
-    named = numbered or (bool(rows) and not all(_is_value(cell) for cell in rows[0]))
-    if numbered:
+        raise ValueError(f"not valid CSV: {error}") from None
+    # pandas writes column numbers as a header, and row numbers in an unnamed first column.
+    has_index = bool(rows) and len(rows[0]) > 1 and rows[0] == ["", *map(str, range(len(rows[0]) - 1))]
+    has_header = has_index or (bool(rows) and not all(_is_value(cell) for cell in rows[0]))
+    if has_index:
         rows = [row[1:] for row in rows]
     width = max((len(row) for row in rows), default=0)
     steps = []
-    for number, row in enumerate(rows[named:], 1 + named):
+    for line, row in enumerate(rows[has_header:], 1 + has_header):
         if row and len(row) != width:
-            raise ValueError(f"line {number} has {len(row)} values and not {width}")
+            raise ValueError(f"line {line} has {len(row)} values instead of {width}")
         try:
             steps.append([np.nan if is_missing(cell) else float(cell) for cell in row] or [np.nan] * width)
         except ValueError:
-            raise ValueError(f"line {number} has a value that is no number: {','.join(row)[:80]!r}") from None
+            raise ValueError(f"line {line} has a value that is not a number: {','.join(row)[:80]!r}") from None
     return as_series(np.asarray(steps, np.float64).reshape(-1, max(width, 1)))
 
 

@@ -1,4 +1,4 @@
-"""Tables: a row of numbers and categories, some of them missing, becomes one number for each column."""
+"""Table modality: standardises numbers and encodes categories as indices, with a mask for missing cells."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from mmjax.errors import UserError, nearest
 from mmjax.tokens import InputSpec
 
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
-"""How people write that a cell is missing, in lower case."""
+"""Strings for a missing cell, in lower case."""
 
 
 def is_missing(cell: Any) -> bool:
-    """Whether a cell says that nothing is known."""
+    """Returns True for a string in `MISSING`, ignoring case and surrounding spaces."""
     return isinstance(cell, str) and cell.strip().lower() in MISSING
 
 
 class Table:
-    """Makes rows of a table into arrays: numbers standardised, categories as their number, a mask of what is missing.
+    """Converts table rows to arrays: standardised numbers, category indices, and a mask that is False at missing cells.
 
-    Raw data is float [columns] in the order of `columns`, NaN where a cell is missing and a category's number where
-    there are categories; or {column: number or category}, in which columns may be left out.
+    Raw data is float [columns] in the order of `columns`, with category indices for categorical columns and NaN for
+    missing cells; or {column: number or category}, where omitted columns are missing.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """What the columns are. A prepared dataset says all of it, from its training split.
+        """Options of `Table`. A prepared dataset provides all but `largest`, from its training split.
 
         Attributes:
-          columns: their names.
-          categories: {column: names of its categories}; the other columns are numbers.
-          mean, std: {column: of its numbers}, by which they are standardised; 0 and 1 by default.
-          largest: standardised numbers beyond it are cut off, as one absurd cell must not rule a sum.
+          columns: column names.
+          categories: {column: names of its categories}; all other columns are numeric.
+          mean, std: {column: statistic} for standardising numeric columns; 0 and 1 by default.
+          largest: clips standardised numbers to [-largest, largest], which bounds the effect of outliers.
         """
 
         columns: tuple[str, ...]
@@ -50,65 +50,68 @@ class Table:
 
         def __post_init__(self):
             if not self.columns or len(set(self.columns)) < len(self.columns):
-                raise ValueError(f"columns = {self.columns} are none, or one is there twice; name each once")
-            for where in ("categories", "mean", "std"):
-                for name in getattr(self, where):
+                raise ValueError(f"columns = {self.columns} is empty or has duplicates; name each column once")
+            for option in ("categories", "mean", "std"):
+                for name in getattr(self, option):
                     if name not in self.columns:
-                        raise ValueError(f"{where} has an unknown column {name!r}; {nearest(name, self.columns)}")
+                        raise ValueError(f"{option} has an unknown column {name!r}; {nearest(name, self.columns)}")
             if not min((*self.std.values(), self.largest)) > 0:
-                raise ValueError("a deviation or largest is not above 0; give one that is")
+                raise ValueError("std or largest has a value that is not positive; give values above 0")
 
     def __init__(self, config: Config):
         self.config = config
-        self._numbers = {
-            column: {name: float(number) for number, name in enumerate(names)}
+        self._category_indices = {
+            column: {name: float(index) for index, name in enumerate(names)}
             for column, names in config.categories.items()
         }
         self._mean = np.array([config.mean.get(name, 0.0) for name in config.columns])
-        self._deviation = np.array([config.std.get(name, 1.0) for name in config.columns])
-        self._sizes = np.array([len(config.categories.get(name, ())) for name in config.columns])
+        self._std = np.array([config.std.get(name, 1.0) for name in config.columns])
+        self._num_categories = np.array([len(config.categories.get(name, ())) for name in config.columns])
 
     @property
     def spec(self) -> InputSpec:
-        """[columns] float32 with a flag for each; `categories` is how many a column has, 0 for numbers."""
-        details = {"categories": tuple(self._sizes.tolist())}
+        """[columns] float32, with a mask per column. `categories` has the category count per column, 0 if numeric."""
+        details = {"categories": tuple(self._num_categories.tolist())}
         return InputSpec((len(self.config.columns),), "float32", mask_rank=1, details=details)
 
     def process(self, raw: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Makes (values [columns] float32, mask [columns] bool) of a row.
+        """Converts a row to (values [columns] float32, mask [columns] bool).
 
         Raises:
-          ValueError: if it has other columns, or a category or number that there is not.
+          ValueError: if the row has another number of cells, an unknown category, or an infinite value.
         """
         cells = self._cells(raw) if isinstance(raw, Mapping) else np.asarray(raw, np.float64)
         if cells.shape != self._mean.shape:
-            raise ValueError(f"a row has {len(self._mean)} cells, not {list(cells.shape)}")
+            raise ValueError(f"a row must have shape [{len(self._mean)}], not {list(cells.shape)}")
         mask = ~np.isnan(cells)
         filled = np.where(mask, cells, 0.0)
         if not np.isfinite(filled).all():
-            raise ValueError("a cell is not finite")
-        chosen = self._sizes > 0
-        if (chosen & ((filled < 0) | (filled >= self._sizes) | (filled % 1 != 0))).any():
-            raise ValueError("a category's number is out of range")
-        numbers = np.clip((filled - self._mean) / self._deviation, -self.config.largest, self.config.largest)
-        return np.where(mask, np.where(chosen, filled, numbers), 0.0).astype(np.float32), mask
+            raise ValueError("a cell is infinite")
+        categorical = self._num_categories > 0
+        if (categorical & ((filled < 0) | (filled >= self._num_categories) | (filled % 1 != 0))).any():
+            raise ValueError("a category index is out of range")
+        numbers = np.clip((filled - self._mean) / self._std, -self.config.largest, self.config.largest)
+        return np.where(mask, np.where(categorical, filled, numbers), 0.0).astype(np.float32), mask
 
     def read(self, argument: str, where: str) -> np.ndarray:
-        """Reads "age=41,colour=red"; columns that are left out are missing.
+        """Parses a row such as "age=41,colour=red"; omitted columns are missing.
+
+        Returns:
+          float64 [columns], as raw data of `process`.
 
         Raises:
-          UserError: if a column or a category is unknown, or a number is none.
+          UserError: if the syntax is wrong, a column or category is unknown, or a value is not a finite number.
         """
         row: dict[str, str] = {}
-        # A comma parts columns only where another one follows, so that categories may have some.
+        # Split only at commas that precede "name=", so that categories may contain commas.
         for part in re.split(r",(?=[^,=]*=)", argument):
-            name, equals, value = (word.strip() for word in part.partition("="))
+            name, equals, value = (field.strip() for field in part.partition("="))
             if not equals:
-                raise UserError(where, f"{part!r} gives no value", "give COLUMN=VALUE,COLUMN=VALUE")
+                raise UserError(where, f"{part!r} has no value", "give COLUMN=VALUE,COLUMN=VALUE")
             if name not in self.config.columns:
-                raise UserError(where, f"there is no column {name!r}", nearest(name, self.config.columns))
+                raise UserError(where, f"unknown column {name!r}", nearest(name, self.config.columns))
             if name in row:
-                raise UserError(where, f"{name!r} is there twice", "give each column once")
+                raise UserError(where, f"{name!r} is given twice", "give each column once")
             row[name] = value
         try:
             return self._cells(row)
@@ -117,25 +120,25 @@ class Table:
             raise UserError(where, problem, remedy or "give COLUMN=VALUE,COLUMN=VALUE") from None
 
     def files(self) -> list[pathlib.Path]:
-        """None."""
+        """Returns []: `process` depends on no files."""
         return []
 
     def _cells(self, row: Mapping[str, Any]) -> np.ndarray:
         cells = np.full(len(self._mean), np.nan)
-        for place, name in enumerate(self.config.columns):
+        for index, name in enumerate(self.config.columns):
             value = row.get(name)
             if value is None or is_missing(value):
                 continue
-            if name in self._numbers:
-                known = self._numbers[name]
+            if name in self._category_indices:
+                known = self._category_indices[name]
                 if str(value) not in known:
-                    raise ValueError(f"{name} = {value!r} is no category; {nearest(str(value), known)}")
-                cells[place] = known[str(value)]
+                    raise ValueError(f"{name} = {value!r} is not a category; {nearest(str(value), known)}")
+                cells[index] = known[str(value)]
                 continue
             try:
-                cells[place] = float(value)
+                cells[index] = float(value)
             except (TypeError, ValueError):
-                raise ValueError(f"{name} = {value!r} is no number; give one") from None
-            if not math.isfinite(cells[place]):
-                raise ValueError(f"{name} = {value!r} is not finite; leave out what is missing")
+                raise ValueError(f"{name} = {value!r} is not a number; give a number") from None
+            if not math.isfinite(cells[index]):
+                raise ValueError(f"{name} = {value!r} is not finite; omit missing columns")
         return cells

@@ -1,4 +1,4 @@
-"""Text: a sentence becomes int32 tokens of one length, with a mask of what is real."""
+"""Text modality: tokenizes a string to int32 token ids of a fixed length, with a mask."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from mmjax.tokens import InputSpec
 
 
 class Text:
-    """Makes sentences into tokens.
+    """Converts strings to token ids.
 
-    Two tokens of our own follow the tokenizer's vocabulary of n: `begin` = n, for decoders, and `end` = n + 1. The end
-    stands after every sentence, so that an empty one that is present differs from one that is absent.
+    Two special tokens follow the tokenizer's vocabulary of size n: `begin` = n, for decoders, and `end` = n + 1. Every
+    text ends with `end`, which distinguishes an empty text from a missing one.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How a sentence becomes an array.
+        """Options of `Text`.
 
         Attributes:
-          length: in tokens, the end included; a longer sentence loses its last tokens, but not the end.
-          tokenizer: "bytes" (the 256 bytes of UTF-8), or the path of a `.json` file of Hugging Face `tokenizers`, or of
-            a `.model` file of sentencepiece.
-          lowercase: whether to ignore case.
-          tokens_per_byte: the room that a packed text is planned with, for each byte of it. What has more tokens loses
-            its last ones, but not the end. A tokenizer of words makes about 0.25 of English; above 1 leaves room for
-            what augmentation adds.
-          vocabulary: how many tokens the model keeps vectors for; by default those that the tokenizer makes and our own
-            two. More leave room, so that the table divides over chips, or stand for a tokenizer that is yet to come.
+          length: maximum length in tokens, including `end`. Longer texts are truncated before `end`.
+          tokenizer: "bytes" (the 256 bytes of UTF-8), or the path of a Hugging Face `tokenizers` file (`.json`) or a
+            sentencepiece model (`.model`).
+          lowercase: converts text to lower case.
+          tokens_per_byte: planned tokens per byte of a packed text; longer texts are truncated before `end`. Word-level
+            tokenizers need about 0.25 for English. Values above 1 leave room for tokens that augmentation adds.
+          vocabulary: rows of the embedding table; by default the tokenizer's vocabulary plus the two special tokens.
+            Use more to make the table divisible over devices, or to reserve rows for a later tokenizer.
         """
 
         length: Annotated[int, AtLeast(2)] = 32
@@ -47,98 +46,107 @@ class Text:
 
     def __init__(self, config: Config):
         self.config = config
-        self._encode, size = _load(config.tokenizer)
+        self._encode, size = _load_tokenizer(config.tokenizer)
         self.begin, self.end = size, size + 1
-        # What a tokenizer puts around any text; sentencepiece's mark of a word's beginning comes with the first word.
-        self._around = len(self._encode("")) + (config.tokenizer != "bytes")
+        # Special tokens that the tokenizer adds to any text, plus one: sentencepiece adds a word-start marker only when
+        # the text has a word.
+        self._special_tokens = len(self._encode("")) + (config.tokenizer != "bytes")
         self.vocabulary = config.vocabulary or size + 2
         if self.vocabulary < size + 2:
-            problem = f"{self.vocabulary} are fewer than the {size} tokens of the tokenizer and our own two"
+            problem = f"{self.vocabulary} is too small for the tokenizer's {size} tokens plus begin and end"
             raise UserError("vocabulary", problem, f"give at least {size + 2}")
 
     @property
     def spec(self) -> InputSpec:
-        """[length] int32, with a flag for each token."""
+        """[length] int32, with a mask per token."""
         details = {"vocabulary": self.vocabulary, "begin": self.begin, "end": self.end}
         return InputSpec((self.config.length,), "int32", mask_rank=1, details=details)
 
     def process(self, raw: str) -> tuple[np.ndarray, np.ndarray]:
-        """Makes (values [length] int32, mask [length] bool) of a sentence.
+        """Converts a string to (values [length] int32, mask [length] bool).
 
         Raises:
           ValueError: if `raw` is not a string.
         """
-        tokens = self._tokens(raw, self.config.length)
+        tokens = self._tokenize(raw, self.config.length)
         values = np.zeros(self.config.length, np.int32)
         values[: len(tokens)] = tokens
         return values, np.arange(self.config.length) < len(tokens)
 
-    def packed(self, budget: int) -> InputSpec:
-        """[budget] int32, with positions (index)."""
+    def packed_spec(self, budget: int) -> InputSpec:
+        """[budget] int32, with positions (token index)."""
         return dataclasses.replace(self.spec, shape=(budget,), axes=1)
 
     def lengths(self, measured: Mapping[str, np.ndarray], budget: int) -> np.ndarray:
-        """What the bytes of each text make at most, and the end, cut to `length` and to a row."""
-        tokens = np.ceil(measured["bytes"] * self.config.tokens_per_byte).astype(np.int64) + 1 + self._around
+        """Computes planned tokens per text including `end`, int64 [records], limited by `length` and `budget`."""
+        tokens = np.ceil(measured["bytes"] * self.config.tokens_per_byte).astype(np.int64) + 1 + self._special_tokens
         return np.minimum(tokens, min(budget, self.config.length))
 
-    def elements(self, raw: str, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Makes (tokens [n] int32, index [n, 1]) of a sentence; raises ValueError if `raw` is not a string."""
-        tokens = np.asarray(self._tokens(raw, min(most, self.config.length)), np.int32)
+    def process_packed(self, raw: str, max_elements: int) -> tuple[np.ndarray, np.ndarray]:
+        """Converts a string to (token ids [n] int32, token index [n, 1] float32).
+
+        Raises:
+          ValueError: if `raw` is not a string.
+        """
+        tokens = np.asarray(self._tokenize(raw, min(max_elements, self.config.length)), np.int32)
         return tokens, np.arange(len(tokens), dtype=np.float32)[:, None]
 
-    def _tokens(self, raw: str, most: int) -> list[int]:
-        """Of a sentence, the end included, which stays where it is cut."""
+    def _tokenize(self, raw: str, max_tokens: int) -> list[int]:
+        """Returns at most `max_tokens` token ids, the last of which is `end`."""
         if not isinstance(raw, str):
-            raise ValueError(f"a text is a string, not {type(raw).__name__}")
+            raise ValueError(f"text must be a string, not {type(raw).__name__}")
         tokens = list(self._encode(raw.lower() if self.config.lowercase else raw))
-        return [*tokens[: most - 1], self.end]
+        return [*tokens[: max_tokens - 1], self.end]
 
     def read(self, argument: str, where: str) -> str:
-        """Returns the sentence, which is the argument itself. Raises UserError if it is not valid UTF-8."""
+        """Returns `argument`, the text itself.
+
+        Raises:
+          UserError: if it is not valid UTF-8.
+        """
         try:
             argument.encode()
         except UnicodeEncodeError:
-            raise UserError(where, f"{argument!r} is not valid UTF-8", "give a sentence in UTF-8") from None
+            raise UserError(where, f"{argument!r} is not valid UTF-8", "give text in UTF-8") from None
         return argument
 
     def files(self) -> list[pathlib.Path]:
-        """The tokenizer's file, if it has one."""
+        """Lists the tokenizer's file, if any."""
         return [] if self.config.tokenizer == "bytes" else [pathlib.Path(self.config.tokenizer)]
 
 
-def _load(name: str) -> tuple[Callable[[str], list[int]], int]:
-    """What makes a string into token numbers, and how many there are; a ValueError is "problem; remedy"."""
+def _load_tokenizer(name: str) -> tuple[Callable[[str], list[int]], int]:
+    """Returns (encode function, vocabulary size). The text of a ValueError is "problem; remedy"."""
     if name == "bytes":
-        return _bytes, 256
+        return _encode_bytes, 256
     path = pathlib.Path(name)
     if path.suffix not in (".json", ".model"):
         raise ValueError(f"unknown tokenizer {name!r}; give 'bytes' or the path of a .json or .model file")
     if not path.is_file():
-        raise ValueError(f"tokenizer: there is no file {name!r}; give the path of a tokenizer's file")
-    return _hugging_face(path) if path.suffix == ".json" else _sentencepiece(path)
+        raise ValueError(f"tokenizer file {name!r} does not exist; give the path of a .json or .model file")
+    return _load_hugging_face(path) if path.suffix == ".json" else _load_sentencepiece(path)
 
 
-def _bytes(text: str) -> list[int]:
+def _encode_bytes(text: str) -> list[int]:
     return list(text.encode("utf-8", "replace"))
 
 
-def _hugging_face(path: pathlib.Path) -> tuple[Callable[[str], list[int]], int]:
+def _load_hugging_face(path: pathlib.Path) -> tuple[Callable[[str], list[int]], int]:
     try:
         import tokenizers
     except ImportError:
         raise ValueError(f"tokenizer {str(path)!r} needs tokenizers; pip install 'mmjax[tokenizers]'") from None
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    # The package raises bare Exception.
+    # The package raises plain Exception.
     except Exception as error:
-        raise ValueError(f"tokenizer {str(path)!r} cannot be read: {error}; give a tokenizers file") from None
+        raise ValueError(f"tokenizer {str(path)!r} cannot be read: {error}; give a Hugging Face file") from None
     return _HuggingFace(tokenizer), tokenizer.get_vocab_size()
 
 
 @dataclasses.dataclass(frozen=True)
 class _HuggingFace:
-    """A class and not a closure, so that it can be sent to the pipeline's worker processes."""
+    """Encode function of a Hugging Face tokenizer. A class, because worker processes cannot unpickle closures."""
 
     tokenizer: Any
 
@@ -146,7 +154,7 @@ class _HuggingFace:
         return self.tokenizer.encode(text).ids
 
 
-def _sentencepiece(path: pathlib.Path) -> tuple[Callable[[str], list[int]], int]:
+def _load_sentencepiece(path: pathlib.Path) -> tuple[Callable[[str], list[int]], int]:
     try:
         import sentencepiece
     except ImportError:

@@ -1,4 +1,4 @@
-"""Video: of a clip of any length so many frames, each as the image modality makes it, with a mask of what is real."""
+"""Video modality: samples a fixed number of frames from a clip and processes each like an image, with a mask."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ import numpy as np
 
 from mmjax.config import AtLeast, Count
 from mmjax.errors import UserError
-from mmjax.modalities.clips import Clip, as_clip, clip_of_pictures, read_clip
-from mmjax.modalities.image import Image, PictureConfig
+from mmjax.modalities.clips import Clip, as_clip, clip_from_images, read_clip
+from mmjax.modalities.image import Image, PreprocessConfig
 from mmjax.modalities.raw_files import read_bytes
 from mmjax.tokens import InputSpec
 
-_REMEDY = "give the path of a video, a GIF or WebP, an NPY file uint8 [T, H, W, 3], or a folder of pictures"
+_REMEDY = "give the path of a video, a GIF or WebP, an NPY file uint8 [T, H, W, 3], or a folder of images"
 
 
 class Video:
-    """Makes clips of any length, rate and size into arrays of one shape. Raw data is (frames, rate); see `Clip`."""
+    """Converts clips of any length, rate and size to arrays of a fixed shape. Raw data is a `Clip`, (frames, rate)."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(PictureConfig):
-        """How a clip becomes an array.
+    class Config(PreprocessConfig):
+        """Options of `Video`.
 
         Attributes:
-          frames: how many; of a clip with fewer all are taken, and the rest is masked.
-          rate: None takes frames that are evenly spread over the whole clip; a number takes so many a second, from the
-            beginning on.
+          frames: number of frames; shorter clips are padded and masked.
+          rate: frames sampled per second, from the start of the clip. None samples evenly over the whole clip.
         """
 
         frames: Count = 8
@@ -36,52 +35,56 @@ class Video:
 
     def __init__(self, config: Config):
         self.config = config
-        fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(PictureConfig)}
-        self._image = Image(Image.Config(**fields))
+        options = {field.name: getattr(config, field.name) for field in dataclasses.fields(PreprocessConfig)}
+        self._image = Image(Image.Config(**options))
 
     @property
     def spec(self) -> InputSpec:
-        """[frames, height, width, channels] float32, with a flag for each frame."""
+        """[frames, height, width, channels] float32, with a mask per frame."""
         return InputSpec((self.config.frames, *self._image.spec.shape), "float32", mask_rank=1)
 
     def process(self, raw: Clip) -> tuple[np.ndarray, np.ndarray]:
-        """Makes (values [frames, height, width, channels] float32, mask [frames] bool).
+        """Converts a clip to (values [frames, height, width, channels] float32, mask [frames] bool).
 
         Raises:
-          ValueError: if `raw` is no clip, or its rate is needed and not known.
+          ValueError: if `raw` is not a valid clip, or `rate` is set and the clip's rate is unknown.
         """
         frames, rate = as_clip(raw)
-        chosen = self._chosen(len(frames), rate)
+        indices = self._frame_indices(len(frames), rate)
         values = np.zeros(self.spec.shape, np.float32)
-        for place, number in enumerate(chosen):
-            values[place] = self._image.process(frames[int(number)])[0]
-        return values, np.arange(self.config.frames) < len(chosen)
+        for slot, index in enumerate(indices):
+            values[slot] = self._image.process(frames[int(index)])[0]
+        return values, np.arange(self.config.frames) < len(indices)
 
     def read(self, argument: str, where: str) -> Clip:
-        """Reads the file or the folder of pictures at the path `argument`. Raises UserError."""
+        """Reads a video file, or a folder of images, from the path `argument`.
+
+        Raises:
+          UserError: if the file or a frame is missing, unreadable, damaged or truncated.
+        """
         try:
             folder = pathlib.Path(argument)
             if folder.is_dir():
                 paths = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-                return clip_of_pictures((path.name, read_bytes(str(path), where, _REMEDY)) for path in paths)
+                return clip_from_images((path.name, read_bytes(str(path), where, _REMEDY)) for path in paths)
             return read_clip(read_bytes(argument, where, _REMEDY), argument)
         except ValueError as error:
             raise UserError(where, f"{argument!r}: {error}", _REMEDY) from None
 
     def files(self) -> list[pathlib.Path]:
-        """None."""
+        """Returns []: `process` depends on no files."""
         return []
 
-    def _chosen(self, count: int, rate: float) -> np.ndarray:
-        """The numbers of the frames that are taken of `count`."""
-        wanted = np.arange(self.config.frames)
+    def _frame_indices(self, count: int, rate: float) -> np.ndarray:
+        """Selects int64 [n] frame indices of a clip of `count` frames, n <= config.frames."""
+        slots = np.arange(self.config.frames)
         if self.config.rate is None:
-            if count <= len(wanted):
+            if count <= len(slots):
                 return np.arange(count)
-            # From the middle of as many equal parts.
-            return (2 * wanted + 1) * count // (2 * len(wanted))
+            # Centres of `frames` equal segments.
+            return (2 * slots + 1) * count // (2 * len(slots))
         if not rate:
-            raise ValueError("the clip does not say how fast it is; leave `rate` out")
-        # A frame is seen until the next one comes.
-        numbers = np.floor(wanted * rate / self.config.rate + 1e-6).astype(np.int64)
-        return numbers[numbers < count]
+            raise ValueError("the clip has no frame rate; leave `rate` unset")
+        # Each frame is shown until the next one.
+        indices = np.floor(slots * rate / self.config.rate + 1e-6).astype(np.int64)
+        return indices[indices < count]

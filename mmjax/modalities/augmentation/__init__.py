@@ -1,10 +1,10 @@
-"""Augmentation: raw data of training examples, changed at random in ways that leave its meaning.
+"""Data augmentation: random label-preserving transformations of raw training examples.
 
-`AUGMENTATIONS` has a table for each kind of modality. Each entry is a class with a nested frozen dataclass `Config`,
-called as `augmentation(raw, draws)`, which returns raw data of the same form; `draws` is a `numpy.random.Generator`
-that belongs to the seed, the data step, the row and the place in the config, so that a batch stays a function of those.
-What it reads from files it reads in `open()`, if it has one, which the pipeline calls before training.
-A new one is one new file and one line in the table.
+`AUGMENTATIONS` has one table per modality. Each entry is a class with a nested frozen dataclass `Config`, called as
+`augmentation(raw, rng)`, which returns raw data of the same form. `rng` is a `numpy.random.Generator` keyed by the
+seed, the data step, the row and the index in the config, so a batch stays a function of seed and step. Augmentations
+that read files do so in an optional method `open()`, which the pipeline calls before training. To add an augmentation,
+write one file and add one line to the table.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ from mmjax.modalities.augmentation.time_warp import TimeWarp
 
 
 class Augmentation(Protocol):
-    """One random change of raw data."""
+    """Interface of an augmentation."""
 
     def __init__(self, config: Any): ...
 
-    def __call__(self, raw: Any, draws: np.random.Generator) -> Any: ...
+    def __call__(self, raw: Any, rng: np.random.Generator) -> Any:
+        """Returns randomly transformed raw data of the same form."""
 
 
 IMAGE: dict[str, type] = {

@@ -1,4 +1,4 @@
-"""Random affine maps of pictures: rotation, shear, stretching and shifts."""
+"""Random affine transformation of images: rotation, shear, scaling and translation."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mmjax.modalities.image import border_colour
 
 
 class Affine:
-    """Draws each part of the map uniformly from its range around 0. What comes into view has the border's colour."""
+    """Applies a random affine transformation. Pixels outside the image get the border's colour."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Bounds; the defaults suit small pictures of digits and letters.
+        """Options of `Affine`: bounds of parameters drawn uniformly around 0. Defaults suit small digits and letters.
 
         Attributes:
-          rotate: in degrees.
-          shear: tangent of the slant.
-          scale: logarithm of the factor, drawn for height and width each; 0.1 is about 10 %.
-          shift: as a part of the height and of the width.
+          rotate: maximum rotation in degrees.
+          shear: maximum shear, the tangent of the slant angle.
+          scale: maximum log scale factor, drawn separately for height and width; 0.1 is about 10 %.
+          shift: maximum translation as a fraction of the height and of the width.
         """
 
         rotate: Annotated[float, Within(0.0, 180.0)] = 15.0
@@ -34,20 +34,20 @@ class Affine:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        """Maps uint8 [H, W] or [H, W, C]; shape and dtype stay."""
+    def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Transforms uint8 [H, W] or [H, W, C], keeping shape and dtype."""
         config = self.config
-        rotate, shear, tall, wide, down, right = draws.uniform(-1.0, 1.0, 6)
+        rotate, shear, scale_y, scale_x, shift_y, shift_x = rng.uniform(-1.0, 1.0, 6)
         angle = np.deg2rad(rotate * config.rotate)
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        slant = np.array([[1.0, shear * config.shear], [0.0, 1.0]])
-        # In Pillow's order (x, y), from a place in the result to its place in the source.
-        matrix = turn @ slant @ np.diag(np.exp([wide * config.scale, tall * config.scale]))
+        rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        shear_matrix = np.array([[1.0, shear * config.shear], [0.0, 1.0]])
+        # Pillow expects the inverse map, from output to input (x, y).
+        matrix = rotation @ shear_matrix @ np.diag(np.exp([scale_x * config.scale, scale_y * config.scale]))
         height, width = raw.shape[:2]
         centre = np.array([width, height]) / 2
-        offset = centre - matrix @ centre + np.array([right * width, down * height]) * config.shift
+        offset = centre - matrix @ centre + np.array([shift_x * width, shift_y * height]) * config.shift
         coefficients = (*matrix[0], offset[0], *matrix[1], offset[1])
-        # Pillow takes one grey channel as [H, W] only.
+        # Pillow accepts greyscale only as [H, W].
         flat = raw[..., 0] if raw.ndim == 3 and raw.shape[2] == 1 else raw
         mapped = PIL.Image.fromarray(flat).transform(
             (width, height),

@@ -1,4 +1,4 @@
-"""Random light and colours (Krizhevsky et al., 2012; as in Chen et al., SimCLR, 2020)."""
+"""Colour jitter (Krizhevsky et al., 2012; as in Chen et al., SimCLR, 2020)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 
 from mmjax.config import Within
 
-# ITU-R BT.601.
+# Luma weights of ITU-R BT.601.
 _LUMA = np.array([0.299, 0.587, 0.114])
-# YIQ, in which a hue is an angle.
+# RGB to YIQ, where hue is an angle.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 Strength = Annotated[float, Within(0.0, 1.0)]
 
 
 class Colour:
-    """Changes brightness, contrast, saturation and hue, in this order, by factors drawn uniformly around 1.
+    """Jitters brightness, contrast, saturation and hue, in this order.
 
-    Grey pictures have neither saturation nor hue; transparency stays.
+    Greyscale images have neither saturation nor hue. The alpha channel is unchanged.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How much.
+        """Options of `Colour`.
 
         Attributes:
-          brightness, contrast, saturation: the factor lies between 1 - this and 1 + this.
-          hue: the largest angle, as a part of half a turn of the colour wheel.
+          brightness, contrast, saturation: the factor is drawn uniformly from [1 - value, 1 + value].
+          hue: maximum hue rotation in units of 180 degrees.
         """
 
         brightness: Strength = 0.4
@@ -39,24 +39,24 @@ class Colour:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        """uint8 [H, W] or [H, W, C] of the same shape."""
+    def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Transforms uint8 [H, W] or [H, W, C], keeping the shape."""
         config = self.config
-        brightness, contrast, saturation, hue = draws.uniform(-1.0, 1.0, 4)
+        brightness, contrast, saturation, hue = rng.uniform(-1.0, 1.0, 4)
         coloured = raw.ndim == 3 and raw.shape[2] >= 3
         if raw.ndim == 2:
-            light, rest = raw[..., None], raw[..., :0]
+            pixels, alpha = raw[..., None], raw[..., :0]
         else:
             count = 3 if coloured else 1
-            light, rest = raw[..., :count], raw[..., count:]
-        values = light.astype(np.float64) * (1.0 + brightness * config.brightness)
+            pixels, alpha = raw[..., :count], raw[..., count:]
+        values = pixels.astype(np.float64) * (1.0 + brightness * config.brightness)
         grey = values @ _LUMA if coloured else values[..., 0]
         values = grey.mean() + (values - grey.mean()) * (1.0 + contrast * config.contrast)
         if coloured:
             grey = (values @ _LUMA)[..., None]
             values = grey + (values - grey) * (1.0 + saturation * config.saturation)
             angle = np.pi * hue * config.hue
-            turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
-            values = values @ (np.linalg.inv(_YIQ) @ turn @ _YIQ).T
-        changed = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-        return changed[..., 0] if raw.ndim == 2 else np.concatenate([changed, rest], axis=-1)
+            rotation = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+            values = values @ (np.linalg.inv(_YIQ) @ rotation @ _YIQ).T
+        jittered = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        return jittered[..., 0] if raw.ndim == 2 else np.concatenate([jittered, alpha], axis=-1)

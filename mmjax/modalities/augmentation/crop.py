@@ -1,4 +1,4 @@
-"""Random parts of pictures (Szegedy et al., Going Deeper with Convolutions, 2015)."""
+"""Random resized crop of images (Szegedy et al., Going Deeper with Convolutions, 2015)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 
 from mmjax.config import AtLeast, Within
 
-_TRIES = 10
+_ATTEMPTS = 10
 
 
 class Crop:
-    """Cuts out a part of random area and aspect ratio; its modality then brings it to size."""
+    """Crops a region of random area and aspect ratio. The image modality resizes it afterwards."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Bounds.
+        """Options of `Crop`.
 
         Attributes:
-          smallest: of the part's area, as a share of the picture's; the largest is all of it.
-          aspect: the largest factor by which the part's aspect ratio differs from the picture's, wider or taller.
+          smallest: minimum area of the crop as a fraction of the image; the maximum is 1.
+          aspect: maximum factor between the aspect ratios of the crop and the image, wider or taller.
         """
 
         smallest: Annotated[float, Within(0.01, 1.0)] = 0.3
@@ -31,18 +31,18 @@ class Crop:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        """A part of uint8 [H, W] or [H, W, C]; the whole picture where ten draws do not fit into it."""
+    def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Crops uint8 [H, W] or [H, W, C]. Returns the whole image if none of ten random crops fits into it."""
         height, width = raw.shape[:2]
         bound = math.log(self.config.aspect)
-        # All draws at once, so that their number is the same for every picture.
-        areas = draws.uniform(self.config.smallest, 1.0, _TRIES)
-        factors = np.exp(draws.uniform(-bound, bound, _TRIES))
-        across, down = draws.uniform(0.0, 1.0, 2)
+        # Draw all attempts at once, so that every image uses the same number of random numbers.
+        areas = rng.uniform(self.config.smallest, 1.0, _ATTEMPTS)
+        factors = np.exp(rng.uniform(-bound, bound, _ATTEMPTS))
+        x, y = rng.uniform(0.0, 1.0, 2)
         for area, factor in zip(areas, factors, strict=True):
-            tall = max(1, round(height * math.sqrt(area / factor)))
-            wide = max(1, round(width * math.sqrt(area * factor)))
-            if tall <= height and wide <= width:
-                top, left = int(down * (height - tall + 1)), int(across * (width - wide + 1))
-                return raw[min(top, height - tall) :][:tall, min(left, width - wide) :][:, :wide]
+            rows = max(1, round(height * math.sqrt(area / factor)))
+            columns = max(1, round(width * math.sqrt(area * factor)))
+            if rows <= height and columns <= width:
+                top, left = int(y * (height - rows + 1)), int(x * (width - columns + 1))
+                return raw[min(top, height - rows) :][:rows, min(left, width - columns) :][:, :columns]
         return raw

@@ -1,4 +1,4 @@
-"""What changes pictures, for clips: every frame changes as the first one does."""
+"""Image augmentation of clips, with the same random parameters for every frame."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mmjax.modalities.clips import Clip, Frames, as_clip
+from mmjax.modalities.clips import Clip, LazyFrames, as_clip
 
 
 class EachFrame:
-    """Changes the frames of a clip, one like the other, when they are asked for. `each_frame` makes classes of it."""
+    """Applies an image augmentation to the frames of a clip, lazily. Base of the classes that `each_frame` makes."""
 
     augmentation: ClassVar[type]
 
     def __init__(self, config: Any):
         self._inner = self.augmentation(config)
 
-    def __call__(self, raw: Clip, draws: np.random.Generator) -> Clip:
-        """A clip of the same length and rate."""
+    def __call__(self, raw: Clip, rng: np.random.Generator) -> Clip:
+        """Transforms a clip, keeping its length and rate."""
         frames, rate = as_clip(raw)
-        seed = int(draws.integers(0, 2**63))
+        seed = int(rng.integers(0, 2**63))
 
-        def changed(number: int) -> np.ndarray:
-            # The same numbers for each frame, so that nothing jumps from one to the next.
-            return self._inner(frames[number], np.random.Generator(np.random.Philox(seed)))
+        def transform(index: int) -> np.ndarray:
+            # Reseed for each frame, so that all frames get the same transformation.
+            return self._inner(frames[index], np.random.Generator(np.random.Philox(seed)))
 
-        return Clip(Frames(len(frames), changed), rate)
+        return Clip(LazyFrames(len(frames), transform), rate)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Worker processes find no class that was made while the program ran.
-        return _again, (self.augmentation, self._inner.config)
+        # Worker processes cannot unpickle instances of a dynamically created class.
+        return _rebuild, (self.augmentation, self._inner.config)
 
 
 def each_frame(augmentation: type) -> type:
-    """An augmentation of clips, with the options of one of pictures."""
+    """Makes a clip augmentation class from an image augmentation class, with the same `Config`."""
     members = {"augmentation": augmentation, "Config": augmentation.Config, "__doc__": augmentation.__doc__}  # type: ignore[attr-defined]
     return type(augmentation.__name__, (EachFrame,), members)
 
 
-def _again(augmentation: type, config: Any) -> EachFrame:
+def _rebuild(augmentation: type, config: Any) -> EachFrame:
     return each_frame(augmentation)(config)

@@ -1,4 +1,4 @@
-"""Words that go or change places (Wei and Zou, EDA: Easy Data Augmentation Techniques for Text, 2019)."""
+"""Random word deletion and swapping (Wei and Zou, EDA: Easy Data Augmentation Techniques for Text, 2019)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from mmjax.config import Rate
 
 
 class EditWords:
-    """Deletes words and swaps neighbours, each with its own probability. A sentence keeps at least one word."""
+    """Randomly deletes words and swaps adjacent words. At least one word remains."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How often.
+        """Options of `EditWords`.
 
         Attributes:
-          delete: the probability of each word.
-          swap: of each pair of neighbours.
+          delete: probability of deleting each word.
+          swap: probability of swapping each pair of adjacent words.
         """
 
         delete: Rate = 0.1
@@ -27,19 +27,19 @@ class EditWords:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: str, draws: np.random.Generator) -> str:
-        """A sentence with single spaces between its words."""
+    def __call__(self, raw: str, rng: np.random.Generator) -> str:
+        """Returns the edited text, with single spaces between words."""
         words = raw.split()
         if len(words) < 2:
             return raw
-        chances = draws.uniform(0.0, 1.0, (2, len(words)))
+        chances = rng.uniform(0.0, 1.0, (2, len(words)))
         kept = [word for word, chance in zip(words, chances[0], strict=True) if chance >= self.config.delete]
         kept = kept or [words[int(chances[0].argmax())]]
-        place = 0
-        while place + 1 < len(kept):
-            if chances[1][place] < self.config.swap:
-                kept[place], kept[place + 1] = kept[place + 1], kept[place]
-                # Or a word could wander through the whole sentence.
-                place += 1
-            place += 1
+        index = 0
+        while index + 1 < len(kept):
+            if chances[1][index] < self.config.swap:
+                kept[index], kept[index + 1] = kept[index + 1], kept[index]
+                # Skip the swapped word, which could otherwise move through the whole text.
+                index += 1
+            index += 1
         return " ".join(kept)

@@ -1,4 +1,4 @@
-"""Recordings as through another microphone or in another room: some frequencies louder, others softer."""
+"""Random equalisation of recordings, which simulates other microphones and rooms."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mmjax.modalities.audio import Waveform, mono
 
 
 class Equalise:
-    """Draws a gain in decibels at a few frequencies, evenly spaced as the ear hears them, and interpolates between."""
+    """Applies a random frequency response: gains at a few mel-spaced frequencies, linearly interpolated in decibels."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How much, and how finely.
+        """Options of `Equalise`.
 
         Attributes:
-          deviation: of the gains, which are normally distributed, in decibels.
-          points: frequencies with a gain of their own, 0 and half the sample rate among them.
+          deviation: standard deviation of the normally distributed gains, in decibels.
+          points: number of frequencies with a random gain, including 0 and half the sample rate.
         """
 
         deviation: Annotated[float, AtLeast(0.0)] = 6.0
@@ -29,13 +29,13 @@ class Equalise:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: Waveform, draws: np.random.Generator) -> Waveform:
-        """(samples [n] or [n, channels], rate) to float32 [n], the mean of the channels, and the same rate."""
+    def __call__(self, raw: Waveform, rng: np.random.Generator) -> Waveform:
+        """Filters (samples [n] or [n, channels], rate) to (mono float32 [n], rate)."""
         samples, rate = mono(raw[0]), raw[1]
-        gains = draws.normal(0.0, self.config.deviation, self.config.points)
-        # The mel scale (O'Shaughnessy, 1987), up to a factor.
+        gains = rng.normal(0.0, self.config.deviation, self.config.points)
+        # Mel scale (O'Shaughnessy, 1987), up to a factor.
         highest = np.log1p(rate / 2 / 700.0)
-        places = np.log1p(np.fft.rfftfreq(len(samples), 1 / rate) / 700.0) / highest * (self.config.points - 1)
-        decibels = np.interp(places, np.arange(self.config.points), gains)
+        positions = np.log1p(np.fft.rfftfreq(len(samples), 1 / rate) / 700.0) / highest * (self.config.points - 1)
+        decibels = np.interp(positions, np.arange(self.config.points), gains)
         spectrum = np.fft.rfft(samples) * 10 ** (decibels / 20)
         return np.fft.irfft(spectrum, len(samples)).astype(np.float32), rate

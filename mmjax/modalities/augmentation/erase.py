@@ -1,4 +1,4 @@
-"""Hidden parts of pictures (Zhong et al., Random Erasing Data Augmentation, 2020)."""
+"""Random erasing of images (Zhong et al., Random Erasing Data Augmentation, 2020)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mmjax.config import AtLeast, Within
 
 
 class Erase:
-    """Fills a rectangle of a picture with noise, so that no single part decides."""
+    """Replaces a random rectangle with noise, so that the model does not rely on a single region."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How often and how much.
+        """Options of `Erase`.
 
         Attributes:
-          probability: of erasing anything.
-          smallest, largest: of the rectangle's area, as a share of the picture's.
-          aspect: the largest aspect ratio of the rectangle, wide or tall.
+          probability: probability of erasing, per image.
+          smallest, largest: bounds of the rectangle's area as a fraction of the image.
+          aspect: maximum aspect ratio of the rectangle, wide or tall.
         """
 
         probability: Annotated[float, Within(0.0, 1.0)] = 0.25
@@ -36,24 +36,24 @@ class Erase:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        """uint8 [H, W] or [H, W, C] of the same shape."""
+    def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Transforms uint8 [H, W] or [H, W, C], keeping the shape."""
         config = self.config
         height, width = raw.shape[:2]
         bound = math.log(config.aspect)
-        chance, down, across = draws.uniform(0.0, 1.0, 3)
-        area = draws.uniform(config.smallest, config.largest) * height * width
-        aspect = math.exp(draws.uniform(-bound, bound))
+        chance, y, x = rng.uniform(0.0, 1.0, 3)
+        area = rng.uniform(config.smallest, config.largest) * height * width
+        aspect = math.exp(rng.uniform(-bound, bound))
         if chance >= config.probability:
             return raw
-        # What is too long for the picture is made as long as it.
-        tall = min(height, round(math.sqrt(area * aspect)))
-        wide = min(width, round(math.sqrt(area / aspect)))
-        top, left = int(down * (height - tall + 1)), int(across * (width - wide + 1))
-        top, left = min(top, height - tall), min(left, width - wide)
+        # Clip the rectangle to the image.
+        box_height = min(height, round(math.sqrt(area * aspect)))
+        box_width = min(width, round(math.sqrt(area / aspect)))
+        top, left = int(y * (height - box_height + 1)), int(x * (width - box_width + 1))
+        top, left = min(top, height - box_height), min(left, width - box_width)
         erased = raw.copy()
-        part = erased[top : top + tall, left : left + wide]
-        part[...] = draws.integers(0, 256, part.shape, np.uint8)
+        region = erased[top : top + box_height, left : left + box_width]
+        region[...] = rng.integers(0, 256, region.shape, np.uint8)
         if raw.ndim == 3 and raw.shape[2] in (2, 4):
-            part[..., -1] = 255
+            region[..., -1] = 255
         return erased

@@ -1,4 +1,4 @@
-"""Mirror images."""
+"""Random flips of images."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ Probability = Annotated[float, Within(0.0, 1.0)]
 
 
 class Flip:
-    """Mirrors a picture left to right, or top to bottom. Not for writing, nor where a caption says left or right."""
+    """Flips images horizontally or vertically. Unsuitable for text, or if captions mention left or right."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How often.
+        """Options of `Flip`.
 
         Attributes:
-          horizontal: the probability of left to right.
-          vertical: of top to bottom, for pictures without an up, as from above or under a microscope.
+          horizontal: probability of a horizontal flip.
+          vertical: probability of a vertical flip, for images without an upright direction, such as aerial or
+            microscope images.
         """
 
         horizontal: Probability = 0.5
@@ -30,9 +31,9 @@ class Flip:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        """uint8 [H, W] or [H, W, C] of the same shape."""
-        across, down = draws.uniform(0.0, 1.0, 2)
-        if across < self.config.horizontal:
+    def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Transforms uint8 [H, W] or [H, W, C], keeping the shape."""
+        horizontal, vertical = rng.uniform(0.0, 1.0, 2)
+        if horizontal < self.config.horizontal:
             raw = raw[:, ::-1]
-        return raw[::-1] if down < self.config.vertical else raw
+        return raw[::-1] if vertical < self.config.vertical else raw

@@ -1,4 +1,4 @@
-"""White noise under recordings."""
+"""White noise for recordings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mmjax.modalities.audio import Waveform, mono
 
 
 class Noise:
-    """Adds Gaussian noise at a signal-to-noise ratio drawn uniformly in decibels."""
+    """Adds Gaussian noise at a random signal-to-noise ratio, uniform in decibels."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Bounds.
+        """Options of `Noise`.
 
         Attributes:
-          low, high: of the ratio of the mean powers, in decibels.
+          low, high: bounds of the signal-to-noise ratio (mean power) in decibels.
         """
 
         low: float = 10.0
@@ -30,10 +30,10 @@ class Noise:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: Waveform, draws: np.random.Generator) -> Waveform:
-        """(samples [n] or [n, channels], rate) to float32 [n], the mean of the channels; digital silence stays."""
+    def __call__(self, raw: Waveform, rng: np.random.Generator) -> Waveform:
+        """Adds noise to (samples [n] or [n, channels], rate), to (mono float32 [n], rate). Digital silence stays."""
         samples, rate = mono(raw[0]), raw[1]
-        ratio = draws.uniform(self.config.low, self.config.high)
-        deviation = np.sqrt(np.mean(np.square(samples))) * 10 ** (-ratio / 20)
-        noise = draws.standard_normal(samples.shape, np.float32)
-        return samples + np.float32(deviation) * noise, rate
+        ratio = rng.uniform(self.config.low, self.config.high)
+        std = np.sqrt(np.mean(np.square(samples))) * 10 ** (-ratio / 20)
+        noise = rng.standard_normal(samples.shape, np.float32)
+        return samples + np.float32(std) * noise, rate

@@ -1,4 +1,4 @@
-"""Texts said in other words by a function of the user's, such as a translation there and back.
+"""Paraphrasing by a user-defined function, such as back-translation.
 
 Sennrich, Haddow and Birch, Improving Neural Machine Translation Models with Monolingual Data (2016); Edunov et al.,
 Understanding Back-Translation at Scale (2018).
@@ -22,21 +22,21 @@ _WHERE = "data.augment, the function of paraphrase"
 
 
 class Paraphrase:
-    """Replaces a text by one that a function of the user's gives for it: a list to choose from, or one that it draws.
+    """Replaces a text by a paraphrase from a user-defined function, which returns candidates or one random text.
 
-    A batch stays a function of the seed and the step only if the function's answer is one of its arguments. Models are
-    slow: let the function look up paraphrases that were made before, from a file.
+    The function must be deterministic given its arguments, or batches will not be reproducible. Models are slow: let
+    the function look up precomputed paraphrases in a file.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Which function and how often.
+        """Options of `Paraphrase`.
 
         Attributes:
-          function: "module:function", of a module that Python can import. It is called as function(text) and returns a
-            list of texts, which may be empty; or, where it takes two arguments, as function(text, generator), with a
-            `numpy.random.Generator`, and returns a text.
-          rate: the probability of each text.
+          function: "module:function" of an importable module. With one argument, function(text) returns a list of
+            candidate texts, possibly empty; with two, function(text, rng) returns a text, where `rng` is a
+            `numpy.random.Generator`.
+          rate: probability of paraphrasing each text.
         """
 
         function: str
@@ -45,7 +45,7 @@ class Paraphrase:
         def __post_init__(self):
             if not re.fullmatch(r"[\w.]+:[\w.]+", self.function):
                 raise ValueError(
-                    f"function {self.function!r} is not 'module:function'; give for example 'words:retell'"
+                    f"function {self.function!r} is not 'module:function'; give for example 'mymodule:paraphrase'"
                 )
 
     def __init__(self, config: Config):
@@ -53,54 +53,62 @@ class Paraphrase:
         self._opened: tuple[Callable[..., Any], bool] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Worker processes import the function themselves: not every function can be sent.
+        # Worker processes import the function themselves, as not every function can be pickled.
         return {**self.__dict__, "_opened": None}
 
     def open(self) -> None:
-        """Imports the function, before training. Raises UserError; who only evaluates does without it."""
+        """Imports the function. Called before training only; evaluation does not need it.
+
+        Raises:
+          UserError: if the import fails, or the object is not callable.
+        """
         module, _, name = self.config.function.partition(":")
         try:
-            found: Any = importlib.import_module(module)
-            for part in name.split("."):
-                found = getattr(found, part)
-        # The module is the user's, and may fail in any way.
+            function: Any = importlib.import_module(module)
+            for attribute in name.split("."):
+                function = getattr(function, attribute)
+        # User code may raise any exception.
         except Exception as error:
             problem = f"{self.config.function!r} cannot be imported ({type(error).__name__}: {error})"
-            remedy = "name a function of a module that Python finds, such as one in a folder of PYTHONPATH"
+            remedy = "name a function of an importable module, for example in a folder of PYTHONPATH"
             raise UserError(_WHERE, problem, remedy) from None
-        if not callable(found):
-            problem = f"{self.config.function!r} is a {type(found).__name__}, and no function"
+        if not callable(function):
+            problem = f"{self.config.function!r} is not a function but {type(function).__name__}"
             raise UserError(_WHERE, problem, "name a function that takes a text")
-        self._opened = found, _arguments(found) == 2
+        self._opened = function, _count_arguments(function) == 2
 
-    def __call__(self, raw: str, draws: np.random.Generator) -> str:
-        """Another text, or the same. Raises UserError if the function gives something else than texts."""
+    def __call__(self, raw: str, rng: np.random.Generator) -> str:
+        """Returns a paraphrase, or `raw`.
+
+        Raises:
+          UserError: if the function returns an invalid type.
+        """
         if self._opened is None:
             self.open()
         assert self._opened is not None
-        function, chooses = self._opened
-        chance, choice = draws.uniform(0.0, 1.0, 2)
+        function, takes_rng = self._opened
+        chance, choice = rng.uniform(0.0, 1.0, 2)
         if chance >= self.config.rate:
             return raw
-        if chooses:
-            return self._checked(function(raw, draws))
+        if takes_rng:
+            return self._check_text(function(raw, rng))
         texts = function(raw)
         if isinstance(texts, str) or not isinstance(texts, list | tuple):
-            self._refuse(texts, "a list of texts")
-        return self._checked(texts[int(choice * len(texts))]) if texts else raw
+            self._reject(texts, "a list of texts")
+        return self._check_text(texts[int(choice * len(texts))]) if texts else raw
 
-    def _checked(self, text: Any) -> str:
+    def _check_text(self, text: Any) -> str:
         if not isinstance(text, str):
-            self._refuse(text, "a text" if self._opened and self._opened[1] else "a list of texts")
+            self._reject(text, "a text" if self._opened and self._opened[1] else "a list of texts")
         return text
 
-    def _refuse(self, given: Any, wanted: str) -> None:
-        problem = f"{self.config.function!r} gave {given!r:.60}"
-        raise UserError(_WHERE, problem, f"let it return {wanted}")
+    def _reject(self, returned: Any, expected: str) -> None:
+        problem = f"{self.config.function!r} returned {returned!r:.60}"
+        raise UserError(_WHERE, problem, f"let it return {expected}")
 
 
-def _arguments(function: Callable[..., Any]) -> int:
-    """How many arguments without a default it takes by position."""
+def _count_arguments(function: Callable[..., Any]) -> int:
+    """Counts the positional arguments without a default."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Point clouds of a scanner that sees less (Qi et al., PointNet++, 2017)."""
+"""Random point dropout, which simulates sparser scans (Qi et al., PointNet++, 2017)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mmjax.modalities.point_files import as_points
 
 
 class PointsDropout:
-    """Leaves out a share of the points, drawn uniformly, each as likely as the others; one is always left."""
+    """Drops each point with a probability that is drawn per cloud. At least one point remains."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How many.
+        """Options of `PointsDropout`.
 
         Attributes:
-          largest: of the shares.
+          largest: the dropout probability is drawn uniformly from [0, largest].
         """
 
         largest: Rate = 0.5
@@ -26,10 +26,10 @@ class PointsDropout:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        """[n, 3 + features] to float64 [m, 3 + features], in the same order."""
+    def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Subsamples [n, 3 + features] to float64 [m, 3 + features], keeping the order."""
         values = as_points(raw)
-        share, chances = draws.uniform(0.0, self.config.largest), draws.uniform(0.0, 1.0, len(values))
-        kept = chances >= share
+        rate, chances = rng.uniform(0.0, self.config.largest), rng.uniform(0.0, 1.0, len(values))
+        kept = chances >= rate
         kept[chances.argmax()] = True
         return values[kept]

@@ -1,4 +1,4 @@
-"""Point clouds seen from another side."""
+"""Random rotation of point clouds."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _AXES = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}
 
 
 class PointsRotation:
-    """Turns a cloud about the origin by a random angle about an axis, or to any side. Features do not turn with it."""
+    """Rotates a cloud about an axis through the origin, or by a uniform random rotation. Features are unchanged."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How far, and about what.
+        """Options of `PointsRotation`.
 
         Attributes:
-          axis: "z" where up and down mean something, as in scans of streets and rooms; "any" where they do not, which
-            draws from all rotations alike.
-          degrees: the largest angle, to either side; "any" takes no notice of it.
+          axis: rotation axis. Use "z" for clouds with a vertical direction, such as scans of streets and rooms; "any"
+            draws uniformly from all rotations.
+          degrees: maximum angle in either direction; ignored for "any".
         """
 
         axis: Literal["x", "y", "z", "any"] = "z"
@@ -32,15 +32,15 @@ class PointsRotation:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        """[n, 3 + features] to float64 of the same shape."""
+    def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Rotates [n, 3 + features] to float64 of the same shape."""
         values = as_points(raw)
-        return np.concatenate([values[:, :3] @ self._matrix(draws).T, values[:, 3:]], axis=1)
+        return np.concatenate([values[:, :3] @ self._matrix(rng).T, values[:, 3:]], axis=1)
 
-    def _matrix(self, draws: np.random.Generator) -> np.ndarray:
+    def _matrix(self, rng: np.random.Generator) -> np.ndarray:
         if self.config.axis == "any":
-            return _any_rotation(draws)
-        angle = np.deg2rad(self.config.degrees) * draws.uniform(-1.0, 1.0)
+            return _uniform_rotation(rng)
+        angle = np.deg2rad(self.config.degrees) * rng.uniform(-1.0, 1.0)
         first, second = _AXES[self.config.axis]
         matrix = np.eye(3)
         matrix[[first, second], [first, second]] = np.cos(angle)
@@ -48,9 +48,9 @@ class PointsRotation:
         return matrix
 
 
-def _any_rotation(draws: np.random.Generator) -> np.ndarray:
-    """That of a unit quaternion of any direction (Shoemake, Uniform Random Rotations, 1992)."""
-    w, x, y, z = (quaternion := draws.standard_normal(4)) / np.linalg.norm(quaternion)
+def _uniform_rotation(rng: np.random.Generator) -> np.ndarray:
+    """Draws a rotation matrix [3, 3] from a random unit quaternion (Shoemake, Uniform Random Rotations, 1992)."""
+    w, x, y, z = (quaternion := rng.standard_normal(4)) / np.linalg.norm(quaternion)
     return np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],

@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al., 2020): a few of many changes of pictures, all of one strength."""
+"""RandAugment (Cubuk et al., 2020): random sequences of image operations of one magnitude."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ import PIL.ImageOps
 from mmjax.config import Count, Within
 from mmjax.modalities.image import border_colour
 
-_Change = Callable[[PIL.Image.Image, float], PIL.Image.Image]
+_Operation = Callable[[PIL.Image.Image, float], PIL.Image.Image]
 
 
-def _affine(*coefficients: Callable[[float, int, int], float]) -> _Change:
-    """From a place in the result to its place in the source, as (a, b, c, d, e, f) of the strength and the size."""
+def _affine(*coefficients: Callable[[float, int, int], float]) -> _Operation:
+    """Makes an affine operation from functions (strength, width, height) -> each of Pillow's (a, b, c, d, e, f)."""
 
-    def change(picture: PIL.Image.Image, strength: float) -> PIL.Image.Image:
-        width, height = picture.size
-        numbers = tuple(make(strength, width, height) for make in coefficients)
-        fill = border_colour(np.asarray(picture))
-        return picture.transform(
-            picture.size, PIL.Image.Transform.AFFINE, numbers, PIL.Image.Resampling.BILINEAR, fillcolor=fill
+    def operation(image: PIL.Image.Image, strength: float) -> PIL.Image.Image:
+        width, height = image.size
+        values = tuple(make(strength, width, height) for make in coefficients)
+        fill = border_colour(np.asarray(image))
+        return image.transform(
+            image.size, PIL.Image.Transform.AFFINE, values, PIL.Image.Resampling.BILINEAR, fillcolor=fill
         )
 
-    return change
+    return operation
 
 
-def _enhance(enhancer: type) -> _Change:
-    return lambda picture, strength: enhancer(picture).enhance(1.0 + 0.9 * strength)
+def _enhance(enhancer: type) -> _Operation:
+    return lambda image, strength: enhancer(image).enhance(1.0 + 0.9 * strength)
 
 
-def _rotate(picture: PIL.Image.Image, strength: float) -> PIL.Image.Image:
-    fill = border_colour(np.asarray(picture))
-    return picture.rotate(30 * strength, PIL.Image.Resampling.BILINEAR, fillcolor=fill)
+def _rotate(image: PIL.Image.Image, strength: float) -> PIL.Image.Image:
+    fill = border_colour(np.asarray(image))
+    return image.rotate(30 * strength, PIL.Image.Resampling.BILINEAR, fillcolor=fill)
 
 
 def _zero(strength: float, width: int, height: int) -> float:
@@ -52,13 +52,13 @@ def _shear(strength: float, width: int, height: int) -> float:
     return 0.3 * strength
 
 
-CHANGES: dict[str, _Change] = {
-    "identity": lambda picture, strength: picture,
-    "autocontrast": lambda picture, strength: PIL.ImageOps.autocontrast(picture),
-    "equalize": lambda picture, strength: PIL.ImageOps.equalize(picture),
+OPERATIONS: dict[str, _Operation] = {
+    "identity": lambda image, strength: image,
+    "autocontrast": lambda image, strength: PIL.ImageOps.autocontrast(image),
+    "equalize": lambda image, strength: PIL.ImageOps.equalize(image),
     "rotate": _rotate,
-    "solarize": lambda picture, strength: PIL.ImageOps.solarize(picture, round(256 * (1 - abs(strength)))),
-    "posterize": lambda picture, strength: PIL.ImageOps.posterize(picture, 8 - round(4 * abs(strength))),
+    "solarize": lambda image, strength: PIL.ImageOps.solarize(image, round(256 * (1 - abs(strength)))),
+    "posterize": lambda image, strength: PIL.ImageOps.posterize(image, 8 - round(4 * abs(strength))),
     "color": _enhance(PIL.ImageEnhance.Color),
     "contrast": _enhance(PIL.ImageEnhance.Contrast),
     "brightness": _enhance(PIL.ImageEnhance.Brightness),
@@ -68,19 +68,19 @@ CHANGES: dict[str, _Change] = {
     "translate_x": _affine(_one, _zero, lambda s, w, h: 0.3 * s * w, _zero, _one, _zero),
     "translate_y": _affine(_one, _zero, _zero, _zero, _one, lambda s, w, h: 0.3 * s * h),
 }
-"""The fourteen changes of the paper; each takes a strength in [-1, 1], whose sign is a direction where there is one."""
+"""The fourteen operations of the paper. Each takes a strength in [-1, 1]; its sign is the direction, if any."""
 
 
 class RandAugment:
-    """Applies changes that are drawn uniformly from `CHANGES`, one after the other."""
+    """Applies a sequence of operations drawn uniformly from `OPERATIONS`."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How many and how strong.
+        """Options of `RandAugment`.
 
         Attributes:
-          count: changes of each picture.
-          magnitude: 0 to 10 for the strongest. Two changes, autocontrast and equalize, are always whole.
+          count: number of operations per image.
+          magnitude: strength from 0 to 10; autocontrast and equalize ignore it.
         """
 
         count: Count = 2
@@ -89,16 +89,16 @@ class RandAugment:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        """uint8 [H, W] or [H, W, C] of the same shape; transparency stays as it is."""
-        chosen = draws.integers(0, len(CHANGES), self.config.count)
-        signs = draws.integers(0, 2, self.config.count) * 2 - 1
+    def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Transforms uint8 [H, W] or [H, W, C], keeping the shape and the alpha channel."""
+        indices = rng.integers(0, len(OPERATIONS), self.config.count)
+        signs = rng.integers(0, 2, self.config.count) * 2 - 1
         colours = 3 if raw.ndim == 3 and raw.shape[2] >= 3 else 1
-        light = raw if raw.ndim == 2 else raw[..., :colours] if colours == 3 else raw[..., 0]
-        picture = PIL.Image.fromarray(np.ascontiguousarray(light))
-        for number, sign in zip(chosen.tolist(), signs.tolist(), strict=True):
-            picture = list(CHANGES.values())[number](picture, sign * self.config.magnitude / 10)
-        changed = np.asarray(picture)
+        pixels = raw if raw.ndim == 2 else raw[..., :colours] if colours == 3 else raw[..., 0]
+        image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
+        for index, sign in zip(indices.tolist(), signs.tolist(), strict=True):
+            image = list(OPERATIONS.values())[index](image, sign * self.config.magnitude / 10)
+        result = np.asarray(image)
         if raw.ndim == 2:
-            return changed
-        return np.concatenate([changed.reshape(*raw.shape[:2], colours), raw[..., colours:]], axis=-1)
+            return result
+        return np.concatenate([result.reshape(*raw.shape[:2], colours), raw[..., colours:]], axis=-1)

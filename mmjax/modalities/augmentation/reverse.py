@@ -1,4 +1,4 @@
-"""Clips that run backwards."""
+"""Random time reversal of clips."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import Within
-from mmjax.modalities.clips import Clip, Frames, as_clip
+from mmjax.modalities.clips import Clip, LazyFrames, as_clip
 
 
 class Reverse:
-    """Plays a clip from its end. Not where what happens has a direction, such as opening and closing."""
+    """Reverses the frames of a clip. Unsuitable if labels depend on direction, such as opening and closing."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How often.
+        """Options of `Reverse`.
 
         Attributes:
-          probability: of each clip.
+          probability: probability of reversing each clip.
         """
 
         probability: Annotated[float, Within(0.0, 1.0)] = 0.5
@@ -27,9 +27,9 @@ class Reverse:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: Clip, draws: np.random.Generator) -> Clip:
-        """A clip of the same length and rate."""
+    def __call__(self, raw: Clip, rng: np.random.Generator) -> Clip:
+        """Transforms a clip, keeping its length and rate."""
         frames, rate = as_clip(raw)
-        if draws.uniform(0.0, 1.0) >= self.config.probability:
+        if rng.uniform(0.0, 1.0) >= self.config.probability:
             return Clip(frames, rate)
-        return Clip(Frames(len(frames), lambda number: frames[len(frames) - 1 - number]), rate)
+        return Clip(LazyFrames(len(frames), lambda index: frames[len(frames) - 1 - index]), rate)

@@ -1,4 +1,4 @@
-"""Noise on what sensors measure (Um et al., Data Augmentation of Wearable Sensor Data, 2017)."""
+"""Jitter of sensor series (Um et al., Data Augmentation of Wearable Sensor Data, 2017)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mmjax.modalities.series import as_series
 
 
 class SeriesJitter:
-    """Adds Gaussian noise to a series, in proportion to what each channel varies by. What is missing stays missing."""
+    """Adds Gaussian noise in proportion to each channel's standard deviation. Missing values stay missing."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How much.
+        """Options of `SeriesJitter`.
 
         Attributes:
-          deviation: of the noise, as a part of the deviation of the channel within this series.
+          deviation: standard deviation of the noise, relative to that of the channel within the series.
         """
 
         deviation: Annotated[float, AtLeast(0.0)] = 0.05
@@ -27,12 +27,12 @@ class SeriesJitter:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        """[n] or [n, channels] to float64 [n, channels]."""
+    def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Transforms [n] or [n, channels] to float64 [n, channels]."""
         values = as_series(raw)
-        there = np.isfinite(values)
-        count = np.maximum(there.sum(axis=0), 1)
-        centred = np.where(there, values, 0.0)
-        centred = np.where(there, centred - centred.sum(axis=0) / count, 0.0)
-        deviations = np.sqrt(np.square(centred).sum(axis=0) / count)
-        return values + self.config.deviation * deviations * draws.standard_normal(values.shape)
+        valid = np.isfinite(values)
+        count = np.maximum(valid.sum(axis=0), 1)
+        centred = np.where(valid, values, 0.0)
+        centred = np.where(valid, centred - centred.sum(axis=0) / count, 0.0)
+        std = np.sqrt(np.square(centred).sum(axis=0) / count)
+        return values + self.config.deviation * std * rng.standard_normal(values.shape)

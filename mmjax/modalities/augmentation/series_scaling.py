@@ -1,4 +1,4 @@
-"""Sensors of another gain (Um et al., Data Augmentation of Wearable Sensor Data, 2017)."""
+"""Random scaling of sensor series (Um et al., Data Augmentation of Wearable Sensor Data, 2017)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mmjax.modalities.series import as_series
 
 
 class SeriesScaling:
-    """Multiplies each channel of a series by a factor of its own, drawn from a normal distribution around 1."""
+    """Multiplies each channel by an independent factor, drawn from a normal distribution with mean 1."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How much.
+        """Options of `SeriesScaling`.
 
         Attributes:
-          deviation: of the factors.
+          deviation: standard deviation of the factors.
         """
 
         deviation: Annotated[float, AtLeast(0.0)] = 0.1
@@ -27,7 +27,7 @@ class SeriesScaling:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        """[n] or [n, channels] to float64 [n, channels]; what is missing stays missing."""
+    def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Transforms [n] or [n, channels] to float64 [n, channels]. Missing values stay missing."""
         values = as_series(raw)
-        return values * draws.normal(1.0, self.config.deviation, values.shape[1])
+        return values * rng.normal(1.0, self.config.deviation, values.shape[1])

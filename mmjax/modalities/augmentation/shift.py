@@ -1,4 +1,4 @@
-"""Recordings that begin later."""
+"""Random time shift of recordings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mmjax.modalities.audio import Waveform
 
 
 class Shift:
-    """Puts silence of a length drawn uniformly before a recording."""
+    """Prepends silence of random, uniform duration."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Bounds.
+        """Options of `Shift`.
 
         Attributes:
-          longest: the longest silence in seconds.
+          longest: maximum duration of the silence in seconds.
         """
 
         longest: Annotated[float, AtLeast(0.0)] = 0.1
@@ -27,8 +27,8 @@ class Shift:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: Waveform, draws: np.random.Generator) -> Waveform:
-        """(samples [n] or [n, channels], rate), longer by the silence."""
+    def __call__(self, raw: Waveform, rng: np.random.Generator) -> Waveform:
+        """Transforms (samples [n] or [n, channels], rate) to ([n + silence] or [n + silence, channels], rate)."""
         samples, rate = raw
-        pause = round(draws.uniform(0.0, self.config.longest) * rate)
-        return np.concatenate([np.zeros((pause, *samples.shape[1:]), samples.dtype), samples]), rate
+        silence = round(rng.uniform(0.0, self.config.longest) * rate)
+        return np.concatenate([np.zeros((silence, *samples.shape[1:]), samples.dtype), samples]), rate

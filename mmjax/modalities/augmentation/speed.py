@@ -1,4 +1,4 @@
-"""Recordings played faster or slower, pitch and formants included (Ko et al., Audio Augmentation, 2015)."""
+"""Speed perturbation of recordings, which also changes pitch and formants (Ko et al., Audio Augmentation, 2015)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mmjax.modalities.audio import Waveform, mono
 
 
 class Speed:
-    """Resamples by a factor drawn uniformly, by linear interpolation."""
+    """Resamples by a random factor with linear interpolation."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Bounds.
+        """Options of `Speed`.
 
         Attributes:
-          change: the factor lies between 1 - `change` and 1 + `change`.
+          change: the factor is drawn uniformly from [1 - change, 1 + change].
         """
 
         change: Annotated[float, Within(0.0, 0.9)] = 0.1
@@ -27,11 +27,11 @@ class Speed:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: Waveform, draws: np.random.Generator) -> Waveform:
-        """(samples [n] or [n, channels], rate) to float32 [m], the mean of the channels, and the same rate."""
+    def __call__(self, raw: Waveform, rng: np.random.Generator) -> Waveform:
+        """Resamples (samples [n] or [n, channels], rate) to (mono float32 [m], rate)."""
         samples, rate = mono(raw[0]), raw[1]
-        factor = 1.0 + draws.uniform(-1.0, 1.0) * self.config.change
-        places = np.arange(0, len(samples) - 1, factor)
-        below = places.astype(np.int64)
-        part = (places - below).astype(np.float32)
-        return samples[below] * (1 - part) + samples[below + 1] * part, rate
+        factor = 1.0 + rng.uniform(-1.0, 1.0) * self.config.change
+        positions = np.arange(0, len(samples) - 1, factor)
+        lower = positions.astype(np.int64)
+        fraction = (positions - lower).astype(np.float32)
+        return samples[lower] * (1 - fraction) + samples[lower + 1] * fraction, rate

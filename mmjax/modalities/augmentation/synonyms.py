@@ -1,4 +1,4 @@
-"""Words replaced by others of the same meaning (Zhang et al., Character-level Convolutional Networks, 2015)."""
+"""Synonym replacement (Zhang et al., Character-level Convolutional Networks, 2015)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mmjax.errors import UserError
 
 
 class Synonyms:
-    """Replaces words by synonyms from WordNet, or from a dictionary of the user's."""
+    """Replaces words by synonyms from WordNet or a user-defined dictionary."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Which words and how often.
+        """Options of `Synonyms`.
 
         Attributes:
-          path: the folder of WordNet's database, with files like `data.noun`, or a JSON file {word: [synonyms]}.
-          rate: the probability of each word that has synonyms.
+          path: folder of the WordNet database, with files like `data.noun`, or a JSON file {word: [synonyms]}.
+          rate: probability of replacing each word that has synonyms.
         """
 
         path: str
@@ -35,58 +35,63 @@ class Synonyms:
         self._synonyms: dict[str, tuple[str, ...]] | None = None
 
     def open(self) -> None:
-        """Reads the dictionary, before training. Raises UserError; who only evaluates does without the file."""
+        """Reads the dictionary. Called before training only; evaluation does not need the file.
+
+        Raises:
+          UserError: if the file has no synonyms.
+        """
         self._synonyms = read_synonyms(self.config.path)
 
-    def __call__(self, raw: str, draws: np.random.Generator) -> str:
-        """The sentence with some of its words replaced; a capital at the beginning of a word stays."""
+    def __call__(self, raw: str, rng: np.random.Generator) -> str:
+        """Returns the text with random words replaced, keeping initial capitals."""
         if self._synonyms is None:
             self.open()
         synonyms = self._synonyms or {}
 
-        def replaced(match: re.Match[str]) -> str:
-            chance, choice = draws.uniform(0.0, 1.0, 2)
-            known = synonyms.get(match[0].lower(), ())
-            if not known or chance >= self.config.rate:
+        def replace(match: re.Match[str]) -> str:
+            chance, choice = rng.uniform(0.0, 1.0, 2)
+            candidates = synonyms.get(match[0].lower(), ())
+            if not candidates or chance >= self.config.rate:
                 return match[0]
-            word = known[int(choice * len(known))]
+            word = candidates[int(choice * len(candidates))]
             return word.capitalize() if match[0][0].isupper() else word
 
-        return re.sub(r"[^\W\d_]+(?:'[^\W\d_]+)?", replaced, raw)
+        return re.sub(r"[^\W\d_]+(?:'[^\W\d_]+)?", replace, raw)
 
 
 @functools.lru_cache(maxsize=4)
-def read_synonyms(place: str) -> dict[str, tuple[str, ...]]:
-    """{word: its synonyms}, of WordNet's database files or of a JSON file.
+def read_synonyms(uri: str) -> dict[str, tuple[str, ...]]:
+    """Reads {word: synonyms} from a folder of WordNet database files or a JSON file.
 
     Raises:
-      UserError: if there are none.
+      UserError: if the files are missing or invalid.
     """
-    path, remedy = pathlib.Path(place).expanduser(), "give the folder of WordNet's data.* files, or {word: [synonyms]}"
+    path = pathlib.Path(uri).expanduser()
     files = sorted(path.glob("data.*")) if path.is_dir() else []
     try:
         if files:
-            return _wordnet(files)
-        found = json.loads(path.read_text())
-        if not all(isinstance(others, list) for others in found.values()):
-            raise TypeError("synonyms are lists")
-        return {str(word).lower(): tuple(map(str, others)) for word, others in found.items()}
+            return _read_wordnet(files)
+        synonyms = json.loads(path.read_text())
+        if not all(isinstance(others, list) for others in synonyms.values()):
+            raise TypeError("synonyms must be lists")
+        return {str(word).lower(): tuple(map(str, others)) for word, others in synonyms.items()}
     except (OSError, ValueError, AttributeError, IndexError, TypeError) as error:
-        problem = f"{place!r} holds no synonyms ({type(error).__name__}: {error})"
+        problem = f"{uri!r} has no synonyms ({type(error).__name__}: {error})"
+        remedy = "give the folder of WordNet's data.* files, or a JSON file {word: [synonyms]}"
         raise UserError("data.augment, the path of synonyms", problem, remedy) from None
 
 
-def _wordnet(files: list[pathlib.Path]) -> dict[str, tuple[str, ...]]:
-    """From lines "offset file type count word id word id … | gloss", whose count is hexadecimal (wndb(5WN))."""
-    found: dict[str, set[str]] = collections.defaultdict(set)
+def _read_wordnet(files: list[pathlib.Path]) -> dict[str, tuple[str, ...]]:
+    """Parses lines "offset file type count word id word id … | gloss", with a hexadecimal count (wndb(5WN))."""
+    synonyms: dict[str, set[str]] = collections.defaultdict(set)
     for file in files:
         for line in file.read_text(encoding="utf-8").splitlines():
-            if line.startswith(" "):  # the licence
+            if line.startswith(" "):  # licence text
                 continue
-            parts = line.split(" ")
-            # An adjective may say where it stands: "galore(ip)".
-            words = [re.sub(r"\(\w+\)$", "", parts[4 + 2 * number]) for number in range(int(parts[3], 16))]
+            fields = line.split(" ")
+            # Adjectives may have a syntactic marker: "galore(ip)".
+            words = [re.sub(r"\(\w+\)$", "", fields[4 + 2 * index]) for index in range(int(fields[3], 16))]
             words = [word.replace("_", " ").lower() for word in words]
             for word in words:
-                found[word].update(other for other in words if other != word)
-    return {word: tuple(sorted(others)) for word, others in found.items() if others}
+                synonyms[word].update(other for other in words if other != word)
+    return {word: tuple(sorted(others)) for word, others in synonyms.items() if others}

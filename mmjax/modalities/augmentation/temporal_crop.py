@@ -1,4 +1,4 @@
-"""Random parts of clips, in time."""
+"""Random temporal crop of clips."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import Within
-from mmjax.modalities.clips import Clip, Frames, as_clip
+from mmjax.modalities.clips import Clip, LazyFrames, as_clip
 
 
 class TemporalCrop:
-    """Keeps a part of the clip, of a length and a beginning that are drawn uniformly."""
+    """Keeps a contiguous segment of random length and start, both uniform."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Bounds.
+        """Options of `TemporalCrop`.
 
         Attributes:
-          smallest: length of the part, as a share of the clip; at least one frame is kept.
+          smallest: minimum length as a fraction of the clip; at least one frame is kept.
         """
 
         smallest: Annotated[float, Within(0.0, 1.0)] = 0.5
@@ -27,10 +27,10 @@ class TemporalCrop:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: Clip, draws: np.random.Generator) -> Clip:
-        """A shorter clip of the same rate."""
+    def __call__(self, raw: Clip, rng: np.random.Generator) -> Clip:
+        """Crops a clip, keeping its frame rate."""
         frames, rate = as_clip(raw)
-        share, place = draws.uniform(self.config.smallest, 1.0), draws.uniform(0.0, 1.0)
-        count = max(1, round(share * len(frames)))
-        begin = min(int(place * (len(frames) - count + 1)), len(frames) - count)
-        return Clip(Frames(count, lambda number: frames[begin + number]), rate)
+        fraction, offset = rng.uniform(self.config.smallest, 1.0), rng.uniform(0.0, 1.0)
+        count = max(1, round(fraction * len(frames)))
+        start = min(int(offset * (len(frames) - count + 1)), len(frames) - count)
+        return Clip(LazyFrames(count, lambda index: frames[start + index]), rate)

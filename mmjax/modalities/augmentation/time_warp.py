@@ -1,4 +1,4 @@
-"""Series that run faster here and slower there (Um et al., Data Augmentation of Wearable Sensor Data, 2017)."""
+"""Time warping of sensor series (Um et al., Data Augmentation of Wearable Sensor Data, 2017)."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy as np
 from mmjax.config import AtLeast, Count
 from mmjax.modalities.series import as_series
 
-# Time never stands still, nor runs backwards.
-_SLOWEST = 0.1
+# Lower bound of the speed, which keeps time strictly increasing.
+_MIN_SPEED = 0.1
 
 
 class TimeWarp:
-    """Bends time: a cubic spline through speeds drawn at a few moments, around 1, says how fast each step passes.
+    """Warps time with a smooth random speed curve: a cubic spline through random speeds at evenly spaced knots.
 
-    Beginning, end and length stay, and all channels are bent alike. A value between two steps is interpolated linearly;
-    where one of the two is missing it is that of the nearer, and missing if that one is.
+    Start, end and length are preserved, and all channels share one warp. Values are interpolated linearly between two
+    steps; if either is missing, the nearest step is used, which may be missing too.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How much, and how smoothly.
+        """Options of `TimeWarp`.
 
         Attributes:
-          deviation: of the speeds, which are normally distributed around 1.
-          knots: moments with a speed of their own between the beginning and the end.
+          deviation: standard deviation of the speeds, which are normally distributed with mean 1.
+          knots: number of interior knots of the spline; the start and the end are two more.
         """
 
         deviation: Annotated[float, AtLeast(0.0)] = 0.2
@@ -36,22 +36,22 @@ class TimeWarp:
     def __init__(self, config: Config):
         self.config = config
 
-    def __call__(self, raw: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        """[n] or [n, channels] to float64 [n, channels]."""
-        # SciPy's interpolation takes long to import; training without this does without.
+    def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Transforms [n] or [n, channels] to float64 [n, channels]."""
+        # Import here: scipy.interpolate is slow, and training without time warping does not need it.
         import scipy.interpolate
 
         values = as_series(raw)
         count = len(values)
-        speeds = draws.normal(1.0, self.config.deviation, self.config.knots + 2)
+        speeds = rng.normal(1.0, self.config.deviation, self.config.knots + 2)
         if count == 1:
             return values
-        moments = np.linspace(0.0, 1.0, len(speeds))
-        spline = scipy.interpolate.CubicSpline(moments, np.maximum(speeds, _SLOWEST))
-        pace = np.maximum(spline(np.linspace(0.0, 1.0, count - 1)), _SLOWEST)
-        places = np.concatenate([[0.0], np.cumsum(pace)]) * (count - 1) / pace.sum()
-        below = np.minimum(places.astype(np.int64), count - 2)
-        part = (places - below)[:, None]
-        first, second = values[below], values[below + 1]
-        between = first * (1 - part) + second * part
-        return np.where(np.isfinite(between), between, np.where(part < 0.5, first, second))
+        knots = np.linspace(0.0, 1.0, len(speeds))
+        spline = scipy.interpolate.CubicSpline(knots, np.maximum(speeds, _MIN_SPEED))
+        step_speeds = np.maximum(spline(np.linspace(0.0, 1.0, count - 1)), _MIN_SPEED)
+        positions = np.concatenate([[0.0], np.cumsum(step_speeds)]) * (count - 1) / step_speeds.sum()
+        lower = np.minimum(positions.astype(np.int64), count - 2)
+        fraction = (positions - lower)[:, None]
+        left, right = values[lower], values[lower + 1]
+        interpolated = left * (1 - fraction) + right * fraction
+        return np.where(np.isfinite(interpolated), interpolated, np.where(fraction < 0.5, left, right))

@@ -15,7 +15,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from mmjax.config import AtLeast, Count, Within
-from mmjax.modalities.image import eight_bits
+from mmjax.modalities.image import to_uint8
 from mmjax.prepare import pictures
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 
@@ -82,7 +82,7 @@ class ImageKind(Kind):
         # A damaged file raises whatever the decoder of its format trips over, SyntaxError and struct.error included.
         except Exception as error:
             raise Unreadable(str(error)) from None
-        pixels = eight_bits(picture)
+        pixels = to_uint8(picture)
         plain = kind in ("PNG", "JPEG") and mode in ("L", "RGB", "RGBA") and upright and frames == 1
         return Picture(pixels, data if plain and not (mode != "RGBA" and picture.has_transparency_data) else None)
 

@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 
 from mmjax.config import AtLeast, Within
-from mmjax.modalities.clips import Clip, Frames, as_clip, clip_of_array, clip_of_pictures, read_clip, read_frame
+from mmjax.modalities.clips import Clip, LazyFrames, as_clip, clip_from_array, clip_from_images, read_clip, read_frame
 from mmjax.prepare import pictures
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 from mmjax.prepare.kinds.image import ImageKind, Picture, thumbnail
@@ -58,14 +58,14 @@ class VideoKind(Kind):
     def decode(self, value: Any) -> Footage:
         try:
             if isinstance(value, tuple) and all(isinstance(file, File) for file in value):
-                return Footage(clip_of_pictures((file.name, file.data) for file in value))
+                return Footage(clip_from_images((file.name, file.data) for file in value))
             if isinstance(value, (File, bytes)):
                 data = value.data if isinstance(value, File) else value
                 plays = any(re.match(begins, data, re.S) for begins in _PLAYED.values())
                 name = value.name if isinstance(value, File) else "a video"
                 return Footage(read_clip(data, name), data if plays and len(data) <= _MOST_PLAYED else None)
             if isinstance(value, np.ndarray):
-                return Footage(clip_of_array(value))
+                return Footage(clip_from_array(value))
             return Footage(as_clip(value))
         except ValueError as error:
             raise Unreadable(str(error)) from None
@@ -142,7 +142,7 @@ class VideoKind(Kind):
 
     def restore(self, stored: Mapping[str, Any]) -> Clip:
         files = stored["frames"]
-        return Clip(Frames(len(files), lambda number: read_frame(files[number])), float(stored["rate"]))
+        return Clip(LazyFrames(len(files), lambda number: read_frame(files[number])), float(stored["rate"]))
 
     def show(self, raw: Footage) -> str:
         frames, rate = raw.clip
