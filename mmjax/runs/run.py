@@ -18,7 +18,7 @@ from mmjax.experiment import CHANGEABLE, Experiment
 from mmjax.files import write_atomically, write_json
 from mmjax.reporting.overview import count, parts, print_facts, print_metrics, print_subsets
 from mmjax.processes import Watch, agree_or_raise
-from mmjax.sharding import MeshConfig, spell, whole_parameters
+from mmjax.sharding import MeshConfig, format_mesh, unsharded_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.hooks.log import LogHook
 from mmjax.training.loop import Hook, Loop
@@ -262,7 +262,7 @@ def _print_overview(
     train, slots = config.train, experiment.data_config.packing.slots
     devices = f"{experiment.mesh.size} {experiment.mesh.devices.flat[0].device_kind} device(s)"
     facts = {
-        "mesh": f"{spell(dict(experiment.mesh.shape))} on {devices}, {jax.process_count()} process(es)",
+        "mesh": f"{format_mesh(dict(experiment.mesh.shape))} on {devices}, {jax.process_count()} process(es)",
         "precision": f"{config.precision.compute} products, float32 parameters",
         "parameters": f"{count(shapes.parameters):,}",
         **{f"  {name}": f"{number:,}" for name, number in parts(shapes.parameters).items()},
@@ -278,7 +278,7 @@ def _print_overview(
     }
     for name, chance in experiment.chances.items():
         facts[f"loss of {name} by chance"] = "unknown" if chance is None else f"{chance:.3f}"
-    for name in whole_parameters(experiment.mesh, experiment.shardings.parameters, shapes.parameters):
+    for name in unsharded_parameters(experiment.mesh, experiment.shardings.parameters, shapes.parameters):
         facts[f"warning: {name}"] = "does not divide by mesh.fsdp, each device holds all of it"
     service = checkpoints.preemption_service()
     facts["preemption"] = (
