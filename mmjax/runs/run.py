@@ -16,7 +16,7 @@ from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
 from mmjax.experiment import CHANGEABLE, Experiment
 from mmjax.files import write_atomically, write_json
-from mmjax.reporting.overview import count, parts, print_facts, print_metrics, print_subsets
+from mmjax.reporting.overview import count_by_component, count_elements, print_key_values, print_metrics, print_subsets
 from mmjax.processes import Watch, agree_or_raise
 from mmjax.sharding import MeshConfig, format_mesh, unsharded_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
@@ -80,7 +80,7 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
         result = {
             "seed": experiment.config.seed,
             "steps": loop.step,
-            "parameters": count(state.parameters),
+            "parameters": count_elements(state.parameters),
             "parameters_hash": parameters_hash(state.parameters),
             **evaluate_splits(experiment, state.evaluated, experiment.config.evaluate.splits, console),
             **provenance(),
@@ -264,9 +264,9 @@ def _print_overview(
     facts = {
         "mesh": f"{format_mesh(dict(experiment.mesh.shape))} on {devices}, {jax.process_count()} process(es)",
         "precision": f"{config.precision.compute} products, float32 parameters",
-        "parameters": f"{count(shapes.parameters):,}",
-        **{f"  {name}": f"{number:,}" for name, number in parts(shapes.parameters).items()},
-        "optimizer": f"{dict(config.optimizer).get('name', 'adamw')}, {count(shapes.optimizer):,} numbers of state",
+        "parameters": f"{count_elements(shapes.parameters):,}",
+        **{f"  {name}": f"{number:,}" for name, number in count_by_component(shapes.parameters).items()},
+        "optimizer": f"{dict(config.optimizer).get('name', 'adamw')}, {count_elements(shapes.optimizer):,} numbers of state",
         "batch": (
             f"{experiment.examples_per_step:.1f} examples in {train.batch_size // slots} rows, on average"
             if slots > 1
@@ -285,7 +285,7 @@ def _print_overview(
         "agreed between hosts" if service else "saves on SIGTERM" if jax.process_count() == 1 else "not watched"
     )
     facts["workdir"] = str(workdir) + (f", resumed at step {restored:,}" if restored is not None else "")
-    print_facts(console, "what will run", facts)
+    print_key_values(console, "what will run", facts)
 
 
 def _write_parameters(workdir: pathlib.Path, state: TrainState, writes: bool) -> None:
@@ -298,7 +298,7 @@ def _write_parameters(workdir: pathlib.Path, state: TrainState, writes: bool) ->
 
 
 def _print_places(console: Console, workdir: pathlib.Path, result: dict[str, Any]) -> None:
-    print_facts(
+    print_key_values(
         console,
         "where everything lies",
         {

@@ -18,7 +18,7 @@ from mmjax.config import AtLeast, Formerly
 from mmjax.errors import UserError, nearest
 
 AXES = ("slice", "data", "fsdp", "sequence", "tensor")
-"""Mesh axes from the slowest links to the fastest; tensor parallelism communicates most, so its devices are adjacent."""
+"""Mesh axes from the slowest links to the fastest; tensor parallelism communicates most, so it comes last."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
