@@ -198,9 +198,8 @@ def test_what_sparse_cores_send_beside_the_program_is_seen():
     assert (moved.collective.kind, moved.collective.axes, moved.bytes) == ("all-reduce", ("data",), 4 * 1024**2)
     # 22,000 cycles at 2.2 GHz.
     assert timing.compute_seconds == pytest.approx(1e-5)
-    assert moved.exposed_seconds == pytest.approx(moved.seconds - 1e-5) and timing.step_seconds == pytest.approx(
-        moved.seconds
-    )
+    assert moved.exposed_seconds == pytest.approx(moved.seconds - 1e-5)
+    assert timing.step_seconds == pytest.approx(moved.seconds)
 
 
 def test_a_gather_on_sparse_cores_has_the_bytes_of_the_whole():

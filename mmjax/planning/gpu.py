@@ -12,8 +12,8 @@ from jax.experimental import topologies
 
 from mmjax.errors import UserError
 
-MAX_GPUS_PER_NODE = 8
-"""Size of an NVLink domain in DGX-like nodes."""
+GPUS_PER_NODE = 8
+"""Most GPUs per node, all connected by NVLink."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def gpu_devices(name: str, nodes: int, where: str) -> list[jax.Device]:
 
     Args:
       name: "h100:8" for one node of eight GPUs, "h100:4x8" for four.
-      nodes: factor on the number of nodes.
+      nodes: number of copies of this topology.
       where: flag or config key of the name, for messages.
 
     Raises:
@@ -83,10 +83,9 @@ def gpu_devices(name: str, nodes: int, where: str) -> list[jax.Device]:
         problem = f"{name!r} has no valid number of GPUs"
         raise UserError(where, problem, f"write it like {generation}:8, or {generation}:4x8 for 4 nodes of 8")
     *num_nodes, gpus = map(int, sizes.split("x"))
-    if gpus > MAX_GPUS_PER_NODE:
-        remedy = f"write it like {generation}:{-(-gpus // MAX_GPUS_PER_NODE)}x{MAX_GPUS_PER_NODE}"
-        problem = f"{name!r} has {gpus} GPUs in a node, nodes have at most {MAX_GPUS_PER_NODE}"
-        raise UserError(where, problem, remedy)
+    if gpus > GPUS_PER_NODE:
+        remedy = f"write it like {generation}:{-(-gpus // GPUS_PER_NODE)}x{GPUS_PER_NODE}"
+        raise UserError(where, f"{name!r} has {gpus} GPUs in a node, nodes have at most {GPUS_PER_NODE}", remedy)
     cuda = next((major for major in (13, 12) if importlib.util.find_spec(f"jax_cuda{major}_plugin")), None)
     if cuda is None:
         raise UserError(where, "the GPU compiler is not installed", _INSTALL)

@@ -18,9 +18,9 @@ from mmjax.planning.hlo import Module
 from mmjax.planning.memory import Buffer, MemoryUse, read_memory
 from mmjax.planning.schedule import CollectiveTotals, StepTiming, simulate_step
 
-LOWEST_RATIO = 0.95
+LOW_RATIO = 0.95
 """Lower bound of measured over simulated step time. Published runs: 0.98 to 1.06 (`experiments/03_plans`)."""
-HIGHEST_RATIO = 1.3
+HIGH_RATIO = 1.3
 """Upper bound of measured over simulated step time: an allowance for slower links and clocks and runtime overhead."""
 
 
@@ -93,7 +93,7 @@ class Plan:
       step_seconds: compute, kernel and exposed time; None if the device's speed is unknown.
       collectives: summaries by kind, axes and hidden.
       slowest: (file.py:line, seconds) of the slowest source lines.
-      examples_per_row: average examples per slot of the batch; below 1 if packing leaves slots empty.
+      examples_per_row: average examples per slot of `batch_size`; below 1 if packing leaves slots empty.
       time_unknown: reason for missing times, or "".
       compile_seconds: compile time.
       versions: versions of JAX and its compilers.
@@ -134,9 +134,7 @@ class Plan:
     @property
     def step_seconds_range(self) -> tuple[float, float] | None:
         """Expected range of a measured step."""
-        return (
-            None if self.step_seconds is None else (LOWEST_RATIO * self.step_seconds, HIGHEST_RATIO * self.step_seconds)
-        )
+        return None if self.step_seconds is None else (LOW_RATIO * self.step_seconds, HIGH_RATIO * self.step_seconds)
 
     @property
     def utilisation(self) -> float | None:
@@ -216,9 +214,8 @@ def make_plan(recipe: str, topology: str, experiment: Plannable) -> tuple[Plan, 
         fields["time_unknown"] = f"no specification of the device kind {device.device_kind!r}"
     else:
         try:
-            fields |= timing_fields(
-                simulate_step(module, mesh, chip, kernel_flops(experiment.trace_step().jaxpr)), chip
-            )
+            timing = simulate_step(module, mesh, chip, kernel_flops(experiment.trace_step().jaxpr))
+            fields |= timing_fields(timing, chip)
         except ValueError as error:
             # The trip count of a loop depends on data.
             fields["time_unknown"] = str(error)

@@ -8,7 +8,7 @@ import os
 from rich.console import Console
 from rich.table import Table
 
-from mmjax.planning.plan import HIGHEST_RATIO, LOWEST_RATIO, Plan, cost, largest_buffers
+from mmjax.planning.plan import HIGH_RATIO, LOW_RATIO, Plan, cost, largest_buffers
 from mmjax.planning.search import Overrides, as_flags
 from mmjax.reporting.overview import print_key_values
 
@@ -55,13 +55,12 @@ def _batch(plan: Plan) -> str:
 def print_memory(console: Console, plan: Plan) -> None:
     """Prints the peak memory of a device, its parts and the five largest buffers."""
     capacity = "unknown" if plan.capacity_bytes is None else format_bytes(plan.capacity_bytes)
+    peak = f"{format_bytes(plan.peak_bytes)} of {capacity}"
     if plan.fits:
         share = "" if not plan.capacity_bytes else f" ({plan.peak_bytes / plan.capacity_bytes:.0%})"
-        verdict = f"fits: {format_bytes(plan.peak_bytes)} of {capacity}{share}"
+        verdict = f"fits: {peak}{share}"
     else:
-        verdict = (
-            f"does not fit: {format_bytes(plan.peak_bytes)} of {capacity}, {format_bytes(plan.missing_bytes)} too much"
-        )
+        verdict = f"does not fit: {peak}, {format_bytes(plan.missing_bytes)} too much"
     values = {"peak": verdict}
     if plan.memory is not None:
         memory = plan.memory
@@ -75,12 +74,8 @@ def print_memory(console: Console, plan: Plan) -> None:
         }
     print_key_values(console, "memory per device", values)
     for buffer in largest_buffers(plan)[:5]:
-        location = _short(buffer.location)
-        console.print(
-            f"  {format_bytes(buffer.bytes):>9}  {buffer.shape}  {buffer.what}  {location}",
-            markup=False,
-            highlight=False,
-        )
+        line = f"  {format_bytes(buffer.bytes):>9}  {buffer.shape}  {buffer.what}  {_short(buffer.location)}"
+        console.print(line, markup=False, highlight=False)
 
 
 def print_time(console: Console, plan: Plan) -> None:
@@ -103,13 +98,10 @@ def print_time(console: Console, plan: Plan) -> None:
     }
     print_key_values(console, "step time", values)
     for location, seconds in plan.slowest[:5]:
-        console.print(
-            f"  {format_ms(seconds):>10}  {_short(location) or 'unknown location'}",
-            markup=False,
-            soft_wrap=True,
-        )
+        line = f"  {format_ms(seconds):>10}  {_short(location) or 'unknown location'}"
+        console.print(line, markup=False, soft_wrap=True)
     console.print(
-        f"  Assumes full link bandwidth and no input stalls. The range is {LOWEST_RATIO:g} to {HIGHEST_RATIO:g} times "
+        f"  Assumes full link bandwidth and no input stalls. The range is {LOW_RATIO:g} to {HIGH_RATIO:g} times "
         "the simulated time; experiments/03_plans compares it with published runs.",
         style="dim",
         highlight=False,
@@ -172,9 +164,8 @@ def print_ranking(console: Console, ranking: list[tuple[Overrides, Plan]]) -> No
     overrides, plan = ranking[0]
     if plan.fits:
         console.print("Fastest settings:", style="bold")
-        console.print(
-            f"  {as_flags(overrides) or 'the unchanged recipe'}", markup=False, highlight=False, soft_wrap=True
-        )
+        settings = as_flags(overrides) or "unchanged recipe"
+        console.print(f"  {settings}", markup=False, highlight=False, soft_wrap=True)
 
 
 def duration_and_cost(plan: Plan, examples: float, price: float | None) -> dict[str, str]:

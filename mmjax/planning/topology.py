@@ -94,9 +94,7 @@ def parse_topology(name: str, where: str = "--topology") -> tuple[str, tuple[int
         raise UserError(where, f"{name!r} does not have {rank} dimensions", f"write it like {_example(generation)}")
     if math.prod(shape) > max_chips:
         remedy = f"give a slice of at most {max_chips} chips, and more slices with --num_slices"
-        raise UserError(
-            where, f"{name!r} has {math.prod(shape)} chips, the largest slice of {generation} has {max_chips}", remedy
-        )
+        raise UserError(where, f"{name!r} has {math.prod(shape)} chips, more than the largest slice", remedy)
     return generation, shape
 
 

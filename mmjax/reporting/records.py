@@ -43,7 +43,7 @@ def results_markdown(results: Mapping[str, Any], shown: Mapping[str, Sequence[st
     Args:
       results: content of results.json.
       shown: {split: metrics} of the first table.
-      subset_metric: description of the metric in the table of input subsets.
+      subset_metric: description of the metric in the table of input subsets, like "`task/accuracy` on test".
     """
     seeds = list(results["seeds"])
     rows = []
@@ -53,11 +53,7 @@ def results_markdown(results: Mapping[str, Any], shown: Mapping[str, Sequence[st
             rows.append([split, f"`{name}`", _mean(results["metrics"][split][name]), *values])
     lines = _table(["split", "metric", "mean ± std", *(f"seed {seed}" for seed in seeds)], rows)
     if results["subsets"]:
-        lines += [
-            "",
-            f"{subset_metric[:1].upper()}{subset_metric[1:]} by input subset, with the ceiling of each subset:",
-            "",
-        ]
+        lines += ["", f"{subset_metric} by input subset, with the ceiling of each subset:", ""]
         rows = [
             [subset.replace("+", " + "), _mean(row), f"{row['smallest']:.4f} – {row['largest']:.4f}"]
             + [f"{row['ceiling']:.4f}", row["verdict"]]
@@ -110,8 +106,8 @@ def arms_markdown(
         lines += ["", f"{arm}: `{metric}` on {split} by input subset, with the ceiling of each subset:", ""]
         rows = []
         for subset, row in next(iter(arms[arm].values()))["subsets"].items():
-            means = [summary["subsets"][subset]["mean"] for summary in arms[arm].values()]
-            rows.append([subset.replace("+", " + "), _mean(summarize(means)), f"{row['ceiling']:.4f}"])
+            fold_means = [summary["subsets"][subset]["mean"] for summary in arms[arm].values()]
+            rows.append([subset.replace("+", " + "), _mean(summarize(fold_means)), f"{row['ceiling']:.4f}"])
         lines += _table(["inputs", "mean ± std over folds", "ceiling"], rows)
     summaries = [summary for folds_of_arm in arms.values() for summary in folds_of_arm.values()]
     first, machine = summaries[0], summaries[0]["machine"]
