@@ -19,7 +19,7 @@ class Chip:
       memory_bandwidth: HBM bytes/s.
       clock_hz: clock of the matrix units, which converts the compiler's cycles to seconds; None if the compiler
         estimates no cycles.
-      link_bandwidth: bytes/s of one inter-chip link, in one direction.
+      link_bandwidth: bytes/s of one inter-chip link, in one direction; on GPUs, of NVLink.
       network_bandwidth: bytes/s of the data-centre network, per device.
       ring_multiple: torus dimensions whose size is a multiple of this wrap around to a ring.
       devices_per_chip: number of JAX devices per chip.
