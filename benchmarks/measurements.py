@@ -23,7 +23,7 @@ from mmjax.errors import UserError
 from mmjax.experiment import Experiment, plain
 from mmjax.planning import peak_flops, step_flops
 from mmjax.runs.run import train
-from mmjax.sharding import spell
+from mmjax.sharding import format_mesh
 from mmjax.training import HOOKS
 from mmjax.training.loop import Hook, Loop
 
@@ -234,5 +234,5 @@ def machine(experiment: Experiment) -> dict[str, Any]:
         "device": f"{experiment.mesh.size} x {device.device_kind}",
         "host": host(),
         "versions": f"Python {platform.python_version()}, JAX {jax.__version__}",
-        "mesh": spell(dict(experiment.mesh.shape)),
+        "mesh": format_mesh(dict(experiment.mesh.shape)),
     }

@@ -11,7 +11,7 @@ import pytest
 
 from mmjax.layers import attend
 from mmjax.layers.attention import Attention, kernels, sequence
-from mmjax.sharding import MeshConfig, laid_out, make_mesh
+from mmjax.sharding import MeshConfig, make_mesh, use_mesh_config
 
 BATCH, TOKENS, HEADS, DEPTH = 4, 16, 4, 6
 TOLERANCE = 3e-6
@@ -81,7 +81,7 @@ def check(compute, tokens: int = TOKENS, keys: int | None = None) -> None:
 
 
 def check_on(config: MeshConfig, keys: int | None = None) -> None:
-    with jax.set_mesh(make_mesh(config)), laid_out(config):
+    with jax.set_mesh(make_mesh(config)), use_mesh_config(config):
         check(attend, keys=keys)
 
 
@@ -99,7 +99,7 @@ def test_queries_read_another_number_of_split_keys():
 
 
 def test_queries_that_do_not_divide_read_split_keys():
-    with jax.set_mesh(make_mesh(MESHES["sequence=8"])), laid_out(MESHES["sequence=8"]):
+    with jax.set_mesh(make_mesh(MESHES["sequence=8"])), use_mesh_config(MESHES["sequence=8"]):
         check(attend, tokens=3, keys=16)
 
 
@@ -115,7 +115,7 @@ def test_no_device_holds_the_logits_of_all_tokens(kind):
     array = jax.ShapeDtypeStruct((2, tokens, 8, DEPTH), jnp.float32)
     segments = jax.ShapeDtypeStruct((2, tokens), jnp.int32)
     mesh = make_mesh(config)
-    with jax.set_mesh(mesh), laid_out(config):
+    with jax.set_mesh(mesh), use_mesh_config(config):
         gradient = jax.grad(lambda *arrays: attend(*arrays).sum(), argnums=(0, 1, 2))
         step = jax.jit(gradient, in_shardings=split, out_shardings=split)
         text = step.lower(*(array,) * 3, *(segments,) * 2).compile().as_text()

@@ -10,9 +10,9 @@ from jax import P
 
 from mmjax.planning import topology_devices
 from mmjax.planning.chips import CHIPS
-from mmjax.planning.collectives import crossed_axes, reach, replica_groups
+from mmjax.planning.collectives import crossed_axes, group_topology, replica_groups
 from mmjax.planning.hlo import Instruction, Module
-from mmjax.planning.schedule import read_schedule
+from mmjax.planning.schedule import simulate_step
 from mmjax.sharding import MeshConfig, make_mesh
 from tests.compiled import compile_on, topology_mesh
 
@@ -83,10 +83,10 @@ def test_a_collective_moves_the_bytes_of_its_array(name):
     function, split, kind, axis, moved = CASES[name]
     mesh = topology_mesh("v5e:2x4", data=4, tensor=2)
     _, module = compile_on(mesh, function, ((ROWS, COLUMNS), "float32", split))
-    found = [each for each in read_schedule(module, mesh, CHIP).collectives.values() if each.bytes > 1024]
+    found = [each for each in simulate_step(module, mesh, CHIP).collectives.values() if each.bytes > 1024]
     assert [(each.collective.kind, "+".join(each.collective.axes)) for each in found] == [(kind, axis)]
-    assert found[0].bytes == moved and found[0].runs == 1
-    assert found[0].seconds > 0 and found[0].exposed <= found[0].seconds * 1.001
+    assert found[0].bytes == moved and found[0].executions == 1
+    assert found[0].seconds > 0 and found[0].exposed_seconds <= found[0].seconds * 1.001
 
 
 def test_a_collective_in_a_loop_counts_as_often_as_it_runs():
@@ -96,8 +96,8 @@ def test_a_collective_in_a_loop_counts_as_often_as_it_runs():
         return jax.lax.scan(lambda x, _: (jnp.tanh(jax.lax.psum(x, "data")), None), x, length=9)[0]
 
     _, module = compile_on(mesh, over("data", body, P(), P()), ((ROWS, COLUMNS), "float32", ()))
-    moved = [each for each in read_schedule(module, mesh, CHIP).collectives.values() if each.bytes > 1024]
-    assert sum(each.runs for each in moved) == 9 and sum(each.bytes for each in moved) == 9 * FOUR
+    moved = [each for each in simulate_step(module, mesh, CHIP).collectives.values() if each.bytes > 1024]
+    assert sum(each.executions for each in moved) == 9 and sum(each.bytes for each in moved) == 9 * FOUR
 
 
 def test_gathers_of_the_next_layers_parameters_hide_behind_the_product_of_this_one():
@@ -114,12 +114,14 @@ def test_gathers_of_the_next_layers_parameters_hide_behind_the_product_of_this_o
         ((depth, width, width), "bfloat16", (None, "data")),
         ((rows, width), "bfloat16", ("data",)),
     )
-    schedule = read_schedule(module, mesh, CHIP)
+    timing = simulate_step(module, mesh, CHIP)
     # XLA makes a ring of permutes of a gather that a product waits for, and of those a few more than need be.
-    moved = sum(each.bytes for each in schedule.collectives.values())
+    moved = sum(each.bytes for each in timing.collectives.values())
     assert 7 / 8 <= moved / (2 * width**2 * depth) <= 1.5
-    assert schedule.exposed < 0.5 * sum(each.seconds for each in schedule.collectives.values())
-    assert schedule.seconds == pytest.approx(schedule.compute + schedule.kernels + schedule.exposed, rel=1e-6)
+    assert timing.exposed_seconds < 0.5 * sum(each.seconds for each in timing.collectives.values())
+    assert timing.step_seconds == pytest.approx(
+        timing.compute_seconds + timing.kernel_seconds + timing.exposed_seconds, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_links_follow_from_the_places_in_the_torus(topology, sizes, axis, dimens
     mesh = make_mesh(MeshConfig(**sizes), topology_devices(topology))
     members = np.arange(mesh.size).reshape(sizes["data"], sizes["fsdp"])[0]
     assert crossed_axes(members, mesh) == (axis,)
-    found = reach(members, mesh, CHIP if topology.startswith("v5e") else CHIPS["TPU v5"])
+    found = group_topology(members, mesh, CHIP if topology.startswith("v5e") else CHIPS["TPU v5"])
     assert found.dimensions == dimensions and found.slices == 1 and found.cores == 1
 
 
@@ -191,12 +193,13 @@ async_execution_thread="sparsecore", to_apply=%sent
 
 def test_what_sparse_cores_send_beside_the_program_is_seen():
     mesh, chip = topology_mesh("tpu7x:2x1x1", data=4), CHIPS["TPU7x"]
-    schedule = read_schedule(Module(SPARSE_CORES), mesh, chip)
-    (moved,) = schedule.collectives.values()
+    timing = simulate_step(Module(SPARSE_CORES), mesh, chip)
+    (moved,) = timing.collectives.values()
     assert (moved.collective.kind, moved.collective.axes, moved.bytes) == ("all-reduce", ("data",), 4 * 1024**2)
     # 22,000 cycles at 2.2 GHz.
-    assert schedule.compute == pytest.approx(1e-5)
-    assert moved.exposed == pytest.approx(moved.seconds - 1e-5) and schedule.seconds == pytest.approx(moved.seconds)
+    assert timing.compute_seconds == pytest.approx(1e-5)
+    assert moved.exposed_seconds == pytest.approx(moved.seconds - 1e-5)
+    assert timing.step_seconds == pytest.approx(moved.seconds)
 
 
 def test_a_gather_on_sparse_cores_has_the_bytes_of_the_whole():
@@ -210,5 +213,5 @@ def test_a_gather_on_sparse_cores_has_the_bytes_of_the_whole():
     kernel, x = ((width, width), "bfloat16", ("data",)), ((8 * width, width), "bfloat16", ("data",))
     compiled, module = compile_on(mesh, forward, kernel, x)
     assert 'async_execution_thread="sparsecore"' in compiled.as_text()
-    (gathered,) = read_schedule(module, mesh, CHIPS["TPU7x"]).collectives.values()
+    (gathered,) = simulate_step(module, mesh, CHIPS["TPU7x"]).collectives.values()
     assert gathered.collective.kind == "all-gather" and gathered.bytes == 2 * width**2

@@ -17,7 +17,7 @@ from flax import nnx
 
 from configs import digits
 from mmjax.experiment import Experiment
-from mmjax.sharding import MeshConfig, make_mesh, parameter, parameter_shardings, place_batch, whole_parameters
+from mmjax.sharding import MeshConfig, make_mesh, parameter, parameter_shardings, place_batch, unsharded_parameters
 from mmjax.tokens import Batch, Input, Target
 from mmjax.training.estimators.accumulated import Accumulated
 from mmjax.training.step import compile_step, state_shardings
@@ -203,7 +203,7 @@ def test_a_large_parameter_that_does_not_divide_is_split_otherwise_or_listed():
     specs = {name: tuple(sharding.spec) for name, sharding in shardings.items()}
     assert specs["fits"] == ("fsdp", None)
     assert specs["turned"] == (None, "fsdp")
-    assert whole_parameters(mesh, shardings, nnx.to_pure_dict(state)) == ["whole"]
+    assert unsharded_parameters(mesh, shardings, nnx.to_pure_dict(state)) == ["whole"]
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from mmjax.planning import matmul_flops, topology_devices
 from mmjax.planning.chips import CHIPS
 from mmjax.planning.collectives import collectives_of
 from mmjax.planning.hlo import Module
-from mmjax.planning.roofline import product_flops
+from mmjax.planning.roofline import instruction_flops
 from mmjax.sharding import MeshConfig, make_mesh
 
 H100 = CHIPS["NVIDIA H100 80GB HBM3"]
@@ -24,10 +24,10 @@ H100 = CHIPS["NVIDIA H100 80GB HBM3"]
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("h100", "'h100' is not a number of GPUs, or nodes x GPUs of each; write it like h100:8 or h100:4x8"),
-        ("h200:2x2x8", "'h200:2x2x8' is not a number of GPUs"),
-        ("h100:0", "'h100:0' is not a number of GPUs"),
-        ("h100:32", "'h100:32' has 32 GPUs in a node, which has at most 8; write it like h100:4x8"),
+        ("h100", "'h100' has no valid number of GPUs; write it like h100:8, or h100:4x8 for 4 nodes of 8"),
+        ("h200:2x2x8", "'h200:2x2x8' has no valid number of GPUs"),
+        ("h100:0", "'h100:0' has no valid number of GPUs"),
+        ("h100:32", "'h100:32' has 32 GPUs in a node, nodes have at most 8; write it like h100:4x8"),
     ],
 )
 def test_a_cluster_that_does_not_exist_is_refused_in_one_line(name, message):
@@ -59,7 +59,7 @@ backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": {"ele
 )
 def test_the_attention_of_cudnn_has_flops(target, products):
     module = Module(ATTENTION.replace("TARGET", target))
-    assert product_flops(module, module.instructions["attend"]) == products * 2 * (2 * 4 * 16 * 32) * 64
+    assert instruction_flops(module, module.instructions["attend"]) == products * 2 * (2 * 4 * 16 * 32) * 64
 
 
 @pytest.mark.cuda
@@ -88,14 +88,14 @@ def test_collectives_between_gpus_have_the_bytes_of_what_is_sharded():
     x = jax.ShapeDtypeStruct((batch, size), jnp.bfloat16, sharding=rows)
     step = jax.jit(jax.grad(loss), out_shardings=[split] * count)
     module = Module(step.lower(weights, x).compile().as_text())
-    found = [each for name in module.runs() for line in module.computations[name].instructions
+    found = [each for name in module.execution_counts() for line in module.computations[name].instructions
              for each in collectives_of(module, line, mesh, H100)]  # fmt: skip
     gathered = sum(each.bytes for each in found if each.kind == "all-gather")
     scattered = sum(each.bytes for each in found if each.kind == "reduce-scatter")
     assert gathered in (count * 2 * size**2, (2 * count - 1) * 2 * size**2)
     assert scattered in (count * 2 * size**2, count * 4 * size**2)
     slow = [each for each in found if "data" in each.axes]
-    assert slow and all(each.seconds > each.bytes / 8 / H100.network / 2 for each in slow)
+    assert slow and all(each.seconds > each.bytes / 8 / H100.network_bandwidth / 2 for each in slow)
 
 
 @pytest.mark.cuda

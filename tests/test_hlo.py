@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from mmjax.planning.chips import CHIPS
 from mmjax.planning.hlo import Array, Module
 from mmjax.planning.memory import live_at_peak, read_memory
-from mmjax.planning.roofline import product_flops
-from mmjax.planning.schedule import read_schedule
+from mmjax.planning.roofline import instruction_flops
+from mmjax.planning.schedule import simulate_step
 from tests.compiled import compile_on, topology_mesh
 
 WIDTH = 512
@@ -36,9 +36,9 @@ def test_cycles_of_a_loop_count_as_often_as_it_runs():
     cycles = {}
     for count in (4, 12):
         _, module = scan(mesh, count)
-        assert sorted(module.runs().values()) == [1, count]
-        cycles[count] = read_schedule(module, mesh, CHIPS["TPU v5 lite"]).cycles
-        body = max(module.runs(), key=lambda name: module.runs()[name])
+        assert sorted(module.execution_counts().values()) == [1, count]
+        cycles[count] = simulate_step(module, mesh, CHIPS["TPU v5 lite"]).cycles
+        body = max(module.execution_counts(), key=lambda name: module.execution_counts()[name])
         once = sum(instruction.cycles for instruction in module.computations[body].instructions)
         outside = sum(instruction.cycles for instruction in module.entry.instructions)
         assert once > 0 and cycles[count] == outside + count * once
@@ -51,7 +51,7 @@ def test_the_clock_turns_the_cycles_of_a_large_product_into_nearly_the_peak(kind
     mesh, size = topology_mesh(f"{chip.name}:1x1", data=1), 8192
     argument = ((size, size), "bfloat16", ())
     _, module = compile_on(mesh, lambda a, b: a @ b, argument, argument)
-    seconds = read_schedule(module, mesh, chip).seconds
+    seconds = simulate_step(module, mesh, chip).step_seconds
     assert 0.65 < 2 * size**3 / seconds / chip.peak_flops < 1.0
 
 
@@ -75,7 +75,7 @@ def test_loops_are_counted_from_their_condition(function, runs, where):
     # A large array keeps XLA from unrolling.
     mesh = Mesh(jax.devices()[:1], ("data",)) if where == "cpu" else topology_mesh("v5e:1x1", data=1)
     _, module = compile_on(mesh, function, ((256, 256), "float32", ()))
-    found = sorted(module.runs().values())
+    found = sorted(module.execution_counts().values())
     assert found == runs or where == "cpu" and set(runs) <= set(found)
 
 
@@ -84,17 +84,17 @@ def test_a_loop_that_the_data_ends_has_no_count():
     _, module = compile_on(
         mesh, lambda x: jax.lax.while_loop(lambda x: x.sum() > 1, lambda x: x / 2, x), ((9,), "float32", ())
     )
-    with pytest.raises(ValueError, match="nobody knows how often"):
-        module.runs()
+    with pytest.raises(ValueError, match="trip count"):
+        module.execution_counts()
 
 
 def test_a_place_in_the_code_is_that_of_the_operation():
     _, module = scan(topology_mesh("v5e:1x1", data=1), 4)
     fusions = [
         instruction
-        for name in module.runs()
+        for name in module.execution_counts()
         for instruction in module.computations[name].instructions
-        if "dot_general" in instruction.operation or "tanh" in instruction.operation
+        if "dot_general" in instruction.op_name or "tanh" in instruction.op_name
     ]
     assert fusions and all("test_hlo.py:" in module.location(instruction) for instruction in fusions)
 
@@ -168,9 +168,11 @@ def test_a_kernel_takes_what_its_flops_or_its_bytes_take():
     shape = jax.ShapeDtypeStruct((size, size), "bfloat16")
     kernels = kernel_flops(jax.make_jaxpr(product)(shape, shape).jaxpr)
     assert list(kernels.values()) == [2 * size**3]
-    schedule = read_schedule(module, mesh, chip, kernels)
+    timing = simulate_step(module, mesh, chip, kernels)
     bytes_moved = 2 * 2 * size**2 + 4 * size**2
-    assert schedule.kernels == pytest.approx(max(2 * size**3 / chip.peak_flops, bytes_moved / chip.memory_bandwidth))
+    assert timing.kernel_seconds == pytest.approx(
+        max(2 * size**3 / chip.peak_flops, bytes_moved / chip.memory_bandwidth)
+    )
 
 
 def test_where_there_are_no_cycles_a_product_takes_what_its_flops_or_its_bytes_take():
@@ -179,16 +181,16 @@ def test_where_there_are_no_cycles_a_product_takes_what_its_flops_or_its_bytes_t
     argument = ((size, size), "float32", ())
     _, module = compile_on(mesh, products(count), argument, argument)
     flops = sum(
-        runs * product_flops(module, instruction)
-        for name, runs in module.runs().items()
+        runs * instruction_flops(module, instruction)
+        for name, runs in module.execution_counts().items()
         for instruction in module.computations[name].instructions
     )
     assert flops == count * 2 * size**3
     slow = dataclasses.replace(CHIPS["NVIDIA H100 80GB HBM3"], peak_flops=1e6)
-    schedule = read_schedule(module, mesh, slow)
-    assert schedule.cycles == 0 and schedule.seconds == pytest.approx(flops / 1e6, rel=1e-3)
+    timing = simulate_step(module, mesh, slow)
+    assert timing.cycles == 0 and timing.step_seconds == pytest.approx(flops / 1e6, rel=1e-3)
 
 
 def test_text_that_is_no_module_is_refused():
-    with pytest.raises(ValueError, match="no compiled HLO module"):
+    with pytest.raises(ValueError, match="not a compiled HLO module"):
         Module("hello")

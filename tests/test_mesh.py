@@ -20,13 +20,13 @@ from mmjax.sharding import (
     MeshConfig,
     Rule,
     batch_sharding,
-    laid_out,
+    format_mesh,
     make_mesh,
     parameter,
     parameter_shardings,
     replicated,
     shard,
-    spell,
+    use_mesh_config,
 )
 from mmjax.sharding import mesh as mesh_module
 from mmjax.tokens import Tokens
@@ -35,7 +35,7 @@ from mmjax.tokens import Tokens
 def test_one_size_takes_the_devices_that_are_left():
     sizes = dict(make_mesh(MeshConfig(slice=2, data=-1, tensor=2)).shape)
     assert sizes == {"slice": 2, "data": 2, "fsdp": 1, "sequence": 1, "tensor": 2}
-    assert spell(sizes) == "slice=2 x data=2 x tensor=2" and spell({"data": 1, "fsdp": 1}) == "data=1"
+    assert format_mesh(sizes) == "slice=2 x data=2 x tensor=2" and format_mesh({"data": 1, "fsdp": 1}) == "data=1"
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,11 @@ def test_rules_of_the_config_go_before_the_table():
 
 
 def test_a_rule_that_matches_nothing_or_splits_twice_is_refused():
-    with pytest.raises(UserError, match=r"mesh.rules\[0\].pattern: 'embedd' matches nothing; did you mean 'embed'"):
+    with pytest.raises(UserError, match=r"mesh.rules\[0\].pattern: 'embedd' matches no axis; did you mean 'embed'"):
         specs(("embedd", ()))
-    with pytest.raises(UserError, match="matches nothing"):
+    with pytest.raises(UserError, match="matches no axis"):
         specs(("batch", ("tensor",)))
-    with pytest.raises(UserError, match="split twice over one axis"):
+    with pytest.raises(UserError, match="are split over one mesh axis"):
         specs(("hidden", ("fsdp",)))
 
 
@@ -93,7 +93,7 @@ def test_rules_hold_for_activations_too():
     found = {}
 
     def look(x, hidden):
-        with laid_out(config):
+        with use_mesh_config(config):
             found["norm"] = shard(x, "batch", "tokens", "width")
             # Of two dimensions that ask for one axis the later has it.
             found["hidden"] = shard(hidden, "batch", "tokens", "hidden")
@@ -118,11 +118,11 @@ def test_devices_of_a_slice_stand_together_on_the_mesh():
         )
         for i in range(8)
     ]
-    laid = mesh_module._layout((2, 1, 2, 1, 2), devices)
+    laid = mesh_module._arrange_devices((2, 1, 2, 1, 2), devices)
     assert laid.shape == (2, 1, 2, 1, 2)
     assert [{device.slice_index for device in laid[i].flat} for i in range(2)] == [{0}, {1}]
-    with pytest.raises(UserError, match="mesh.slice: the devices lie in 2 slices; give 2"):
-        mesh_module._layout((1, 8, 1, 1, 1), devices)
+    with pytest.raises(UserError, match="mesh.slice: the devices span 2 slices; give 2"):
+        mesh_module._arrange_devices((1, 8, 1, 1, 1), devices)
 
 
 # What crosses which links, in the compiled program.
@@ -147,7 +147,7 @@ def compiled(config: MeshConfig) -> str:
     mask = jax.ShapeDtypeStruct((16, 8), bool, sharding=rows)
 
     def loss(parameters, values, mask):
-        with laid_out(config):
+        with use_mesh_config(config):
             tokens = nnx.merge(graph, parameters)(Tokens.make(values, mask), None)
         return jnp.square(tokens.values).mean()
 

@@ -205,16 +205,16 @@ MUTATIONS = [
     Mutation(
         "nobody goes around",
         "sharding/ring.py",
-        "jax.tree.map(lambda x: jax.lax.ppermute(x, tuple(axes), onward), visitor)",
-        "visitor",
+        "jax.tree.map(lambda x: jax.lax.ppermute(x, tuple(axes), next_device), block)",
+        "block",
         RING_OF_PAIRS,
         slow=False,
     ),
     Mutation(
         "visitors do not come home",
         "sharding/ring.py",
-        "(carry, visitor), length=count)",
-        "(carry, visitor), length=count - 1)",
+        "(carry, block), length=count)",
+        "(carry, block), length=count - 1)",
         RING_OF_TOKENS,
     ),
     Mutation(

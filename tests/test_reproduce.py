@@ -17,7 +17,7 @@ from mmjax.__main__ import main
 from mmjax.config import build
 from mmjax.errors import UserError
 from mmjax.reporting.plots import plot_arms
-from mmjax.reporting.records import BEGINS, ENDS, by_metric, judge, markdown_of_arms, spread
+from mmjax.reporting.records import BEGIN_MARK, END_MARK, arms_markdown, group_by_metric, judge, summarize
 from mmjax.runs.reproduction_config import ReproductionConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def write(folder: pathlib.Path, **changes) -> None:
 
 def test_a_recorded_result_is_found_again_and_another_one_is_not(capsys, experiment, trained):
     before, after = "# Small\n\nWhat we wanted to know.\n\n", "\n\nWhat we learned.\n"
-    (experiment / "README.md").write_text(f"{before}{BEGINS}\nold\n{ENDS}{after}")
+    (experiment / "README.md").write_text(f"{before}{BEGIN_MARK}\nold\n{END_MARK}{after}")
     assert main(["reproduce", str(experiment), trained, "--record"]) == 0
     text = (experiment / "README.md").read_text()
     assert text.startswith(before) and text.endswith(after) and "\nold\n" not in text
@@ -146,15 +146,17 @@ def test_every_metric_that_counts_stands_in_the_table_and_the_plot(tmp_path):
     def summary(**metrics):
         found = {name: {"digit/accuracy": value} for name, value in metrics.items()}
         return {
-            "metrics": {split: {name: spread([value]) for name, value in row.items()} for split, row in found.items()},
-            "seeds": {"0": found}, "subsets": {}, "parameters": 10, "seconds": spread([1.0]),
+            "metrics": {
+                split: {name: summarize([value]) for name, value in row.items()} for split, row in found.items()
+            },
+            "seeds": {"0": found}, "subsets": {}, "parameters": 10, "seconds": summarize([1.0]),
             "machine": {"devices": "1 x cpu", "kind": "x", "cores": 1},
             "versions": dict.fromkeys(("mmjax", "python", "jax", "flax", "optax"), "1"),
         }  # fmt: skip
 
     arms = {"together": {"": summary(one=0.9, two=0.8)}, "alone": {"": summary(two=0.7)}}
     shown = {"together": [("one", "digit/accuracy"), ("two", "digit/accuracy")], "alone": [("two", "digit/accuracy")]}
-    rows = [line for line in markdown_of_arms(arms, shown, {}).splitlines() if "digit" in line]
+    rows = [line for line in arms_markdown(arms, shown, {}).splitlines() if "digit" in line]
     assert [row.split(" | ")[:4] for row in rows] == [
         ["| one", "`digit/accuracy`", "together", "0.9000"],
         ["| two", "`digit/accuracy`", "together", "0.8000"],
@@ -163,7 +165,7 @@ def test_every_metric_that_counts_stands_in_the_table_and_the_plot(tmp_path):
     # A panel for each metric, as high as its arms are many.
     sizes = []
     for count, which in enumerate((shown, {"together": shown["together"][:1]})):
-        plot_arms(tmp_path / f"{count}.png", arms, by_metric(which))
+        plot_arms(tmp_path / f"{count}.png", arms, group_by_metric(which))
         sizes.append(PIL.Image.open(tmp_path / f"{count}.png").height)
     assert sizes[0] > 2 * sizes[1]
 
@@ -242,7 +244,7 @@ def test_the_recorded_experiments_can_be_run():
         for cell in config.cells:
             assert (ROOT / cell.config.partition(":")[0]).is_file()
         readme = (path.parent / "README.md").read_text()
-        assert readme.index(BEGINS) < readme.index(ENDS)
+        assert readme.index(BEGIN_MARK) < readme.index(END_MARK)
         assert f"mmjax reproduce {path.parent.relative_to(ROOT)}" in readme
 
 
@@ -275,5 +277,5 @@ def test_a_verdict_allows_for_sampling_error_above_and_for_points_below():
 
 
 def test_a_spread_is_that_of_a_sample():
-    assert spread([1.0, 2.0, 3.0]) == {"mean": 2.0, "deviation": 1.0, "smallest": 1.0, "largest": 3.0}
-    assert spread([0.5])["deviation"] is None
+    assert summarize([1.0, 2.0, 3.0]) == {"mean": 2.0, "deviation": 1.0, "smallest": 1.0, "largest": 3.0}
+    assert summarize([0.5])["deviation"] is None

@@ -31,13 +31,13 @@ def test_a_topology_has_its_chips(name, slices, count, kind):
 @pytest.mark.parametrize(
     ("name", "slices", "message"),
     [
-        ("v9:4x4", 1, "unknown kind of chip 'v9'; known are v4, v5e"),
+        ("v9:4x4", 1, "unknown chip generation 'v9'; known are v4, v5e"),
         ("v5e", 1, "'v5e' has no shape; write it like v5e:4x4"),
         ("v5e:0x4", 1, "'v5e:0x4' has no shape"),
-        ("v5p:4x4", 1, "is no torus of 3 dimensions; write it like v5p:4x4x4"),
-        ("v6e:32x16", 1, "512 chips, more than any slice of v6e; give a slice of at most 256 chips"),
-        ("v5e:4x4", 0, "0 slices have no chips"),
-        ("v5e:3x7", 1, "libtpu has no 'v5e:3x7'"),
+        ("v5p:4x4", 1, "does not have 3 dimensions; write it like v5p:4x4x4"),
+        ("v6e:32x16", 1, "512 chips, more than the largest slice; give a slice of at most 256 chips, and more"),
+        ("v5e:4x4", 0, "0 is less than one slice"),
+        ("v5e:3x7", 1, "libtpu rejects 'v5e:3x7'"),
     ],
 )
 def test_a_topology_that_does_not_exist_is_refused_in_one_line(name, slices, message):

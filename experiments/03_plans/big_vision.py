@@ -39,7 +39,7 @@ ADAM = {"b1": 0.9, "b2": 0.95, "mu_dtype": "float32"}
 
 
 class Step:
-    """Its training step, as `mmjax.planning.plan.Planned` asks for it."""
+    """Its training step, as `mmjax.planning.plan.Plannable` asks for it."""
 
     def __init__(self, modules: Any, sharding: Any, recipe: str, batch_size: int, devices: Any, scan: bool):
         import jax

@@ -78,11 +78,11 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     found: dict[str, Any] = plan.as_dict()
     if flags.examples is not None and flags.price is not None:
         found["cost"] = cost(plan, flags.examples, flags.price)
-    attempt = search.trial(recipe, name, raw, lambda changed: Experiment(changed, devices))
+    attempt = search.make_planner(recipe, name, raw, lambda changed: Experiment(changed, devices))
     if not plan.fits:
         from mmjax.sharding import batch_shards
 
-        remedy = search.make_it_fit(raw, plan, batch_shards(experiment.mesh), attempt, say)
+        remedy = search.find_fitting(raw, plan, batch_shards(experiment.mesh), attempt, say)
         report.print_remedy(console, remedy)
         found["remedy"] = None if remedy is None else {"overrides": remedy[0], **remedy[1].as_dict()}
     if flags.search:

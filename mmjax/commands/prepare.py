@@ -84,7 +84,7 @@ def _prepare_recipe(flags: absl_flags.FlagValues) -> None:
     from mmjax.config import build
     from mmjax.datasets import make_dataset
     from mmjax.experiment import DataConfig, ExperimentConfig, plain
-    from mmjax.reporting.overview import print_facts
+    from mmjax.reporting.overview import print_key_values
 
     config = build(ExperimentConfig, plain(flags.config), "")
     shared, dataset = make_dataset(config.data, DataConfig)
@@ -96,7 +96,7 @@ def _prepare_recipe(flags: absl_flags.FlagValues) -> None:
     # Not every dataset has one: what others made is read where it lies.
     if checksum := getattr(dataset, "checksum", None):
         facts["checksum"] = f"sha256 {checksum}"
-    print_facts(Console(soft_wrap=True, highlight=False), f"the dataset {shared.name}", facts)
+    print_key_values(Console(soft_wrap=True, highlight=False), f"the dataset {shared.name}", facts)
 
 
 def _prepare_source(flags: absl_flags.FlagValues) -> None:
@@ -196,7 +196,7 @@ def _print(done: Any, dry_run: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mmjax.reporting.overview import print_facts
+    from mmjax.reporting.overview import print_key_values
 
     console = Console(soft_wrap=True, highlight=False)
     manifest, report = done.manifest, done.report
@@ -210,7 +210,7 @@ def _print(done: Any, dry_run: bool) -> None:
     facts["rows"] = f"{report['rows']:,}, of which {report['dropped']:,} {'would be' if dry_run else 'are'} dropped"
     for split, count in report["splits"].items():
         facts[split] = f"{count:,} examples"
-    print_facts(console, "what the source holds", facts)
+    print_key_values(console, "what the source holds", facts)
     if report["findings"]:
         table = Table(title="what was found", title_justify="left", title_style="bold")
         for name in ("finding", "rows", "dropped", "for example"):
@@ -232,4 +232,4 @@ def _print(done: Any, dry_run: bool) -> None:
             where["already"] = "it was prepared before, from the same source with the same options"
     else:
         where["next"] = "the same command without --dry_run; what was examined need not be examined again"
-    print_facts(console, "where everything lies", where)
+    print_key_values(console, "where everything lies", where)

@@ -1,7 +1,7 @@
-"""The collectives of a compiled program: what each moves over which axes of the mesh, and how long that takes.
+"""Collectives of a compiled program: kind, bytes, mesh axes and time.
 
-The seconds are those of the best known algorithm on a torus (Austin et al., How to Scale Your Model, 2025, part 3):
-all links of the axes that are crossed work in both directions, and each byte goes the shortest way.
+Times assume the best known algorithm on a torus (Austin et al., How to Scale Your Model, 2025, part 3): all links of
+the crossed axes are busy in both directions, and each byte takes the shortest path.
 """
 
 from __future__ import annotations
@@ -22,86 +22,92 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective instruction.
+    """One execution of a collective.
 
     Attributes:
       kind: one of `KINDS`.
-      axes: names of the mesh axes that it crosses.
-      bytes: of the array on one chip: the whole one that is gathered, reduced, scattered or sent.
-      seconds: of one run, at the links' full bandwidth.
-      operation: the name that JAX gave it.
-      backwards: for a permute whether it goes to smaller numbers; each direction has links of its own.
+      axes: mesh axes that it crosses.
+      bytes: size of the full array on one chip that is gathered, reduced, scattered or sent.
+      seconds: time at the links' full bandwidth.
+      op_name: JAX name stack of the operation.
+      backwards: True for a permute towards smaller device indices, which uses the links of the other direction.
     """
 
     kind: str
     axes: tuple[str, ...]
     bytes: int
     seconds: float
-    operation: str
+    op_name: str
     backwards: bool = False
 
     @property
     def links(self) -> list[str]:
-        """Names of the links that it keeps busy: both directions of each axis, but for a permute."""
+        """Names of the busy links: "axis>" and "axis<" for each axis; one direction only for a permute."""
         directions = "<>" if self.kind != "collective-permute" else "<" if self.backwards else ">"
         return [axis + direction for axis in self.axes for direction in directions]
 
 
 def collectives_of(module: Module, instruction: Instruction, mesh: Mesh, chip: Chip) -> Iterator[Collective]:
-    """The collectives in one instruction of the program's steps, whatever wraps them."""
-    for inner in module.inside(instruction):
+    """Yields the collectives in an instruction, including those nested in fusions and async wrappers."""
+    for inner in module.walk(instruction):
         if inner.opcode == "recv":
-            yield from _between_slices(inner, mesh, chip)
+            yield from _cross_slice(inner, mesh, chip)
             continue
         kind = inner.opcode.removesuffix("-start")
         if kind == "ragged-all-to-all":
             kind = "all-to-all"
         if kind not in KINDS:
             continue
-        # On a TPU a reduce-scatter is a fusion of an all-reduce with the slice that a chip keeps.
+        # On TPUs a reduce-scatter is a fusion of an all-reduce with a slice.
         if kind == "all-reduce" and str(instruction.attribute("calls")).startswith("all-reduce-scatter"):
             kind = "reduce-scatter"
         groups = replica_groups(inner, mesh.size)
         if groups is None or groups.shape[1] == 1:
             continue
-        moved = _bytes(module, inner) * (groups.shape[1] if kind == "all-gather" else 1)
-        members = _widest(groups, mesh)
+        num_bytes = _operand_bytes(module, inner) * (groups.shape[1] if kind == "all-gather" else 1)
+        members = _widest_group(groups, mesh)
         axes = crossed_axes(members, mesh)
         if kind == "collective-permute":
-            seconds = _permute_seconds(groups, moved, mesh, chip)
+            seconds = _permute_seconds(groups, num_bytes, mesh, chip)
         else:
-            seconds = collective_seconds(kind, moved, members, mesh, chip)
-        # A ring that goes backwards has one pair that does not, and the other way round.
+            seconds = collective_seconds(kind, num_bytes, members, mesh, chip)
+        # Take the majority of the pairs: the pair that closes the ring has the opposite direction.
         backwards = kind == "collective-permute" and bool((groups[:, 1] < groups[:, 0]).mean() > 0.5)
-        yield Collective(kind, axes, moved, seconds, inner.operation or instruction.operation, backwards)
+        yield Collective(kind, axes, num_bytes, seconds, inner.op_name or instruction.op_name, backwards)
 
 
-def _between_slices(instruction: Instruction, mesh: Mesh, chip: Chip) -> Iterator[Collective]:
-    """What crosses from slice to slice, over the network: a chip's part of what its slice has put together."""
+def _cross_slice(instruction: Instruction, mesh: Mesh, chip: Chip) -> Iterator[Collective]:
+    """Yields the collective of a `recv` over the data-centre network: each chip transfers its part between slices."""
     transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     if not transfer:
         return
     kind = transfer[1].lower().replace("_", "-")
     kind = kind if kind in KINDS else "collective-permute"
-    numbers = np.array([getattr(device, "slice_index", 0) or 0 for device in mesh.devices.flat])
-    slices = len(set(numbers))
-    # The counterpart of the first device in another slice.
-    other = int(np.argmax(numbers != numbers[0]))
+    slice_indices = np.array([getattr(device, "slice_index", 0) or 0 for device in mesh.devices.flat])
+    slices = len(set(slice_indices))
+    # The first device of another slice.
+    other = int(np.argmax(slice_indices != slice_indices[0]))
     axes = crossed_axes(np.array([0, other]), mesh)
-    moved = instruction.arrays[0].bytes
+    num_bytes = instruction.arrays[0].bytes
     share = (slices - 1) / slices * (2 if kind == "all-reduce" else 1)
-    yield Collective(kind, axes, moved, moved * share / chip.network, instruction.operation)
+    yield Collective(kind, axes, num_bytes, num_bytes * share / chip.network_bandwidth, instruction.op_name)
 
 
-def _bytes(module: Module, instruction: Instruction) -> int:
-    """Of the operands on one chip; what a collective that is only started returns differs from kind to kind."""
+def _operand_bytes(module: Module, instruction: Instruction) -> int:
+    """Size of the operands on one chip. The result is no measure: for async starts its form depends on the kind."""
     return sum(array.bytes for name in instruction.operands for array in module.instructions[name].arrays)
 
 
 def replica_groups(instruction: Instruction, devices: int) -> np.ndarray | None:
-    """[groups, members], numbers of devices in the mesh's order, from any of the forms that XLA writes them in.
+    """Parses replica groups in any of XLA's forms.
 
-    For a `collective-permute` the pairs of source and target. None where the instruction names none.
+    Args:
+      instruction: the collective.
+      devices: number of devices of the mesh.
+
+    Returns:
+      Device indices in mesh order, [groups, members]; [pairs, (source, target)] for a `collective-permute`. None if the
+      instruction has no groups.
     """
     text = instruction.attributes
     pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", text)
@@ -112,7 +118,7 @@ def replica_groups(instruction: Instruction, devices: int) -> np.ndarray | None:
         return np.array([[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", lists[1])])
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if iota:
-        return _iota(iota[2], iota[3]).reshape(_numbers(iota[1]))
+        return _iota(iota[2], iota[3]).reshape(_integers(iota[1]))
     named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? ?\{([^}]*)\}", text)
     if named:
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
@@ -127,41 +133,42 @@ def replica_groups(instruction: Instruction, devices: int) -> np.ndarray | None:
     return None
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
 
 
 def _iota(shape: str, order: str | None) -> np.ndarray:
-    sizes = _numbers(shape)
+    """Device indices of an iota group list: `arange` in this shape, its axes transposed by `order`."""
+    sizes = _integers(shape)
     ids = np.arange(math.prod(sizes)).reshape(sizes)
-    return ids.transpose(_numbers(order)) if order else ids
+    return ids.transpose(_integers(order)) if order else ids
 
 
 def _along(ids: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-    """[groups, members] of an array of device numbers, where the members differ along `axes`."""
+    """Reshapes an array of device indices to [groups, members], with members along `axes`."""
     others = [axis for axis in range(ids.ndim) if axis not in axes]
     return ids.transpose(*others, *axes).reshape(-1, math.prod(ids.shape[axis] for axis in axes))
 
 
-def _widest(groups: np.ndarray, mesh: Mesh) -> np.ndarray:
-    """The group that crosses most axes: they are alike but for permutations, whose pairs may differ."""
+def _widest_group(groups: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """Returns the group that crosses the most mesh axes. Only the pairs of a permute may cross different axes."""
     return max(groups, key=lambda group: len(crossed_axes(group, mesh)))
 
 
 def crossed_axes(members: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
-    """The mesh axes along which these devices differ."""
-    places = np.array(np.unravel_index(members, mesh.devices.shape))
-    return tuple(name for name, row in zip(mesh.axis_names, places, strict=True) if len(set(row)) > 1)
+    """Returns the mesh axes along which these device indices differ."""
+    coordinates = np.array(np.unravel_index(members, mesh.devices.shape))
+    return tuple(name for name, row in zip(mesh.axis_names, coordinates, strict=True) if len(set(row)) > 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Reach:
-    """How a group of devices is connected.
+class GroupTopology:
+    """Physical connections of a group of devices.
 
     Attributes:
-      slices: parts of the group that only the data centre's network connects.
-      dimensions: (chips, whether they form a ring) along each dimension of the torus that the group extends over.
-      cores: devices of one chip in the group.
+      slices: number of slices, or GPU hosts, that are connected only by the data-centre network.
+      dimensions: (chips, ring) along each torus dimension that the group spans; ring is False for a line.
+      cores: devices of the group per chip.
     """
 
     slices: int
@@ -170,77 +177,86 @@ class Reach:
 
     @property
     def size(self) -> int:
+        """Number of devices."""
         return self.slices * self.cores * math.prod(chips for chips, _ in self.dimensions)
 
     def bandwidth(self, chip: Chip) -> float:
-        """Bytes/s that a chip receives in a gather over all the dimensions at once."""
-        if chip.clock is None:
-            return chip.link
-        # Where only one of a chip's devices is in the group, the others are in groups that use the same links.
-        link = chip.link * self.cores / chip.per_chip
-        # A ring brings bytes from both sides; at the end of a line they come from one.
+        """Returns the bytes/s that a device receives in a gather over all dimensions at once."""
+        if chip.clock_hz is None:
+            return chip.link_bandwidth
+        # Devices of the chip outside the group use the same links for their own groups.
+        link = chip.link_bandwidth * self.cores / chip.devices_per_chip
+        # A chip in a ring receives from both sides, a chip at the end of a line from one.
         return sum(link * (2 if ring else 1) for _, ring in self.dimensions)
 
 
-def reach(members: np.ndarray, mesh: Mesh, chip: Chip) -> Reach:
-    """How the devices with these numbers in the mesh are connected, from their coordinates in the torus."""
+def group_topology(members: np.ndarray, mesh: Mesh, chip: Chip) -> GroupTopology:
+    """Returns the topology of the devices with these mesh indices, from their torus coordinates or GPU hosts."""
     devices, all_devices = mesh.devices.flat[members], mesh.devices.flat
     if all_devices[0].platform != "tpu":
-        # GPUs: those of a host are connected with each other.
+        # NVLink connects the GPUs of a host.
         hosts = len({device.process_index for device in devices})
         inside = len(devices) // hosts
-        return Reach(hosts, ((inside, True),) if inside > 1 else (), 1)
+        return GroupTopology(hosts, ((inside, True),) if inside > 1 else (), 1)
     slices = {getattr(device, "slice_index", 0) or 0 for device in devices}
-    places = np.array([device.coords for device in devices])
+    coordinates = np.array([device.coords for device in devices])
     extents = np.array([device.coords for device in all_devices]).max(axis=0) + 1
     dimensions = []
-    for row, extent in zip(places.T, extents, strict=True):
+    for row, extent in zip(coordinates.T, extents, strict=True):
         count = len(set(row))
         if count > 1:
-            # A part of a ring is a line. What skips chips has to pass them: as slow as with all of them.
-            dimensions.append((count, bool(count == extent and extent % chip.wraps == 0)))
+            # A part of a ring is a line. A strided group sends through the chips that it skips.
+            dimensions.append((count, bool(count == extent and extent % chip.ring_multiple == 0)))
     cores = len({getattr(device, "core_on_chip", 0) for device in devices})
-    return Reach(len(slices), tuple(dimensions), cores)
+    return GroupTopology(len(slices), tuple(dimensions), cores)
 
 
-def collective_seconds(kind: str, moved: int, members: np.ndarray, mesh: Mesh, chip: Chip) -> float:
-    """Seconds of a collective over the devices with these numbers, whose array has `moved` bytes on each of them."""
-    where = reach(members, mesh, chip)
-    seconds, inside = 0.0, where.size // where.slices
+def collective_seconds(kind: str, num_bytes: int, members: np.ndarray, mesh: Mesh, chip: Chip) -> float:
+    """Returns the time of a collective in seconds.
+
+    Args:
+      kind: one of `KINDS`.
+      num_bytes: size of the array on one device, as `Collective.bytes`.
+      members: device indices of a group.
+      mesh: mesh of the devices.
+      chip: specification of the devices.
+    """
+    topology = group_topology(members, mesh, chip)
+    seconds, inside = 0.0, topology.size // topology.slices
     if inside > 1:
         share = (inside - 1) / inside
-        bandwidth = where.bandwidth(chip)
-        if not where.dimensions:
-            # Two cores of one chip, which share a memory.
+        bandwidth = topology.bandwidth(chip)
+        if not topology.dimensions:
+            # The two devices of one chip share its HBM.
             bandwidth = chip.memory_bandwidth / 2
         if kind == "all-to-all":
-            # On a ring of n chips a byte crosses n / 4 links on average, on a line n / 3, and no link stands still.
-            longest = max((n / 4 if ring else n / 3) for n, ring in where.dimensions) if where.dimensions else 1.0
-            seconds += moved * share * max(1.0, longest) / bandwidth
+            # A byte crosses n / 4 links of a ring of n chips on average, n / 3 of a line, with all links busy.
+            hops = max((n / 4 if ring else n / 3) for n, ring in topology.dimensions) if topology.dimensions else 1.0
+            seconds += num_bytes * share * max(1.0, hops) / bandwidth
         else:
-            seconds += moved * share / bandwidth * (2 if kind == "all-reduce" else 1)
-    if where.slices > 1:
-        # Each chip sends its part of what its slice has to the other slices.
-        part = moved / inside if kind in ("all-reduce", "all-gather", "reduce-scatter") else moved
-        share = (where.slices - 1) / where.slices
-        seconds += part * share / chip.network * (2 if kind == "all-reduce" else 1)
+            seconds += num_bytes * share / bandwidth * (2 if kind == "all-reduce" else 1)
+    if topology.slices > 1:
+        # Each chip sends its part of the slice's data to the other slices.
+        part = num_bytes / inside if kind in ("all-reduce", "all-gather", "reduce-scatter") else num_bytes
+        share = (topology.slices - 1) / topology.slices
+        seconds += part * share / chip.network_bandwidth * (2 if kind == "all-reduce" else 1)
     return seconds
 
 
-def _permute_seconds(pairs: np.ndarray, moved: int, mesh: Mesh, chip: Chip) -> float:
-    """All send at once, to a neighbour or further: the longest way counts, as those between share its links."""
+def _permute_seconds(pairs: np.ndarray, num_bytes: int, mesh: Mesh, chip: Chip) -> float:
+    """Returns the time of a permute: all devices send at once and share links, so the longest path counts."""
     worst, devices = 0.0, mesh.devices.flat
     if devices[0].platform != "tpu":
         near = all(devices[source].process_index == devices[target].process_index for source, target in pairs)
-        return moved / (chip.link if near else chip.network)
+        return num_bytes / (chip.link_bandwidth if near else chip.network_bandwidth)
     extents = np.array([device.coords for device in devices]).max(axis=0) + 1
     for source, target in pairs[:4096]:
         first, second = devices[source], devices[target]
         if (getattr(first, "slice_index", 0) or 0) != (getattr(second, "slice_index", 0) or 0):
-            worst = max(worst, moved / chip.network)
+            worst = max(worst, num_bytes / chip.network_bandwidth)
             continue
-        steps = np.abs(np.array(first.coords) - np.array(second.coords))
-        rings = extents % chip.wraps == 0
-        steps = np.where(rings, np.minimum(steps, extents - steps), steps)
-        worst = max(worst, moved * max(1, int(steps.sum())) / chip.link)
+        hops = np.abs(np.array(first.coords) - np.array(second.coords))
+        rings = extents % chip.ring_multiple == 0
+        hops = np.where(rings, np.minimum(hops, extents - hops), hops)
+        worst = max(worst, num_bytes * max(1, int(hops.sum())) / chip.link_bandwidth)
     return worst

@@ -1,4 +1,4 @@
-"""GPUs that are not here, for the compiler in JAX's CUDA plugin, which compiles without a GPU and without a driver."""
+"""GPU topologies for ahead-of-time compilation by JAX's CUDA plugin, which needs neither a GPU nor a driver."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from jax.experimental import topologies
 
 from mmjax.errors import UserError
 
-NODE = 8
-"""GPUs that NVLink connects at most, in the machines that are planned for."""
+GPUS_PER_NODE = 8
+"""Most GPUs per node, all connected by NVLink."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """What sets one card apart from others with the same cores.
+    """Properties in which Hopper cards with the same cores differ.
 
     Attributes:
-      kind: as JAX names the device.
-      memory_bytes, memory_bandwidth: of the whole card, bytes/s.
+      kind: `jax.Device.device_kind`.
+      memory_bytes: total memory of the card.
+      memory_bandwidth: bytes/s.
     """
 
     kind: str
@@ -35,8 +36,8 @@ GPUS = {
     "h200": Gpu("NVIDIA H200", 150_120_000_000, 4_800_000_000_000),
 }
 
-# What the compiler asks of the device when there is one. Of the Hopper cards with SXM: CUDA's documentation of compute
-# capability 9.0, and OpenXLA's xla/tools/hlo_opt/gpu_specs.
+# XLA `GpuTargetConfig` of Hopper SXM cards. Sources: CUDA's documentation of compute capability 9.0 and OpenXLA's
+# xla/tools/hlo_opt/gpu_specs.
 _TARGET = """
 platform_name: "CUDA"
 device_description_str: "{gpu.kind}"
@@ -67,19 +68,24 @@ _INSTALL = "pip install -c constraints.txt -e '.[cuda]', which needs no GPU"
 
 
 def gpu_devices(name: str, nodes: int, where: str) -> list[jax.Device]:
-    """The devices of `nodes` times "h100:8", or of "h100:4x8", which is four nodes of eight.
+    """Returns the devices of `nodes` times a GPU topology.
+
+    Args:
+      name: "h100:8" for one node of eight GPUs, "h100:4x8" for four.
+      nodes: number of copies of this topology.
+      where: flag or config key of the name, for messages.
 
     Raises:
-      UserError: where there is no such topology, or the CUDA plugin is not installed.
+      UserError: if the topology is malformed or the CUDA plugin is not installed.
     """
     generation, _, sizes = name.partition(":")
     if not re.fullmatch(r"([1-9]\d*x)?[1-9]\d*", sizes):
-        problem = f"{name!r} is not a number of GPUs, or nodes x GPUs of each"
-        raise UserError(where, problem, f"write it like {generation}:8 or {generation}:4x8")
-    *more, inside = map(int, sizes.split("x"))
-    if inside > NODE:
-        remedy = f"write it like {generation}:{-(-inside // NODE)}x{NODE}"
-        raise UserError(where, f"{name!r} has {inside} GPUs in a node, which has at most {NODE}", remedy)
+        problem = f"{name!r} has no valid number of GPUs"
+        raise UserError(where, problem, f"write it like {generation}:8, or {generation}:4x8 for 4 nodes of 8")
+    *num_nodes, gpus = map(int, sizes.split("x"))
+    if gpus > GPUS_PER_NODE:
+        remedy = f"write it like {generation}:{-(-gpus // GPUS_PER_NODE)}x{GPUS_PER_NODE}"
+        raise UserError(where, f"{name!r} has {gpus} GPUs in a node, nodes have at most {GPUS_PER_NODE}", remedy)
     cuda = next((major for major in (13, 12) if importlib.util.find_spec(f"jax_cuda{major}_plugin")), None)
     if cuda is None:
         raise UserError(where, "the GPU compiler is not installed", _INSTALL)
@@ -89,14 +95,14 @@ def gpu_devices(name: str, nodes: int, where: str) -> list[jax.Device]:
         cuda=_version(f"nvidia-cuda-runtime{suffix}", where),
         cudnn=_version(f"nvidia-cudnn-cu{cuda}", where),
     )
-    shape = f"1x{nodes * (more[0] if more else 1)}x{inside}"
+    shape = f"1x{nodes * (num_nodes[0] if num_nodes else 1)}x{gpus}"
     return list(topologies.get_topology_desc(name, platform="cuda", topology=shape, target_config=target).devices)
 
 
 def _version(package: str, where: str) -> tuple[int, ...]:
-    """(major, minor, patch) of one of NVIDIA's wheels."""
+    """Returns (major, minor, patch) of an installed NVIDIA wheel."""
     try:
-        numbers = importlib.metadata.version(package).split(".")
+        parts = importlib.metadata.version(package).split(".")
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(where, f"the GPU compiler lacks {package}", _INSTALL) from error
-    return tuple(int(number) for number in (*numbers, "0", "0")[:3])
+        raise UserError(where, f"the GPU compiler needs the package {package}", _INSTALL) from error
+    return tuple(int(part) for part in (*parts, "0", "0")[:3])

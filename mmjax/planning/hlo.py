@@ -1,7 +1,7 @@
-"""The text of a compiled program, as data: computations, instructions, how often each runs, where it came from.
+"""Parser for the HLO text of compiled programs: computations, instructions, execution counts, source locations.
 
-XLA prints a module as computations of instructions, in the order in which a chip carries them out where the text says
-`is_scheduled=true`. The text for TPUs has no trip counts: a counted loop's stand in its condition, `i < 24`.
+XLA prints a module as computations of instructions; with `is_scheduled=true` they are in execution order. TPU programs
+have no trip counts in their text: they follow from the condition of a counted loop, like `i < 24`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a shape: dtype, dimensions and layout, like `2,1,0:T(8,128)(2,1)S(1)`."""
+    """An array shape: dtype, dimensions and XLA layout, like `2,1,0:T(8,128)(2,1)S(1)`."""
 
     dtype: str
     dimensions: tuple[int, ...]
@@ -34,40 +34,40 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Of the values alone."""
+        """Size without tile padding."""
         return math.prod(self.dimensions) * _BITS[self.dtype] // 8
 
     @property
     def on_chip(self) -> bool:
-        """Whether it lies in a TPU's vector or scalar memory, and takes nothing of the main memory."""
+        """True if it is allocated in a TPU's vector or scalar memory instead of HBM."""
         return "S(" in self.layout
 
     @property
     def padded_bytes(self) -> int:
-        """What it takes in a memory of tiles: a TPU rounds the last two dimensions up, to 8 x 128 for example."""
+        """Size in tiled memory: a TPU pads the two minor dimensions to tiles, for example of 8 x 128."""
         order, tile = re.match(r"([\d,]*)(?::T\(([\d,]+)\))?", self.layout).groups()  # type: ignore[union-attr]
         if not tile:
             return self.bytes
-        sizes = [self.dimensions[int(axis)] for axis in order.split(",") if axis]
-        for position, side in enumerate(reversed([int(side) for side in tile.split(",")])):
-            if position < len(sizes):
-                sizes[position] = -(-sizes[position] // side) * side
+        sizes = [self.dimensions[int(dim)] for dim in order.split(",") if dim]
+        for axis, tile_size in enumerate(reversed([int(size) for size in tile.split(",")])):
+            if axis < len(sizes):
+                sizes[axis] = -(-sizes[axis] // tile_size) * tile_size
             else:
-                sizes.append(side)
+                sizes.append(tile_size)
         return math.prod(sizes) * _BITS[self.dtype] // 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation.
+    """An HLO instruction: one line of a computation.
 
     Attributes:
-      name: without "%".
-      shape: the text of its shape.
-      opcode: like "fusion".
-      operands: the names of its operands.
-      attributes: the text after the operands.
-      root: whether it is the computation's result.
+      name: name without "%".
+      shape: text of the result shape.
+      opcode: opcode, like "fusion".
+      operands: names of the operands.
+      attributes: text after the operands.
+      root: True if it is the root, the result of the computation.
     """
 
     name: str
@@ -79,56 +79,62 @@ class Instruction:
 
     @functools.cached_property
     def arrays(self) -> list[Array]:
-        """The arrays of its result."""
+        """Arrays of the result, with tuples flattened."""
         return [
             Array(dtype, tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size), layout or "")
             for dtype, sizes, layout in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", self.shape))
         ]
 
     def attribute(self, name: str) -> str | None:
-        """A name or number after `name=`, without "%"."""
+        """Returns the identifier or number after `name=`, without "%"; None if the attribute is missing."""
         match = re.search(rf"(?:^|[ ,]){name}=%?([\w.\-]+)", self.attributes)
         return match[1] if match else None
 
     @property
     def cycles(self) -> int:
-        """The compiler's estimate for one run; 0 where it has none."""
+        """The compiler's `estimated_cycles` of one execution; 0 if there is no estimate."""
         match = re.search(r'"estimated_cycles":"?(\d+)', self.attributes)
         return int(match[1]) if match else 0
 
     @property
-    def operation(self) -> str:
-        """The name that JAX gave what it was made from, like "jit(step)/jvp()/dot_general"."""
+    def op_name(self) -> str:
+        """JAX name stack of the operation, like "jit(step)/jvp()/dot_general"; "" if unknown."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
         return match[1] if match else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions in their order."""
+    """An HLO computation: a name and its instructions, in execution order if the module is scheduled."""
 
     name: str
     instructions: tuple[Instruction, ...]
 
     @functools.cached_property
     def by_name(self) -> dict[str, Instruction]:
+        """Instructions by name."""
         return {instruction.name: instruction for instruction in self.instructions}
 
     @property
     def root(self) -> Instruction:
+        """The result of the computation."""
         return next(instruction for instruction in self.instructions if instruction.root)
 
 
 class Module:
-    """A compiled program.
+    """A compiled HLO module.
 
     Args:
-      text: of `compiled.as_text()`.
+      text: result of `compiled.as_text()`.
 
     Attributes:
-      computations: by name.
-      entry: where the program begins.
-      instructions: of all computations, by name.
+      computations: computations by name.
+      entry: the ENTRY computation.
+      instructions: instructions of all computations, by name.
+      locations: {stack frame id: "file.py:line"}.
+
+    Raises:
+      ValueError: if the text has no ENTRY computation.
     """
 
     def __init__(self, text: str):
@@ -149,58 +155,62 @@ class Module:
             elif re.match(r" +" + _INSTRUCTION.pattern, line):
                 lines.append(line.strip())
             elif lines:
-                # What a kernel says of itself may go over several lines.
+                # The attributes of a kernel may span several lines.
                 lines[-1] += line
         if entry is None:
-            raise ValueError("the text is no compiled HLO module: it has no ENTRY")
+            raise ValueError("not a compiled HLO module: no ENTRY computation")
         self.entry = self.computations[entry]
         self.instructions = {
-            line.name: line for computation in self.computations.values() for line in computation.instructions
+            each.name: each for computation in self.computations.values() for each in computation.instructions
         }
 
-    def called(self, instruction: Instruction) -> list[Computation]:
-        """The computations that an instruction runs as steps of the program, each once: not loops, not fusions."""
+    def called_computations(self, instruction: Instruction) -> list[Computation]:
+        """Returns the callee of a call or async start, or the branches of a conditional; [] for loops and fusions."""
         if instruction.opcode == "call":
             names = [instruction.attribute("to_apply")]
         elif instruction.opcode == "async-start":
             names = [instruction.attribute("calls")]
         elif instruction.opcode == "conditional":
-            found = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
-            names = [name.strip().lstrip("%") for name in found[1].split(",")] if found else []
+            branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
+            names = [name.strip().lstrip("%") for name in branches[1].split(",")] if branches else []
             names += [instruction.attribute("true_computation"), instruction.attribute("false_computation")]
         else:
             names = []
         return [self.computations[name] for name in names if name in self.computations]
 
-    def inside(self, instruction: Instruction) -> Iterator[Instruction]:
-        """The instruction itself and all that it is made of: what a fusion or an async wrapper holds, at any depth."""
+    def walk(self, instruction: Instruction) -> Iterator[Instruction]:
+        """Yields the instruction and, recursively, the instructions of its fusion or async computation."""
         yield instruction
-        # A TPU's sparse cores carry out collectives, each a call of its own beside the program.
+        # Collectives on a TPU's sparse cores are asynchronous calls, `call-start`.
         name = instruction.attribute("to_apply" if instruction.opcode == "call-start" else "calls")
         if name in self.computations:
             for inner in self.computations[name].instructions:
-                yield from self.inside(inner)
+                yield from self.walk(inner)
 
-    def runs(self) -> dict[str, int]:
-        """{computation: how often a run of the program carries it out}, of those that are steps of the program."""
-        runs: dict[str, int] = {}
+    def execution_counts(self) -> dict[str, int]:
+        """Returns {computation: executions in one run of the program}, without fusion computations.
+
+        Raises:
+          ValueError: if the trip count of a loop is unknown.
+        """
+        counts: dict[str, int] = {}
 
         def visit(computation: Computation, times: int) -> None:
-            runs[computation.name] = runs.get(computation.name, 0) + times
+            counts[computation.name] = counts.get(computation.name, 0) + times
             for instruction in computation.instructions:
                 if instruction.opcode == "while":
-                    visit(self.computations[str(instruction.attribute("body"))], times * self.trips(instruction))
-                for called in self.called(instruction):
+                    visit(self.computations[str(instruction.attribute("body"))], times * self.trip_count(instruction))
+                for called in self.called_computations(instruction):
                     visit(called, times)
 
         visit(self.entry, 1)
-        return runs
+        return counts
 
-    def trips(self, loop: Instruction) -> int:
-        """How often the body of a counted loop runs.
+    def trip_count(self, loop: Instruction) -> int:
+        """Returns the trip count of a counted `while` loop.
 
         Raises:
-          ValueError: where the data decides it.
+          ValueError: if the trip count depends on data.
         """
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known:
@@ -208,40 +218,39 @@ class Module:
         condition = self.computations[str(loop.attribute("condition"))]
         root = condition.root
         if root.opcode == "fusion":
-            # The comparison of a loop that a CPU runs is a fusion of its own.
+            # On a CPU, the comparison is wrapped in a fusion.
             condition = self.computations[str(root.attribute("calls"))]
             root = condition.root
         constants = [_constant(condition.by_name.get(name)) for name in root.operands]
         limits = [value for value in constants if value is not None]
         if not limits:
             outer = self.computations[str(loop.attribute("condition"))]
-            limits = [value for line in outer.instructions if (value := _constant(line)) is not None]
+            limits = [value for each in outer.instructions if (value := _constant(each)) is not None]
         if root.opcode != "compare" or len(limits) != 1 or root.attribute("direction") not in ("LT", "GT", "LE", "GE"):
-            raise ValueError(f"the loop {loop.name} is not counted: nobody knows how often it runs")
+            raise ValueError(f"the trip count of loop {loop.name} depends on data")
         start, step = self._counter(loop)
         limit = limits[0] + (root.attribute("direction") == "LE")
         return max(0, -(-(limit - start) // step))
 
     def _counter(self, loop: Instruction) -> tuple[int, int]:
-        """Where the number that a loop's condition looks at begins, and by what it grows; 0 and 1, as JAX counts, where
-        the text does not say it plainly."""
+        """Returns (start, step) of a loop counter; (0, 1), as in JAX's counted loops, if they cannot be parsed."""
         condition = self.computations[str(loop.attribute("condition"))]
         body = self.computations[str(loop.attribute("body"))]
-        places = [line.attribute("index") for line in condition.instructions if line.opcode == "get-tuple-element"]
-        caller = next(each for each in self.computations.values() if loop.name in each.by_name)
-        first = caller.by_name.get(loop.operands[0])
-        if len(places) != 1 or body.root.opcode != "tuple" or first is None or first.opcode != "tuple":
+        indices = [each.attribute("index") for each in condition.instructions if each.opcode == "get-tuple-element"]
+        caller = next(computation for computation in self.computations.values() if loop.name in computation.by_name)
+        init = caller.by_name.get(loop.operands[0])
+        if len(indices) != 1 or body.root.opcode != "tuple" or init is None or init.opcode != "tuple":
             return 0, 1
-        place = int(str(places[0]))
-        start = _constant(_origin(caller, first.operands[place]))
-        added = _origin(body, body.root.operands[place])
-        steps = [_constant(_origin(body, name)) for name in added.operands] if added and added.opcode == "add" else []
-        step = next((value for value in steps if value), 1)
+        index = int(str(indices[0]))
+        start = _constant(_origin(caller, init.operands[index]))
+        update = _origin(body, body.root.operands[index])
+        addends = update.operands if update and update.opcode == "add" else ()
+        step = next((value for name in addends if (value := _constant(_origin(body, name)))), 1)
         return start or 0, step
 
     def location(self, instruction: Instruction) -> str:
-        """The "file.py:line" of what the instruction, or the largest part of it, was made from; "" if unknown."""
-        for inner in self.inside(instruction):
+        """Returns the source location "file.py:line" of the instruction or its first located part; "" if unknown."""
+        for inner in self.walk(instruction):
             frame = inner.attribute("stack_frame_id")
             if frame and int(frame) in self.locations:
                 return self.locations[int(frame)]
@@ -252,6 +261,7 @@ class Module:
 
 
 def _parse(line: str) -> Instruction:
+    """Parses one line, like `ROOT %sum = f32[] add(%a, %b), attributes`."""
     match = _INSTRUCTION.match(line)
     assert match is not None
     rest = line[match.end() :]
@@ -267,24 +277,25 @@ def _parse(line: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """The place of the bracket that closes the one that the text begins with."""
+    """Returns the index of the bracket that closes the opening bracket of the text."""
     depth = 0
-    for place, letter in enumerate(text):
+    for index, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if depth == 0:
-            return place
+            return index
     return len(text)
 
 
 def _origin(computation: Computation, name: str) -> Instruction | None:
-    """The instruction behind copies."""
-    found = computation.by_name.get(name)
-    while found is not None and found.opcode in ("copy", "bitcast", "convert") and found.operands:
-        found = computation.by_name.get(found.operands[0])
-    return found
+    """Returns the named instruction, skipping copies, bitcasts and converts."""
+    source = computation.by_name.get(name)
+    while source is not None and source.opcode in ("copy", "bitcast", "convert") and source.operands:
+        source = computation.by_name.get(source.operands[0])
+    return source
 
 
 def _constant(instruction: Instruction | None) -> int | None:
+    """Returns the value of a scalar integer constant, else None."""
     if instruction is None or instruction.opcode != "constant" or not re.match(r"[su]\d+\[\]", instruction.shape):
         return None
     value = re.match(r"value=(-?\d+)", instruction.attributes)
@@ -292,22 +303,22 @@ def _constant(instruction: Instruction | None) -> int | None:
 
 
 def _locations(text: str) -> dict[int, str]:
-    """{number of a stack frame: "file.py:line"} from the tables before the computations, of the innermost frame."""
+    """Parses {stack frame id: "file.py:line" of its innermost frame} from the tables before the computations."""
 
     def table(title: str) -> dict[int, str]:
         match = re.search(rf"^{title}\n((?:\d+ .*\n)*)", text, re.M)
         rows = (line.partition(" ") for line in match[1].splitlines()) if match else ()
-        return {int(number): row for number, _, row in rows}
+        return {int(key): row for key, _, row in rows}
 
-    files = {number: name.strip('"') for number, name in table("FileNames").items()}
-    places = {}
-    for number, row in table("FileLocations").items():
+    files = {key: name.strip('"') for key, name in table("FileNames").items()}
+    lines = {}
+    for key, row in table("FileLocations").items():
         match = re.search(r"file_name_id=(\d+).* line=(\d+)", row)
         if match and int(match[1]) in files:
-            places[number] = f"{files[int(match[1])]}:{match[2]}"
+            lines[key] = f"{files[int(match[1])]}:{match[2]}"
     frames = {}
-    for number, row in table("StackFrames").items():
+    for key, row in table("StackFrames").items():
         match = re.search(r"file_location_id=(\d+)", row)
-        if match and int(match[1]) in places:
-            frames[number] = places[int(match[1])]
+        if match and int(match[1]) in lines:
+            frames[key] = lines[int(match[1])]
     return frames

@@ -1,4 +1,4 @@
-"""What lies in a chip's memory when most does: a walk through the schedule that places each buffer and frees it."""
+"""Peak memory of a compiled step: simulates the allocation and release of buffers along the schedule."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from mmjax.planning.hlo import Array, Computation, Instruction, Module
 
-Leaf = int | None
-"""A buffer's number, or None for what is not in main memory or belongs to the caller."""
+BufferId = int | None
+"""Index of a buffer; None for an array that is not in main memory or belongs to the caller."""
 
-OWN = -1
-"""Instead of a number: a buffer that is yet to be made."""
+NEW = -1
+"""Placeholder id of a buffer that the instruction has to allocate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Buffer:
     """One allocation.
 
     Attributes:
-      bytes: with the padding of its tiles.
+      bytes: size with tile padding.
       shape: dtype and dimensions.
-      operation: the name that JAX gave what makes it.
+      operation: JAX name stack of the instruction that writes it.
       location: "file.py:line".
-      what: "activation", of the forward pass and kept for the backward pass; "temporary" for all else.
+      what: "activation" if the forward pass writes it for the backward pass, else "temporary".
     """
 
     bytes: int
@@ -37,16 +37,16 @@ class Buffer:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryUse:
-    """Bytes of one chip.
+    """Peak memory of one device, in bytes.
 
     Attributes:
-      parameters, optimizer, batch, other: arguments of the step, by what they are.
-      activations: what the forward pass keeps for the backward pass, at the moment of the peak.
-      temporaries: everything else that the compiler allocates.
-      code: of the program itself.
-      peak: all together.
-      capacity: of the chip.
-      largest: the largest buffers at that moment, the largest first.
+      parameters, optimizer, batch, other: arguments of the step, by kind.
+      activations: values that the forward pass keeps for the backward pass, at the peak.
+      temporaries: all other allocations of the compiler.
+      code: the program itself.
+      peak: total.
+      capacity: memory that the device provides.
+      largest: the largest buffers at the peak, in descending order.
     """
 
     parameters: int
@@ -62,45 +62,49 @@ class MemoryUse:
 
     @property
     def fits(self) -> bool:
+        """True if the peak is within the capacity."""
         return self.peak <= self.capacity
 
 
 def read_memory(module: Module, analysis: Any, capacity: int) -> MemoryUse:
-    """Memory of a compiled step.
+    """Computes the memory use of a compiled step.
+
+    The compiler's analysis gives the totals; the simulation only divides the temporaries into kinds.
 
     Args:
-      module: its text.
-      analysis: of `compiled.memory_analysis()`, which has the sizes; the walk says what they are made of.
+      module: the compiled step.
+      analysis: result of `compiled.memory_analysis()`.
+      capacity: memory of the device in bytes.
     """
     arguments = {"parameters": 0, "optimizer": 0, "batch": 0, "other": 0}
     for instruction in module.entry.instructions:
         if instruction.opcode == "parameter":
-            arguments[_argument(instruction.operation)] += sum(array.padded_bytes for array in instruction.arrays)
-    # Padding and small alignments that the text does not show.
+            arguments[_argument_kind(instruction.op_name)] += sum(array.padded_bytes for array in instruction.arrays)
+    # Padding and alignment that the HLO text does not show.
     arguments["other"] += analysis.argument_size_in_bytes - sum(arguments.values())
     live = live_at_peak(module)
-    # Outputs that take the place of arguments are none of their own.
-    own = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    # What lives at once; the temporaries' own sum may be more than the compiler ever needs, and than there is. Newer
-    # compilers count the vector memory into the peak, so that the sum may be the smaller one.
-    together = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + own
-    together = min(together, getattr(analysis, "peak_memory_in_bytes", 0) or together)
-    temporary = max(0, together - analysis.argument_size_in_bytes)
-    kept = min(temporary, sum(buffer.bytes for buffer in live if buffer.what == "activation"))
+    # Donated arguments hold aliased outputs.
+    new_outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    # `temp_size` may exceed the peak, even the capacity: it sums temporaries that are not live at the same time. Newer
+    # compilers include vector memory in `peak_memory`, so take the smaller of the two.
+    total = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + new_outputs
+    total = min(total, getattr(analysis, "peak_memory_in_bytes", 0) or total)
+    temporaries = max(0, total - analysis.argument_size_in_bytes)
+    activations = min(temporaries, sum(buffer.bytes for buffer in live if buffer.what == "activation"))
     code = analysis.generated_code_size_in_bytes
     return MemoryUse(
         **arguments,
-        activations=kept,
-        temporaries=temporary - kept,
+        activations=activations,
+        temporaries=temporaries - activations,
         code=code,
-        peak=analysis.argument_size_in_bytes + temporary + code,
+        peak=analysis.argument_size_in_bytes + temporaries + code,
         capacity=capacity,
         largest=tuple(sorted(live, key=lambda buffer: -buffer.bytes)[:10]),
     )
 
 
-def _argument(name: str) -> str:
-    if re.match(r"state\.(parameters|average)", name):
+def _argument_kind(name: str) -> str:
+    if re.match(r"state\.(parameters|ema)", name):
         return "parameters"
     if name.startswith("state.optimizer"):
         return "optimizer"
@@ -108,168 +112,167 @@ def _argument(name: str) -> str:
 
 
 def live_at_peak(module: Module) -> list[Buffer]:
-    """The buffers beside the program's arguments that live when they take most."""
-    return _Heap(module).peak(module.entry)[1]
+    """Returns the buffers that are live at the peak, without the arguments of the program."""
+    return _HeapSimulator(module).peak(module.entry)[1]
 
 
-class _Heap:
-    """Places buffers as XLA does where it can: in the place of an operand for what is written in place."""
+class _HeapSimulator:
+    """Assigns buffers to instructions like XLA: results of in-place updates share the buffer of their operand."""
 
     def __init__(self, module: Module):
         self.module = module
 
     def peak(self, computation: Computation) -> tuple[int, list[Buffer]]:
-        """(bytes, buffers) at the peak, without what belongs to the caller: parameters, and results in their place."""
-        values: dict[str, list[Leaf]] = {}
-        kept: dict[int, Instruction] = {}
+        """Returns (bytes, live buffers) at the peak of a computation, without the caller's buffers.
+
+        The caller's buffers are the parameters, and results that alias them.
+        """
+        buffer_ids: dict[str, list[BufferId]] = {}
+        activation_sources: dict[int, Instruction] = {}
         buffers: list[tuple[Array, Instruction]] = []
-        last: list[int] = []
-        first: list[int] = []
-        inner: list[tuple[int, list[Buffer]]] = []
-        for place, instruction in enumerate(computation.instructions):
-            leaves = self.leaves(computation, instruction, values)
-            for number, (leaf, array) in enumerate(zip(leaves, instruction.arrays, strict=False)):
-                if leaf != OWN:
+        first_use: list[int] = []
+        last_use: list[int] = []
+        nested: list[tuple[int, list[Buffer]]] = []
+        for step, instruction in enumerate(computation.instructions):
+            ids = self.assign(computation, instruction, buffer_ids)
+            for index, (buffer_id, array) in enumerate(zip(ids, instruction.arrays, strict=False)):
+                if buffer_id != NEW:
                     continue
                 if array.on_chip or not array.bytes or computation is not self.module.entry and instruction.root:
-                    leaves[number] = None
+                    ids[index] = None
                     continue
-                leaves[number] = len(buffers)
+                ids[index] = len(buffers)
                 buffers.append((array, instruction))
-                first.append(place)
-                last.append(place)
-            values[instruction.name] = leaves
-            kept |= self.kept(instruction, leaves)
+                first_use.append(step)
+                last_use.append(step)
+            buffer_ids[instruction.name] = ids
+            activation_sources |= self.activation_sources(instruction, ids)
             for name in (*instruction.operands, instruction.name):
-                for leaf in values.get(name, ()):
-                    if leaf is not None:
-                        last[leaf] = place
-            inner.append(self.inside(instruction))
-        # What the program gives back stands in the place of arguments, which it was given.
-        given = {leaf for leaf in values[computation.root.name] if leaf is not None}
-        best, when, total = 0, 0, 0
-        frees: dict[int, int] = {}
-        for number, (array, _) in enumerate(buffers):
-            if number not in given:
-                frees[last[number] + 1] = frees.get(last[number] + 1, 0) + array.padded_bytes
-        allocations: dict[int, int] = {}
-        for number, (array, _) in enumerate(buffers):
-            if number not in given:
-                allocations[first[number]] = allocations.get(first[number], 0) + array.padded_bytes
-        for place in range(len(computation.instructions)):
-            total += allocations.get(place, 0) - frees.get(place, 0)
-            if total + inner[place][0] > best:
-                best, when = total + inner[place][0], place
+                for buffer_id in buffer_ids.get(name, ()):
+                    if buffer_id is not None:
+                        last_use[buffer_id] = step
+            nested.append(self.nested_peak(instruction))
+        # The results of the program alias donated arguments.
+        returned = {buffer_id for buffer_id in buffer_ids[computation.root.name] if buffer_id is not None}
+        deltas = [0] * (len(computation.instructions) + 1)
+        for index, (array, _) in enumerate(buffers):
+            if index not in returned:
+                deltas[first_use[index]] += array.padded_bytes
+                deltas[last_use[index] + 1] -= array.padded_bytes
+        peak, peak_step, live_bytes = 0, 0, 0
+        for step, (nested_bytes, _) in enumerate(nested):
+            live_bytes += deltas[step]
+            if live_bytes + nested_bytes > peak:
+                peak, peak_step = live_bytes + nested_bytes, step
         live = [
-            self.buffer(array, kept.get(number, instruction), number in kept)
-            for number, (array, instruction) in enumerate(buffers)
-            if number not in given and first[number] <= when <= last[number]
+            self.describe(array, activation_sources.get(index, instruction), index in activation_sources)
+            for index, (array, instruction) in enumerate(buffers)
+            if index not in returned and first_use[index] <= peak_step <= last_use[index]
         ]
-        return best, live + (inner[when][1] if inner else [])
+        return peak, live + (nested[peak_step][1] if nested else [])
 
-    def inside(self, instruction: Instruction) -> tuple[int, list[Buffer]]:
-        """The peak of what an instruction runs, its operands and results aside."""
+    def nested_peak(self, instruction: Instruction) -> tuple[int, list[Buffer]]:
+        """Returns the peak inside a loop body, call or branch, without the operands and results of `instruction`."""
         if instruction.opcode == "while":
             return self.peak(self.module.computations[str(instruction.attribute("body"))])
-        called = [self.peak(computation) for computation in self.module.called(instruction)]
-        return max(called, key=lambda found: found[0], default=(0, []))
+        peaks = [self.peak(computation) for computation in self.module.called_computations(instruction)]
+        return max(peaks, key=lambda peak: peak[0], default=(0, []))
 
-    def leaves(self, computation: Computation, instruction: Instruction, values: dict[str, list[Leaf]]) -> list[Leaf]:
-        """For each array of an instruction the buffer that it stands in, `OWN` where it makes one."""
+    def assign(
+        self, computation: Computation, instruction: Instruction, buffer_ids: dict[str, list[BufferId]]
+    ) -> list[BufferId]:
+        """Returns the buffer id of each result array, `NEW` for arrays that need an allocation."""
         opcode = instruction.opcode
-        own: list[Leaf] = [OWN] * len(instruction.arrays)
-        operands = [values.get(name, []) for name in instruction.operands]
+        new: list[BufferId] = [NEW] * len(instruction.arrays)
+        operands = [buffer_ids.get(name, []) for name in instruction.operands]
+        flat = [buffer_id for operand in operands for buffer_id in operand]
         if opcode in ("parameter", "constant"):
             return [None] * len(instruction.arrays)
         if opcode == "tuple":
-            return [leaf for operand in operands for leaf in operand]
+            return flat
         if opcode == "get-tuple-element":
             source = computation.by_name[instruction.operands[0]]
-            begin, end = _element(source.shape, int(str(instruction.attribute("index"))))
+            begin, end = _element_range(source.shape, int(str(instruction.attribute("index"))))
             return operands[0][begin:end]
         if opcode in ("bitcast", "while", "opt-barrier", "optimization-barrier", "dynamic-update-slice", "scatter"):
-            count = len(instruction.arrays)
-            found = [leaf for operand in operands for leaf in operand][:count]
-            return found + [None] * (count - len(found))
+            return (flat + [None] * len(new))[: len(new)]
         if opcode.endswith("-start") and opcode != "all-reduce-start":
-            given = [leaf for operand in operands for leaf in operand]
-            # (copy, what is copied, context); the others have what they are given first, and then the result.
-            return own[:1] + given + own[2:] if opcode == "copy-start" else given + own[len(given) :]
+            # The result of copy-start is (copy, source, context), of other starts (*operands, *results).
+            return new[:1] + flat + new[2:] if opcode == "copy-start" else flat + new[len(flat) :]
         if opcode.endswith("-done"):
             start = computation.by_name[instruction.operands[0]]
             skipped = 0
             if start.opcode not in ("copy-start", "all-reduce-start"):
-                skipped = sum(len(values.get(name, [])) for name in start.operands)
-            return (operands[0][skipped:] + [None] * len(own))[: len(own)]
+                skipped = sum(len(buffer_ids.get(name, [])) for name in start.operands)
+            return (operands[0][skipped:] + [None] * len(new))[: len(new)]
         if opcode in ("custom-call", "fusion"):
-            return self.in_place(instruction, operands) or own
-        return own
+            return self.in_place(instruction, operands) or new
+        return new
 
-    def in_place(self, instruction: Instruction, operands: list[list[Leaf]]) -> list[Leaf] | None:
-        """A fusion that updates a slice of an operand writes into the operand."""
-        root = None
+    def in_place(self, instruction: Instruction, operands: list[list[BufferId]]) -> list[BufferId] | None:
+        """Returns the buffer of the operand that a dynamic-update-slice fusion writes to; None for other fusions."""
         name = instruction.attribute("calls")
         if name in self.module.computations and len(instruction.arrays) == 1:
-            inner = self.module.computations[name]
-            root = inner.root
+            fused = self.module.computations[name]
+            root = fused.root
             while root.opcode in ("bitcast", "convert", "copy") and root.operands:
-                root = inner.by_name[root.operands[0]]
+                root = fused.by_name[root.operands[0]]
             if root.opcode == "dynamic-update-slice":
-                target = inner.by_name[root.operands[0]]
-                while target.opcode in ("bitcast",) and target.operands:
-                    target = inner.by_name[target.operands[0]]
-                number = re.match(r"value=(\d+)", target.attributes)
-                if target.opcode == "parameter" and number:
-                    return operands[int(number[1])][:1] or [None]
+                target = fused.by_name[root.operands[0]]
+                while target.opcode == "bitcast" and target.operands:
+                    target = fused.by_name[target.operands[0]]
+                parameter = re.match(r"value=(\d+)", target.attributes)
+                if target.opcode == "parameter" and parameter:
+                    return operands[int(parameter[1])][:1] or [None]
         return None
 
-    def kept(self, loop: Instruction, leaves: list[Leaf]) -> dict[int, Instruction]:
-        """{buffer that a loop of the forward pass fills: what fills it}."""
-        if loop.opcode != "while" or not _forward(loop.operation):
+    def activation_sources(self, loop: Instruction, ids: list[BufferId]) -> dict[int, Instruction]:
+        """Returns {id of a buffer that a forward-pass loop fills: the instruction in its body that fills it}."""
+        if loop.opcode != "while" or not _is_forward(loop.op_name):
             return {}
         body = self.module.computations[str(loop.attribute("body"))]
-        if body.root.opcode != "tuple" or len(body.root.operands) != len(leaves):
+        if body.root.opcode != "tuple" or len(body.root.operands) != len(ids):
             return {}
-        found = {}
-        for place, (leaf, name) in enumerate(zip(leaves, body.root.operands, strict=True)):
+        sources = {}
+        for index, (buffer_id, name) in enumerate(zip(ids, body.root.operands, strict=True)):
             source = body.by_name[name]
-            same = source.opcode == "get-tuple-element" and source.attribute("index") == str(place)
-            if leaf is not None and not same:
-                found[leaf] = source
-        return found
+            unchanged = source.opcode == "get-tuple-element" and source.attribute("index") == str(index)
+            if buffer_id is not None and not unchanged:
+                sources[buffer_id] = source
+        return sources
 
-    def buffer(self, array: Array, instruction: Instruction, kept: bool) -> Buffer:
-        name = next((each.operation for each in self.module.inside(instruction) if each.operation), "")
+    def describe(self, array: Array, instruction: Instruction, is_activation: bool) -> Buffer:
+        name = next((each.op_name for each in self.module.walk(instruction) if each.op_name), "")
         shape = f"{array.dtype}[{','.join(map(str, array.dimensions))}]"
-        what = "activation" if kept or _forward(name) else "temporary"
+        what = "activation" if is_activation or _is_forward(name) else "temporary"
         return Buffer(array.padded_bytes, shape, name, self.module.location(instruction), what)
 
 
-def _forward(name: str) -> bool:
-    """Whether a name that JAX gave belongs to the forward pass of something that is differentiated."""
+def _is_forward(name: str) -> bool:
+    """Returns True for an op name in the forward pass of a differentiated function."""
     return "jvp(" in name and "transpose(" not in name
 
 
-def _element(shape: str, index: int) -> tuple[int, int]:
-    """Which arrays of a tuple's shape belong to its element `index`: from, to."""
-    counts = _counts(shape)
+def _element_range(shape: str, index: int) -> tuple[int, int]:
+    """Returns the range [begin, end) of element `index` among the flattened arrays of a tuple shape."""
+    counts = _element_counts(shape)
     return sum(counts[:index]), sum(counts[: index + 1])
 
 
 @functools.lru_cache
-def _counts(shape: str) -> list[int]:
-    """How many arrays each element of a tuple's shape has."""
+def _element_counts(shape: str) -> list[int]:
+    """Returns the number of arrays in each element of a tuple shape."""
     shape = re.sub(r"/\*.*?\*/", "", shape)
     parts: list[str] = []
     depth, begin = 0, 1
-    for place, letter in enumerate(shape):
+    for index, letter in enumerate(shape):
         if letter in "([{":
             depth += 1
         elif letter in ")]}":
             depth -= 1
-        if letter == "," and depth == 1 or depth == 0 and place:
-            parts.append(shape[begin:place])
-            begin = place + 1
+        if letter == "," and depth == 1 or depth == 0 and index:
+            parts.append(shape[begin:index])
+            begin = index + 1
             if depth == 0:
                 break
     return [len(re.findall(r"[a-z]\w*\[[\d,<=]*\]", part)) for part in parts]

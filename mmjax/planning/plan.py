@@ -1,4 +1,4 @@
-"""A plan: the training step of a recipe, compiled for devices that need not be here, and what that tells."""
+"""Plans: compiles the train step of a recipe ahead of time and reports its memory, time and collectives."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mmjax.planning.chips import Chip, find_chip
 from mmjax.planning.flops import kernel_flops, step_flops
 from mmjax.planning.hlo import Module
 from mmjax.planning.memory import Buffer, MemoryUse, read_memory
-from mmjax.planning.schedule import ProgramSchedule, read_schedule
+from mmjax.planning.schedule import CollectiveTotals, StepTiming, simulate_step
 
-FASTER = 0.95
-"""The published steps that we compared with took 0.98 to 1.06 of their schedules' time (`experiments/03_plans`)."""
-SLOWER = 1.3
-"""An allowance, not a measurement: for links and clocks below their best, and for what the runtime adds."""
+LOW_RATIO = 0.95
+"""Lower bound of measured over simulated step time. Published runs: 0.98 to 1.06 (`experiments/03_plans`)."""
+HIGH_RATIO = 1.3
+"""Upper bound of measured over simulated step time: an allowance for slower links and clocks and runtime overhead."""
 
 
-class Planned(Protocol):
-    """What a plan asks of an experiment, `mmjax.experiment.Experiment`."""
+class Plannable(Protocol):
+    """The part of `mmjax.experiment.Experiment` that `make_plan` needs."""
 
     config: Any
     mesh: Mesh
@@ -33,28 +33,32 @@ class Planned(Protocol):
     objective: Any
 
     @property
-    def abstract_batch(self) -> Any: ...
+    def abstract_batch(self) -> Any:
+        """The global batch as `jax.ShapeDtypeStruct`s."""
 
     @property
     def examples_per_step(self) -> float:
-        """The batch size, and fewer on average where examples share rows."""
+        """Examples per global batch; with packing, the average."""
 
     def lower_step(self) -> Any:
-        """The lowered step, ready to be compiled."""
+        """Returns the `jax.stages.Lowered` train step."""
 
     def trace_step(self) -> Any:
-        """The step as JAX traces it."""
+        """Returns the train step as a `ClosedJaxpr`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Moves:
-    """Collectives of one kind over the same mesh axes, hidden behind computation or not, over a whole step.
+class CollectiveSummary:
+    """Collectives of a step, grouped by kind, mesh axes and whether computation hides them.
 
     Attributes:
-      bytes: of the arrays on one chip, over all runs.
-      runs: how often such a collective runs.
-      seconds: at the links' full bandwidth.
-      exposed_seconds: of them, those that the chip waits.
+      kind: one of `mmjax.planning.collectives.KINDS`.
+      axis: crossed mesh axes, joined by "+".
+      bytes: total size of the arrays on one chip.
+      hidden: True if computation overlaps at least 90 % of the time.
+      runs: number of executions.
+      seconds: total time at the links' full bandwidth.
+      exposed_seconds: time that the chip waits for them.
     """
 
     kind: str
@@ -68,29 +72,31 @@ class Moves:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a step needs, for one device unless named otherwise.
+    """Memory, time and collectives of a train step, per device unless stated otherwise.
 
     Attributes:
-      recipe: as the user named it.
-      topology: name of the topology, or what the devices call themselves.
-      device: kind of the devices.
-      devices, chips: of the whole mesh; a TPU7x has two devices a chip.
-      mesh: sizes of its axes.
-      batch_size: the global one.
-      fullness: examples for each slot of it; less than 1 on average where they share rows.
-      parameters: of the whole model.
-      memory: what fills the memory; None where the compiler gave up before it could tell.
-      fits: whether the step fits.
-      peak_bytes, capacity_bytes: what it needs and what there is.
-      model_flops: by the convention of `mmjax.planning.flops`.
-      cycles: the compiler's, with trip counts; None where it gives none.
-      compute_seconds, kernel_seconds: of the cycles, and of custom calls beside them.
-      collective_seconds, exposed_seconds: of all collectives, and of what the schedule does not hide.
-      step_seconds: compute and kernels and what is exposed; None where nothing is known of the device's speed.
-      collectives: by kind, axis, and whether they are hidden.
-      slowest: ("file.py:line", seconds) of the places in the code that take longest.
-      time_unknown: why nothing is said about time, where that is so.
-      compile_seconds: how long the compiler took.
+      recipe: recipe name as given by the user.
+      topology: topology name.
+      device: `jax.Device.device_kind`.
+      devices, chips: counts over the whole mesh; a TPU7x chip has two devices.
+      mesh: sizes of the mesh axes larger than 1.
+      batch_size: global batch size, in slots.
+      parameters: parameter count of the whole model.
+      fits: True if the step fits in memory.
+      peak_bytes, capacity_bytes: memory that the step needs and that the device has; capacity None if unknown.
+      model_flops: model FLOPs of one step, see `mmjax.planning.flops`; None if a trip count is unknown.
+      peak_flops: peak bfloat16 FLOP/s.
+      memory: memory use by kind; None if the compiler failed for lack of memory.
+      cycles: the compiler's estimate including trip counts; None if it estimates none.
+      compute_seconds, kernel_seconds: time of compiler-generated code and of custom kernels.
+      collective_seconds, exposed_seconds: time of all collectives, and the part that computation does not hide.
+      step_seconds: compute, kernel and exposed time; None if the device's speed is unknown.
+      collectives: summaries by kind, axes and hidden.
+      slowest: (file.py:line, seconds) of the slowest source lines.
+      examples_per_row: average examples per slot of `batch_size`; below 1 if packing leaves slots empty.
+      time_unknown: reason for missing times, or "".
+      compile_seconds: compile time.
+      versions: versions of JAX and its compilers.
     """
 
     recipe: str
@@ -113,7 +119,7 @@ class Plan:
     collective_seconds: float | None = None
     exposed_seconds: float | None = None
     step_seconds: float | None = None
-    collectives: tuple[Moves, ...] = ()
+    collectives: tuple[CollectiveSummary, ...] = ()
     slowest: tuple[tuple[str, float], ...] = ()
     examples_per_row: float = 1.0
     time_unknown: str = ""
@@ -122,29 +128,29 @@ class Plan:
 
     @property
     def missing_bytes(self) -> int:
+        """Bytes by which the peak exceeds the capacity."""
         return max(0, self.peak_bytes - (self.capacity_bytes or self.peak_bytes))
 
     @property
     def step_seconds_range(self) -> tuple[float, float] | None:
-        """Where a measured step is expected to lie."""
-        return None if self.step_seconds is None else (FASTER * self.step_seconds, SLOWER * self.step_seconds)
+        """Expected range of a measured step."""
+        return None if self.step_seconds is None else (LOW_RATIO * self.step_seconds, HIGH_RATIO * self.step_seconds)
 
     @property
     def utilisation(self) -> float | None:
-        """Model FLOPs over what the device could do in the time of a step, at its bfloat16 peak."""
+        """Model FLOPs utilisation (MFU): model FLOPs / (peak bfloat16 FLOP/s * step time)."""
         if self.step_seconds is None or self.model_flops is None or not self.peak_flops:
             return None
         return self.model_flops / self.peak_flops / self.step_seconds
 
     @property
     def examples_per_second(self) -> float | None:
-        """Of all devices."""
+        """Throughput of all devices together."""
         return self.examples_per_row * self.batch_size / self.step_seconds if self.step_seconds else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as `--json` prints them."""
-        fields = dataclasses.asdict(self)
-        return fields | {
+        """Converts to plain values, the output of `--json`."""
+        return dataclasses.asdict(self) | {
             "missing_bytes": self.missing_bytes,
             "step_seconds_range": self.step_seconds_range,
             "utilisation": self.utilisation,
@@ -153,36 +159,36 @@ class Plan:
 
 
 def cost(plan: Plan, examples: float, price: float) -> float | None:
-    """What so many examples cost at a price of a chip-hour."""
-    rate = plan.examples_per_second
-    return None if rate is None else examples / rate / 3600 * plan.chips * price
+    """Returns the cost of training on `examples` at `price` per chip-hour; None if the throughput is unknown."""
+    throughput = plan.examples_per_second
+    return None if throughput is None else examples / throughput / 3600 * plan.chips * price
 
 
-def make_plan(recipe: str, topology: str, experiment: Planned) -> tuple[Plan, str | None]:
-    """Compiles the step of an experiment for the devices of its mesh and reads the program.
+def make_plan(recipe: str, topology: str, experiment: Plannable) -> tuple[Plan, str | None]:
+    """Compiles the train step of an experiment for the devices of its mesh and analyses the program.
 
     Args:
-      recipe: its name, for the record.
-      topology: name of the devices together.
+      recipe: recipe name, for the record.
+      topology: topology name, for the record.
+      experiment: experiment on the mesh to plan for.
 
     Returns:
-      The plan, and the program's text; None where the compiler found that it does not fit.
+      The plan and the HLO text, or None in place of the text if the compiler ran out of device memory.
     """
     mesh = experiment.mesh
     device = mesh.devices.flat[0]
     chip = find_chip(device.device_kind)
-    per_chip = chip.per_chip if chip else 1
-    known: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "recipe": recipe,
         "topology": topology,
         "device": device.device_kind,
         "devices": mesh.size,
-        "chips": max(1, mesh.size // per_chip),
+        "chips": max(1, mesh.size // (chip.devices_per_chip if chip else 1)),
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         "batch_size": experiment.config.train.batch_size,
-        "fullness": experiment.examples_per_step / experiment.config.train.batch_size,
+        "examples_per_row": experiment.examples_per_step / experiment.config.train.batch_size,
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.shapes.parameters)),
-        "capacity_bytes": chip.memory_bytes if chip else capacity_of(device),
+        "capacity_bytes": chip.memory_bytes if chip else device_memory(device),
         "peak_flops": chip.peak_flops if chip else None,
         "model_flops": model_flops(experiment),
         "versions": versions(),
@@ -195,58 +201,59 @@ def make_plan(recipe: str, topology: str, experiment: Planned) -> tuple[Plan, st
         needed = needed_bytes(str(error))
         if needed is None:
             raise
-        known["compile_seconds"] = time.monotonic() - start
-        return Plan(fits=False, peak_bytes=needed, **known), None
-    known["compile_seconds"] = time.monotonic() - start
+        fields["compile_seconds"] = time.monotonic() - start
+        return Plan(fits=False, peak_bytes=needed, **fields), None
+    fields["compile_seconds"] = time.monotonic() - start
     text = compiled.as_text()
     module = Module(text)
-    memory = read_memory(module, compiled.memory_analysis(), known["capacity_bytes"] or 0)
-    # A TPU's compiler is the judge itself: it refuses what does not fit. Others compile anything.
-    judged = device.platform == "tpu" or known["capacity_bytes"] is None
-    known |= {"memory": memory, "peak_bytes": memory.peak, "fits": judged or memory.fits}
+    memory = read_memory(module, compiled.memory_analysis(), fields["capacity_bytes"] or 0)
+    # The TPU compiler fails if the step does not fit; other compilers do not check.
+    assumed_fit = device.platform == "tpu" or fields["capacity_bytes"] is None
+    fields |= {"memory": memory, "peak_bytes": memory.peak, "fits": assumed_fit or memory.fits}
     if chip is None:
-        known["time_unknown"] = f"nothing is known of the speed of {device.device_kind!r}"
+        fields["time_unknown"] = f"no specification of the device kind {device.device_kind!r}"
     else:
         try:
-            known |= timing(read_schedule(module, mesh, chip, kernel_flops(experiment.trace_step().jaxpr)), chip)
+            timing = simulate_step(module, mesh, chip, kernel_flops(experiment.trace_step().jaxpr))
+            fields |= timing_fields(timing, chip)
         except ValueError as error:
-            # A loop that the data ends.
-            known["time_unknown"] = str(error)
-    return Plan(**known), text
+            # The trip count of a loop depends on data.
+            fields["time_unknown"] = str(error)
+    return Plan(**fields), text
 
 
-def timing(schedule: ProgramSchedule, chip: Chip) -> dict[str, Any]:
-    """The fields of a plan that are about time."""
-    grouped: dict[tuple[str, str, bool], list[Any]] = {}
-    for moved in schedule.collectives.values():
-        axis = "+".join(moved.collective.axes)
-        grouped.setdefault((moved.collective.kind, axis, moved.hidden), []).append(moved)
-    rows = [
-        Moves(
-            kind,
-            axis,
-            sum(moved.bytes for moved in group),
-            hidden,
-            sum(moved.runs for moved in group),
-            sum(moved.seconds for moved in group),
-            sum(moved.exposed for moved in group),
+def timing_fields(timing: StepTiming, chip: Chip) -> dict[str, Any]:
+    """Returns the time-related fields of a `Plan`."""
+    groups: dict[tuple[str, str, bool], list[CollectiveTotals]] = {}
+    for totals in timing.collectives.values():
+        axis = "+".join(totals.collective.axes)
+        groups.setdefault((totals.collective.kind, axis, totals.hidden), []).append(totals)
+    summaries = [
+        CollectiveSummary(
+            kind=kind,
+            axis=axis,
+            hidden=hidden,
+            bytes=sum(totals.bytes for totals in group),
+            runs=sum(totals.executions for totals in group),
+            seconds=sum(totals.seconds for totals in group),
+            exposed_seconds=sum(totals.exposed_seconds for totals in group),
         )
-        for (kind, axis, hidden), group in grouped.items()
+        for (kind, axis, hidden), group in groups.items()
     ]
     return {
-        "cycles": schedule.cycles if chip.clock else None,
-        "compute_seconds": schedule.compute,
-        "kernel_seconds": schedule.kernels,
-        "collective_seconds": sum(row.seconds for row in rows),
-        "exposed_seconds": schedule.exposed,
-        "step_seconds": schedule.seconds,
-        "slowest": tuple(sorted(schedule.places.items(), key=lambda item: -item[1])[:10]),
-        "collectives": tuple(sorted(rows, key=lambda row: -row.seconds)),
+        "cycles": timing.cycles if chip.clock_hz else None,
+        "compute_seconds": timing.compute_seconds,
+        "kernel_seconds": timing.kernel_seconds,
+        "collective_seconds": sum(summary.seconds for summary in summaries),
+        "exposed_seconds": timing.exposed_seconds,
+        "step_seconds": timing.step_seconds,
+        "slowest": tuple(sorted(timing.line_seconds.items(), key=lambda item: -item[1])[:10]),
+        "collectives": tuple(sorted(summaries, key=lambda summary: -summary.seconds)),
     }
 
 
-def model_flops(experiment: Planned) -> int | None:
-    """Of one step on one device; None where a loop with products has as many rounds as the data decides."""
+def model_flops(experiment: Plannable) -> int | None:
+    """Returns the model FLOPs of one step per device; None if a loop with matmuls has an unknown trip count."""
     try:
         return step_flops(experiment) // experiment.mesh.size
     except ValueError:
@@ -254,7 +261,7 @@ def model_flops(experiment: Planned) -> int | None:
 
 
 def needed_bytes(message: str) -> int | None:
-    """What a program needs in all, from the compiler's message that there is not so much; None for other messages."""
+    """Parses the total bytes that a program needs from an out-of-memory message; None for other messages."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     units = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -265,8 +272,8 @@ def needed_bytes(message: str) -> int | None:
     return None
 
 
-def capacity_of(device: jax.Device) -> int | None:
-    """What a device that is here says of its memory."""
+def device_memory(device: jax.Device) -> int | None:
+    """Returns the memory limit of an attached device in bytes; None if it reports none."""
     try:
         return (device.memory_stats() or {}).get("bytes_limit")
     except jax.errors.JaxRuntimeError:
@@ -274,17 +281,18 @@ def capacity_of(device: jax.Device) -> int | None:
 
 
 def versions() -> dict[str, str]:
-    """What the figures depend on."""
+    """Returns the versions of JAX and its compilers, on which the numbers depend."""
     import importlib.metadata
 
-    found = {}
+    installed = {}
     for package in ("jax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin"):
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
-def largest(plan: Plan) -> tuple[Buffer, ...]:
+def largest_buffers(plan: Plan) -> tuple[Buffer, ...]:
+    """Returns the largest buffers at the peak, or () if the memory use is unknown."""
     return plan.memory.largest if plan.memory else ()

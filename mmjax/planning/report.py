@@ -1,4 +1,4 @@
-"""A plan for people."""
+"""Console output of plans."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import os
 from rich.console import Console
 from rich.table import Table
 
-from mmjax.planning.plan import FASTER, SLOWER, Plan, cost, largest
-from mmjax.planning.search import Overrides, flags
-from mmjax.reporting.overview import print_facts
+from mmjax.planning.plan import HIGH_RATIO, LOW_RATIO, Plan, cost, largest_buffers
+from mmjax.planning.search import Overrides, as_flags
+from mmjax.reporting.overview import print_key_values
 
 
 def print_plan(console: Console, plan: Plan, examples: float | None, price: float | None) -> None:
-    """Everything that a plan tells, in four tables."""
+    """Prints a plan: overview, memory, time and collectives, and the cost of training on `examples`.
+
+    `price` is per chip-hour.
+    """
     chips = f"{plan.chips:,} chip{'s' * (plan.chips != 1)}"
     if plan.devices != plan.chips:
-        chips += f", {plan.devices:,} devices; what follows is for one device"
-    print_facts(
+        chips += f", {plan.devices:,} devices; all values are per device"
+    print_key_values(
         console,
         f"plan of {plan.recipe}",
         {
@@ -38,83 +41,83 @@ def print_plan(console: Console, plan: Plan, examples: float | None, price: floa
         print_collectives(console, plan)
     if examples:
         console.print()
-        print_facts(console, f"{examples:g} examples", bill(plan, examples, price))
+        print_key_values(console, f"{examples:g} examples", duration_and_cost(plan, examples, price))
 
 
 def _batch(plan: Plan) -> str:
     if plan.examples_per_row == 1:
-        return f"{plan.batch_size:,} examples, {plan.batch_size / plan.devices:g} a device"
+        return f"{plan.batch_size:,} examples, {plan.batch_size / plan.devices:g} per device"
     examples = plan.examples_per_row * plan.batch_size
-    return f"{plan.batch_size:,} slots with {examples:,.1f} examples on average, {examples / plan.devices:.1f} a device"
+    per_device = examples / plan.devices
+    return f"{plan.batch_size:,} slots with {examples:,.1f} examples on average, {per_device:.1f} per device"
 
 
 def print_memory(console: Console, plan: Plan) -> None:
-    capacity = "unknown" if plan.capacity_bytes is None else amount(plan.capacity_bytes)
+    """Prints the peak memory of a device, its parts and the five largest buffers."""
+    capacity = "unknown" if plan.capacity_bytes is None else format_bytes(plan.capacity_bytes)
+    peak = f"{format_bytes(plan.peak_bytes)} of {capacity}"
     if plan.fits:
         share = "" if not plan.capacity_bytes else f" ({plan.peak_bytes / plan.capacity_bytes:.0%})"
-        verdict = f"fits: {amount(plan.peak_bytes)} of {capacity}{share}"
+        verdict = f"fits: {peak}{share}"
     else:
-        verdict = f"does not fit: {amount(plan.peak_bytes)} of {capacity}, {amount(plan.missing_bytes)} are missing"
-    facts = {"peak": verdict}
+        verdict = f"does not fit: {peak}, {format_bytes(plan.missing_bytes)} too much"
+    values = {"peak": verdict}
     if plan.memory is not None:
         memory = plan.memory
-        facts |= {
-            "parameters": amount(memory.parameters),
-            "optimiser": amount(memory.optimizer),
-            "batch and rest": amount(memory.batch + memory.other),
-            "activations": f"{amount(memory.activations)}, kept for the backward pass",
-            "temporaries": amount(memory.temporaries),
-            "program": amount(memory.code),
+        values |= {
+            "parameters": format_bytes(memory.parameters),
+            "optimiser": format_bytes(memory.optimizer),
+            "batch and other": format_bytes(memory.batch + memory.other),
+            "activations": f"{format_bytes(memory.activations)}, kept for the backward pass",
+            "temporaries": format_bytes(memory.temporaries),
+            "program": format_bytes(memory.code),
         }
-    print_facts(console, "memory of a device", facts)
-    for buffer in largest(plan)[:5]:
-        place = _short(buffer.location)
-        console.print(
-            f"  {amount(buffer.bytes):>9}  {buffer.shape}  {buffer.what}  {place}", markup=False, highlight=False
-        )
+    print_key_values(console, "memory per device", values)
+    for buffer in largest_buffers(plan)[:5]:
+        line = f"  {format_bytes(buffer.bytes):>9}  {buffer.shape}  {buffer.what}  {_short(buffer.location)}"
+        console.print(line, markup=False, highlight=False)
 
 
 def print_time(console: Console, plan: Plan) -> None:
+    """Prints the step time, its parts and the five slowest source lines."""
     if plan.step_seconds is None:
-        print_facts(console, "time of a step", {"unknown": plan.time_unknown})
+        print_key_values(console, "step time", {"unknown": plan.time_unknown})
         return
     assert plan.compute_seconds is not None and plan.kernel_seconds is not None
     assert plan.collective_seconds is not None and plan.exposed_seconds is not None
     low, high = plan.step_seconds_range or (math.nan, math.nan)
-    cycles = f"{plan.cycles:,} cycles of the compiler" if plan.cycles else "a roofline"
-    facts = {
-        "model FLOPs": "unknown" if plan.model_flops is None else f"{plan.model_flops:.4g} a device",
-        "compute": f"{milliseconds(plan.compute_seconds)}: {cycles}",
-        "kernels": f"{milliseconds(plan.kernel_seconds)}: max(FLOPs / peak, bytes / bandwidth)",
-        "collectives": f"{milliseconds(plan.collective_seconds)}, of which "
-        f"{milliseconds(plan.exposed_seconds)} are not hidden",
-        "step": f"{milliseconds(plan.step_seconds)}; measured steps are expected between "
-        f"{milliseconds(low)} and {milliseconds(high)}",
+    source = f"{plan.cycles:,} cycles, estimated by the compiler" if plan.cycles else "roofline estimate"
+    values = {
+        "model FLOPs": "unknown" if plan.model_flops is None else f"{plan.model_flops:.4g} per device",
+        "compute": f"{format_ms(plan.compute_seconds)}: {source}",
+        "kernels": f"{format_ms(plan.kernel_seconds)}: max(FLOPs / peak, bytes / bandwidth)",
+        "collectives": f"{format_ms(plan.collective_seconds)}, of which {format_ms(plan.exposed_seconds)} exposed",
+        "step": f"{format_ms(plan.step_seconds)}; expected when measured: {format_ms(low)} to {format_ms(high)}",
         "utilisation": "unknown" if plan.utilisation is None else f"{plan.utilisation:.1%} of the bfloat16 peak",
         "examples/s": f"{plan.examples_per_second:,.0f} on all chips",
     }
-    print_facts(console, "time of a step", facts)
-    for place, seconds in plan.slowest[:5]:
-        console.print(
-            f"  {milliseconds(seconds):>10}  {_short(place) or 'of no one place'}", markup=False, soft_wrap=True
-        )
+    print_key_values(console, "step time", values)
+    for location, seconds in plan.slowest[:5]:
+        line = f"  {format_ms(seconds):>10}  {_short(location) or 'unknown location'}"
+        console.print(line, markup=False, soft_wrap=True)
     console.print(
-        f"  Assumed: links at their full bandwidth, no waiting for input. The range is {FASTER:g} to {SLOWER:g} times "
-        "the schedule's time: see experiments/03_plans for how it compares with published runs.",
+        f"  Assumes full link bandwidth and no input stalls. The range is {LOW_RATIO:g} to {HIGH_RATIO:g} times "
+        "the simulated time; experiments/03_plans compares it with published runs.",
         style="dim",
         highlight=False,
     )
 
 
 def print_collectives(console: Console, plan: Plan) -> None:
+    """Prints a table of the collectives, grouped by kind, mesh axes and hidden."""
     if not plan.collectives:
         return
     console.print()
-    console.print("collectives of a step", style="bold")
+    console.print("collectives per step", style="bold")
     table = Table(box=None, pad_edge=False, header_style="cyan")
     for name in ("kind", "axis", "hidden"):
         table.add_column(name, overflow="fold")
-    for name in ("runs", "bytes", "time", "waited for"):
+    for name in ("runs", "bytes", "time", "exposed"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in plan.collectives:
         table.add_row(
@@ -122,72 +125,75 @@ def print_collectives(console: Console, plan: Plan) -> None:
             row.axis,
             "yes" if row.hidden else "no",
             f"{row.runs:,}",
-            amount(row.bytes),
-            milliseconds(row.seconds),
-            milliseconds(row.exposed_seconds),
+            format_bytes(row.bytes),
+            format_ms(row.seconds),
+            format_ms(row.exposed_seconds),
         )
     console.print(table)
 
 
-def print_remedy(console: Console, found: tuple[Overrides, Plan] | None) -> None:
-    """What makes a step fit that does not."""
+def print_remedy(console: Console, remedy: tuple[Overrides, Plan] | None) -> None:
+    """Prints the overrides that make a step fit in memory, with their peak memory and step time."""
     console.print()
-    if found is None:
-        console.print("No change of rematerialisation, microbatches, mesh or batch makes it fit.", style="bold")
+    if remedy is None:
+        console.print("No tested change of mesh, rematerialisation, microbatches or batch size fits.", style="bold")
         return
-    overrides, plan = found
-    capacity = amount(plan.capacity_bytes or 0)
-    console.print("This makes it fit; it was compiled:", style="bold")
-    console.print(f"  {flags(overrides)}", markup=False, highlight=False, soft_wrap=True)
-    step = "" if plan.step_seconds is None else f"; {milliseconds(plan.step_seconds)} a step"
-    console.print(f"  peak {amount(plan.peak_bytes)} of {capacity}{step}", highlight=False)
+    overrides, plan = remedy
+    capacity = format_bytes(plan.capacity_bytes or 0)
+    console.print("The step fits (compiled) with:", style="bold")
+    console.print(f"  {as_flags(overrides)}", markup=False, highlight=False, soft_wrap=True)
+    step = "" if plan.step_seconds is None else f"; {format_ms(plan.step_seconds)} per step"
+    console.print(f"  peak {format_bytes(plan.peak_bytes)} of {capacity}{step}", highlight=False)
 
 
 def print_ranking(console: Console, ranking: list[tuple[Overrides, Plan]]) -> None:
-    """What a search found, the winner as flags to paste."""
-    console.print("searched", style="bold")
-    # The changes are long: they come last, and only the terminal breaks them.
+    """Prints all candidates of a search, best first, and the flags of the best one."""
+    console.print("search results", style="bold")
+    # The change is the last column, without wrapping by rich, as it may be long.
     row = "{:>20} {:>11} {:>12} {:>12}  {}"
     console.print(row.format("peak", "step", "utilisation", "examples/s", "change"), soft_wrap=True)
     for overrides, plan in ranking:
         cells = (
-            amount(plan.peak_bytes) + ("" if plan.fits else " (too much)"),
-            "–" if plan.step_seconds is None else milliseconds(plan.step_seconds),
+            format_bytes(plan.peak_bytes) + ("" if plan.fits else " (OOM)"),
+            "–" if plan.step_seconds is None else format_ms(plan.step_seconds),
             "–" if plan.utilisation is None else f"{plan.utilisation:.1%}",
             "–" if plan.examples_per_second is None else f"{plan.examples_per_second:,.0f}",
-            " ".join(f"{key}={value}" for key, value in overrides.items()) or "as the recipe says",
+            " ".join(f"{key}={value}" for key, value in overrides.items()) or "unchanged recipe",
         )
         console.print(row.format(*cells), markup=False, soft_wrap=True)
     overrides, plan = ranking[0]
     if plan.fits:
-        console.print("The fastest, to paste:", style="bold")
-        console.print(f"  {flags(overrides) or 'the recipe as it is'}", markup=False, highlight=False, soft_wrap=True)
+        console.print("Fastest settings:", style="bold")
+        settings = as_flags(overrides) or "unchanged recipe"
+        console.print(f"  {settings}", markup=False, highlight=False, soft_wrap=True)
 
 
-def bill(plan: Plan, examples: float, price: float | None) -> dict[str, str]:
-    """How long so many examples take, and what they cost."""
+def duration_and_cost(plan: Plan, examples: float, price: float | None) -> dict[str, str]:
+    """Formats the time for training on `examples` and its cost at `price` per chip-hour."""
     if plan.examples_per_second is None:
         return {"time": "unknown"}
     hours = examples / plan.examples_per_second / 3600
-    facts = {"time": f"{hours:,.1f} hours, {hours * plan.chips:,.0f} chip-hours"}
+    values = {"time": f"{hours:,.1f} hours, {hours * plan.chips:,.0f} chip-hours"}
     if price is not None:
-        facts["cost"] = f"{cost(plan, examples, price):,.0f} at {price:g} a chip-hour"
-    return facts
+        values["cost"] = f"{cost(plan, examples, price):,.0f} at {price:g} per chip-hour"
+    return values
 
 
-def amount(count: int) -> str:
+def format_bytes(count: int) -> str:
+    """Formats a number of bytes, like "1.50 GiB"."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:
             return f"{count / size:.2f} {unit}"
     return f"{count} B"
 
 
-def milliseconds(seconds: float) -> str:
+def format_ms(seconds: float) -> str:
+    """Formats seconds, like "1.50 ms"."""
     return f"{seconds * 1e3:,.2f} ms"
 
 
 def _short(location: str) -> str:
-    """A place in the code, relative to the current folder where it is inside."""
+    """Shortens a source location: relative to site-packages or to the current directory."""
     path, _, line = location.rpartition(":")
     if "site-packages/" in path:
         return location.rpartition("site-packages/")[2]

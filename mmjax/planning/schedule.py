@@ -1,8 +1,8 @@
-"""How long a compiled step takes: its schedule, walked through with a clock for the chip and one for each mesh axis.
+"""Step time of a compiled program: simulates its schedule with one clock for the chip and one for each link direction.
 
-The chip carries instructions out in the order of the text, each for as many cycles as the compiler estimates. A
-collective that waits in its place takes its seconds in full; one that is started and awaited later takes what is left
-when the chip comes to wait for it. Collectives over one axis queue for its links.
+The chip executes instructions in program order, each for the compiler's estimated cycles. A blocking collective adds
+its full time. An asynchronous collective adds only the time left when the chip waits for it. Collectives over the same
+links queue.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 from jax.sharding import Mesh
 
@@ -18,224 +19,252 @@ from mmjax.planning.collectives import Collective, collectives_of
 from mmjax.planning.hlo import Computation, Instruction, Module
 from mmjax.planning.roofline import roofline_seconds
 
+KernelFlops = Mapping[tuple[str, tuple[tuple[int, ...], ...]], int]
+"""Result of `mmjax.planning.flops.kernel_flops`: {(kernel name, output shapes): FLOPs of one call}."""
+
 
 @dataclasses.dataclass
-class Moved:
-    """A collective instruction over a whole step.
+class CollectiveTotals:
+    """A collective instruction, summed over its executions in a step.
 
     Attributes:
-      runs: how often it runs.
-      exposed: seconds of all its runs in which the chip waits.
+      collective: the collective, with bytes and seconds of one execution.
+      executions: number of executions.
+      exposed_seconds: total time that the chip waits for it.
     """
 
     collective: Collective
-    runs: int = 0
-    exposed: float = 0.0
+    executions: int = 0
+    exposed_seconds: float = 0.0
 
     @property
     def bytes(self) -> int:
-        return self.runs * self.collective.bytes
+        """Total bytes of the array on one chip."""
+        return self.executions * self.collective.bytes
 
     @property
     def seconds(self) -> float:
-        return self.runs * self.collective.seconds
+        """Total time on the links."""
+        return self.executions * self.collective.seconds
 
     @property
     def hidden(self) -> bool:
-        """Whether the schedule hides nine tenths of it."""
-        return self.exposed <= 0.1 * self.seconds
+        """True if computation overlaps at least 90 % of the time."""
+        return self.exposed_seconds <= 0.1 * self.seconds
 
 
 @dataclasses.dataclass
-class ProgramSchedule:
-    """What a step does.
+class StepTiming:
+    """Simulated timing of one step on one device.
 
     Attributes:
-      cycles: of all instructions that the compiler has an estimate for, loops counted as often as they run.
-      compute: seconds of these cycles, or, where there are none, of a roofline.
-      kernels: seconds of custom calls, for which it has none.
-      seconds: from the beginning to the end, what is waited for included.
-      collectives: each collective instruction.
-      places: {"file.py:line": seconds of compute and kernels that come from there}.
+      cycles: the compiler's estimated cycles, summed over all executions.
+      compute_seconds: time of these cycles; roofline time if the compiler estimates no cycles.
+      kernel_seconds: time of custom kernels, for which the compiler estimates no cycles.
+      step_seconds: time of the whole step, including exposed collectives.
+      collectives: totals by "instruction/index".
+      line_seconds: {"file.py:line": compute and kernel seconds}.
     """
 
     cycles: int = 0
-    compute: float = 0.0
-    kernels: float = 0.0
-    seconds: float = 0.0
-    collectives: dict[str, Moved] = dataclasses.field(default_factory=dict)
-    places: dict[str, float] = dataclasses.field(default_factory=dict)
+    compute_seconds: float = 0.0
+    kernel_seconds: float = 0.0
+    step_seconds: float = 0.0
+    collectives: dict[str, CollectiveTotals] = dataclasses.field(default_factory=dict)
+    line_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
-    def exposed(self) -> float:
-        """Seconds of collectives that nothing hides."""
-        return sum(moved.exposed for moved in self.collectives.values())
+    def exposed_seconds(self) -> float:
+        """Time that the chip waits for collectives."""
+        return sum(totals.exposed_seconds for totals in self.collectives.values())
 
 
-Kernels = Mapping[tuple[str, tuple[tuple[int, ...], ...]], int]
-"""What `mmjax.planning.flops.kernel_flops` finds."""
-
-
-def read_schedule(module: Module, mesh: Mesh, chip: Chip, kernels: Kernels | None = None) -> ProgramSchedule:
-    """Walks through a compiled step.
+def simulate_step(module: Module, mesh: Mesh, chip: Chip, kernels: KernelFlops | None = None) -> StepTiming:
+    """Simulates the schedule of a compiled step.
 
     Args:
+      module: the compiled step.
+      mesh: mesh that it was compiled for.
+      chip: specification of the devices.
       kernels: FLOPs of its Pallas kernels.
+
+    Raises:
+      ValueError: if the trip count of a loop is unknown.
     """
-    return _Walk(module, mesh, chip, kernels or {}).schedule
+    return _Simulator(module, mesh, chip, kernels or {}).timing
 
 
-def kernel_seconds(computation: Computation, instruction: Instruction, chip: Chip, kernels: Kernels) -> float:
-    """Of a custom call: max(FLOPs / peak, bytes / bandwidth).
+def kernel_seconds(computation: Computation, instruction: Instruction, chip: Chip, kernels: KernelFlops) -> float:
+    """Returns the roofline time of one custom call: max(FLOPs / peak, bytes / bandwidth).
 
-    The FLOPs are those that its program has, which may be more than the kernel declares (`cost_estimate` of a Pallas
-    call), where it fills tiles; the bytes are those that it declares, or else of its operands and results.
+    FLOPs are counted in the kernel's jaxpr; they may exceed the `cost_estimate` declared to `pallas_call`, as kernels
+    also compute padding. Bytes are the declared ones, else the sizes of operands and results in HBM.
     """
     text = instruction.attributes
     declared = {name: int(value) for name, value in re.findall(r'"(flops|bytes_accessed)":"?(\d+)', text)}
     shapes = tuple(array.dimensions for array in instruction.arrays)
-    named = [flops for (name, results), flops in kernels.items() if name in instruction.operation and results == shapes]
-    flops = max(declared.get("flops", 0), *named, 0)
+    counted = [flops for (name, outputs), flops in kernels.items() if name in instruction.op_name and outputs == shapes]
+    flops = max(declared.get("flops", 0), *counted, 0)
     operands = [computation.by_name[name] for name in instruction.operands if name in computation.by_name]
-    touched = sum(array.bytes for each in (*operands, instruction) for array in each.arrays if not array.on_chip)
-    moved = declared.get("bytes_accessed") or touched
-    return max(flops / chip.peak_flops, moved / chip.memory_bandwidth)
+    hbm_bytes = sum(array.bytes for value in (*operands, instruction) for array in value.arrays if not array.on_chip)
+    num_bytes = declared.get("bytes_accessed") or hbm_bytes
+    return max(flops / chip.peak_flops, num_bytes / chip.memory_bandwidth)
 
 
 def is_kernel(instruction: Instruction) -> bool:
-    """Whether an instruction is a program of its own that somebody wrote, like a Pallas call."""
+    """Returns True for a hand-written kernel, like a Pallas or Triton call."""
     return instruction.opcode == "custom-call" and bool(
         re.search(r'custom_call_target="(tpu_custom_call|Mosaic|__gpu\$|triton)', instruction.attributes)
     )
 
 
-class _Walk:
-    def __init__(self, module: Module, mesh: Mesh, chip: Chip, kernels: Kernels):
+Role = Literal["start", "done", "advance", "sync"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Info:
+    """Time-independent properties of an instruction.
+
+    Attributes:
+      role: "start" launches asynchronous collectives, "done" waits for them, "advance" is a fusion that carries one on;
+        "sync" is any other instruction, including blocking collectives.
+      key: key shared by the start and the done of a collective.
+      collectives: collectives that the instruction launches.
+      location: "file.py:line", or "".
+    """
+
+    role: Role
+    key: str
+    collectives: tuple[Collective, ...]
+    location: str
+
+
+@dataclasses.dataclass
+class _InFlight:
+    """An asynchronous collective that has started."""
+
+    end: float
+    totals: CollectiveTotals
+
+
+class _Simulator:
+    """Executes a module in program order. `now` and all ends are seconds; `times` weights an execution."""
+
+    def __init__(self, module: Module, mesh: Mesh, chip: Chip, kernels: KernelFlops):
         self.module, self.mesh, self.chip, self.kernels = module, mesh, chip, kernels
-        self.schedule = ProgramSchedule()
+        self.timing = StepTiming()
         self.now = 0.0
-        self.free: dict[str, float] = {}
-        self.pending: dict[str, tuple[float, str]] = {}
-        self.roles: dict[str, tuple[str, str]] = {}
-        self.found: dict[str, list[Collective]] = {}
-        self.located: dict[str, str] = {}
-        self.computation(module.entry, 1)
-        self.schedule.seconds = self.now
+        self.link_free: dict[str, float] = {}
+        self.in_flight: dict[str, _InFlight] = {}
+        self.infos: dict[str, _Info] = {}
+        self.run(module.entry, 1)
+        self.timing.step_seconds = self.now
 
-    def computation(self, computation: Computation, times: int) -> None:
+    def run(self, computation: Computation, times: int) -> None:
         for instruction in computation.instructions:
+            called = self.module.called_computations(instruction)
             if instruction.opcode == "while":
-                self.loop(instruction, times)
-                continue
-            inside = self.module.called(instruction)
-            if inside and instruction.opcode != "async-start":
-                self.branches(instruction, inside, times)
-                continue
-            self.instruction(computation, instruction, times)
+                self.run_loop(instruction, times)
+            elif called and instruction.opcode != "async-start":
+                self.run_branches(called, times)
+            else:
+                self.execute(computation, instruction, times)
 
-    def loop(self, instruction: Instruction, times: int) -> None:
-        """The first two rounds, and as many like the second as follow: one round may wait for what another started."""
-        body, trips = self.module.computations[str(instruction.attribute("body"))], self.module.trips(instruction)
+    def run_loop(self, instruction: Instruction, times: int) -> None:
+        """Simulates two trips and extrapolates the second, as it may wait for collectives started in the first."""
+        body = self.module.computations[str(instruction.attribute("body"))]
+        trips = self.module.trip_count(instruction)
         if trips:
-            self.computation(body, times)
+            self.run(body, times)
         if trips > 1:
             start = self.now
-            self.computation(body, times * (trips - 1))
-            later = (self.now - start) * (trips - 2)
-            self.now += later
-            for key, (end, name) in self.pending.items():
-                if end > start:
-                    self.pending[key] = (end + later, name)
+            self.run(body, times * (trips - 1))
+            extrapolated = (self.now - start) * (trips - 2)
+            self.now += extrapolated
+            for flight in self.in_flight.values():
+                if flight.end > start:
+                    flight.end += extrapolated
 
-    def branches(self, instruction: Instruction, inside: list[Computation], times: int) -> None:
-        """Of a conditional the slowest branch counts; a call has one."""
-        start, longest = self.now, self.now
-        for branch in inside:
+    def run_branches(self, called: list[Computation], times: int) -> None:
+        """Simulates all branches of a conditional from the same start; the slowest sets the time. A call has one."""
+        start, slowest_end = self.now, self.now
+        for branch in called:
             self.now = start
-            self.computation(branch, times)
-            longest = max(longest, self.now)
-        self.now = longest
+            self.run(branch, times)
+            slowest_end = max(slowest_end, self.now)
+        self.now = slowest_end
 
-    def instruction(self, computation: Computation, instruction: Instruction, times: int) -> None:
-        role, key = self.role(instruction)
-        if role == "done":
-            self.wait(key, times)
-        for number, collective in enumerate(self.collectives(instruction) if role in ("start", "sync") else ()):
-            name = f"{instruction.name}/{number}"
-            moved = self.schedule.collectives.setdefault(name, Moved(collective))
-            moved.runs += times
-            begin = max([self.now, *(self.free.get(link, 0.0) for link in collective.links)])
-            end = begin + collective.seconds
-            for link in collective.links:
-                self.free[link] = end
-            if role == "start":
-                self.pending[f"{key}/{number}"] = (end, name)
+    def execute(self, computation: Computation, instruction: Instruction, times: int) -> None:
+        info = self.info(instruction)
+        index = 0
+        while info.role == "done" and (flight := self.in_flight.pop(f"{info.key}/{index}", None)):
+            self.wait(flight.end, flight.totals, times)
+            index += 1
+        for index, collective in enumerate(info.collectives):
+            name = f"{instruction.name}/{index}"
+            totals = self.timing.collectives.setdefault(name, CollectiveTotals(collective))
+            totals.executions += times
+            end = max([self.now, *(self.link_free.get(link, 0.0) for link in collective.links)]) + collective.seconds
+            self.link_free |= dict.fromkeys(collective.links, end)
+            if info.role == "start":
+                self.in_flight[f"{info.key}/{index}"] = _InFlight(end, totals)
             else:
-                moved.exposed += times * (end - self.now)
-                self.now = end
+                self.wait(end, totals, times)
         self.compute(computation, instruction, times)
+
+    def wait(self, end: float, totals: CollectiveTotals, times: int) -> None:
+        if end > self.now:
+            totals.exposed_seconds += times * (end - self.now)
+            self.now = end
 
     def compute(self, computation: Computation, instruction: Instruction, times: int) -> None:
         cycles, seconds = instruction.cycles, 0.0
-        if cycles and self.chip.clock:
-            seconds = cycles / self.chip.clock
-            self.schedule.cycles += times * cycles
-            self.schedule.compute += times * seconds
-        elif self.chip.clock is None:
+        if cycles and self.chip.clock_hz:
+            seconds = cycles / self.chip.clock_hz
+            self.timing.cycles += times * cycles
+            self.timing.compute_seconds += times * seconds
+        elif self.chip.clock_hz is None:
             seconds = roofline_seconds(self.module, instruction, self.chip)
-            self.schedule.compute += times * seconds
+            self.timing.compute_seconds += times * seconds
         elif is_kernel(instruction):
             seconds = kernel_seconds(computation, instruction, self.chip, self.kernels)
-            self.schedule.kernels += times * seconds
+            self.timing.kernel_seconds += times * seconds
         if seconds:
             self.now += seconds
-            place = self.place(instruction)
-            self.schedule.places[place] = self.schedule.places.get(place, 0.0) + times * seconds
+            line = self.info(instruction).location
+            self.timing.line_seconds[line] = self.timing.line_seconds.get(line, 0.0) + times * seconds
 
-    def place(self, instruction: Instruction) -> str:
-        if instruction.name not in self.located:
-            self.located[instruction.name] = self.module.location(instruction)
-        return self.located[instruction.name]
+    def info(self, instruction: Instruction) -> _Info:
+        if instruction.name not in self.infos:
+            role, key = _role(self.module, instruction)
+            collectives: tuple[Collective, ...] = ()
+            if role in ("start", "sync"):
+                collectives = tuple(collectives_of(self.module, instruction, self.mesh, self.chip))
+            location = self.module.location(instruction)
+            self.infos[instruction.name] = _Info(role, key, collectives, location)
+        return self.infos[instruction.name]
 
-    def wait(self, key: str, times: int) -> None:
-        number = 0
-        while f"{key}/{number}" in self.pending:
-            end, name = self.pending.pop(f"{key}/{number}")
-            if end > self.now:
-                self.schedule.collectives[name].exposed += times * (end - self.now)
-                self.now = end
-            number += 1
 
-    def collectives(self, instruction: Instruction) -> list[Collective]:
-        if instruction.name not in self.found:
-            self.found[instruction.name] = list(collectives_of(self.module, instruction, self.mesh, self.chip))
-        return self.found[instruction.name]
-
-    def role(self, instruction: Instruction) -> tuple[str, str]:
-        """What an instruction is to collectives, and the name under which start and end find each other."""
-        if instruction.name not in self.roles:
-            self.roles[instruction.name] = self.find_role(instruction)
-        return self.roles[instruction.name]
-
-    def find_role(self, instruction: Instruction) -> tuple[str, str]:
-        opcode = instruction.opcode
-        if opcode.endswith("-done") and instruction.operands:
-            return "done", instruction.operands[0]
-        if opcode.endswith("-start") or opcode == "recv":
-            return "start", instruction.name
-        if opcode != "fusion":
-            return "sync", instruction.name
-        # On TPUs fusions start a collective, carry it further beside their own work, and end it.
-        inside = list(self.module.inside(instruction))
-        channel = next((found for each in inside if (found := each.attribute("channel_id"))), instruction.name)
-        targets = [each.attribute("custom_call_target") or _target(each) for each in inside]
-        if "AsyncCollectiveStart" in targets:
-            return "start", f"channel {channel}"
-        if "AsyncCollectiveDone" in targets:
-            return "done", f"channel {channel}"
-        if str(instruction.attribute("calls")).startswith("async_collective_fusion"):
-            return "step", f"channel {channel}"
+def _role(module: Module, instruction: Instruction) -> tuple[Role, str]:
+    """Returns (role, key), see `_Info`."""
+    opcode = instruction.opcode
+    if opcode.endswith("-done") and instruction.operands:
+        return "done", instruction.operands[0]
+    if opcode.endswith("-start") or opcode == "recv":
+        return "start", instruction.name
+    if opcode != "fusion":
         return "sync", instruction.name
+    # On TPUs, fusions start a collective, advance it beside their own computation, and finish it.
+    nested = list(module.walk(instruction))
+    channel = next((channel for each in nested if (channel := each.attribute("channel_id"))), instruction.name)
+    targets = [each.attribute("custom_call_target") or _target(each) for each in nested]
+    if "AsyncCollectiveStart" in targets:
+        return "start", f"channel {channel}"
+    if "AsyncCollectiveDone" in targets:
+        return "done", f"channel {channel}"
+    if str(instruction.attribute("calls")).startswith("async_collective_fusion"):
+        return "advance", f"channel {channel}"
+    return "sync", instruction.name
 
 
 def _target(instruction: Instruction) -> str | None:

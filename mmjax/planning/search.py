@@ -1,4 +1,4 @@
-"""Looks for settings that fit, and for those that are fast, by compiling them: nothing is guessed."""
+"""Searches for settings that fit in memory, or that are fastest, by compiling each candidate."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mmjax.config import build
 from mmjax.encoders import ENCODERS
 from mmjax.errors import UserError
 from mmjax.fusion import FUSIONS
-from mmjax.planning.plan import Plan, Planned, make_plan
+from mmjax.planning.plan import Plan, Plannable, make_plan
 from mmjax.sharding import MeshConfig
 
 Overrides = dict[str, Any]
-"""{"mesh.fsdp": 16}: what a user pastes as --config.mesh.fsdp=16."""
+"""Config overrides by dotted key: {"mesh.fsdp": 16} is the flag --config.mesh.fsdp=16."""
 
-Try = Callable[[Overrides], Plan | None]
-"""Plans the recipe with some values changed; None where they contradict each other."""
+Planner = Callable[[Overrides], Plan | None]
+"""Plans the recipe with overrides; returns None for invalid combinations."""
 
 REMATERIALISATION = ("none", "dots", "dots_except_mlp", "full")
-"""From most memory to least."""
+"""Rematerialisation policies, from most to least memory."""
 
 
 def override(raw: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
-    """A copy of a recipe's plain values with some of them changed."""
+    """Returns a copy of a recipe's plain values with the overrides applied."""
     changed = copy.deepcopy(dict(raw))
     for key, value in overrides.items():
         *path, last = key.split(".")
@@ -40,151 +40,164 @@ def override(raw: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
     return changed
 
 
-def changed_only(raw: Mapping[str, Any], overrides: Overrides) -> Overrides:
-    """Those that say something else than the recipe, in the order of their keys: the same plan has the same ones."""
+def effective_overrides(raw: Mapping[str, Any], overrides: Overrides) -> Overrides:
+    """Returns the overrides that change the recipe, sorted by key, so that equal settings compare equal."""
     return {key: value for key, value in sorted(overrides.items()) if override(raw, {key: value}) != raw}
 
 
-def flags(overrides: Overrides) -> str:
-    """The overrides as flags of the command line."""
+def as_flags(overrides: Overrides) -> str:
+    """Formats overrides as command-line flags."""
     return " ".join(f"--config.{key}={value}" for key, value in overrides.items())
 
 
-def trial(recipe: str, topology: str, raw: Mapping[str, Any], build: Callable[[dict[str, Any]], Planned]) -> Try:
-    """Plans with overrides, each once; `build` makes an experiment of plain values."""
-    known: dict[str, Plan | None] = {}
+def make_planner(
+    recipe: str, topology: str, raw: Mapping[str, Any], build_experiment: Callable[[dict[str, Any]], Plannable]
+) -> Planner:
+    """Returns a memoized planner of the recipe; `build_experiment` makes an experiment from plain config values."""
+    cache: dict[str, Plan | None] = {}
 
-    def attempt(overrides: Overrides) -> Plan | None:
+    def planner(overrides: Overrides) -> Plan | None:
         key = repr(sorted(overrides.items()))
-        if key not in known:
+        if key not in cache:
             try:
-                known[key] = make_plan(recipe, topology, build(override(raw, overrides)))[0]
+                cache[key] = make_plan(recipe, topology, build_experiment(override(raw, overrides)))[0]
             except UserError:
-                known[key] = None
-            _return_memory()
-        return known[key]
+                cache[key] = None
+            _trim_heap()
+        return cache[key]
 
-    return attempt
+    return planner
 
 
-def _return_memory() -> None:
-    """Gives back what the compiler has freed, which the process keeps otherwise: GiB after a few plans."""
-    # Only glibc has it.
+def _trim_heap() -> None:
+    """Returns freed heap memory to the OS; the compiler leaves GiB after a few plans."""
+    # malloc_trim exists in glibc only.
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def rematerialised(raw: Mapping[str, Any], how: str, only_more: bool = False, only_less: bool = False) -> Overrides:
-    """Makes every part of the model that can choose recompute `how`; {} where none can or all do already.
+def remat_overrides(raw: Mapping[str, Any], policy: str, only_more: bool = False, only_less: bool = False) -> Overrides:
+    """Returns overrides that set the rematerialisation policy of all encoders and the fusion that support it.
 
     Args:
-      only_more: leaves those as they are that recompute more.
-      only_less: leaves those as they are that recompute less.
+      raw: plain values of the recipe.
+      policy: one of `REMATERIALISATION`.
+      only_more: skips parts that already recompute more.
+      only_less: skips parts that already recompute less.
     """
-    found = {}
-    for where, table, section in _parts(raw):
+    overrides = {}
+    for key, table, section in _parts(raw):
         fields = {field.name for field in dataclasses.fields(table[section["kind"]].Config)}
-        now = section.get("rematerialise", "none")
-        if "rematerialise" not in fields or now == how:
+        current = section.get("rematerialise", "none")
+        if "rematerialise" not in fields or current == policy:
             continue
-        # What is no name of a policy is neither more nor less than one.
-        further = now in REMATERIALISATION and REMATERIALISATION.index(now) - REMATERIALISATION.index(how)
-        if not (only_more and further > 0) and not (only_less and further < 0):
-            found[f"{where}.rematerialise"] = how
-    return found
+        # A custom value has no rank: count it as equal to the policy.
+        excess = current in REMATERIALISATION and REMATERIALISATION.index(current) - REMATERIALISATION.index(policy)
+        if not (only_more and excess > 0) and not (only_less and excess < 0):
+            overrides[f"{key}.rematerialise"] = policy
+    return overrides
 
 
 def _parts(raw: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """(key, table of kinds, section) of each encoder and the fusion."""
+    """Returns (config key, table of kinds, section) of each encoder and the fusion."""
     model = raw["model"]
     parts: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]
     parts = [(f"model.encoders.{name}", ENCODERS, section) for name, section in model["encoders"].items()]
     return [*parts, ("model.fusion", FUSIONS, model["fusion"])] if model.get("fusion") else parts
 
 
-def make_it_fit(
-    raw: Mapping[str, Any], plan: Plan, shards: int, attempt: Try, say: Callable[[str], None]
+def find_fitting(
+    raw: Mapping[str, Any], plan: Plan, shards: int, planner: Planner, log: Callable[[str], None]
 ) -> tuple[Overrides, Plan] | None:
-    """Tries changes, from the one that costs least time to the one that costs most, until the step fits.
+    """Tries overrides in order of their cost in time until the step fits in memory.
+
+    Order: larger fsdp, more rematerialisation, microbatches, smaller batch.
 
     Args:
-      plan: the one that does not fit.
-      shards: into how many parts the mesh splits a batch.
+      raw: plain values of the recipe.
+      plan: the recipe's plan, which does not fit.
+      shards: number of batch shards of the mesh.
+      planner: plans the recipe with overrides.
+      log: prints progress messages.
 
     Returns:
-      The change and its plan; None where nothing helps.
+      The overrides and their plan; None if no candidate fits.
     """
-    capacity, need = plan.capacity_bytes or 0, plan.peak_bytes
+    capacity, lowest_peak = plan.capacity_bytes or 0, plan.peak_bytes
     fsdp = plan.mesh.get("fsdp", 1)
-    state = _state_bytes(plan)
-    best: Overrides = {}
+    state_bytes = _state_bytes(plan)
+    base: Overrides = {}
 
-    def fits(overrides: Overrides) -> tuple[Overrides, Plan] | None:
-        nonlocal need
-        say(f"does not fit; compiling with {flags(overrides)}")
-        found = attempt(overrides)
-        if found is not None:
-            need = min(need, found.peak_bytes)
-        return (overrides, found) if found is not None and found.fits else None
+    def try_fit(overrides: Overrides) -> tuple[Overrides, Plan] | None:
+        nonlocal lowest_peak
+        log(f"does not fit; compiling with {as_flags(overrides)}")
+        candidate = planner(overrides)
+        if candidate is not None:
+            lowest_peak = min(lowest_peak, candidate.peak_bytes)
+        return (overrides, candidate) if candidate is not None and candidate.fits else None
 
-    if state > 0.4 * capacity and fsdp < plan.devices:
-        # Parameters and moments alone take much: activations are not what to save.
-        while fsdp < plan.devices and state > 0.2 * capacity:
-            fsdp, state = fsdp * 2, state // 2
-        best = {"mesh.data": -1, "mesh.fsdp": fsdp}
-        if found := fits(best):
-            return found
-    for how, stays in (("dots_except_mlp", 0.4), ("full", 0.0)):
-        recompute = rematerialised(raw, how, only_more=True)
-        # More than that part of all that is no state stays: what is hopeless even so is not compiled.
-        hopeless = state + stays * (plan.peak_bytes - state) > 1.2 * capacity
-        if recompute and not hopeless and (found := fits(best | recompute)):
-            return found
-    best = best | rematerialised(raw, "full", only_more=True)
-    rest, before = plan.batch_size // shards, raw["train"].get("accumulate", 1)
-    whole = need
-    for parts in _powers(rest // before):
-        # At best all that is no state shrinks with the microbatch: what is hopeless even so is not compiled.
-        hopeless = state + (whole - state) / parts > 1.2 * capacity
-        if parts > 1 and not hopeless and (found := fits({**best, "train.accumulate": parts * before})):
-            return found
-    for parts in _powers(rest):
-        if parts > 1 and (found := fits({**best, "train.batch_size": plan.batch_size // parts})):
-            return found
+    if state_bytes > 0.4 * capacity and fsdp < plan.devices:
+        # Parameters and moments dominate the memory, so saving activations would not suffice.
+        while fsdp < plan.devices and state_bytes > 0.2 * capacity:
+            fsdp, state_bytes = fsdp * 2, state_bytes // 2
+        base = {"mesh.data": -1, "mesh.fsdp": fsdp}
+        if fit := try_fit(base):
+            return fit
+    for policy, kept in (("dots_except_mlp", 0.4), ("full", 0.0)):
+        recompute = remat_overrides(raw, policy, only_more=True)
+        # `kept` is a lower bound on the share of non-state memory that the policy keeps. Skip hopeless candidates.
+        hopeless = state_bytes + kept * (plan.peak_bytes - state_bytes) > 1.2 * capacity
+        if recompute and not hopeless and (fit := try_fit(base | recompute)):
+            return fit
+    base = base | remat_overrides(raw, "full", only_more=True)
+    shard_size, accumulate = plan.batch_size // shards, raw["train"].get("accumulate", 1)
+    peak = lowest_peak
+    for factor in _powers_of_two(shard_size // accumulate):
+        # At best, all non-state memory shrinks with the microbatch. Skip hopeless candidates.
+        hopeless = state_bytes + (peak - state_bytes) / factor > 1.2 * capacity
+        if factor > 1 and not hopeless and (fit := try_fit({**base, "train.accumulate": factor * accumulate})):
+            return fit
+    for factor in _powers_of_two(shard_size):
+        if factor > 1 and (fit := try_fit({**base, "train.batch_size": plan.batch_size // factor})):
+            return fit
     return None
 
 
-def _powers(limit: int) -> list[int]:
+def _powers_of_two(limit: int) -> list[int]:
+    """Returns the powers of two from 1 to `limit`."""
     return [2**power for power in range(int(math.log2(max(1, limit))) + 1)]
 
 
 def search(
-    raw: Mapping[str, Any], first: Plan, attempt: Try, seconds: float, say: Callable[[str], None]
+    raw: Mapping[str, Any], first: Plan, planner: Planner, seconds: float, log: Callable[[str], None]
 ) -> list[tuple[Overrides, Plan]]:
-    """Climbs from the recipe: changes one setting at a time, and keeps what gives more examples/s.
+    """Hill climbing from the recipe: changes one setting at a time and keeps changes that raise examples/s.
 
     Args:
-      first: the recipe's own plan.
-      seconds: after which nothing new is begun.
+      raw: plain values of the recipe.
+      first: plan of the unchanged recipe.
+      planner: plans the recipe with overrides.
+      seconds: time limit, after which no new candidate is compiled.
+      log: prints progress messages.
 
     Returns:
-      All that was tried, the fastest that fits first.
+      All candidates as (overrides, plan), best first by `score`.
     """
-    end = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     tried: dict[str, tuple[Overrides, Plan]] = {_settings(raw, first.devices): ({}, first)}
     best: Overrides = {}
     fastest, improved = first, True
-    while improved and time.monotonic() < end:
+    while improved and time.monotonic() < deadline:
         improved = False
-        for step in neighbours(override(raw, best), fastest):
-            overrides = changed_only(raw, {**best, **step})
+        for change in neighbours(override(raw, best), fastest):
+            overrides = effective_overrides(raw, {**best, **change})
             settings = _settings(override(raw, overrides), first.devices)
             if settings in tried:
                 continue
-            if time.monotonic() > end:
+            if time.monotonic() > deadline:
                 break
-            say(f"compiling with {flags(overrides)}")
-            plan = attempt(overrides)
+            log(f"compiling with {as_flags(overrides)}")
+            plan = planner(overrides)
             if plan is None:
                 continue
             tried[settings] = (overrides, plan)
@@ -195,57 +208,57 @@ def search(
 
 
 def _settings(raw: Mapping[str, Any], devices: int) -> str:
-    """What a search changes of a recipe, the same where two recipes say the same in different ways."""
+    """Returns a canonical key of the searched settings, equal for equivalent recipes."""
     sizes = build(MeshConfig, raw.get("mesh", {}), "mesh").sizes
-    known = math.prod(size for size in sizes if size != -1)
-    mesh = [devices // known if size == -1 else size for size in sizes]
-    parts = [(where, section.get("rematerialise", "none")) for where, _, section in _parts(raw)]
-    return repr((mesh, parts, raw["train"].get("accumulate", 1), raw["train"]["batch_size"]))
+    fixed = math.prod(size for size in sizes if size != -1)
+    mesh = [devices // fixed if size == -1 else size for size in sizes]
+    policies = [(key, section.get("rematerialise", "none")) for key, _, section in _parts(raw)]
+    return repr((mesh, policies, raw["train"].get("accumulate", 1), raw["train"]["batch_size"]))
 
 
 def score(plan: Plan) -> float:
-    """Examples/s; what does not fit comes last, the less it needs the better."""
+    """Returns examples/s of a plan; plans that do not fit score the negative of their peak memory."""
     if not plan.fits:
         return -float(plan.peak_bytes)
     return plan.examples_per_second or 0.0
 
 
 def neighbours(raw: Mapping[str, Any], plan: Plan) -> Iterator[Overrides]:
-    """Recipes that differ in one setting: what is computed again, the batch of a chip, the mesh, the microbatches.
+    """Yields overrides that change one setting: rematerialisation, batch size, mesh or microbatches.
 
-    First comes what promises most. Where a step fits, to compute more again only makes it slower, unless it makes room
-    for a larger batch.
+    The most promising come first. If the step fits, more rematerialisation is paired with a larger batch, as alone it
+    only slows the step.
     """
-    parts = raw["train"].get("accumulate", 1)
+    accumulate = raw["train"].get("accumulate", 1)
     if plan.fits:
-        for how in REMATERIALISATION:
-            if change := rematerialised(raw, how, only_less=True):
+        for policy in REMATERIALISATION:
+            if change := remat_overrides(raw, policy, only_less=True):
                 yield change
         yield {"train.batch_size": 2 * plan.batch_size}
-        for how in ("dots_except_mlp", "full") if _twice_is_too_much(plan) else ():
-            if change := rematerialised(raw, how, only_more=True):
+        for policy in ("dots_except_mlp", "full") if _double_batch_exceeds(plan) else ():
+            if change := remat_overrides(raw, policy, only_more=True):
                 yield {**change, "train.batch_size": 2 * plan.batch_size}
     fsdp, tensor = plan.mesh.get("fsdp", 1), plan.mesh.get("tensor", 1)
-    left = plan.devices // plan.mesh.get("slice", 1) // plan.mesh.get("sequence", 1)
-    shapes = [(fsdp // 2, tensor), (fsdp * 2, tensor), (fsdp // 4, tensor), (fsdp, tensor * 2), (fsdp, tensor // 2)]
-    for across, inside in shapes:
-        if across >= 1 and inside >= 1 and left % (across * inside) == 0:
-            yield {"mesh.data": left // (across * inside), "mesh.fsdp": across, "mesh.tensor": inside}
+    remaining = plan.devices // plan.mesh.get("slice", 1) // plan.mesh.get("sequence", 1)
+    sizes = [(fsdp // 2, tensor), (fsdp * 2, tensor), (fsdp // 4, tensor), (fsdp, tensor * 2), (fsdp, tensor // 2)]
+    for fsdp, tensor in sizes:
+        if fsdp >= 1 and tensor >= 1 and remaining % (fsdp * tensor) == 0:
+            yield {"mesh.data": remaining // (fsdp * tensor), "mesh.fsdp": fsdp, "mesh.tensor": tensor}
     if not plan.fits:
-        for how in REMATERIALISATION[1:]:
-            if change := rematerialised(raw, how, only_more=True):
+        for policy in REMATERIALISATION[1:]:
+            if change := remat_overrides(raw, policy, only_more=True):
                 yield change
-        yield {"train.accumulate": 2 * parts}
+        yield {"train.accumulate": 2 * accumulate}
         yield {"train.batch_size": plan.batch_size // 2}
-    elif parts > 1:
-        yield {"train.accumulate": parts // 2}
+    elif accumulate > 1:
+        yield {"train.accumulate": accumulate // 2}
 
 
-def _twice_is_too_much(plan: Plan) -> bool:
-    """Whether twice the batch would hardly fit: all but parameters and moments grows with it."""
+def _double_batch_exceeds(plan: Plan) -> bool:
+    """Predicts whether a doubled batch exceeds the memory: all but parameters and moments doubles."""
     return plan.capacity_bytes is not None and 2 * plan.peak_bytes - _state_bytes(plan) > plan.capacity_bytes
 
 
 def _state_bytes(plan: Plan) -> int:
-    """Of a device's parameters and two moments of each."""
+    """Returns the bytes per device of float32 parameters and Adam's two moments."""
     return 3 * 4 * plan.parameters // (plan.mesh.get("fsdp", 1) * plan.mesh.get("tensor", 1))

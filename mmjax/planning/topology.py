@@ -1,4 +1,4 @@
-"""Devices of a pod that is not here: what compilers in wheels, libtpu above all, compile for on any machine."""
+"""Device topologies for ahead-of-time compilation without the hardware, by libtpu or JAX's CUDA plugin."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from mmjax.planning.gpu import GPUS, gpu_devices
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """A kind of TPU as topologies are made of it.
+    """Topology constraints of a TPU generation.
 
     Attributes:
-      rank: how many numbers its topology has: 2 for a torus of two dimensions, 3 for one of three.
-      largest: chips of its largest slice.
-      options: of libtpu, where its defaults are not what users of this generation have.
+      rank: number of torus dimensions, 2 or 3.
+      max_chips: chips of the largest slice.
+      options: options for libtpu where its defaults differ from this generation's usual setup.
     """
 
     rank: int
-    largest: int
+    max_chips: int
     options: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-# Largest slices from the pages "TPU v4" … "TPU7x" of Google's Cloud TPU documentation, as of 2026.
+# Largest slices: the pages "TPU v4" … "TPU7x" of Google's Cloud TPU documentation, as of 2026.
 GENERATIONS = {
-    # Two cores of a v4 work as one device, "megacore", which is what JAX sees on such a machine.
+    # The two cores of a v4 chip form one JAX device ("megacore").
     "v4": Generation(3, 4096, {"chip_config_name": "megacore"}),
     "v5e": Generation(2, 256),
     "v5p": Generation(3, 6144),
@@ -44,19 +44,19 @@ _INSTALL = "pip install -c constraints.txt -e '.[tpu]', which needs no TPU"
 
 
 def topology_devices(name: str, num_slices: int = 1, where: str = "--topology") -> list[jax.Device]:
-    """The devices of a topology, to make a mesh of and to compile for; nothing can run on them.
+    """Returns the devices of a topology, for a mesh to compile for. They cannot run programs.
 
     Args:
-      name: generation and chips along each dimension: "v5e:16x16", "v5p:8x8x4", "v6e:16x16", "tpu7x:4x4x4". A chip is
-        one device, but for tpu7x, where it is two. GPUs are counted by node: "h100:8", or "h100:4x8" for four nodes.
-      num_slices: so many of them, connected by the data centre's network.
-      where: what the user wrote the name in, for messages.
+      name: TPU generation and chips along each dimension: "v5e:16x16", "v5p:8x8x4", "v6e:16x16", "tpu7x:4x4x4". A chip
+        is one device, on tpu7x two. GPUs: "h100:8" is one node of eight, "h100:4x8" four nodes of eight.
+      num_slices: number of such slices, connected by the data-centre network.
+      where: flag or config key of the name, for messages.
 
     Raises:
-      UserError: where there is no such topology, or its compiler is not installed.
+      UserError: if the topology does not exist or its compiler is not installed.
     """
     if num_slices < 1:
-        raise UserError("--num_slices", f"{num_slices} slices have no chips", "give at least 1")
+        raise UserError("--num_slices", f"{num_slices} is less than one slice", "give at least 1")
     if name.partition(":")[0] in GPUS:
         return gpu_devices(name, num_slices, where)
     generation, shape = parse_topology(name, where)
@@ -65,32 +65,36 @@ def topology_devices(name: str, num_slices: int = 1, where: str = "--topology") 
     _prepare_environment()
     options: dict[str, object] = dict(GENERATIONS[generation].options)
     if math.prod(shape) < 4:
-        # Hosts hold four chips by default, and libtpu refuses to cut one in pieces.
+        # libtpu assumes hosts with four chips and rejects a slice of part of a host.
         options["chips_per_host_bounds"] = (*shape, 1, 1)[:3]
     if num_slices > 1:
         options["num_slices"] = num_slices
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
     except jax.errors.JaxRuntimeError as error:
-        problem = f"libtpu has no {name!r}: {str(error).splitlines()[0]}"
-        raise UserError(where, problem, f"give a shape that exists, like {_example(generation)}") from error
+        problem = f"libtpu rejects {name!r}: {str(error).splitlines()[0]}"
+        raise UserError(where, problem, f"give an existing slice shape, like {_example(generation)}") from error
 
 
 def parse_topology(name: str, where: str = "--topology") -> tuple[str, tuple[int, ...]]:
-    """Returns (generation, chips along each dimension) of a TPU topology, "v5e:16x16", or raises a UserError."""
+    """Parses a TPU topology like "v5e:16x16" into (generation, chips along each dimension).
+
+    Raises:
+      UserError: if the generation is unknown, or the shape is malformed or larger than a slice.
+    """
     generation, _, sizes = name.partition(":")
     if generation not in GENERATIONS:
         known = ", ".join((*GENERATIONS, *GPUS))
-        raise UserError(where, f"unknown kind of chip {generation!r}", f"known are {known}")
+        raise UserError(where, f"unknown chip generation {generation!r}", f"known are {known}")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
         raise UserError(where, f"{name!r} has no shape", f"write it like {_example(generation)}")
     shape = tuple(map(int, sizes.split("x")))
-    rank, largest = GENERATIONS[generation].rank, GENERATIONS[generation].largest
+    rank, max_chips = GENERATIONS[generation].rank, GENERATIONS[generation].max_chips
     if len(shape) != rank:
-        raise UserError(where, f"{name!r} is no torus of {rank} dimensions", f"write it like {_example(generation)}")
-    if math.prod(shape) > largest:
-        remedy = f"give a slice of at most {largest} chips, and several of them with --num_slices"
-        raise UserError(where, f"{name!r} has {math.prod(shape)} chips, more than any slice of {generation}", remedy)
+        raise UserError(where, f"{name!r} does not have {rank} dimensions", f"write it like {_example(generation)}")
+    if math.prod(shape) > max_chips:
+        remedy = f"give a slice of at most {max_chips} chips, and more slices with --num_slices"
+        raise UserError(where, f"{name!r} has {math.prod(shape)} chips, more than the largest slice", remedy)
     return generation, shape
 
 
@@ -99,7 +103,7 @@ def _example(generation: str) -> str:
 
 
 def _prepare_environment() -> None:
-    """What libtpu reads when it is loaded, so that it neither asks Google's metadata server nor takes a TPU's lock."""
+    """Sets the variables that keep libtpu from querying Google's metadata server and from locking a local TPU."""
     for name, value in (
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
         ("TPU_SKIP_MDS_QUERY", "1"),

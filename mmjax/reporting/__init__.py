@@ -1,1 +1,1 @@
-"""Reporting: what people look at before, during and after a run."""
+"""Reporting: console tables, plots and Markdown of runs and experiments."""

@@ -1,4 +1,4 @@
-"""What will run, before it runs, and what came out, as tables on the console."""
+"""Console tables: run overview, metrics, and metrics by input subset."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from rich.console import Console
 from rich.table import Table
 
 
-def count(tree: Any) -> int:
-    """The number of elements of all arrays of a tree."""
+def count_elements(tree: Any) -> int:
+    """Returns the total number of array elements of a pytree."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def parts(parameters: Mapping[str, Any]) -> dict[str, int]:
-    """{part of the model, as in the config: number of parameters}."""
-    found: dict[str, int] = {}
+def count_by_component(parameters: Mapping[str, Any]) -> dict[str, int]:
+    """Returns {config key of a model component: number of parameters}."""
+    counts: dict[str, int] = {}
     for name, node in parameters.items():
         if name in ("encoders", "tasks"):
-            found |= {f"{name}.{inner}": count(tree) for inner, tree in node.items()}
+            counts |= {f"{name}.{child}": count_elements(tree) for child, tree in node.items()}
         else:
-            found[f"model.{name}"] = count(node)
-    return found
+            counts[f"model.{name}"] = count_elements(node)
+    return counts
 
 
-def print_facts(console: Console, title: str, facts: Mapping[str, str]) -> None:
-    """Two columns, without lines."""
-    # A table's own title is broken to the width of the table.
+def print_key_values(console: Console, title: str, values: Mapping[str, str]) -> None:
+    """Prints a title and a table of two columns without borders."""
+    # Printed apart, since `Table` wraps its own title to the width of the table.
     console.print(title, style="bold", markup=False)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()
-    for name, value in facts.items():
+    for name, value in values.items():
         table.add_row(name, value)
     console.print(table)
 
@@ -46,9 +46,17 @@ def print_subsets(
     ceilings: Mapping[str, Mapping[str, float]],
     metrics: list[str],
 ) -> None:
-    """One row for each subset of the inputs, one column for each metric, beside the best that is possible."""
+    """Prints one row per input subset and one column per metric, beside its ceiling.
+
+    Args:
+      console: console to print to.
+      title: title of the table.
+      rows: {subset: {metric: value}}.
+      ceilings: {metric: {subset: best possible value}}, for metrics with a known ceiling.
+      metrics: metrics to show.
+    """
     table = Table(title=title, title_justify="left", title_style="bold")
-    # Cut short, "audio+image" and "audio+image+text" would look the same.
+    # Truncated names would be ambiguous, like "audio+image" and "audio+image+text".
     table.add_column("inputs", no_wrap=True, min_width=max(map(len, rows)))
     for metric in metrics:
         table.add_column(metric.replace("/", "\n"), justify="right")
@@ -65,5 +73,5 @@ def print_subsets(
 
 
 def print_metrics(console: Console, title: str, row: Mapping[str, float]) -> None:
-    """One line for each metric."""
-    print_facts(console, title, {name: f"{value:.4f}" for name, value in row.items()})
+    """Prints one line per metric."""
+    print_key_values(console, title, {name: f"{value:.4f}" for name, value in row.items()})

@@ -1,4 +1,4 @@
-"""Pictures of results, made from numbers that were recorded."""
+"""Plots of recorded results, as PNG."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Points = Sequence[tuple[int, float]]
+Curve = Sequence[tuple[int, float]]
+"""(step, value) pairs."""
 
-# Colours that people with any colour vision tell apart (Okabe and Ito, 2008); one a seed.
+# Colour-blind safe palette (Okabe and Ito, 2008), one colour per seed or fold.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _GREY = "#555555"
 
@@ -17,17 +18,18 @@ _GREY = "#555555"
 def plot_experiment(
     path: pathlib.Path,
     metric: str,
-    curves: Mapping[str, Mapping[str, Points]],
+    curves: Mapping[str, Mapping[str, Curve]],
     subsets: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Draws the curves of all seeds, and beside them each subset of the inputs with its ceiling, as a PNG.
+    """Plots training curves of all seeds and, if given, metrics by input subset with their ceilings.
 
     Args:
-      metric: what the curves show.
-      curves: {seed: {"train" or "validation": [(step, value)]}}.
-      subsets: {subset: {"mean", "smallest", "largest", "ceiling"}}; without any, the curves stand alone.
+      path: PNG file to write.
+      metric: name of the metric.
+      curves: {seed: {"train" or "validation": curve}}.
+      subsets: {subset: {"mean", "smallest", "largest", "ceiling"}}; may be empty.
     """
-    # Not pyplot, which would choose a window system and keep the figure alive.
+    # `Figure` instead of pyplot, which selects a GUI backend and keeps figures in global state.
     from matplotlib.figure import Figure
 
     panels = 2 if subsets else 1
@@ -46,30 +48,31 @@ def plot_arms(
     arms: Mapping[str, Mapping[str, Mapping[str, Any]]],
     shown: Mapping[tuple[str, str], Sequence[str]],
 ) -> None:
-    """Draws the mean of each arm as a line, and each fold as a point with the range of its seeds, as a PNG.
+    """Plots the mean of each arm as a line and each fold as a point with its min-max range over seeds.
 
     Args:
+      path: PNG file to write.
       arms: {arm: {fold: {"metrics": {split: {metric: {"mean", "smallest", "largest"}}}}}}.
-      shown: {(split, metric): arms}, a panel each.
+      shown: {(split, metric): arms}, one panel each.
     """
     from matplotlib.figure import Figure
 
-    folds = list(dict.fromkeys(fold for of_folds in arms.values() for fold in of_folds if fold))
-    # What fits beside each other, in letters.
+    folds = list(dict.fromkeys(fold for summaries in arms.values() for fold in summaries if fold))
+    # Legend columns that fit in a line of 80 characters.
     columns = max(1, min(len(folds), 80 // (8 + max((len(fold) for fold in folds), default=1))))
     legend = 0.22 * -(-len(folds) // columns)
     rows = [len(names) for names in shown.values()]
     figure = Figure(figsize=(7.2, legend + 0.9 * len(rows) + 0.62 * sum(rows)), dpi=150, layout="constrained")
     panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=[0.4 + count for count in rows])[:, 0]
     for axis, ((split, metric), names) in zip(panels, shown.items(), strict=True):
-        of_arms = {
+        statistics = {
             name: {fold: summary["metrics"][split][metric] for fold, summary in arms[name].items()} for name in names
         }
-        _draw_arms(axis, of_arms)
+        _draw_arms(axis, statistics)
         axis.set_title(f"{metric} on {split}", fontsize=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
-    about = "each fold, with the range of its seeds" if folds else "the range of seeds"
-    panels[-1].set_xlabel(f"line: the mean; point: {about}")
+    points = "each fold with its range over seeds" if folds else "range over seeds"
+    panels[-1].set_xlabel(f"line: mean; point: {points}")
     if folds:
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=columns, fontsize=9)
@@ -77,27 +80,25 @@ def plot_arms(
 
 
 def _draw_arms(axis: Any, arms: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """One metric of each arm, {arm: {fold: {"mean", "smallest", "largest"}}}."""
+    """Draws one metric from {arm: {fold: {"mean", "smallest", "largest"}}}."""
     names, lowest, largest = list(arms)[::-1], math.inf, -math.inf
-    for place, name in enumerate(names):
+    for y, name in enumerate(names):
         rows = arms[name]
         mean = sum(row["mean"] for row in rows.values()) / len(rows)
-        # No bar: it would have to begin at 0.
-        axis.plot([mean, mean], [place - 0.36, place + 0.36], color="#9A9A9A", linewidth=2.5, solid_capstyle="butt")
-        axis.text(
-            1.005, place, f"{mean:.3f}", va="center", fontsize=9, color=_GREY, transform=axis.get_yaxis_transform()
-        )
-        for number, (fold, row) in enumerate(rows.items()):
+        # A line instead of a bar, which would have to start at 0.
+        axis.plot([mean, mean], [y - 0.36, y + 0.36], color="#9A9A9A", linewidth=2.5, solid_capstyle="butt")
+        axis.text(1.005, y, f"{mean:.3f}", va="center", fontsize=9, color=_GREY, transform=axis.get_yaxis_transform())
+        for index, (fold, row) in enumerate(rows.items()):
             lowest, largest = min(lowest, row["smallest"]), max(largest, row["largest"])
-            # Beside each other, so that no fold hides another.
-            height = place + 0.44 * (0.5 - (number + 0.5) / len(rows))
-            reach = [[row["mean"] - row["smallest"]], [row["largest"] - row["mean"]]]
-            colour = _COLOURS[number % len(_COLOURS)]
-            label = fold if fold and not place else None
+            # Offset folds vertically so that they do not overlap.
+            height = y + 0.44 * (0.5 - (index + 0.5) / len(rows))
+            errors = [[row["mean"] - row["smallest"]], [row["largest"] - row["mean"]]]
+            colour = _COLOURS[index % len(_COLOURS)]
+            label = fold if fold and y == 0 else None
             axis.errorbar(
                 row["mean"],
                 height,
-                xerr=reach,
+                xerr=errors,
                 color=colour,
                 marker="o",
                 markersize=4,
@@ -116,9 +117,9 @@ def _draw_arms(axis: Any, arms: Mapping[str, Mapping[str, Mapping[str, float]]])
     axis.tick_params(axis="y", length=0)
 
 
-def _draw_curves(axis: Any, metric: str, curves: Mapping[str, Mapping[str, Points]]) -> None:
-    for number, (seed, splits) in enumerate(curves.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+def _draw_curves(axis: Any, metric: str, curves: Mapping[str, Mapping[str, Curve]]) -> None:
+    for index, (seed, splits) in enumerate(curves.items()):
+        colour = _COLOURS[index % len(_COLOURS)]
         if splits.get("train"):
             axis.plot(*zip(*splits["train"], strict=True), color=colour, linewidth=1, alpha=0.4)
         if splits.get("validation"):
@@ -137,23 +138,23 @@ def _draw_curves(axis: Any, metric: str, curves: Mapping[str, Mapping[str, Point
 
 def _draw_subsets(axis: Any, metric: str, subsets: Mapping[str, Mapping[str, Any]]) -> None:
     names = list(subsets)[::-1]
-    for place, name in enumerate(names):
+    for y, name in enumerate(names):
         row = subsets[name]
-        axis.barh(place, row["mean"], height=0.62, color=_COLOURS[0], alpha=0.85)
-        reach = [[row["mean"] - row["smallest"]], [row["largest"] - row["mean"]]]
-        axis.errorbar(row["mean"], place, xerr=reach, color="black", capsize=2.5, linewidth=1)
-        axis.plot([row["ceiling"]] * 2, [place - 0.42, place + 0.42], color=_COLOURS[1], linewidth=2.2)
-        # Beyond both the bar and the mark, where it hides neither.
+        axis.barh(y, row["mean"], height=0.62, color=_COLOURS[0], alpha=0.85)
+        errors = [[row["mean"] - row["smallest"]], [row["largest"] - row["mean"]]]
+        axis.errorbar(row["mean"], y, xerr=errors, color="black", capsize=2.5, linewidth=1)
+        axis.plot([row["ceiling"]] * 2, [y - 0.42, y + 0.42], color=_COLOURS[1], linewidth=2.2)
+        # Place the label right of both the bar and the ceiling mark.
         right = max(row["largest"], row["ceiling"])
-        axis.text(right + 0.015, place, f"{row['mean']:.3f}", va="center", fontsize=9, color=_GREY)
-    axis.plot([], [], color=_COLOURS[1], linewidth=2.2, label="best possible")
+        axis.text(right + 0.015, y, f"{row['mean']:.3f}", va="center", fontsize=9, color=_GREY)
+    axis.plot([], [], color=_COLOURS[1], linewidth=2.2, label="ceiling")
     axis.set_yticks(range(len(names)), [name.replace("+", " + ") for name in names])
-    axis.set_title(f"{metric} with some inputs only", fontsize=10, loc="left")
-    axis.set_xlabel("mean, and range over seeds")
+    axis.set_title(f"{metric} by input subset", fontsize=10, loc="left")
+    axis.set_xlabel("mean and range over seeds")
     axis.set_xlim(0, 1.12)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
     axis.grid(axis="x", color="#E5E5E5")
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
-    # On the line of the title: everywhere else there are bars.
+    # Level with the title, as bars fill the rest of the axes.
     axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.985), borderaxespad=0, fontsize=9)

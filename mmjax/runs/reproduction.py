@@ -25,7 +25,7 @@ from mmjax.experiment import CHANGEABLE, Experiment, plain
 from mmjax.files import write_atomically, write_json
 from mmjax.runs.parallel import PlannedRun, train_all
 from mmjax.recipe import check_key, load_recipe
-from mmjax.reporting.records import BEGINS, ENDS, by_metric, judge, markdown, markdown_of_arms, spread
+from mmjax.reporting.records import BEGIN_MARK, END_MARK, arms_markdown, group_by_metric, judge, results_markdown, summarize
 from mmjax.runs.reproduction_config import Cell, ReproductionConfig
 from mmjax.training.metrics_log import read_rows
 from mmjax.runs.workdir import check_same_config
@@ -186,7 +186,7 @@ def _summary(
     metrics: dict[str, dict[str, Any]] = {}
     for split in examples:
         names = set.intersection(*(set(result[split]) for result in results.values()))
-        metrics[split] = {name: spread([r[split][name] for r in results.values()]) for name in sorted(names)}
+        metrics[split] = {name: summarize([r[split][name] for r in results.values()]) for name in sorted(names)}
     subsets: dict[str, Any] = {}
     if cell.subsets:
         split, metric = cell.subsets.split, cell.subsets.metric
@@ -197,7 +197,7 @@ def _summary(
             # A task that reads one input counts nothing where that input is absent.
             values = [result["subsets"][split][subset].get(metric) for result in results.values()]
             if None not in values:
-                row = spread(values)
+                row = summarize(values)
                 verdict = judge(row["mean"], ceiling, examples[split], cell.subsets.within)
                 subsets[subset] = {**row, "ceiling": ceiling, "verdict": verdict}
     return {
@@ -211,7 +211,7 @@ def _summary(
         "curves": {str(seed): _curves(cell, workdirs[seed]) for seed in results},
         "versions": first["versions"],
         "machine": {"devices": first["devices"], "kind": first["machine"], "cores": os.cpu_count()},
-        "seconds": spread([result["seconds"]["all"] for result in results.values()]),
+        "seconds": summarize([result["seconds"]["all"] for result in results.values()]),
     }
 
 
@@ -236,23 +236,23 @@ def _record(folder: pathlib.Path, config: ReproductionConfig, found: Mapping[str
             arms.setdefault(cell.arm, {})[cell.fold] = found[cell.name]
         write_json(folder / "results.json", {"arms": arms})
         shown = {cell.arm: [(split, name) for split, names in cell.metrics.items() for name in names] for cell in cells}
-        plot_arms(folder / "plot.png", arms, by_metric(shown))
+        plot_arms(folder / "plot.png", arms, group_by_metric(shown))
         subsets = {cell.arm: (cell.subsets.split, cell.subsets.metric) for cell in cells if cell.subsets}
-        tables = markdown_of_arms(arms, shown, subsets)
+        tables = arms_markdown(arms, shown, subsets)
     else:
         (cell,) = cells
         only = found[cell.name]
         write_json(folder / "results.json", only)
         plot_experiment(folder / "plot.png", cell.primary_metric[1], only["curves"], only["subsets"])
         about = f"`{cell.subsets.metric}` on {cell.subsets.split}" if cell.subsets else ""
-        tables = markdown(only, {split: list(metrics) for split, metrics in cell.metrics.items()}, about)
+        tables = results_markdown(only, {split: list(metrics) for split, metrics in cell.metrics.items()}, about)
     path = folder / "README.md"
     text = path.read_text() if path.is_file() else f"# {folder.resolve().name}\n\n{config.question}\n"
-    if BEGINS not in text or ENDS not in text:
-        text += f"\n{BEGINS}\n{ENDS}\n"
-    before, _, rest = text.partition(BEGINS)
-    after = rest.partition(ENDS)[2]
-    write_atomically(path, f"{before}{BEGINS}\n\n{tables}\n{ENDS}{after}")
+    if BEGIN_MARK not in text or END_MARK not in text:
+        text += f"\n{BEGIN_MARK}\n{END_MARK}\n"
+    before, _, rest = text.partition(BEGIN_MARK)
+    after = rest.partition(END_MARK)[2]
+    write_atomically(path, f"{before}{BEGIN_MARK}\n\n{tables}\n{END_MARK}{after}")
 
 
 def _recorded_of(recorded: Mapping[str, Any], cell: Cell) -> Mapping[str, Any]:

@@ -16,9 +16,9 @@ from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
 from mmjax.experiment import CHANGEABLE, Experiment
 from mmjax.files import write_atomically, write_json
-from mmjax.reporting.overview import count, parts, print_facts, print_metrics, print_subsets
+from mmjax.reporting.overview import count_by_component, count_elements, print_key_values, print_metrics, print_subsets
 from mmjax.processes import Watch, agree_or_raise
-from mmjax.sharding import MeshConfig, spell, whole_parameters
+from mmjax.sharding import MeshConfig, format_mesh, unsharded_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.hooks.log import LogHook
 from mmjax.training.loop import Hook, Loop
@@ -80,7 +80,7 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
         result = {
             "seed": experiment.config.seed,
             "steps": loop.step,
-            "parameters": count(state.parameters),
+            "parameters": count_elements(state.parameters),
             "parameters_hash": parameters_hash(state.parameters),
             **evaluate_splits(experiment, state.evaluated, experiment.config.evaluate.splits, console),
             **provenance(),
@@ -262,11 +262,11 @@ def _print_overview(
     train, slots = config.train, experiment.data_config.packing.slots
     devices = f"{experiment.mesh.size} {experiment.mesh.devices.flat[0].device_kind} device(s)"
     facts = {
-        "mesh": f"{spell(dict(experiment.mesh.shape))} on {devices}, {jax.process_count()} process(es)",
+        "mesh": f"{format_mesh(dict(experiment.mesh.shape))} on {devices}, {jax.process_count()} process(es)",
         "precision": f"{config.precision.compute} products, float32 parameters",
-        "parameters": f"{count(shapes.parameters):,}",
-        **{f"  {name}": f"{number:,}" for name, number in parts(shapes.parameters).items()},
-        "optimizer": f"{dict(config.optimizer).get('name', 'adamw')}, {count(shapes.optimizer):,} numbers of state",
+        "parameters": f"{count_elements(shapes.parameters):,}",
+        **{f"  {name}": f"{number:,}" for name, number in count_by_component(shapes.parameters).items()},
+        "optimizer": f"{dict(config.optimizer).get('name', 'adamw')}, {count_elements(shapes.optimizer):,} numbers of state",
         "batch": (
             f"{experiment.examples_per_step:.1f} examples in {train.batch_size // slots} rows, on average"
             if slots > 1
@@ -278,14 +278,14 @@ def _print_overview(
     }
     for name, chance in experiment.chances.items():
         facts[f"loss of {name} by chance"] = "unknown" if chance is None else f"{chance:.3f}"
-    for name in whole_parameters(experiment.mesh, experiment.shardings.parameters, shapes.parameters):
+    for name in unsharded_parameters(experiment.mesh, experiment.shardings.parameters, shapes.parameters):
         facts[f"warning: {name}"] = "does not divide by mesh.fsdp, each device holds all of it"
     service = checkpoints.preemption_service()
     facts["preemption"] = (
         "agreed between hosts" if service else "saves on SIGTERM" if jax.process_count() == 1 else "not watched"
     )
     facts["workdir"] = str(workdir) + (f", resumed at step {restored:,}" if restored is not None else "")
-    print_facts(console, "what will run", facts)
+    print_key_values(console, "what will run", facts)
 
 
 def _write_parameters(workdir: pathlib.Path, state: TrainState, writes: bool) -> None:
@@ -298,7 +298,7 @@ def _write_parameters(workdir: pathlib.Path, state: TrainState, writes: bool) ->
 
 
 def _print_places(console: Console, workdir: pathlib.Path, result: dict[str, Any]) -> None:
-    print_facts(
+    print_key_values(
         console,
         "where everything lies",
         {

@@ -1,19 +1,19 @@
-"""Where arrays live: the mesh, the one table of logical axes, and the placement of parameters and batches."""
+"""Sharding: the device mesh, the logical axis table, and the shardings of parameters and batches."""
 
-from mmjax.sharding.mesh import AXES, MeshConfig, Rule, make_mesh, spell
-from mmjax.sharding.parameters import parameter, parameter_shardings, whole_parameters
+from mmjax.sharding.mesh import AXES, MeshConfig, Rule, format_mesh, make_mesh
+from mmjax.sharding.parameters import parameter, parameter_shardings, unsharded_parameters
 from mmjax.sharding.placement import batch_rows, batch_sharding, batch_shards, place_batch, replicated
-from mmjax.sharding.ring import pieces_of, ring, rows_over, split_rows
+from mmjax.sharding.ring import map_row_shards, num_chunks, ring_scan, row_axes
 from mmjax.sharding.rules import (
     RULES,
     ambient_mesh,
     axis_size,
-    current_layout,
+    current_mesh_config,
     current_platform,
-    laid_out,
     mesh_axes,
     shard,
-    split_over,
+    sharding_axes,
+    use_mesh_config,
 )
 
 __all__ = [
@@ -26,21 +26,21 @@ __all__ = [
     "batch_rows",
     "batch_sharding",
     "batch_shards",
-    "current_layout",
+    "current_mesh_config",
     "current_platform",
-    "laid_out",
+    "use_mesh_config",
     "make_mesh",
     "mesh_axes",
     "parameter",
     "parameter_shardings",
-    "pieces_of",
+    "num_chunks",
     "place_batch",
     "replicated",
-    "ring",
-    "rows_over",
+    "ring_scan",
+    "row_axes",
     "shard",
-    "spell",
-    "split_over",
-    "split_rows",
-    "whole_parameters",
+    "format_mesh",
+    "sharding_axes",
+    "map_row_shards",
+    "unsharded_parameters",
 ]

@@ -1,4 +1,4 @@
-"""From rows on the hosts to one global array on the mesh."""
+"""Batch shardings, and assembly of global batches from the rows of each process."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ from mmjax.tokens import Batch
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding that replicates an array on all devices."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first dimension over all the axes that split a batch."""
+    """Returns the sharding of a batch: the first dimension over the mesh axes of "batch"."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts the mesh splits a batch."""
+    """Returns the number of shards of a batch on the mesh."""
     return axis_size(mesh, RULES["batch"])
 
 
 def batch_rows(mesh: Mesh, rows: int, where: str = "train.batch_size", slots: int = 1) -> np.ndarray:
-    """The rows of a global batch that this process has to load: those of its own devices.
+    """Returns the sorted row indices of the global batch that this process loads: those on its own devices.
 
     Args:
-      rows: of the global batch, each with `slots` examples.
-      where: the batch size in the config, for messages.
+      rows: number of rows of the global batch.
+      where: config key of the batch size, for messages.
+      slots: examples per row.
 
     Raises:
-      UserError: where the batch does not divide.
+      UserError: if the number of batch shards does not divide `rows`.
     """
     shards = batch_shards(mesh)
     if rows % shards:
         raise UserError(
             where,
-            f"{rows * slots} does not divide over the {shards} parts of the mesh",
+            f"{rows * slots} does not divide over the {shards} batch shards of the mesh",
             f"choose a multiple of {shards * slots}",
         )
     slices = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
@@ -47,22 +49,27 @@ def batch_rows(mesh: Mesh, rows: int, where: str = "train.batch_size", slots: in
 
 
 def place_batch(mesh: Mesh, batch: Batch, batch_size: int) -> Batch:
-    """Makes the global batch of `batch_size` examples from this process's rows, in the order of `batch_rows`.
+    """Builds the global batch on the mesh from the rows of this process. No data crosses between processes.
 
-    Every array has the global shape afterwards; no data crosses between processes.
+    Args:
+      batch: local rows, in the order of `batch_rows`.
+      batch_size: examples of the global batch.
+
+    Returns:
+      The batch with arrays of global shape: scalars replicated, all others sharded over their first dimension.
     """
-    sharding, whole = batch_sharding(mesh), replicated(mesh)
+    sharding, scalar_sharding = batch_sharding(mesh), replicated(mesh)
     if sharding.is_fully_addressable:
-        # All arrays in one call, which costs the host a third of one call for each.
-        return jax.device_put(batch, jax.tree.map(lambda local: sharding if np.ndim(local) else whole, batch))
-    # Inputs have fewer rows than the batch has examples where several share one.
-    shares = batch_size // batch.size
+        # One call for all arrays costs the host a third of one call per array.
+        return jax.device_put(batch, jax.tree.map(lambda local: sharding if np.ndim(local) else scalar_sharding, batch))
+    # Scale the first dimension by the ratio of examples: packed inputs have fewer rows than examples.
+    scale = batch_size // batch.size
 
     def place(local):
         local = np.asarray(local)
         if local.ndim == 0:
-            # `jax.device_put` would compare the processes' numbers with each other, a collective for each batch.
-            return jax.make_array_from_callback((), whole, lambda _: local)
-        return jax.make_array_from_process_local_data(sharding, local, (shares * len(local), *local.shape[1:]))
+            # `jax.device_put` would check that the value is equal on all processes: one collective per batch.
+            return jax.make_array_from_callback((), scalar_sharding, lambda _: local)
+        return jax.make_array_from_process_local_data(sharding, local, (scale * len(local), *local.shape[1:]))
 
     return jax.tree.map(place, batch)

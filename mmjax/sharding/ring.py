@@ -1,4 +1,4 @@
-"""Rings: every device sees what all others hold, one part after the other, and never all of it at once."""
+"""Ring collectives: each device processes the blocks of all devices, one at a time, and never holds them all."""
 
 from __future__ import annotations
 
@@ -15,62 +15,69 @@ from mmjax.sharding.rules import ambient_mesh, axis_size, mesh_axes
 Body = Callable[[Any, Any], tuple[Any, Any]]
 
 
-def ring(
-    body: Body, carry: Any, visitor: Any, axes: Sequence[str], *, pieces: int = 1, axis: int = 0
+def ring_scan(
+    body: Body, carry: Any, block: Any, axes: Sequence[str], *, chunks: int = 1, axis: int = 0
 ) -> tuple[Any, Any]:
-    """Brings the visitor of each device to every device once, and home again, inside `jax.shard_map`.
+    """Passes the block of each device once around the ring and back to its owner, inside `jax.shard_map`.
 
-    What `body` changes in a visitor travels with it, so that a visitor can gather something from all devices. A part of
-    it that `body` leaves alone is sent on while `body` computes.
+    Updates that `body` makes to a block travel with it, so a block can accumulate values from all devices. XLA overlaps
+    sending the arrays that `body` returns unchanged with the computation of `body`.
 
     Args:
-      body: (carry, visitor) -> (carry, visitor), the same on all devices.
-      carry: stays on its device.
-      visitor: a tree of arrays that goes around.
-      axes: mesh axes that the ring leads over, the fastest last; () is a device by itself.
-      pieces: `body` sees a visitor in so many parts, one after the other, to save memory.
-      axis: the dimension of all arrays of the visitor that is cut into pieces.
+      body: (carry, block) -> (carry, block), the same on all devices.
+      carry: pytree that stays on its device.
+      block: pytree of arrays that is passed around.
+      axes: mesh axes that form the ring, the fastest last; () runs `body` on the local block alone.
+      chunks: number of chunks that `body` processes a block in, to save memory; it must divide dimension `axis`.
+      axis: dimension of the block's arrays to split into chunks.
+
+    Returns:
+      The final carry, and the block of this device after its full round.
     """
 
-    def visit(carry, visitor):
-        if pieces == 1:
-            return body(carry, visitor)
-        cut = jax.tree.map(lambda x: _cut(x, pieces, axis), visitor)
-        carry, cut = jax.lax.scan(body, carry, cut)
-        return carry, jax.tree.map(lambda x: _join(x, axis), cut)
+    def process(carry, block):
+        if chunks == 1:
+            return body(carry, block)
+        pieces = jax.tree.map(lambda x: _split_chunks(x, chunks, axis), block)
+        carry, pieces = jax.lax.scan(body, carry, pieces)
+        return carry, jax.tree.map(lambda x: _merge_chunks(x, axis), pieces)
 
     if not axes:
-        return visit(carry, visitor)
+        return process(carry, block)
     count = jax.lax.axis_size(tuple(axes))
-    onward = [(device, (device + 1) % count) for device in range(count)]
+    next_device = [(device, (device + 1) % count) for device in range(count)]
 
-    def turn(state, _):
-        carry, visitor = visit(*state)
-        return (carry, jax.tree.map(lambda x: jax.lax.ppermute(x, tuple(axes), onward), visitor)), None
+    def step(state, _):
+        carry, block = process(*state)
+        return (carry, jax.tree.map(lambda x: jax.lax.ppermute(x, tuple(axes), next_device), block)), None
 
-    return jax.lax.scan(turn, (carry, visitor), length=count)[0]
+    return jax.lax.scan(step, (carry, block), length=count)[0]
 
 
-def _cut(x: jax.Array, pieces: int, axis: int) -> jax.Array:
-    x = x.reshape(*x.shape[:axis], pieces, x.shape[axis] // pieces, *x.shape[axis + 1 :])
+def _split_chunks(x: jax.Array, chunks: int, axis: int) -> jax.Array:
+    """Splits dimension `axis` into chunks, [chunks, ..., size / chunks, ...]."""
+    x = x.reshape(*x.shape[:axis], chunks, x.shape[axis] // chunks, *x.shape[axis + 1 :])
     return jnp.moveaxis(x, axis, 0)
 
 
-def _join(x: jax.Array, axis: int) -> jax.Array:
+def _merge_chunks(x: jax.Array, axis: int) -> jax.Array:
     x = jnp.moveaxis(x, 0, axis)
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
-def pieces_of(size: int, beside: int, limit: int) -> int:
-    """Into how many equal pieces `size` must be cut so that one piece times `beside` does not exceed `limit`."""
-    pieces = max(1, min(size, -(-size * beside // limit)))
-    while size % pieces:
-        pieces += 1
-    return pieces
+def num_chunks(size: int, row_size: int, limit: int) -> int:
+    """Returns the least divisor n of `size` with size / n * row_size <= limit, or `size` if none satisfies it."""
+    chunks = max(1, min(size, -(-size * row_size // limit)))
+    while size % chunks:
+        chunks += 1
+    return chunks
 
 
-def rows_over(size: int) -> tuple[str, ...]:
-    """The mesh axes over which `size` rows of a batch are split best: all of them, else those of the batch, else ()."""
+def row_axes(size: int) -> tuple[str, ...]:
+    """Returns the mesh axes to shard `size` batch rows over.
+
+    All axes if their product divides `size`, else those of "batch" if theirs does, else ().
+    """
     mesh = ambient_mesh()
     if mesh is None:
         return ()
@@ -80,20 +87,20 @@ def rows_over(size: int) -> tuple[str, ...]:
     return ()
 
 
-def split_rows(local: Callable[..., Any], axes: tuple[str, ...], arguments: Sequence[Any]) -> Any:
-    """Calls `local(axes, *arguments)` on each device with its share of the rows, as one function of whole arrays.
+def map_row_shards(local: Callable[..., Any], axes: tuple[str, ...], arguments: Sequence[Any]) -> Any:
+    """Calls `local(axes, *arguments)` on each device with its shard of the rows, by `jax.shard_map`.
 
-    Numbers ([]) are the same on all devices, among the results too; all other arrays are split over their first
+    Scalars are replicated, in the arguments and in the results; all other arrays are sharded over their first
     dimension. Without axes this is a plain call.
     """
-    here = functools.partial(local, axes)
+    mapped = functools.partial(local, axes)
     if not axes:
-        return here(*arguments)
+        return mapped(*arguments)
 
     def specs(tree):
         return jax.tree.map(lambda x: PartitionSpec(axes) if x.ndim else PartitionSpec(), tree)
 
     shapes = jax.eval_shape(functools.partial(local, ()), *arguments)
-    # What is the same on all devices is so by our own sums, which JAX could not follow through the ring.
-    mapped = jax.shard_map(here, in_specs=specs(tuple(arguments)), out_specs=specs(shapes), check_vma=False)
+    # `local` itself makes its scalars equal on all devices, by psum; JAX cannot verify this through the ring.
+    mapped = jax.shard_map(mapped, in_specs=specs(tuple(arguments)), out_specs=specs(shapes), check_vma=False)
     return mapped(*arguments)

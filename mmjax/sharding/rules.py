@@ -1,4 +1,4 @@
-"""The one table that says which mesh axes each logical axis of an array is split over."""
+"""Logical axis rules: the table that maps the logical axes of arrays to mesh axes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "batch": ("slice", "data", "fsdp"),
     "tokens": ("sequence",),
     "width": (),
-    # Both.
+    # Activations and parameters.
     "heads": ("tensor",),
     "hidden": ("tensor",),
     "vocabulary": ("tensor",),
@@ -33,43 +33,46 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 FIXED = ("batch", "layers", "none")
-"""Logical axes that no rule of a config changes: the batch's follow from the mesh, layers are scanned over."""
+"""Logical axes that config rules cannot change: "batch" follows from the mesh sizes, "layers" is scanned over."""
 
-_layout: contextvars.ContextVar[MeshConfig] = contextvars.ContextVar("layout")
+_mesh_config: contextvars.ContextVar[MeshConfig] = contextvars.ContextVar("mesh_config")
 
 
 @contextlib.contextmanager
-def laid_out(config: MeshConfig) -> Iterator[None]:
-    """While a function is traced in this block, `shard` and attention follow the section `mesh`."""
-    token = _layout.set(config)
+def use_mesh_config(config: MeshConfig) -> Iterator[None]:
+    """Context manager under which traced calls of `shard` and attention follow `config`."""
+    token = _mesh_config.set(config)
     try:
         yield
     finally:
-        _layout.reset(token)
+        _mesh_config.reset(token)
 
 
-def current_layout() -> MeshConfig:
-    """The section `mesh` of the block of `laid_out`, by default one without rules."""
-    return _layout.get(MeshConfig())
+def current_mesh_config() -> MeshConfig:
+    """Returns the config of the innermost `use_mesh_config`, or the default `MeshConfig()`."""
+    return _mesh_config.get(MeshConfig())
 
 
 def ambient_mesh() -> jax.sharding.AbstractMesh | None:
-    """The mesh of `jax.set_mesh`, under which every step is traced; None without one, and where nothing is split.
+    """Returns the mesh of `jax.set_mesh`, or None if none is set or it has one device.
 
-    Inside `jax.shard_map` it is None too: there each device computes for itself.
+    Returns None inside `jax.shard_map` too, where arrays are local to each device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
 
 
 def current_platform() -> str:
-    """ "tpu", "gpu" or "cpu": of the devices of the mesh of `jax.set_mesh`, which need not be those of this machine."""
+    """Returns "tpu", "gpu" or "cpu": the platform of the mesh of `jax.set_mesh`, else the default backend.
+
+    The two differ when a step is compiled ahead of time for devices of another kind.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def find_rule(rules: Sequence[Rule], name: str, path: str = "") -> Rule | None:
-    """The first of a config's rules for a logical axis, of the parameter `path` or of any array."""
+    """Returns the first rule that matches the logical axis `name`, or "path:name" for the parameter at `path`."""
     if name in FIXED:
         return None
     for rule in rules:
@@ -79,52 +82,67 @@ def find_rule(rules: Sequence[Rule], name: str, path: str = "") -> Rule | None:
 
 
 def check_rules(rules: Sequence[Rule], parameters: Collection[tuple[str, Sequence[str]]]) -> None:
-    """Raises a UserError where a rule matches nothing: no logical axis, and no (name, axes) of `parameters`."""
-    free = [name for name in RULES if name not in FIXED]
-    for number, rule in enumerate(rules):
-        names = {*free, *(f"{path}:{axis}" for path, axes in parameters for axis in axes if axis not in FIXED)}
+    """Checks that each rule matches a logical axis or a parameter axis.
+
+    Args:
+      rules: rules of the config.
+      parameters: (path, logical axes) of each parameter.
+
+    Raises:
+      UserError: for the first rule without a match.
+    """
+    overridable = [name for name in RULES if name not in FIXED]
+    for index, rule in enumerate(rules):
+        names = {*overridable, *(f"{path}:{axis}" for path, axes in parameters for axis in axes if axis not in FIXED)}
         if not any(re.fullmatch(rule.pattern, name) for name in names):
             raise UserError(
-                f"mesh.rules[{number}].pattern", f"{rule.pattern!r} matches nothing", nearest(rule.pattern, free)
+                f"mesh.rules[{index}].pattern", f"{rule.pattern!r} matches no axis", nearest(rule.pattern, overridable)
             )
 
 
 def mesh_axes(name: str) -> tuple[str, ...]:
-    """The mesh axes of a logical axis of activations, under the current layout."""
-    rule = find_rule(current_layout().rules, name)
+    """Returns the mesh axes of a logical axis of activations under the current mesh config."""
+    rule = find_rule(current_mesh_config().rules, name)
     return RULES[name] if rule is None else rule.axes
 
 
 def axis_size(mesh, axes: Sequence[str]) -> int:
-    """How many parts an array dimension has that is split over these mesh axes."""
+    """Returns the product of the sizes of the mesh axes: the number of shards of a dimension over them."""
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
-def split_over(mesh, name: str, size: int, taken: Collection[str] = ()) -> tuple[str, ...]:
-    """The mesh axes that a dimension of an activation is split over; () where they do not divide it."""
-    axes = tuple(axis for axis in mesh_axes(name) if axis not in taken and mesh.shape[axis] > 1)
+def sharding_axes(mesh, name: str, size: int, used: Collection[str] = ()) -> tuple[str, ...]:
+    """Returns the mesh axes to shard an activation dimension over, or () if their product does not divide `size`.
+
+    Args:
+      mesh: mesh to shard over.
+      name: logical axis of the dimension.
+      size: size of the dimension.
+      used: mesh axes to leave out, as other dimensions of the array are sharded over them.
+    """
+    axes = tuple(axis for axis in mesh_axes(name) if axis not in used and mesh.shape[axis] > 1)
     return axes if size % axis_size(mesh, axes) == 0 else ()
 
 
 def spec_for(mesh, names: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
-    """The partition of an array with these logical axes; a dimension that does not divide is left whole.
+    """Returns the PartitionSpec of an activation with these logical axes.
 
-    A mesh axis that two dimensions ask for goes to the later one: heads and hidden units come after tokens.
+    Dimensions that their mesh axes do not divide stay replicated. If two dimensions share a mesh axis, the later
+    dimension gets it: heads and hidden units come after tokens.
     """
     parts: list[tuple[str, ...] | None] = []
-    taken: set[str] = set()
+    used: set[str] = set()
     for name, size in reversed(list(zip(names, shape, strict=True))):
-        axes = split_over(mesh, name, size, taken)
-        taken |= set(axes)
+        axes = sharding_axes(mesh, name, size, used)
+        used |= set(axes)
         parts.append(axes or None)
     return PartitionSpec(*reversed(parts))
 
 
 def shard(x: ArrayT, *names: str) -> ArrayT:
-    """Constrains the layout of an activation, for example `shard(x, "batch", "tokens", "width")`.
+    """Constrains the sharding of an activation by its logical axes, e.g. `shard(x, "batch", "tokens", "width")`.
 
-    The mesh is that of `jax.set_mesh`. Without one (a model called by itself, on one device) there is nothing to
-    constrain.
+    Uses the mesh of `jax.set_mesh`. Returns `x` unchanged without a mesh or with a single device.
     """
     mesh = ambient_mesh()
     return x if mesh is None else jax.lax.with_sharding_constraint(x, spec_for(mesh, names, x.shape))

@@ -17,7 +17,7 @@ from flax import nnx
 from mmjax.errors import UserError
 from mmjax.layers import Randomness
 from mmjax.model import Model
-from mmjax.sharding import MeshConfig, laid_out
+from mmjax.sharding import MeshConfig, use_mesh_config
 from mmjax.tasks.metrics import Ratio, States
 from mmjax.tokens import Batch, InputSpec
 from mmjax.training.optim.schedules import Schedule
@@ -64,7 +64,7 @@ class Objective:
     def features(self, parameters: Parameters, batch: Batch, train: bool = True) -> dict[str, Any]:
         """{task: what its head makes of each example}, with dropout if `train`."""
         rng = Randomness.make(self.seed, batch.step, batch.ids) if train else None
-        with laid_out(self.layout):
+        with use_mesh_config(self.layout):
             return self.model(parameters).features(batch, rng)
 
     def loss(
@@ -81,7 +81,7 @@ class Objective:
         loss, states = jnp.zeros(()), {}
         for name in self.task_weights if names is None else names:
             weights, total = tasks[name].weights(batch), weight_sums[name]
-            with laid_out(self.layout):
+            with use_mesh_config(self.layout):
                 summed = (tasks[name].losses(features[name], batch) * weights).sum()
                 metrics = tasks[name].metrics(features[name], batch)
             factor = self.task_weights[name](batch.step)

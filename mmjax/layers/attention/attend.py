@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from mmjax.layers.attention.kernels import KERNELS, choose_kernel, log_once
 from mmjax.layers.attention.sequence import all_to_all_attention, ring_attention
-from mmjax.sharding import ambient_mesh, axis_size, current_layout, current_platform, mesh_axes, split_over
+from mmjax.sharding import ambient_mesh, axis_size, current_mesh_config, current_platform, mesh_axes, sharding_axes
 from mmjax.tokens import Tokens
 
 MANY = 128
@@ -34,12 +34,12 @@ def attend(
     On a mesh whose axis `sequence` splits queries and keys, devices exchange them as `mesh.sequence_attention` says.
     What computes on each device is `mesh.attention`; the devices of the mesh decide, not those of this machine.
     """
-    mesh, layout = ambient_mesh(), current_layout()
+    mesh, layout = ambient_mesh(), current_mesh_config()
     arrays = (query, key, value, query_segments, key_segments)
     kernel = KERNELS[choose_kernel(layout.attention, current_platform(), query, key)]
     if mesh is None:
         return kernel.compute(*arrays)
-    over_heads = split_over(mesh, "heads", query.shape[2])
+    over_heads = sharding_axes(mesh, "heads", query.shape[2])
     over_tokens = tuple(axis for axis in mesh_axes("tokens") if mesh.shape[axis] > 1 and axis not in mesh_axes("heads"))
     shares, heads = axis_size(mesh, over_tokens), query.shape[2] // axis_size(mesh, over_heads)
     if query.shape[1] % shares or key.shape[1] % shares:
@@ -56,7 +56,7 @@ def attend(
             log_once(f"attention goes in a ring: {shares} does not divide the {heads} heads of a device")
     elif kernel is KERNELS["xla"]:
         return kernel.compute(*arrays)
-    split = PartitionSpec(split_over(mesh, "batch", query.shape[0]), over_tokens, over_heads, None)
+    split = PartitionSpec(sharding_axes(mesh, "batch", query.shape[0]), over_tokens, over_heads, None)
     return _on_each_device(compute, split, arrays)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mmjax.layers.attention.kernels import same_segment
 from mmjax.layers.attention.softmax import NEVER
-from mmjax.sharding import pieces_of, ring
+from mmjax.sharding import num_chunks, ring_scan
 
 BLOCK = 2**24
 """So many logits does a device compute at once at most: 64 MiB."""
@@ -42,8 +42,8 @@ def _logits(query, query_segments, visitor):
 
 def _go_around(meet: Callable, carry: Any, visitor: Any, query, key, axes):
     batch, queries, heads, _ = query.shape
-    pieces = pieces_of(key.shape[1], batch * heads * queries, BLOCK)
-    return ring(meet, carry, visitor, axes, pieces=pieces, axis=1)
+    chunks = num_chunks(key.shape[1], batch * heads * queries, BLOCK)
+    return ring_scan(meet, carry, visitor, axes, chunks=chunks, axis=1)
 
 
 def _rows(x):

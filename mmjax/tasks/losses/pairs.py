@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.sharding import pieces_of, ring, rows_over, split_rows
+from mmjax.sharding import map_row_shards, num_chunks, ring_scan, row_axes
 
 NEVER = -1e30
 """The logit of a pair that is not there."""
@@ -181,7 +181,7 @@ def _own(sums: Any, group: Axes, size: int) -> Any:
 
 def _go_around(meet: Callable, carry: Any, rows: Side, columns: Side, axes: Axes) -> tuple[Any, Side]:
     beside, size = (side["there"].shape[0] for side in (rows, columns))
-    return ring(meet, carry, columns, axes, pieces=pieces_of(size, beside, BLOCK))
+    return ring_scan(meet, carry, columns, axes, chunks=num_chunks(size, beside, BLOCK))
 
 
 def _forward(kind, first, second, temperature, bias, there, labels):
@@ -202,7 +202,7 @@ def _forward(kind, first, second, temperature, bias, there, labels):
         return loss.finish(_own(loss.merge(sums, group), group, size), columns["sums"])
 
     given = (first, second, temperature, bias, there, labels)
-    losses, rows, columns = split_rows(local, rows_over(first.shape[0]), given)
+    losses, rows, columns = map_row_shards(local, row_axes(first.shape[0]), given)
     return losses, (*given, rows, columns)
 
 
@@ -230,7 +230,7 @@ def _backward(kind, saved, pull):
         of_first = jax.lax.psum_scatter(of_first, group, tiled=True)
         return of_first, columns["of_second"], *(jax.lax.psum(x, axes) for x in of_scalars)
 
-    gradients = split_rows(local, rows_over(saved[0].shape[0]), (*saved, pull))
+    gradients = map_row_shards(local, row_axes(saved[0].shape[0]), (*saved, pull))
     return (*gradients, None, None)
 
 
@@ -281,4 +281,4 @@ def worse_than_others(
         return _own(jax.lax.psum(worse, group), group, size), columns["worse"]
 
     given = jax.lax.stop_gradient((first, second))
-    return split_rows(local, rows_over(first.shape[0]), (*given, there, labels))
+    return map_row_shards(local, row_axes(first.shape[0]), (*given, there, labels))
