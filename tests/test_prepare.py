@@ -230,7 +230,7 @@ def test_columns_together_are_a_table_whose_statistics_are_those_of_training(tmp
     number = run(write_table(tmp_path / "b", rows), tmp_path / "number", columns=columns)
     spec = Prepared(Prepared.Config(path=str(number.folder))).targets["age"]
     ages = [row["age"] for row in records(number.folder).values() if row["age"] is not None]
-    assert min(ages) < spec.mean < max(ages) and 5 < spec.deviation < 40
+    assert min(ages) < spec.mean < max(ages) and 5 < spec.std < 40
     assert "<td>colour</td>" in (folder / "card.html").read_text()
     index = dataset.columns("train")
     assert set(index["facts/cell/colour"]) - {None} == {"7", "green", "red"}
@@ -485,12 +485,11 @@ def test_languages_are_told_apart_and_names_are_left_alone():
         "es": "una foto de un perro en la playa", "ru": "собака и кошка на улице",
         "ja": "犬が浜辺を走る", "zh": "狗在海滩上跑", "el": "ένας σκύλος στην παραλία", "ko": "해변에서 달리는 개",
     }  # fmt: skip
-    assert {code: languages.detect_unwanted_language(text, ("en",)) for code, text in texts.items()} == {
-        code: code for code in texts
-    }
-    assert all(languages.detect_unwanted_language(text, (code,)) is None for code, text in texts.items())
+    detect = languages.detect_unwanted_language
+    assert {code: detect(text, ("en",)) for code, text in texts.items()} == {code: code for code in texts}
+    assert all(detect(text, (code,)) is None for code, text in texts.items())
     for name in ("Paris", "Rio de Janeiro", "New York City", "IMG 4", "a dog and a cat on the beach"):
-        assert languages.detect_unwanted_language(name, ("en",)) is None
+        assert detect(name, ("en",)) is None
 
 
 # Near duplicates.
@@ -657,9 +656,8 @@ def test_parts_have_their_shares_of_each_label():
 
 
 def test_every_part_gets_a_group_where_there_are_enough():
-    chosen = assign_parts(
-        {"train": 0.8, "validation": 0.1, "test": 0.1}, np.repeat(np.arange(4), 50), [None] * 200, "seed"
-    )
+    shares = {"train": 0.8, "validation": 0.1, "test": 0.1}
+    chosen = assign_parts(shares, np.repeat(np.arange(4), 50), [None] * 200, "seed")
     assert set(chosen) == {0, 1, 2} and all(len(set(chosen[50 * g : 50 * g + 50])) == 1 for g in range(4))
 
 

@@ -78,7 +78,7 @@ def infer_layout(sample: Sequence[Row], known: Mapping[str, str], config: Prepar
     key = config.key or next((name for name in _KEYS[:2] if _unique(sample, name)), "")
     split = config.split or (_SPLIT if _SPLIT in present else "")
     if config.columns:
-        columns = [_parse_column(name, text, present, sample, known) for name, text in config.columns.items()]
+        columns = [_parse(name, text, present, sample, known) for name, text in config.columns.items()]
     else:
         others = [name for name in present if name.lower() not in _KEYS and name not in (key, split, config.group)]
         kinds = {name: known.get(name) or guess_kind(row.values.get(name) for row in sample) for name in others}
@@ -117,9 +117,7 @@ def guess_kind(values: Iterable[Any]) -> str | None:
     return "label" if few and mean_words < 3 else "text"
 
 
-def _parse_column(
-    name: str, text: str, present: Sequence[str], sample: Sequence[Row], known: Mapping[str, str]
-) -> Column:
+def _parse(name: str, text: str, present: Sequence[str], sample: Sequence[Row], known: Mapping[str, str]) -> Column:
     """Parses an item of `--columns`, NAME=COLUMN or NAME=COLUMN:KIND. Raises UserError."""
     source, _, kind = text.rpartition(":") if ":" in text else (text, "", "")
     sources = tuple(source.split("+")) if source not in present else (source,)

@@ -191,7 +191,7 @@ class Examined:
         names = {column.name for column in self.job.inputs}
         pairs = [pair for pair in self.aligner.pairs if set(pair) <= names]
         folder = self.job.work / "aligned" / hashlib.sha256(self.aligner.identity.encode()).hexdigest()
-        chunks = [self._embed_chunk(folder, chunk, pairs) for chunk in range(self.job.num_chunks)]
+        chunks = [self._embed(folder, chunk, pairs) for chunk in range(self.job.num_chunks)]
         embeddings = {}
         for pair in pairs:
             first, second = (np.concatenate([arrays["+".join(pair) + f"/{side}"] for arrays in chunks])
@@ -200,7 +200,7 @@ class Examined:
             embeddings[pair] = PairEmbeddings(rows, first[rows], second[rows])
         return embeddings
 
-    def _embed_chunk(self, folder: pathlib.Path, chunk: int, pairs: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+    def _embed(self, folder: pathlib.Path, chunk: int, pairs: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
         """Embeds the rows of a chunk, or reads earlier embeddings: {"FIRST+SECOND/0 or 1": float32 [rows, width]}."""
         path = folder / f"{chunk:07}.npz"
         if not path.exists():

@@ -262,7 +262,7 @@ def _cosines() -> np.ndarray:
 
 
 def _keep_nearest(matches: np.ndarray, count: int) -> np.ndarray:
-    """Removes repeated pairs from matches (one, other, distance) [3, n], and keeps the `count` nearest of each `one`."""
+    """Removes repeated pairs of matches (one, other, distance) [3, n], and keeps the `count` nearest of each `one`."""
     order = np.lexsort((matches[1], matches[2], matches[0]))
     one, other, distance = matches[:, order]
     # np.unique returns the first of equal pairs, which has the smallest distance, in order of (one, other). Sorting the

@@ -160,7 +160,8 @@ def _locked(partial: pathlib.Path) -> Iterator[None]:
     """Locks the work folder for this process. The operating system releases the lock when the process ends."""
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        # A process may lock this file after its owner finished and removed the folder. It then finds the output complete.
+        # The owner may finish and remove the folder while another process locks this file. That process then finds the
+        # complete output.
         with (partial / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,17 +171,13 @@ def _locked(partial: pathlib.Path) -> Iterator[None]:
             try:
                 yield
             except BaseException:
-                _remove_if_empty(partial)
+                # Leave nothing behind if no work was done.
+                if not (partial / "work").exists():
+                    shutil.rmtree(partial, ignore_errors=True)
                 raise
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         problem = f"cannot write {str(partial)!r}: {error.strerror}"
         raise UserError("--output", problem, "give a folder with write permission") from None
-
-
-def _remove_if_empty(partial: pathlib.Path) -> None:
-    """Removes the partial folder if it holds no work yet."""
-    if not (partial / "work").exists():
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _reuse_work(partial: pathlib.Path, fingerprint: str) -> pathlib.Path:
