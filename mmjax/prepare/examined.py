@@ -224,9 +224,8 @@ class Examined:
             if column.name in summary and self.present[column.name][index]:
                 kind = self.job.kinds[column.name]
                 with contextlib.suppress(Unreadable):
-                    restored[column.name] = kind.restore(
-                        kind.stored(self.job.decode(row, column), summary[column.name])
-                    )
+                    stored = kind.stored(self.job.decode(row, column), summary[column.name])
+                    restored[column.name] = kind.restore(stored)
         return restored
 
 
