@@ -11,7 +11,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from mmjax.datasets.prepared import ordered, read_manifest, read_statistics
+from mmjax.datasets.prepared import read_manifest, read_statistics, sort_splits
 
 _TRUNK = {"width": 128, "depth": 2, "heads": 4, "drop_path": 0.1}
 
@@ -134,7 +134,7 @@ def get_config(argument: str = "prepared/mine") -> ConfigDict:
     config.train = {"steps": 1000, "batch_size": 64, "accumulate": 1}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     config.precision = {"compute": "float32"}
-    others = [split for split in ordered(manifest["splits"]) if split != "train"]
+    others = [split for split in sort_splits(manifest["splits"]) if split != "train"]
     config.checkpoint = {"every": 250, "keep": 2}
     config.evaluate = {"every": 250 if "validation" in others else 0, "splits": others[-1:], "batch_size": 64}
     config.log = {"every": 50}

@@ -182,10 +182,10 @@ def test_rows_that_come_class_by_class_are_judged_in_parts_of_all_classes(monkey
         names[row] = f"class {(truth[row] + 1) % 3}"
     column = types.SimpleNamespace(name="label")
     inputs, kinds = [types.SimpleNamespace(name="telling")], {"telling": Kind()}
-    job = types.SimpleNamespace(rows=300, targets=[column], inputs=inputs, kinds=kinds)
+    job = types.SimpleNamespace(num_rows=300, targets=[column], inputs=inputs, kinds=kinds)
     examined = types.SimpleNamespace(
-        numbers={"telling": {}},
-        words={"telling": {}},
+        measures={"telling": {}},
+        categories={"telling": {}},
         job=job,
         alive=np.ones(300, bool),
         classes=lambda name: names,

@@ -49,7 +49,7 @@ def test_the_page_has_five_commands():
 def test_the_dry_run_and_the_preparation_say_what_the_page_says(place):
     dry = run(COMMANDS[0], place)
     assert not (place / "prepared" / "mine").exists()
-    for line in re.search(r"```text\n(what the source holds.*?)…", PAGE, re.S)[1].splitlines():
+    for line in re.search(r"```text\n(dataset\n.*?)…", PAGE, re.S)[1].splitlines():
         assert line in [shown.rstrip() for shown in dry.splitlines()]
     run(COMMANDS[1], place)
     report = json.loads((place / "prepared" / "mine" / "report.json").read_text())

@@ -24,14 +24,14 @@ from mmjax.datasets import Prepared
 from mmjax.errors import UserError
 from mmjax.modalities import MODALITIES
 from mmjax.prepare import languages, pictures
-from mmjax.prepare.columns import guess
+from mmjax.prepare.columns import guess_kind
 from mmjax.prepare.kinds import KINDS, File, Unreadable
 from mmjax.prepare.options import PrepareConfig
 from mmjax.prepare.preparation import prepare
 from mmjax.prepare.runners import Local, make_runner
-from mmjax.prepare.shards import cut
+from mmjax.prepare.shards import shard_ends
 from mmjax.prepare.sources.manifest import Manifest
-from mmjax.prepare.splits import parts
+from mmjax.prepare.splits import assign_parts
 
 
 def scene(seed: int, side: int = 40) -> np.ndarray:
@@ -230,7 +230,7 @@ def test_columns_together_are_a_table_whose_statistics_are_those_of_training(tmp
     number = run(write_table(tmp_path / "b", rows), tmp_path / "number", columns=columns)
     spec = Prepared(Prepared.Config(path=str(number.folder))).targets["age"]
     ages = [row["age"] for row in records(number.folder).values() if row["age"] is not None]
-    assert min(ages) < spec.mean < max(ages) and 5 < spec.deviation < 40
+    assert min(ages) < spec.mean < max(ages) and 5 < spec.std < 40
     assert "<td>colour</td>" in (folder / "card.html").read_text()
     index = dataset.columns("train")
     assert set(index["facts/cell/colour"]) - {None} == {"7", "green", "red"}
@@ -485,10 +485,11 @@ def test_languages_are_told_apart_and_names_are_left_alone():
         "es": "una foto de un perro en la playa", "ru": "собака и кошка на улице",
         "ja": "犬が浜辺を走る", "zh": "狗在海滩上跑", "el": "ένας σκύλος στην παραλία", "ko": "해변에서 달리는 개",
     }  # fmt: skip
-    assert {code: languages.wrong(text, ("en",)) for code, text in texts.items()} == {code: code for code in texts}
-    assert all(languages.wrong(text, (code,)) is None for code, text in texts.items())
+    detect = languages.detect_unwanted_language
+    assert {code: detect(text, ("en",)) for code, text in texts.items()} == {code: code for code in texts}
+    assert all(detect(text, (code,)) is None for code, text in texts.items())
     for name in ("Paris", "Rio de Janeiro", "New York City", "IMG 4", "a dog and a cat on the beach"):
-        assert languages.wrong(name, ("en",)) is None
+        assert detect(name, ("en",)) is None
 
 
 # Near duplicates.
@@ -644,24 +645,25 @@ def test_what_is_kept_by_request_is_reported_all_the_same(tmp_path, table):
 
 def test_parts_have_their_shares_of_each_label():
     labels = [str(number % 4 // 3) for number in range(400)]
-    chosen = parts({"train": 8, "validation": 1, "test": 1}, np.arange(400), labels, "seed")
+    chosen = assign_parts({"train": 8, "validation": 1, "test": 1}, np.arange(400), labels, "seed")
     for name in "01":
         counts = np.bincount(chosen[np.asarray(labels) == name])
         np.testing.assert_allclose(counts / counts.sum(), [0.8, 0.1, 0.1], atol=0.01)
     assert (
-        parts({"a": 1, "b": 1}, np.arange(400), labels, "s").tolist()
-        != parts({"a": 1, "b": 1}, np.arange(400), labels, "t").tolist()
+        assign_parts({"a": 1, "b": 1}, np.arange(400), labels, "s").tolist()
+        != assign_parts({"a": 1, "b": 1}, np.arange(400), labels, "t").tolist()
     )
 
 
 def test_every_part_gets_a_group_where_there_are_enough():
-    chosen = parts({"train": 0.8, "validation": 0.1, "test": 0.1}, np.repeat(np.arange(4), 50), [None] * 200, "seed")
+    shares = {"train": 0.8, "validation": 0.1, "test": 0.1}
+    chosen = assign_parts(shares, np.repeat(np.arange(4), 50), [None] * 200, "seed")
     assert set(chosen) == {0, 1, 2} and all(len(set(chosen[50 * g : 50 * g + 50])) == 1 for g in range(4))
 
 
 def test_shards_are_about_as_large_as_asked():
-    assert cut(np.asarray([4, 4, 4, 9, 1, 1]), 8) == [2, 3, 4, 6]
-    assert cut(np.asarray([100.0]), 8) == [1]
+    assert shard_ends(np.asarray([4, 4, 4, 9, 1, 1]), 8) == [2, 3, 4, 6]
+    assert shard_ends(np.asarray([100.0]), 8) == [1]
 
 
 @pytest.mark.parametrize(
@@ -678,7 +680,7 @@ def test_shards_are_about_as_large_as_asked():
     ],
 )
 def test_kinds_of_columns_are_told_from_their_values(values, kind):
-    assert guess(values) == kind
+    assert guess_kind(values) == kind
 
 
 # What a user is told.
@@ -695,10 +697,10 @@ def test_kinds_of_columns_are_told_from_their_values(values, kind):
         (["--output={out}", "--set=checks.image.blnk=3"], "did you mean 'blank'?"),
         (["--output={out}", "--set=chcks.image=3"], "did you mean 'checks'?"),
         (["--output={out}", "--set=folds"], "is not KEY=VALUE"),
-        (["--output={out}", "--splits=train=x"], "'x' is no number"),
+        (["--output={out}", "--splits=train=x"], "'x' is not a number"),
         (["--output={out}", "--format=tra"], "unknown format 'tra'"),
-        (["--output={table}"], "no prepared data"),
-        (["--output={out}", "--config=configs/digits.py"], "a recipe or a source, and not both"),
+        (["--output={table}"], "not a prepared dataset"),
+        (["--output={out}", "--config=configs/digits.py"], "needs either a recipe or a source"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line_and_leave_nothing(tmp_path, table, capsys, monkeypatch, flags, message):
@@ -768,12 +770,12 @@ def test_what_stands_between_the_values_of_a_table_is_found(tmp_path, lines, row
 
 def test_what_kind_of_column_it_is_does_not_depend_on_how_a_missing_value_is_written():
     for missing in ("?", "NA", "nan", "none", None):
-        assert guess(["0", "1", "2", missing] * 9) == "label"
-        assert guess([f"{number}.5" for number in range(30)] + [missing]) == "number"
-        assert guess([f"{number}.png" for number in range(30)] + [missing]) == "image"
-        assert guess([missing] * 5) is None
+        assert guess_kind(["0", "1", "2", missing] * 9) == "label"
+        assert guess_kind([f"{number}.5" for number in range(30)] + [missing]) == "number"
+        assert guess_kind([f"{number}.png" for number in range(30)] + [missing]) == "image"
+        assert guess_kind([missing] * 5) is None
     # Where classes are words it may be one of them.
-    assert guess(["none", "mild", "severe"] * 9) == "label"
+    assert guess_kind(["none", "mild", "severe"] * 9) == "label"
     label = KINDS["label"]()
     assert label.decode("nan") is None and label.decode("?") is None and label.decode("none") == "none"
 
@@ -785,7 +787,7 @@ def test_a_table_without_rows_and_one_of_which_nothing_is_left_say_why(tmp_path)
         run(path, tmp_path / "out")
     path.write_text("picture,label\n" + "no.png,a\n" * 3)
     with pytest.raises(
-        UserError, match="as 'unreadable', such as '00000000': picture No such file or directory; look at"
+        UserError, match="as 'unreadable', for example '00000000': picture No such file or directory; inspect"
     ):
         run(path, tmp_path / "out")
 

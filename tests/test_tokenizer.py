@@ -87,7 +87,7 @@ def test_other_processes_and_workers_train_the_same(source, prepared, tmp_path):
 
 def test_where_there_is_no_text_or_no_room_one_line_says_so(source, tmp_path):
     config = PrepareConfig(source=str(source), columns={"kinds": "kind:table"}, train_tokenizer=400)
-    with pytest.raises(UserError, match="no input is a text"):
+    with pytest.raises(UserError, match="no input is of kind text"):
         prepare(config, tmp_path / "out", Local(1))
-    with pytest.raises(ValueError, match="no room beside the 256 bytes; give 4000"):
+    with pytest.raises(ValueError, match="must exceed the 256 byte tokens; give for example 4000"):
         PrepareConfig(source=str(source), train_tokenizer=100)

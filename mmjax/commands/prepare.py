@@ -1,22 +1,22 @@
-"""Makes raw files into clean shards, or prepares the dataset of a recipe.
+"""Prepare a dataset: check raw files and convert them to shards, or build the dataset of a recipe.
 
     mmjax prepare --source=photos/labels.csv --output=prepared/photos --dry_run
     mmjax prepare --source=photos/labels.csv --output=prepared/photos
     mmjax prepare --config=configs/digits.py
 
 --source is a folder, a manifest (CSV, TSV, JSONL, Parquet), a tar file or a folder of them (WebDataset), tfds:NAME, a
-folder of TFDS or of ArrayRecord files, or a bucket's address (gs://…, s3://…). What its columns are is found out, and
-shown; --columns says it. Every row is decoded, measured and compared with the others. What is unreadable, empty, twice
-there or in two splits is left out and listed, with the reason, in OUTPUT/findings.jsonl and on the page
-OUTPUT/card.html; --dry_run only makes these, in OUTPUT.partial.
+folder of TFDS or ArrayRecord files, or a bucket URI (gs://…, s3://…). The kinds of its columns are inferred and
+printed; set them with --columns. Every row is decoded, measured and compared with the others. Rows that are unreadable,
+empty, duplicated, or leaked across splits are dropped, and listed with the reason in OUTPUT/findings.jsonl and on
+OUTPUT/card.html. --dry_run writes only the report and the card, to OUTPUT.partial.
 
-A command that was interrupted goes on when it is given again. To train on the result, see docs/own_data.md.
+Run the same command again to resume after an interruption. To train on the result, see docs/own_data.md.
 
---alignment=RUN, the workdir of a run whose model was trained to tell pairs from others, finds inputs that do not belong
-together. Without it they are found by a label, where there is one.
+--alignment=WORKDIR detects mismatched inputs with the model of a run that has a contrastive task. Without it,
+mismatches are detected by a label, if the data has one.
 
-With --config nothing but the section `data` of the recipe matters. Training prepares too; this is for doing it once,
-before many runs or on a machine without an accelerator.
+--config uses only the section `data` of the recipe. Training prepares its dataset as well; use this command to prepare
+once before many runs, or on a machine without an accelerator.
 """
 
 from __future__ import annotations
@@ -33,45 +33,48 @@ from absl import flags as absl_flags
 from mmjax.commands.config_flag import define_config
 from mmjax.errors import UserError, nearest
 
-_LISTS = {"columns": dict, "splits": dict, "keep": list, "drop": list}
-_TEXTS = ("format", "key", "split", "group", "stratify")
+_LIST_FLAGS = {"columns": dict, "splits": dict, "keep": list, "drop": list}
+_TEXT_FLAGS = ("format", "key", "split", "group", "stratify")
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags of `mmjax prepare`."""
     define_config(flags, required=False)
-    absl_flags.DEFINE_string("source", None, "what to prepare, instead of --config", flag_values=flags)
-    absl_flags.DEFINE_string("output", None, "folder of the prepared data, which must not be there", flag_values=flags)
-    absl_flags.DEFINE_bool("dry_run", False, "only find out what would be dropped, and say so", flag_values=flags)
-    absl_flags.DEFINE_integer("workers", 0, "processes; as many as there are cores by default", flag_values=flags)
-    absl_flags.DEFINE_string("runner", "local", "local, or a runner of Apache Beam: DirectRunner …", flag_values=flags)
-    help_text = "workdir of a run with a contrastive task, which says which pairs of inputs do not belong together"
+    absl_flags.DEFINE_string("source", None, "raw data to prepare, instead of --config", flag_values=flags)
+    absl_flags.DEFINE_string("output", None, "folder of the prepared data; must not exist", flag_values=flags)
+    absl_flags.DEFINE_bool("dry_run", False, "report findings without writing shards", flag_values=flags)
+    absl_flags.DEFINE_integer("workers", 0, "number of processes; 0 uses all cores", flag_values=flags)
+    help_text = "local, or an Apache Beam runner such as DirectRunner"
+    absl_flags.DEFINE_string("runner", "local", help_text, flag_values=flags)
+    help_text = "workdir of a run with a contrastive task, whose model detects mismatched inputs"
     absl_flags.DEFINE_string("alignment", None, help_text, flag_values=flags)
     absl_flags.DEFINE_bool("json", False, "print the report as one JSON object", flag_values=flags)
-    describe = {
-        "columns": "NAME=COLUMN or NAME=COLUMN:KIND, parted by commas: what is an input or a target",
-        "splits": "NAME=SHARE, parted by commas, by default train=0.8,validation=0.1,test=0.1",
-        "keep": "findings, parted by commas, whose rows are kept nonetheless",
-        "drop": "findings, parted by commas, whose rows are dropped though they are suspicions",
-        "format": "what the source is, where it could be several things",
-        "key": "column with a name for each row",
+    help_texts = {
+        "columns": "inputs and targets: comma-separated NAME=COLUMN or NAME=COLUMN:KIND",
+        "splits": "comma-separated NAME=SHARE (default: train=0.8,validation=0.1,test=0.1)",
+        "keep": "comma-separated findings to report without dropping their rows",
+        "drop": "comma-separated findings whose rows are dropped instead of only reported",
+        "format": "format of the source; inferred by default",
+        "key": "column of unique row keys",
         "split": "column with the split of each row",
         "group": "column whose values must not be in two splits, such as a speaker",
-        "stratify": "label that all splits have equally often; the first by default",
+        "stratify": "label by which splits are stratified; the first label by default",
     }
-    for name in (*_LISTS, *_TEXTS):
-        absl_flags.DEFINE_string(name, None, describe[name], flag_values=flags)
-    help_text = "tokens of a tokenizer to train on each text of the training split, such as 8000"
+    for name in (*_LIST_FLAGS, *_TEXT_FLAGS):
+        absl_flags.DEFINE_string(name, None, help_texts[name], flag_values=flags)
+    help_text = "vocabulary size of a tokenizer trained on each text input, such as 8000"
     absl_flags.DEFINE_integer("train_tokenizer", None, help_text, flag_values=flags)
-    absl_flags.DEFINE_integer("folds", None, "number of parts for cross-validation", flag_values=flags)
-    absl_flags.DEFINE_integer("seed", None, "of all random choices, 0 by default", flag_values=flags)
-    help_text = "KEY=VALUE of any other option, such as checks.image.blank=3; may be given several times"
+    absl_flags.DEFINE_integer("folds", None, "number of cross-validation folds", flag_values=flags)
+    absl_flags.DEFINE_integer("seed", None, "random seed (default: 0)", flag_values=flags)
+    help_text = "KEY=VALUE of any other option, such as checks.image.blank=3; repeatable"
     absl_flags.DEFINE_multi_string("set", [], help_text, flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Prepares the source or the recipe that the flags name."""
     if (flags.config is None) == (flags.source is None):
-        remedy = "give one of --config=configs/NAME.py and --source=PLACE --output=FOLDER"
-        raise UserError("mmjax prepare", "needs a recipe or a source, and not both", remedy)
+        remedy = "give either --config=configs/NAME.py or --source=PATH --output=FOLDER"
+        raise UserError("mmjax prepare", "needs either a recipe or a source", remedy)
     if flags.config is not None:
         _prepare_recipe(flags)
     else:
@@ -79,6 +82,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 
 def _prepare_recipe(flags: absl_flags.FlagValues) -> None:
+    """Prepares the dataset of a recipe and prints an overview."""
     from rich.console import Console
 
     from mmjax.config import build
@@ -93,15 +97,16 @@ def _prepare_recipe(flags: absl_flags.FlagValues) -> None:
         facts[split] = f"{len(dataset.source(split)):,} examples"
     facts["inputs"] = ", ".join(f"{name} ({kind})" for name, kind in dataset.inputs.items())
     facts["targets"] = ", ".join(dataset.targets)
-    # Not every dataset has one: what others made is read where it lies.
+    # Datasets that are read in place have no checksum.
     if checksum := getattr(dataset, "checksum", None):
         facts["checksum"] = f"sha256 {checksum}"
-    print_key_values(Console(soft_wrap=True, highlight=False), f"the dataset {shared.name}", facts)
+    print_key_values(Console(soft_wrap=True, highlight=False), f"dataset {shared.name}", facts)
 
 
 def _prepare_source(flags: absl_flags.FlagValues) -> None:
+    """Prepares raw data and prints the report."""
     if not flags.output:
-        raise UserError("--output", "is missing", "give the folder that the prepared data should be in")
+        raise UserError("--output", "is missing", "give a folder for the prepared data")
     if flags.workers < 0:
         raise UserError(
             "--workers", f"{flags.workers} is out of range", "give a number of processes, or 0 for all cores"
@@ -109,17 +114,18 @@ def _prepare_source(flags: absl_flags.FlagValues) -> None:
     from mmjax.prepare.preparation import prepare
     from mmjax.prepare.runners import make_runner
 
-    config = options(flags)
-    aligner = _aligner(pathlib.Path(flags.alignment)) if flags.alignment else None
+    config = _parse_options(flags)
+    aligner = _load_aligner(pathlib.Path(flags.alignment)) if flags.alignment else None
     with make_runner(flags.runner, flags.workers) as runner:
-        done = prepare(config, pathlib.Path(flags.output), runner, _progress, flags.dry_run, aligner)
+        result = prepare(config, pathlib.Path(flags.output), runner, _progress, flags.dry_run, aligner)
     if flags.json:
-        print(json.dumps(done.report, indent=2))
+        print(json.dumps(result.report, indent=2))
     else:
-        _print(done, flags.dry_run)
+        _print_result(result, flags.dry_run)
 
 
-def _aligner(workdir: pathlib.Path) -> Any:
+def _load_aligner(workdir: pathlib.Path) -> Any:
+    """Loads the model of a run as a `PairScorer`."""
     from mmjax.evaluation.aligner import Aligner
     from mmjax.runs.run import restore
     from mmjax.training.state import parameters_hash
@@ -137,44 +143,44 @@ def _aligner(workdir: pathlib.Path) -> Any:
     )
 
 
-def options(flags: absl_flags.FlagValues) -> Any:
-    """The `PrepareConfig` that the flags give. Raises UserError."""
+def _parse_options(flags: absl_flags.FlagValues) -> Any:
+    """Builds a `PrepareConfig` from the flags. Raises UserError if one is invalid."""
     from mmjax.config import build
-    from mmjax.prepare.options import PrepareConfig, merged, nested
+    from mmjax.prepare.options import PrepareConfig, merge, parse_assignments
 
-    section = nested(flags.set, "--set")
-    given: dict[str, Any] = {"source": flags.source}
-    for name, kind in _LISTS.items():
+    section = parse_assignments(flags.set, "--set")
+    values: dict[str, Any] = {"source": flags.source}
+    for name, kind in _LIST_FLAGS.items():
         if (text := flags[name].value) is not None:
-            given[name] = _pairs(name, text) if kind is dict else [word for word in text.split(",") if word]
-    for name in (*_TEXTS, "folds", "seed", "train_tokenizer"):
+            values[name] = _parse_pairs(name, text) if kind is dict else [item for item in text.split(",") if item]
+    for name in (*_TEXT_FLAGS, "folds", "seed", "train_tokenizer"):
         if flags[name].value is not None:
-            given[name] = flags[name].value
+            values[name] = flags[name].value
     known = [field.name for field in dataclasses.fields(PrepareConfig)]
     for key in section:
         if key not in known:
             raise UserError(f"--set {key}", f"unknown key {key!r}", nearest(key, known))
-    return build(PrepareConfig, merged(given, section), "mmjax prepare")
+    return build(PrepareConfig, merge(values, section), "mmjax prepare")
 
 
-def _pairs(name: str, text: str) -> dict[str, Any]:
+def _parse_pairs(name: str, text: str) -> dict[str, Any]:
+    """Parses NAME=VALUE,NAME=VALUE; the values of `--splits` are numbers. Raises UserError."""
     pairs: dict[str, Any] = {}
-    for word in text.split(","):
-        left, equals, right = word.partition("=")
+    for item in text.split(","):
+        key, equals, value = item.partition("=")
         if not equals:
-            raise UserError(f"--{name}={text}", f"{word!r} is not NAME=VALUE", f"write --{name}=NAME=VALUE,NAME=VALUE")
+            raise UserError(f"--{name}={text}", f"{item!r} is not NAME=VALUE", f"write --{name}=NAME=VALUE,NAME=VALUE")
         try:
-            pairs[left] = float(right) if name == "splits" else right
+            pairs[key] = float(value) if name == "splits" else value
         except ValueError:
-            raise UserError(
-                f"--{name}={text}", f"{right!r} is no number", "write --splits=train=0.8,test=0.2"
-            ) from None
+            problem = f"{value!r} is not a number"
+            raise UserError(f"--{name}={text}", problem, "write --splits=train=0.8,test=0.2") from None
     return pairs
 
 
 @contextlib.contextmanager
 def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar with what is done, the rate and the time that is left."""
+    """Shows a progress bar on stderr, with elapsed and remaining time."""
     import rich.console
     import rich.progress
 
@@ -192,14 +198,15 @@ def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: bars.advance(bar)
 
 
-def _print(done: Any, dry_run: bool) -> None:
+def _print_result(result: Any, dry_run: bool) -> None:
+    """Prints the columns, the findings and the output files of a `PreparationResult`."""
     from rich.console import Console
     from rich.table import Table
 
     from mmjax.reporting.overview import print_key_values
 
     console = Console(soft_wrap=True, highlight=False)
-    manifest, report = done.manifest, done.report
+    manifest, report = result.manifest, result.report
     facts = {"source": manifest["options"]["source"]}
     for role in ("inputs", "targets"):
         kinds = {name: kind if isinstance(kind, str) else kind["kind"] for name, kind in manifest[role].items()}
@@ -210,26 +217,26 @@ def _print(done: Any, dry_run: bool) -> None:
     facts["rows"] = f"{report['rows']:,}, of which {report['dropped']:,} {'would be' if dry_run else 'are'} dropped"
     for split, count in report["splits"].items():
         facts[split] = f"{count:,} examples"
-    print_key_values(console, "what the source holds", facts)
+    print_key_values(console, "dataset", facts)
     if report["findings"]:
-        table = Table(title="what was found", title_justify="left", title_style="bold")
-        for name in ("finding", "rows", "dropped", "for example"):
+        table = Table(title="findings", title_justify="left", title_style="bold")
+        for name in ("finding", "rows", "dropped", "example"):
             table.add_column(name, justify="right" if name in ("rows", "dropped") else "left", overflow="fold")
-        for name, found in report["findings"].items():
-            example = found["examples"][0]
-            dropped = f"{found['dropped']:,}" if found["drops"] else "no, reported only"
-            table.add_row(name, f"{found['rows']:,}", dropped, f"{example['key']}: {example['why']}")
+        for name, finding in report["findings"].items():
+            example = finding["examples"][0]
+            dropped = f"{finding['dropped']:,}" if finding["drops"] else "no, reported only"
+            table.add_row(name, f"{finding['rows']:,}", dropped, f"{example['key']}: {example['why']}")
         Console(highlight=False).print(table)
     for check, why in report["not_judged"].items():
         console.print(f"not judged: {check}, because {why}")
-    where = {
-        "page": str(done.folder / "card.html"),
-        "findings": str(done.folder / "findings.jsonl"),
+    files = {
+        "data card": str(result.folder / "card.html"),
+        "findings": str(result.folder / "findings.jsonl"),
     }
     if not dry_run:
-        where |= {"data": str(done.folder), "checksum": f"sha256 {manifest['checksum']}"}
-        if not done.fresh:
-            where["already"] = "it was prepared before, from the same source with the same options"
+        files |= {"data": str(result.folder), "checksum": f"sha256 {manifest['checksum']}"}
+        if not result.fresh:
+            files["note"] = "already prepared from the same source with the same options"
     else:
-        where["next"] = "the same command without --dry_run; what was examined need not be examined again"
-    print_key_values(console, "where everything lies", where)
+        files["next"] = "run the same command without --dry_run; rows are not examined again"
+    print_key_values(console, "output files", files)

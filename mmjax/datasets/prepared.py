@@ -14,7 +14,7 @@ import numpy as np
 from mmjax.data.dataset import Record, check_split
 from mmjax.datasets.records import Records
 from mmjax.errors import UserError
-from mmjax.prepare.splits import ordered
+from mmjax.prepare.splits import sort_splits
 from mmjax.tokens import TargetSpec
 
 VERSION = 1
@@ -41,7 +41,7 @@ class Prepared:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return ordered(self.manifest["splits"])
+        return sort_splits(self.manifest["splits"])
 
     @property
     def inputs(self) -> Mapping[str, str]:

@@ -1,9 +1,10 @@
-"""From raw files to clean shards: `mmjax prepare --source=… --output=…`.
+"""Data preparation: converts raw files to checked ArrayRecord shards, `mmjax prepare --source=… --output=…`.
 
-    sources/    where rows come from: SOURCES
-    kinds/      what a column holds; decoding, measuring, comparing, storing, showing: KINDS
-    checks/     what may be wrong with rows: CHECKS
-    preparation.py puts the steps together; runners.py says where they run
+    sources/         readers of raw data: SOURCES
+    kinds/           column types, which decode, measure, compare, store and show values: KINDS
+    checks/          detectors of faulty rows: CHECKS
+    preparation.py   the pipeline
+    runners.py       local processes or Apache Beam
 
-Importing this package is quick; its modules import what they need.
+Importing this package is fast; its modules import what they need.
 """

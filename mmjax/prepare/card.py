@@ -1,11 +1,10 @@
-"""The data card: one HTML page, without any other file, on which a person sees and hears what was prepared."""
+"""Data card: a self-contained HTML page with statistics, samples and findings of a prepared dataset."""
 
 from __future__ import annotations
 
 import hashlib
 import html
 import pathlib
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,23 +14,31 @@ from mmjax.prepare.decide import Decisions
 from mmjax.prepare.examined import Examined, Finding
 from mmjax.prepare.kinds import Unreadable
 
-_SAMPLES = 8
-_PER_FINDING = 6
-_MOST_CLASSES = 30
+_SAMPLES_PER_SPLIT = 8
+_EXAMPLES_PER_FINDING = 6
+_MAX_CLASSES = 30
 
 
 def make(examined: Examined, decisions: Decisions, report: dict[str, Any], name: str) -> str:
-    """The page. The same rows give the same page."""
+    """Renders the data card as HTML. The same rows give the same page.
+
+    Args:
+      examined: measurements of all rows.
+      decisions: decisions about all rows.
+      report: content of report.json.
+      name: title of the page.
+    """
     import jinja2
 
     folder = pathlib.Path(__file__).parent
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["number"] = _number
-    found = statistics.statistics(examined, decisions.splits)
+    environment.filters["number"] = _format_number
+    split_statistics = statistics.statistics(examined, decisions.splits)
     samples = {
-        split: [_row(examined, row) for row in _chosen(examined, rows)] for split, rows in decisions.splits.items()
+        split: [_render_row(examined, row) for row in _sample(examined, rows)]
+        for split, rows in decisions.splits.items()
     }
     return environment.get_template("card.html.jinja").render(
         name=name,
@@ -39,82 +46,82 @@ def make(examined: Examined, decisions: Decisions, report: dict[str, Any], name:
         source=examined.job.config.source,
         columns=[{"name": c.name, "kind": c.kind, "target": c.target, "sources": " + ".join(c.sources)}
                  for c in examined.job.layout.columns],
-        statistics=found,
-        labels=_labels(found),
+        statistics=split_statistics,
+        labels=_class_tables(split_statistics),
         measures=_measures(examined, decisions),
         samples=samples,
         findings={check: _examples(examined, decisions, check) for check in report["findings"]},
     )  # fmt: skip
 
 
-def _chosen(examined: Examined, rows: np.ndarray) -> list[int]:
-    """A few rows, the same each time, as if by chance."""
-    drawn = sorted(rows, key=lambda row: hashlib.sha256(examined.keys[row].encode()).digest())
-    return sorted(int(row) for row in drawn[:_SAMPLES])
+def _sample(examined: Examined, rows: np.ndarray) -> list[int]:
+    """Draws a few rows, reproducibly, by the hash of their keys."""
+    shuffled = sorted(rows, key=lambda row: hashlib.sha256(examined.keys[row].encode()).digest())
+    return sorted(int(row) for row in shuffled[:_SAMPLES_PER_SPLIT])
 
 
-def _row(examined: Examined, number: int, columns: Iterable[str] | None = None) -> dict[str, Any]:
-    """{"key", "shown": {column: HTML}}."""
+def _render_row(examined: Examined, index: int) -> dict[str, Any]:
+    """Renders a row: {"key", "shown": {column: HTML}}."""
     from markupsafe import Markup
 
-    row, shown = examined.job.row(number), {}
+    row, shown = examined.job.row(index), {}
     for column in examined.job.layout.columns:
-        if columns is None or column.name in columns:
-            try:
-                raw = examined.job.decode(row, column)
-                text = "<i>absent</i>" if raw is None else examined.job.kinds[column.name].show(raw)
-            except Unreadable as error:
-                text = f"<i>unreadable: {html.escape(str(error))}</i>"
-            # Each kind escapes what it shows.
-            shown[column.name] = Markup(text)
-    return {"key": examined.keys[number], "shown": shown}
+        try:
+            raw = examined.job.decode(row, column)
+            text = "<i>absent</i>" if raw is None else examined.job.kinds[column.name].show(raw)
+        except Unreadable as error:
+            text = f"<i>unreadable: {html.escape(str(error))}</i>"
+        # `Kind.show` escapes its values.
+        shown[column.name] = Markup(text)
+    return {"key": examined.keys[index], "shown": shown}
 
 
 def _examples(examined: Examined, decisions: Decisions, check: str) -> list[dict[str, Any]]:
+    """Renders a few evenly spaced findings of a check."""
     findings = [finding for finding in decisions.findings if finding.check == check]
-    step = max(1, len(findings) // _PER_FINDING)
-    return [_pair(examined, finding) for finding in findings[::step][:_PER_FINDING]]
+    step = max(1, len(findings) // _EXAMPLES_PER_FINDING)
+    return [_render_finding(examined, finding) for finding in findings[::step][:_EXAMPLES_PER_FINDING]]
 
 
-def _pair(examined: Examined, finding: Finding) -> dict[str, Any]:
-    shown = [_row(examined, finding.row)]
-    if finding.other is not None:
-        shown.append(_row(examined, finding.other))
-    return {"why": finding.why, "rows": shown}
+def _render_finding(examined: Examined, finding: Finding) -> dict[str, Any]:
+    """Renders a finding with its one or two rows: {"why", "rows"}."""
+    rows = [finding.row] if finding.other is None else [finding.row, finding.other]
+    return {"why": finding.why, "rows": [_render_row(examined, row) for row in rows]}
 
 
-def _labels(found: dict[str, Any]) -> dict[str, dict[str, dict[str, int]]]:
-    """{label: {class: {split: examples}}}, the commonest classes only."""
+def _class_tables(split_statistics: dict[str, Any]) -> dict[str, dict[str, dict[str, int]]]:
+    """Returns {label or categorical measure: {class: {split: examples}}}, limited to the most frequent classes."""
     tables: dict[str, dict[str, dict[str, int]]] = {}
-    for split, facts in found.items():
-        for column, values in facts["columns"].items():
+    for split, content in split_statistics.items():
+        for column, values in content["columns"].items():
             for name, count in values.get("classes", {}).items():
                 tables.setdefault(column, {}).setdefault(name, {})[split] = count
             for measure, counts in values.get("categories", {}).items():
                 for name, count in counts.items():
                     tables.setdefault(f"{column}/{measure}", {}).setdefault(name, {})[split] = count
     return {
-        column: dict(sorted(table.items(), key=lambda item: -sum(item[1].values()))[:_MOST_CLASSES])
+        column: dict(sorted(table.items(), key=lambda item: -sum(item[1].values()))[:_MAX_CLASSES])
         for column, table in tables.items()
     }
 
 
 def _measures(examined: Examined, decisions: Decisions) -> list[dict[str, Any]]:
-    """For each measure of each column, over all splits: its spread and a histogram as the path of an SVG."""
+    """Describes each numeric measure over all splits, with a histogram as an SVG path."""
     rows = np.concatenate(list(decisions.splits.values()))
-    made = []
+    measures = []
     for column in examined.job.layout.columns:
-        for name, values in examined.numbers[column.name].items():
-            kept = values[rows]
-            kept = kept[~np.isnan(kept)]
-            if not len(kept) or column.kind == "label":
+        for name, values in examined.measures[column.name].items():
+            valid = values[rows]
+            valid = valid[~np.isnan(valid)]
+            if not len(valid) or column.kind == "label":
                 continue
-            counts, _ = np.histogram(kept, bins=40)
+            counts, _ = np.histogram(valid, bins=40)
             heights = 36 * counts / counts.max()
-            bars = "".join(f"M{4 * at + 2} 38v-{height:.1f}" for at, height in enumerate(heights) if height)
-            made.append({"column": column.name, "measure": name, "spread": statistics.spread(kept), "bars": bars})
-    return made
+            path = "".join(f"M{4 * index + 2} 38v-{height:.1f}" for index, height in enumerate(heights) if height)
+            description = statistics.describe(valid)
+            measures.append({"column": column.name, "measure": name, "statistics": description, "histogram": path})
+    return measures
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""Compares the sketches of pairs of rows, in parts of which each is done once."""
+"""Compares the signatures of pairs of rows, in resumable parts."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ from mmjax.prepare.examine import read_signature, write_arrays
 from mmjax.prepare.job import Job
 
 _PART = 512
+"""Pairs per part."""
 
 
-def write_pairs(work: pathlib.Path, name: str, turn: int, pairs: np.ndarray) -> int:
-    """Notes which rows are to be compared, and returns the number of parts. What was compared already stays.
+def write_pairs(work: pathlib.Path, name: str, round_index: int, pairs: np.ndarray) -> int:
+    """Writes the pairs of rows to compare. Keeps earlier scores if the pairs are unchanged.
 
     Args:
-      work: where unfinished things lie.
-      name: of the column.
-      turn: a column may be compared several times, and each has its number.
-      pairs: int64 [n, 2].
+      work: folder of unfinished work.
+      name: column to compare.
+      round_index: index of the comparison, since a column may be compared several times.
+      pairs: int64 [n, 2], row indices.
+
+    Returns:
+      The number of parts.
     """
-    folder, digest = _folder(work, name, turn), hashlib.sha256(pairs.tobytes()).hexdigest()
-    noted = folder / "pairs.sha256"
-    if not noted.exists() or noted.read_text() != digest:
+    folder, digest = _folder(work, name, round_index), hashlib.sha256(pairs.tobytes()).hexdigest()
+    digest_file = folder / "pairs.sha256"
+    if not digest_file.exists() or digest_file.read_text() != digest:
         shutil.rmtree(folder, ignore_errors=True)
         write_arrays(folder / "pairs.npz", {"pairs": pairs})
-        noted.write_text(digest)
+        digest_file.write_text(digest)
     return -(-len(pairs) // _PART)
 
 
-def compare_pairs(job: Job, name: str, turn: int, part: int) -> None:
-    """Writes how alike the two rows of each pair of a part are, unless that is done."""
-    folder = _folder(job.work, name, turn)
+def compare_pairs(job: Job, name: str, round_index: int, part: int) -> None:
+    """Writes the similarity scores of one part of the pairs. No-op if they exist."""
+    folder = _folder(job.work, name, round_index)
     path = folder / f"{part:07}.npz"
     if path.exists():
         return
@@ -45,14 +49,14 @@ def compare_pairs(job: Job, name: str, turn: int, part: int) -> None:
     write_arrays(path, {"scores": np.asarray(scores)})
 
 
-def read_scores(work: pathlib.Path, name: str, turn: int, parts: int) -> np.ndarray:
-    """The scores of all pairs."""
-    found = [np.zeros(0)]
-    for part in range(parts):
-        with np.load(_folder(work, name, turn) / f"{part:07}.npz") as arrays:
-            found.append(arrays["scores"])
-    return np.concatenate(found)
+def read_scores(work: pathlib.Path, name: str, round_index: int, num_parts: int) -> np.ndarray:
+    """Reads the similarity scores of all pairs, float64 [n]."""
+    scores = [np.zeros(0)]
+    for part in range(num_parts):
+        with np.load(_folder(work, name, round_index) / f"{part:07}.npz") as arrays:
+            scores.append(arrays["scores"])
+    return np.concatenate(scores)
 
 
-def _folder(work: pathlib.Path, name: str, turn: int) -> pathlib.Path:
-    return work / "compared" / str(turn) / name
+def _folder(work: pathlib.Path, name: str, round_index: int) -> pathlib.Path:
+    return work / "compared" / str(round_index) / name

@@ -1,114 +1,140 @@
-"""Looks at every row once: decodes it, measures it, and keeps a small likeness of it for comparisons."""
+"""Examines each row once: decodes it, measures it, and stores its signatures, hashes and features."""
 
 from __future__ import annotations
 
+import collections
 import functools
 import io
 import json
 import os
 import pathlib
 import zipfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmjax.prepare.job import CHUNK, Job
-from mmjax.prepare.kinds import Unreadable
+from mmjax.prepare.kinds import Kind, Unreadable
+
+# The array with the row offsets of each per-row array of a chunk file.
+_OFFSETS = {"hashes": "which", "features": "featured"}
 
 
-def chunk_path(work: pathlib.Path, number: int) -> pathlib.Path:
-    return work / "examined" / f"{number:07}.npz"
+class ExaminedRow(NamedTuple):
+    """Measurements of one row.
 
-
-def examine_chunk(job: Job, number: int) -> None:
-    """Examines the rows of a chunk, unless that is done, and writes what it found at once.
-
-    The file has "rows", JSON: for each [key, {column: what `Kind.measure` found, {"unreadable": why} or None}, split,
-    group], and for each column that has them "NAME/which", rows in the chunk; "NAME/hashes"; "NAME/features";
-    "NAME/sketches", bytes one after the other; "NAME/ends", where each ends.
+    Attributes:
+      key: key of the row.
+      measured: {column: result of `Kind.measure`, or {"unreadable": reason}, or None if the row lacks the column}.
+      split, group: values of the split and group columns, None if missing.
     """
-    path = chunk_path(job.work, number)
+
+    key: str
+    measured: dict[str, dict[str, Any] | None]
+    split: str | None
+    group: str | None
+
+
+def chunk_path(work: pathlib.Path, chunk: int) -> pathlib.Path:
+    """Returns the path of a chunk file, `work/examined/CHUNK.npz`."""
+    return work / "examined" / f"{chunk:07}.npz"
+
+
+def examine_chunk(job: Job, chunk: int) -> None:
+    """Examines the rows of a chunk and writes its chunk file atomically. No-op if the file exists.
+
+    Arrays of the file, `NAME` being an input column:
+      rows: list of `ExaminedRow` as JSON.
+      NAME/which, NAME/hashes: row offsets within the chunk [n], and hashes uint64 [n, ...].
+      NAME/sketches, NAME/ends: concatenated signature bytes of these rows, and the end offset of each [n].
+      NAME/featured, NAME/features: row offsets within the chunk [m], and features float16 [m, ...].
+    """
+    path = chunk_path(job.work, chunk)
     if path.exists():
         return
-    rows: list[Any] = []
-    parts: dict[str, list[Any]] = {}
-    layout = job.layout
-    for at, index in enumerate(range(number * CHUNK, min(job.rows, (number + 1) * CHUNK))):
+    rows: list[ExaminedRow] = []
+    parts: dict[str, list[Any]] = collections.defaultdict(list)
+    for offset, index in enumerate(range(chunk * CHUNK, min(job.num_rows, (chunk + 1) * CHUNK))):
         row = job.row(index)
-        found: dict[str, Any] = {}
-        for column in layout.columns:
+        measured: dict[str, Any] = {}
+        for column in job.layout.columns:
             try:
-                kind, whole = job.kinds[column.name], job.read(row, column)
-                raw = None if whole is None else kind.reduced(whole)
-                found[column.name] = None if raw is None else kind.measure(raw)
-                if raw is not whole:
-                    found[column.name] |= kind.measure_whole(whole)
+                kind, original = job.kinds[column.name], job.read(row, column)
+                reduced = None if original is None else kind.reduced(original)
+                measured[column.name] = None if reduced is None else kind.measure(reduced)
+                if reduced is not original:
+                    measured[column.name] |= kind.measure_whole(original)
             except Unreadable as error:
-                found[column.name] = {"unreadable": " ".join(str(error).split())[:300]}
+                measured[column.name] = {"unreadable": " ".join(str(error).split())[:300]}
                 continue
-            if raw is not None and not column.target:
-                _add(parts, column.name, at, kind, raw)
-        split, group = (str(row.values[name]) if row.values.get(name) is not None else None if name else None
-                        for name in (layout.split, layout.group))  # fmt: skip
-        rows.append([row.key, found, split, group])
-    arrays = {name: _array(name, values) for name, values in parts.items()}
+            if reduced is not None and not column.target:
+                _add_parts(parts, column.name, offset, kind, reduced)
+        split, group = (None if (value := row.values.get(name)) is None else str(value)
+                        for name in (job.layout.split, job.layout.group))  # fmt: skip
+        rows.append(ExaminedRow(row.key, measured, split, group))
+    arrays = {name: _to_array(name, values) for name, values in parts.items()}
     arrays["rows"] = np.frombuffer(json.dumps(rows).encode(), np.uint8)
     write_arrays(path, arrays)
 
 
-def _add(parts: dict[str, list[Any]], name: str, at: int, kind: Any, raw: Any) -> None:
+def _add_parts(parts: dict[str, list[Any]], name: str, offset: int, kind: Kind, raw: Any) -> None:
     signature = kind.signature(raw)
     hashes = None if signature is None else kind.hashes(signature)
-    if hashes is not None:
-        parts.setdefault(f"{name}/which", []).append(at)
-        parts.setdefault(f"{name}/hashes", []).append(hashes)
-        parts.setdefault(f"{name}/sketches", []).append(signature)
-        parts.setdefault(f"{name}/ends", []).append(len(signature))
+    if signature is not None and hashes is not None:
+        parts[f"{name}/which"].append(offset)
+        parts[f"{name}/hashes"].append(hashes)
+        parts[f"{name}/sketches"].append(signature)
+        parts[f"{name}/ends"].append(len(signature))
     features = kind.features(raw)
     if features is not None:
-        parts.setdefault(f"{name}/featured", []).append(at)
-        parts.setdefault(f"{name}/features", []).append(features.astype(np.float16))
+        parts[f"{name}/featured"].append(offset)
+        parts[f"{name}/features"].append(features.astype(np.float16))
 
 
-def _array(name: str, values: list[Any]) -> np.ndarray:
+def _to_array(name: str, values: list[Any]) -> np.ndarray:
     part = name.rpartition("/")[2]
     if part == "sketches":
         return np.frombuffer(b"".join(values), np.uint8)
     return np.cumsum(values) if part == "ends" else np.stack([np.asarray(value) for value in values])
 
 
-def read_rows(work: pathlib.Path, number: int) -> list[Any]:
-    """[key, {column: measured}, split, group] of each row of a chunk."""
-    with np.load(chunk_path(work, number)) as arrays:
-        return json.loads(arrays["rows"].tobytes())
+def read_rows(work: pathlib.Path, chunk: int) -> list[ExaminedRow]:
+    """Reads the measurements of a chunk, one entry per row."""
+    with np.load(chunk_path(work, chunk)) as arrays:
+        return [ExaminedRow(*row) for row in json.loads(arrays["rows"].tobytes())]
 
 
-def read_part(work: pathlib.Path, chunks: int, name: str, where: str, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """(numbers of the rows that have it, the part of a column for each) of all chunks."""
-    numbers, values = [np.zeros(0, np.int64)], []
-    for number in range(chunks):
-        with np.load(chunk_path(work, number)) as arrays:
+def read_part(work: pathlib.Path, num_chunks: int, name: str, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the "hashes" or "features" of a column from all chunks.
+
+    Returns:
+      (row indices int64 [n], values [n, ...]) of the n rows that have them.
+    """
+    rows, values = [np.zeros(0, np.int64)], []
+    for chunk in range(num_chunks):
+        with np.load(chunk_path(work, chunk)) as arrays:
             if f"{name}/{part}" in arrays:
-                numbers.append(arrays[f"{name}/{where}"] + number * CHUNK)
+                rows.append(arrays[f"{name}/{_OFFSETS[part]}"] + chunk * CHUNK)
                 values.append(arrays[f"{name}/{part}"])
-    return np.concatenate(numbers), np.concatenate(values) if values else np.zeros((0, 1))
+    return np.concatenate(rows), np.concatenate(values) if values else np.zeros((0, 1))
 
 
 def read_signature(work: pathlib.Path, name: str, row: int) -> bytes:
-    """The sketch of a column of a row that has one."""
-    which, ends, signatures = _signatures(work, name, row // CHUNK)
-    at = int(np.searchsorted(which, row % CHUNK))
-    return signatures[(ends[at - 1] if at else 0) : ends[at]].tobytes()
+    """Reads the signature of a column in one row. The row must have one."""
+    offsets, ends, signatures = _signatures(work, name, row // CHUNK)
+    index = int(np.searchsorted(offsets, row % CHUNK))
+    return signatures[(ends[index - 1] if index else 0) : ends[index]].tobytes()
 
 
 @functools.lru_cache(maxsize=128)
-def _signatures(work: pathlib.Path, name: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    with np.load(chunk_path(work, number)) as arrays:
+def _signatures(work: pathlib.Path, name: str, chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reads (row offsets, end offsets, signature bytes) of a column in a chunk."""
+    with np.load(chunk_path(work, chunk)) as arrays:
         return arrays[f"{name}/which"], arrays[f"{name}/ends"], arrays[f"{name}/sketches"]
 
 
 def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes an .npz that is there as a whole or not at all."""
+    """Writes an .npz file atomically. Equal arrays give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with zipfile.ZipFile(temporary, "w") as archive:

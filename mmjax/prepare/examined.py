@@ -1,4 +1,4 @@
-"""Everything that was found about the rows of a source, column by column, and which of them are still wanted."""
+"""Measurements and findings of all rows of a source, by column, and the mask of rows not dropped so far."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,16 +18,16 @@ from mmjax.prepare.job import CHUNK, Job
 from mmjax.prepare.kinds.base import Unreadable, name_of
 from mmjax.prepare.sources.folder import SPLITS
 
-Run = Callable[[str, Callable[..., None], Sequence[tuple]], None]
-"""(what to say, function, arguments of each call): calls the function for all, somewhere, in any order."""
+RunTasks = Callable[[str, Callable[..., None], Sequence[tuple]], None]
+"""(title, function, argument tuples): calls `function(*arguments)` for each tuple, in any order and process."""
 
 
 class PairScorer(Protocol):
-    """A model that tells pairs of inputs from other pairs.
+    """A model trained to match pairs of inputs.
 
     Attributes:
-      identity: names the model.
-      pairs: (name of an input, name of another one) of each comparison that it makes.
+      identity: name of the model and its parameters.
+      pairs: (input name, input name) of each pair of inputs that the model compares.
     """
 
     identity: str
@@ -36,19 +36,36 @@ class PairScorer(Protocol):
     def pairs(self) -> Sequence[tuple[str, str]]: ...
 
     def embed(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-        """{pair: two arrays [rows, width]} of rows {input: raw data or None}; NaN where a row lacks an input."""
+        """Embeds rows `{input: raw data or None}`.
+
+        Returns:
+          {pair: (embeddings of the first input, of the second)}, each [rows, width], NaN where a row lacks the input.
+        """
+
+
+class PairEmbeddings(NamedTuple):
+    """Embeddings of two inputs, of the rows that have both.
+
+    Attributes:
+      rows: int64 [n], row indices.
+      first, second: float32 [n, width], embeddings of each input.
+    """
+
+    rows: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something about a row that a person should know.
+    """A suspected or certain fault of a row.
 
     Attributes:
-      row: its number.
-      check: what was found, by its name.
-      why: in words, for people.
-      column: where, "" for the whole row.
-      other: the number of the row that this one is like, if it is about two.
+      row: row index.
+      check: name of the finding, for example "duplicate".
+      why: explanation for the user.
+      column: affected column, "" for the whole row.
+      other: index of the matching row, for findings about two rows.
     """
 
     row: int
@@ -59,176 +76,186 @@ class Finding:
 
 
 class Examined:
-    """What the chunks hold. Numbers become arrays; words stay in the files, once they have been judged.
+    """Measurements of all rows, loaded from the chunk files.
 
     Attributes:
-      keys, splits, groups: of each row; None where a row has no split or group.
-      numbers: {column: {measure: float64 [rows], NaN where the row lacks it}}.
-      words: {column: {measure: [word or None]}}, of the kinds that keep them.
-      present: {column: bool [rows]}, whether the row has it and it could be read.
-      findings: of values by themselves.
-      alive: bool [rows], which rows nothing has dropped so far.
-      aligner: what says whether inputs belong together, if the user gave something that does.
-      not_judged: {name of a check: why it said nothing}.
+      keys: key of each row.
+      splits, groups: split and group of each row, None where the row has none.
+      measures: {column: {measure: float64 [rows], NaN where missing}}, numeric measures.
+      categories: {column: {measure: [rows] of str or None}}, categorical measures of kinds with `keeps_words`. Strings
+        of other kinds are judged and discarded, to save memory.
+      present: {column: bool [rows]}, true where the row has a readable value.
+      findings: findings about single values.
+      alive: bool [rows], true for rows not dropped so far.
+      aligner: model that scores pairs of inputs, None without `--alignment`.
+      not_judged: {check: reason}, for checks that could not judge some rows.
     """
 
-    def __init__(self, job: Job, run: Run, aligner: PairScorer | None = None):
-        self.job, self._run, self.aligner = job, run, aligner
+    def __init__(self, job: Job, run_tasks: RunTasks, aligner: PairScorer | None = None):
+        self.job, self._run_tasks, self.aligner = job, run_tasks, aligner
         self.not_judged: dict[str, str] = {}
-        self._alike: dict[str, np.ndarray] = {}
+        self._duplicate_groups: dict[str, np.ndarray] = {}
         self.keys: list[str] = []
         self.splits: list[str | None] = []
         self.groups: list[str | None] = []
         self.findings: list[Finding] = []
         names = [column.name for column in job.layout.columns]
-        self.numbers: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
-        self.words: dict[str, dict[str, list[str | None]]] = {name: {} for name in names}
-        self.present = {name: np.zeros(job.rows, bool) for name in names}
-        self.alive = np.ones(job.rows, bool)
-        for number in range(job.chunks):
-            for at, (key, measured, split, group) in enumerate(read_rows(job.work, number)):
-                self.keys.append(key)
-                self.splits.append(SPLITS.get((split or "").lower(), split))
-                self.groups.append(group)
-                for name, values in measured.items():
-                    self._take(number * CHUNK + at, name, values)
+        self.measures: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
+        self.categories: dict[str, dict[str, list[str | None]]] = {name: {} for name in names}
+        self.present = {name: np.zeros(job.num_rows, bool) for name in names}
+        self.alive = np.ones(job.num_rows, bool)
+        for chunk in range(job.num_chunks):
+            for row, examined in enumerate(read_rows(job.work, chunk), start=chunk * CHUNK):
+                self.keys.append(examined.key)
+                self.splits.append(SPLITS.get((examined.split or "").lower(), examined.split))
+                self.groups.append(examined.group)
+                for name, measured in examined.measured.items():
+                    self._add(row, name, measured)
+        # A measure with a string in any row is categorical in all rows.
+        for name, categories in self.categories.items():
+            for measure, labels in categories.items():
+                numbers = self.measures[name].pop(measure, np.zeros(0))
+                for index in np.flatnonzero(~np.isnan(numbers)):
+                    labels[index] = name_of(numbers[index])
 
-        for name, measures in self.words.items():
-            for measure, words in measures.items():
-                # Where there are words, numbers are names too.
-                numbers = self.numbers[name].pop(measure, np.zeros(0))
-                for row in np.flatnonzero(~np.isnan(numbers)):
-                    words[row] = name_of(numbers[row])
-
-    def _take(self, row: int, name: str, values: dict[str, Any] | None) -> None:
-        if values is None:
+    def _add(self, row: int, name: str, measured: dict[str, Any] | None) -> None:
+        """Adds the measurements of one value."""
+        if measured is None:
             return
-        if "unreadable" in values:
-            self.findings.append(Finding(row, "unreadable", values["unreadable"], name))
+        if "unreadable" in measured:
+            self.findings.append(Finding(row, "unreadable", measured["unreadable"], name))
             return
         self.present[name][row] = True
-        for fault, why in self.job.kinds[name].faults(values).items():
+        for fault, why in self.job.kinds[name].faults(measured).items():
             self.findings.append(Finding(row, fault, why, name))
-        for measure, value in values.items():
+        for measure, value in measured.items():
             if isinstance(value, (int, float)):
-                numbers = self.numbers[name]
-                if measure not in numbers:
-                    numbers[measure] = np.full(self.job.rows, np.nan)
-                numbers[measure][row] = value
+                measures = self.measures[name]
+                if measure not in measures:
+                    measures[measure] = np.full(self.job.num_rows, np.nan)
+                measures[measure][row] = value
             elif self.job.kinds[name].keeps_words:
-                self.words[name].setdefault(measure, [None] * self.job.rows)[row] = value
+                self.categories[name].setdefault(measure, [None] * self.job.num_rows)[row] = value
 
-    def could_not_judge(self, check: str, why: str) -> None:
-        """Notes why a check said nothing of some rows."""
+    def note_not_judged(self, check: str, why: str) -> None:
+        """Records why a check could not judge some rows."""
         before = self.not_judged.get(check, "")
         if why not in before:
             self.not_judged[check] = f"{before}; {why}" if before else why
 
     def classes(self, name: str) -> list[str | None]:
-        """The class of each row, of a label."""
-        return self.words[name].get("class", [None] * self.job.rows)
+        """Returns the class of each row for a label column, None where missing."""
+        return self.categories[name].get("class", [None] * self.job.num_rows)
 
     def quality(self, row: int) -> float:
-        """How much a row has that its near duplicates may not have."""
+        """Returns the total quality of a row's inputs. The near duplicate with the highest quality is kept."""
         total = 0.0
         for column in self.job.inputs:
             if self.present[column.name][row]:
-                numbers = {measure: values[row] for measure, values in self.numbers[column.name].items()}
-                total += self.job.kinds[column.name].quality(numbers)
+                measures = {measure: values[row] for measure, values in self.measures[column.name].items()}
+                total += self.job.kinds[column.name].quality(measures)
         return total
 
-    def similarity(self, name: str) -> np.ndarray:
-        """int64 [rows]: rows with one number have near duplicates in a column, or a chain of them.
+    def near_duplicate_groups(self, name: str) -> np.ndarray:
+        """Groups rows by near duplicates in a column, int64 [rows] of group indices.
 
-        Computed once, among the rows that are alive at that time.
+        Rows linked by a chain of near duplicates share a group. Computed once, on the rows alive at the first call.
         """
-        if name not in self._alike:
-            self._alike[name] = self._compared(name)
-        return self._alike[name]
+        if name not in self._duplicate_groups:
+            self._duplicate_groups[name] = self._group_near_duplicates(name)
+        return self._duplicate_groups[name]
 
-    def _compared(self, name: str) -> np.ndarray:
-        kind = self.job.kinds[name]
-        rows, hashes = read_part(self.job.work, self.job.chunks, name, "which", "hashes")
-        wanted = self.alive[rows] & self.present[name][rows]
-        rows, hashes = rows[wanted], hashes[wanted]
-        pairs = rows[kind.candidates(hashes)] if len(rows) else np.zeros((0, 2), np.int64)
-        return joined(self.job.rows, pairs[self.near(name, 0, pairs)])
+    def _group_near_duplicates(self, name: str) -> np.ndarray:
+        rows, hashes = read_part(self.job.work, self.job.num_chunks, name, "hashes")
+        mask = self.alive[rows] & self.present[name][rows]
+        rows, hashes = rows[mask], hashes[mask]
+        pairs = rows[self.job.kinds[name].candidates(hashes)] if len(rows) else np.zeros((0, 2), np.int64)
+        return connected_components(self.job.num_rows, pairs[self.are_near_duplicates(name, 0, pairs)])
 
-    def near(self, name: str, turn: int, pairs: np.ndarray) -> np.ndarray:
-        """bool [n]: of pairs of rows, int64 [n, 2], which are near duplicates in a column; see `write_pairs`."""
-        parts = write_pairs(self.job.work, name, turn, pairs)
-        self._run(f"Comparing {name}", compare_pairs, [(self.job, name, turn, part) for part in range(parts)])
-        scores = read_scores(self.job.work, name, turn, parts)
-        return scores >= getattr(self.job.kinds[name].config, "alike", 1.0)
+    def are_near_duplicates(self, name: str, round_index: int, pairs: np.ndarray) -> np.ndarray:
+        """Compares pairs of rows [n, 2] in a column, bool [n]. `round_index` is that of `write_pairs`."""
+        num_parts = write_pairs(self.job.work, name, round_index, pairs)
+        tasks = [(self.job, name, round_index, part) for part in range(num_parts)]
+        self._run_tasks(f"Comparing {name}", compare_pairs, tasks)
+        scores = read_scores(self.job.work, name, round_index, num_parts)
+        return scores >= getattr(self.job.kinds[name].config, "similarity", 1.0)
 
     def features(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(numbers of rows, float16 [rows, n])."""
-        return read_part(self.job.work, self.job.chunks, name, "featured", "features")
+        """Reads (row indices int64 [n], features float16 [n, width]) of the rows that have features in a column."""
+        return read_part(self.job.work, self.job.num_chunks, name, "features")
 
-    def embedded(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """{pair: (numbers of rows, float32 [rows, width] of either input)} of the rows that are alive and have both."""
+    def pair_embeddings(self) -> dict[tuple[str, str], PairEmbeddings]:
+        """Embeds the inputs with the aligner. Returns the alive rows that have both inputs, by pair of input names."""
         if self.aligner is None:
             return {}
-        names = [column.name for column in self.job.inputs]
-        pairs = [pair for pair in self.aligner.pairs if set(pair) <= set(names)]
+        names = {column.name for column in self.job.inputs}
+        pairs = [pair for pair in self.aligner.pairs if set(pair) <= names]
         folder = self.job.work / "aligned" / hashlib.sha256(self.aligner.identity.encode()).hexdigest()
-        parts = [self._embed(folder, chunk, pairs) for chunk in range(self.job.chunks)]
-        found = {}
+        chunks = [self._embed(folder, chunk, pairs) for chunk in range(self.job.num_chunks)]
+        embeddings = {}
         for pair in pairs:
-            one, other = (np.concatenate([part["+".join(pair) + f"/{side}"] for part in parts]) for side in (0, 1))
-            rows = np.flatnonzero(self.alive & ~np.isnan(one).any(axis=1) & ~np.isnan(other).any(axis=1))
-            found[pair] = rows, one[rows], other[rows]
-        return found
+            first, second = (np.concatenate([arrays["+".join(pair) + f"/{side}"] for arrays in chunks])
+                             for side in (0, 1))  # fmt: skip
+            rows = np.flatnonzero(self.alive & ~np.isnan(first).any(axis=1) & ~np.isnan(second).any(axis=1))
+            embeddings[pair] = PairEmbeddings(rows, first[rows], second[rows])
+        return embeddings
 
     def _embed(self, folder: pathlib.Path, chunk: int, pairs: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
-        """{"ONE+OTHER/side": float32 [rows of the chunk, width]}; what was embedded already stays."""
+        """Embeds the rows of a chunk, or reads earlier embeddings: {"FIRST+SECOND/0 or 1": float32 [rows, width]}."""
         path = folder / f"{chunk:07}.npz"
         if not path.exists():
-            # Every row that can be read, so that it does not depend on what other checks drop.
+            # Embed all readable rows, so that the stored result does not depend on other checks.
             summary = {
-                name: self.job.kinds[name].summarise(self.numbers[name], self.words[name])
+                name: self.job.kinds[name].summarise(self.measures[name], self.categories[name])
                 for name in {name for pair in pairs for name in pair}
             }
-            rows = range(chunk * CHUNK, min(self.job.rows, (chunk + 1) * CHUNK))
+            rows = range(chunk * CHUNK, min(self.job.num_rows, (chunk + 1) * CHUNK))
             assert self.aligner is not None
-            embedded = self.aligner.embed([self._restored(row, summary) for row in rows])
+            embedded = self.aligner.embed([self._restore(row, summary) for row in rows])
             arrays = {"+".join(pair) + f"/{side}": embedded[pair][side] for pair in pairs for side in (0, 1)}
             write_arrays(path, arrays)
         with np.load(path) as arrays:
             return dict(arrays)
 
-    def _restored(self, number: int, summary: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs of a row as training would read them."""
-        row, restored = self.job.row(number), {}
+    def _restore(self, index: int, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the inputs of a row as training would read them."""
+        row, restored = self.job.row(index), {}
         for column in self.job.inputs:
-            if column.name in summary and self.present[column.name][number]:
+            if column.name in summary and self.present[column.name][index]:
                 kind = self.job.kinds[column.name]
                 with contextlib.suppress(Unreadable):
-                    restored[column.name] = kind.restore(
-                        kind.stored(self.job.decode(row, column), summary[column.name])
-                    )
+                    stored = kind.stored(self.job.decode(row, column), summary[column.name])
+                    restored[column.name] = kind.restore(stored)
         return restored
 
 
-def joined(count: int, pairs: Iterable[Sequence[int]]) -> np.ndarray:
-    """int64 [count]: the smallest number of all that are connected with each by pairs."""
+def connected_components(count: int, pairs: Iterable[Sequence[int]]) -> np.ndarray:
+    """Finds the connected components of a graph by union-find.
+
+    Args:
+      count: number of nodes.
+      pairs: edges.
+
+    Returns:
+      int64 [count], the smallest node of each node's component.
+    """
     parents = list(range(count))
 
-    def root(item: int) -> int:
-        while parents[item] != item:
-            parents[item] = parents[parents[item]]
-            item = parents[item]
-        return item
+    def root(node: int) -> int:
+        while parents[node] != node:
+            parents[node] = parents[parents[node]]
+            node = parents[node]
+        return node
 
     for one, other in pairs:
-        first, second = sorted((root(int(one)), root(int(other))))
-        parents[second] = first
-    return np.asarray([root(item) for item in range(count)], np.int64)
+        lower, higher = sorted((root(int(one)), root(int(other))))
+        parents[higher] = lower
+    return np.asarray([root(node) for node in range(count)], np.int64)
 
 
-def members(groups: Iterable[Any], rows: Iterable[int]) -> Iterator[list[int]]:
-    """The rows of each group that has more than one; the order is that of the rows."""
-    found: dict[Any, list[int]] = collections.defaultdict(list)
+def rows_by_group(groups: Iterable[Any], rows: Iterable[int]) -> Iterator[list[int]]:
+    """Yields the rows of each group with at least two rows, in the order of `rows`."""
+    members: dict[Any, list[int]] = collections.defaultdict(list)
     for group, row in zip(groups, rows, strict=True):
-        found[group].append(row)
-    return (several for several in found.values() if len(several) > 1)
+        members[group].append(row)
+    return (group_rows for group_rows in members.values() if len(group_rows) > 1)

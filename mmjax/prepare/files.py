@@ -1,4 +1,4 @@
-"""Files in folders and in buckets: a path, or an address like gs://bucket/folder that fsspec opens."""
+"""File access by local path, or by URI such as gs://bucket/folder through fsspec."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import IO, Any
 
 from mmjax.errors import UserError
 
-# What must be installed for an address, beside fsspec.
+# Package that fsspec needs for each protocol.
 _EXTRAS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}
 
 
-def is_address(uri: str) -> bool:
-    """Whether `place` is an address with a protocol, and not a path of this machine."""
+def is_remote(uri: str) -> bool:
+    """Returns True for a URI with a protocol, False for a local path."""
     return "://" in uri
 
 
 def join(folder: str, name: str) -> str:
-    """The place of `name` in a folder, unless the name is a place of its own."""
-    if is_address(name) or os.path.isabs(name):
+    """Joins a folder and a file name. A URI or an absolute path is returned unchanged."""
+    if is_remote(name) or os.path.isabs(name):
         return name
-    return f"{folder.rstrip('/')}/{name}" if is_address(folder) else os.path.normpath(os.path.join(folder, name))
+    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.normpath(os.path.join(folder, name))
 
 
 def parent(uri: str) -> str:
-    """The folder of a file."""
-    return uri.rpartition("/")[0] if is_address(uri) else os.path.dirname(os.path.abspath(uri))
+    """Returns the folder of a file."""
+    return uri.rpartition("/")[0] if is_remote(uri) else os.path.dirname(os.path.abspath(uri))
 
 
 def read(uri: str, offset: int = 0, size: int | None = None) -> bytes:
-    """The bytes of a file, or a part of them. Raises OSError."""
+    """Reads a file, or `size` bytes from `offset`. Raises OSError."""
     with open_file(uri) as file:
         if offset:
             file.seek(offset)
@@ -42,35 +42,41 @@ def read(uri: str, offset: int = 0, size: int | None = None) -> bytes:
 
 def open_file(uri: str) -> IO[bytes]:
     """Opens a file for reading. Raises OSError."""
-    if not is_address(uri):
+    if not is_remote(uri):
         return open(uri, "rb")
     return _system(uri).open(uri, "rb")
 
 
 def exists(uri: str) -> bool:
-    with _errors(uri):
-        return _system(uri).exists(uri) if is_address(uri) else os.path.exists(uri)
+    """Returns True if the file or folder exists. Raises UserError if the bucket cannot be read."""
+    with _user_errors(uri):
+        return _system(uri).exists(uri) if is_remote(uri) else os.path.exists(uri)
 
 
 def is_folder(uri: str) -> bool:
-    with _errors(uri):
-        return _system(uri).isdir(uri) if is_address(uri) else os.path.isdir(uri)
+    """Returns True for a folder. Raises UserError if the bucket cannot be read."""
+    with _user_errors(uri):
+        return _system(uri).isdir(uri) if is_remote(uri) else os.path.isdir(uri)
 
 
 def walk(folder: str) -> Iterator[tuple[str, int]]:
-    """Yields (path relative to the folder, size) of all files below it, sorted; hidden ones are left out."""
-    with _errors(folder):
-        if is_address(folder):
+    """Yields (relative path, size in bytes) of all files below a folder, sorted by path. Skips hidden files.
+
+    Raises:
+      UserError: if the folder cannot be read.
+    """
+    with _user_errors(folder):
+        if is_remote(folder):
             system = _system(folder)
             root = system._strip_protocol(folder).rstrip("/")
-            found = system.find(root, detail=True)
-            sizes = {name[len(root) :].lstrip("/"): int(entry.get("size") or 0) for name, entry in found.items()}
+            entries = system.find(root, detail=True)
+            sizes = {name[len(root) :].lstrip("/"): int(entry.get("size") or 0) for name, entry in entries.items()}
         else:
             sizes = {}
-            for uri, folders, names in os.walk(folder, followlinks=True):
+            for parent_path, folders, names in os.walk(folder, followlinks=True):
                 folders[:] = sorted(name for name in folders if not name.startswith("."))
                 for name in names:
-                    path = pathlib.Path(uri, name)
+                    path = pathlib.Path(parent_path, name)
                     with contextlib.suppress(OSError):
                         sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
     for name in sorted(sizes):
@@ -79,31 +85,32 @@ def walk(folder: str) -> Iterator[tuple[str, int]]:
 
 
 @contextlib.contextmanager
-def _errors(uri: str) -> Iterator[None]:
-    """Whatever a bucket's library raises for a place that cannot be listed becomes one line."""
+def _user_errors(uri: str) -> Iterator[None]:
+    """Converts any exception of a file system library to a UserError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        problem = f"{uri!r} cannot be read: {type(error).__name__}: {error}"
-        raise UserError("--source", problem, "check the address, and that you may read it") from None
+        problem = f"cannot read {uri!r}: {type(error).__name__}: {error}"
+        raise UserError("--source", problem, "check the URI and your permissions") from None
 
 
 def _system(uri: str) -> Any:
+    """Returns the fsspec file system of a URI. Raises UserError if its package is not installed."""
     protocol = uri.partition("://")[0]
     try:
-        return _opened(protocol)
+        return _open_system(protocol)
     except ImportError:
         package = _EXTRAS.get(protocol, "fsspec")
-        remedy = f"pip install 'mmjax[buckets]', or pip install {package}"
+        remedy = f"pip install 'mmjax[buckets]' or {package}"
         raise UserError("--source", f"{uri!r} needs the package {package}", remedy) from None
     except ValueError as error:
-        raise UserError("--source", f"{uri!r}: {error}", "give a path, or an address like gs://…") from None
+        raise UserError("--source", f"{uri!r}: {error}", "give a path, or a URI such as gs://bucket/folder") from None
 
 
 @functools.cache
-def _opened(protocol: str) -> Any:
+def _open_system(protocol: str) -> Any:
     import fsspec
 
     return fsspec.filesystem(protocol)

@@ -1,7 +1,7 @@
-"""A guess at the language of a text, from its script, its function words and its letters.
+"""Rule-based language identification from scripts, function words and letters.
 
-Made for one question: is this text in a language that the user did not ask for? So it says nothing where it sees
-nothing, as in names, numbers and single words.
+Tuned to detect texts in a language that the user did not ask for. Texts without evidence, such as names, numbers and
+single words, are not classified.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import re
 import unicodedata
 
-# Scripts that stand for one language here, or for a few that the words below tell apart.
+# Languages of each script. Function words distinguish languages that share a script.
 _SCRIPTS = {
     "CYRILLIC": ("ru", "uk"),
     "GREEK": ("el",),
@@ -29,7 +29,7 @@ _SCRIPTS = {
 }
 _ALPHABETS = ("CYRILLIC", "GREEK", "ARABIC", "HEBREW", "DEVANAGARI", "BENGALI", "TAMIL", "THAI")
 
-# The commonest words of each language; those that several share count less.
+# Most frequent words of each language. A word of several languages counts less for each.
 _WORDS = {
     "en": "the of and to in is that it was for on are as with his they at be this from have or by one had not "
     "but what all were we when your can said there use an each which she do how their if will up other "
@@ -89,6 +89,7 @@ _WORDS = {
     "було бути або вже якщо коли де дуже під між без над при ще немає є",
 }
 
+# Languages of each distinctive letter.
 _LETTERS = {
     "ß": "de", "ä": "de fi sv", "ö": "de fi sv tr", "ü": "de tr", "ñ": "es", "¿": "es", "¡": "es", "ã": "pt", "õ": "pt",
     "ç": "fr pt tr", "é": "fr es pt it", "è": "fr it", "ê": "fr pt", "à": "fr it pt", "ò": "it", "ù": "it fr",
@@ -100,50 +101,57 @@ _LETTERS = {
 }  # fmt: skip
 
 LANGUAGES = tuple(sorted({*_WORDS, *(language for several in _SCRIPTS.values() for language in several)}))
-"""What can be recognised, by its code of ISO 639-1."""
+"""Supported languages, ISO 639-1 codes."""
 
 
 def detect_unwanted_language(text: str, wanted: tuple[str, ...]) -> str | None:
-    """The language of a text that is none of those wanted; None where it is one of them, or nobody can tell.
+    """Identifies the language of a text that is in none of the wanted languages.
 
-    A word that is common in other languages only speaks against the wanted ones, and one of theirs for them. Two words,
-    or a word and a letter, are the least that counts.
+    A word of a wanted language is evidence for it. Words, letters and scripts of other languages only are evidence
+    against. Two words, or a word and a letter, are the minimum.
+
+    Args:
+      text: text to classify.
+      wanted: ISO 639-1 codes.
+
+    Returns:
+      An ISO 639-1 code; None if the text is in a wanted language or the evidence is insufficient.
     """
-    against, known = 0.0, 0.0
+    unwanted_score, wanted_score = 0.0, 0.0
     scores: collections.Counter = collections.Counter()
-    scripts = _scripts(text)
+    scripts = collections.Counter(_script(letter) for letter in text if letter.isalpha())
     if not scripts["HIRAGANA"] + scripts["KATAKANA"]:
         scripts["HAN"] = scripts.pop("CJK", 0)
     for script, count in scripts.items():
         if languages := _SCRIPTS.get(script):
-            # Three letters of a script that others do not use are worth a word.
-            against += 0.0 if set(languages) & set(wanted) else count / 3 if script in _ALPHABETS else count
+            # In an alphabet, three letters count like one word.
+            if not set(languages) & set(wanted):
+                unwanted_score += count / 3 if script in _ALPHABETS else count
             scores.update(dict.fromkeys(languages, count / len(languages)))
     for word in re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text.lower()):
-        if common := _table().get(word):
-            known, against = (known + 1, against) if set(common) & set(wanted) else (known, against + 1)
+        if common := _word_languages().get(word):
+            is_wanted = bool(set(common) & set(wanted))
+            wanted_score, unwanted_score = wanted_score + is_wanted, unwanted_score + (not is_wanted)
             scores.update(dict.fromkeys(common, 1 / len(common)))
     for letter in set(text.lower()):
         owners = _LETTERS.get(letter, "").split()
         if owners and not set(owners) & set(wanted):
-            against += 1
+            unwanted_score += 1
             scores.update(dict.fromkeys(owners, 1 / len(owners)))
     others = {language: score for language, score in scores.items() if language not in wanted}
-    return max(sorted(others), key=others.__getitem__) if against >= 2 and against > 1.5 * known else None
-
-
-def _scripts(text: str) -> collections.Counter:
-    return collections.Counter(_script(letter) for letter in text if letter.isalpha())
+    is_unwanted = unwanted_score >= 2 and unwanted_score > 1.5 * wanted_score
+    return max(sorted(others), key=others.__getitem__) if is_unwanted else None
 
 
 @functools.lru_cache(maxsize=4096)
 def _script(letter: str) -> str:
+    """Returns the first word of a letter's Unicode name, for example "LATIN"."""
     return unicodedata.name(letter, "?").split()[0].split("-")[0]
 
 
 @functools.cache
-def _table() -> dict[str, list[str]]:
-    """{word: the languages that it is common in}."""
+def _word_languages() -> dict[str, list[str]]:
+    """Inverts `_WORDS` to {word: languages}."""
     languages = collections.defaultdict(list)
     for language, words in _WORDS.items():
         for word in dict.fromkeys(words.split()):

@@ -1,4 +1,4 @@
-"""What a user can set about a preparation."""
+"""Options of `mmjax prepare`."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from mmjax.prepare.kinds import KINDS, Kind
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """What is prepared, and how. Every key can be given as `--set KEY=VALUE`; the common ones have flags of their own.
+    """Options of a preparation. Set any key with `--set KEY=VALUE`; the common ones are flags as well.
 
     Attributes:
-      source: a folder, a manifest, a tar file or a bucket's address of any of them, or tfds:NAME.
-      format: a name in `mmjax.prepare.sources.SOURCES`; "" to find out.
-      columns: {name: "COLUMN" or "COLUMN:KIND"}, the inputs and targets; {} to find out. Two columns and more,
-        "COLUMN+COLUMN:table", are one input.
-      key: the column that names examples; "" for the column "key" or "id", or else the source's own names.
-      split: the column with the split of each example; "" for the column "split", or else `splits`.
-      splits: {name of a split: share of the examples}, where no column says it.
-      group: the column whose values must not be in two splits: a speaker, a patient, a video.
-      stratify: the label that is to be equally frequent in all splits; "" for the first one.
-      folds: number of parts for cross-validation, of whole groups and stratified; 0 for none.
-      seed: of all random choices.
-      shard_megabytes: how large a shard should be.
-      train_tokenizer: tokens of a tokenizer that is trained on each text input of the training split, 0 for none; more
-        than the 256 that are the bytes.
-      checks: {kind of column: the thresholds of its checks}, see `mmjax.prepare.kinds`.
-      reduce: {kind of column: how much of its data is kept}, see there too. What is made smaller once need not be made
-        smaller in each epoch.
-      keep: findings that are reported but not dropped, beside those that never are.
-      drop: findings that are dropped though they are suspicions only.
+      source: folder, manifest or tar file, as a path or a URI; or tfds:NAME.
+      format: key of `mmjax.prepare.sources.SOURCES`; "" infers it.
+      columns: {name: "COLUMN" or "COLUMN:KIND"}, inputs and targets; {} infers them. "COLUMN+COLUMN:table" joins
+        several columns to one input.
+      key: column of unique example keys; "" uses the column "key" or "id", else the keys of the source.
+      split: column with the split of each example; "" uses the column "split", else `splits`.
+      splits: {split: share of the examples}, without a split column.
+      group: column whose values must not be in two splits, such as a speaker, a patient or a video.
+      stratify: label by which splits and folds are stratified; "" uses the first label.
+      folds: number of cross-validation folds, grouped and stratified; 0 for none.
+      seed: random seed.
+      shard_megabytes: target size of a shard, in MiB.
+      train_tokenizer: vocabulary size of a tokenizer trained on each text input of the training split; 0 trains none.
+        It includes the 256 bytes.
+      checks: {kind: thresholds of its checks}, see `mmjax.prepare.kinds`.
+      reduce: {kind: options of its data reduction}, see `mmjax.prepare.kinds`. Data reduced once need not be reduced in
+        every epoch.
+      keep: findings to report without dropping their rows.
+      drop: findings whose rows are dropped although they are only reported by default.
     """
 
     source: str
@@ -60,33 +60,37 @@ class PrepareConfig:
     def __post_init__(self):
         for name in (*self.splits, *self.columns):
             if not re.fullmatch(r"[A-Za-z]\w*", name):
-                raise ValueError(f"{name!r} is no name; use letters, digits and _")
+                raise ValueError(f"{name!r} is not a valid name; use letters, digits and _")
         if not sum(self.splits.values()):
-            raise ValueError("splits have no share above 0; give for example train=0.8,test=0.2")
+            raise ValueError("all splits have the share 0; give for example train=0.8,test=0.2")
         if 0 < self.train_tokenizer <= 256:
             raise ValueError(
-                f"train_tokenizer {self.train_tokenizer} has no room beside the 256 bytes; give 4000, or 0"
+                f"train_tokenizer {self.train_tokenizer} must exceed the 256 byte tokens; give for example 4000, or 0"
             )
         for name, sections in (("checks", self.checks), ("reduce", self.reduce)):
             for kind in sections:
                 if kind not in KINDS:
-                    raise ValueError(f"{name}.{kind} is no kind of column; {nearest(kind, KINDS)}")
+                    raise ValueError(f"{name}.{kind}: unknown kind {kind!r}; {nearest(kind, KINDS)}")
                 self.kind(kind)
 
     def kind(self, name: str) -> Kind:
-        """A kind with the user's thresholds and reductions."""
-        kind = KINDS[name]
-        return kind(
-            build(kind.Config, self.checks.get(name, {}), f"checks.{name}"),
-            build(kind.Reduce, self.reduce.get(name, {}), f"reduce.{name}"),
+        """Builds a kind with the user's thresholds and reductions."""
+        cls = KINDS[name]
+        return cls(
+            build(cls.Config, self.checks.get(name, {}), f"checks.{name}"),
+            build(cls.Reduce, self.reduce.get(name, {}), f"reduce.{name}"),
         )
 
 
-def nested(assignments: Iterable[str], where: str) -> dict[str, Any]:
-    """Makes "checks.image.blank=3" {"checks": {"image": {"blank": 3}}}; values are Python literals or else strings.
+def parse_assignments(assignments: Iterable[str], where: str) -> dict[str, Any]:
+    """Parses assignments to a nested dict: "checks.image.blank=3" gives {"checks": {"image": {"blank": 3}}}.
+
+    Args:
+      assignments: "KEY=VALUE" texts. A value is a Python literal or else a string.
+      where: flag named in error messages.
 
     Raises:
-      UserError: if an assignment has no "=".
+      UserError: if an assignment has no "=", or sets both a key and its sub-keys.
     """
     import ast
 
@@ -94,25 +98,25 @@ def nested(assignments: Iterable[str], where: str) -> dict[str, Any]:
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name:
-            raise UserError(f"{where} {assignment}", "is not KEY=VALUE", f"write for example {where} folds=5")
+            raise UserError(f"{where} {assignment}", "is not KEY=VALUE", f"for example {where} folds=5")
         try:
             value = ast.literal_eval(text)
         except (SyntaxError, ValueError):
             value = text
         section = result
         *outer, last = name.split(".")
-        for part in outer:
-            section = section.setdefault(part, {})
+        for key in outer:
+            section = section.setdefault(key, {})
             if not isinstance(section, dict):
-                raise UserError(f"{where} {assignment}", f"{part!r} has a value already", "set it or its parts")
+                raise UserError(f"{where} {assignment}", f"{key!r} is set already", "set a key or its sub-keys")
         section[last] = value
     return result
 
 
-def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Both sections as one; where both have a value, that of `other`."""
-    result = dict(one)
-    for key, value in other.items():
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Merges nested dicts. Values of `override` win."""
+    result = dict(base)
+    for key, value in override.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
+        result[key] = merge(result[key], value) if both else value
     return result

@@ -1,13 +1,13 @@
-"""From a source to finished shards, in steps of which each goes on where a process died before.
+"""Prepares a source in resumable steps: list, examine, decide, write, finish.
 
-    list       the rows of the source                                   work/index.jsonl
-    examine    decode and measure each, in chunks                       work/examined/*.npz
-    decide     run the checks, share out the splits                     nothing: it is quick, and gives the same again
-    write      the shards                                               work/shards/*
-    finish     metadata, index, statistics, report, data card           OUTPUT, by one renaming
+    list       list the rows of the source                              work/index.jsonl
+    examine    decode and measure each row, in chunks                   work/examined/*.npz
+    decide     run the checks, split the rows                           no file: fast and deterministic
+    write      write the shards                                         work/shards/*
+    finish     metadata, index, statistics, report, data card           OUTPUT, renamed into place
 
-All of `work` lies in OUTPUT.partial until then. What is in a file there is finished: files are written beside their
-place and renamed. Another source or other columns begin anew.
+`work` is in OUTPUT.partial. Each file is written under a temporary name and renamed, so a file that exists is complete.
+Another source or other columns discard the work.
 """
 
 from __future__ import annotations
@@ -31,28 +31,35 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.files import write_atomically, write_json
 from mmjax.prepare import card, examine, report, shards, statistics, tokenizer
-from mmjax.prepare.columns import Column, Layout, arrange
-from mmjax.prepare.decide import Decisions, decide, drops
+from mmjax.prepare.columns import Column, Layout, infer_layout
+from mmjax.prepare.decide import Decisions, decide, effective_drops
 from mmjax.prepare.examined import Examined, PairScorer
-from mmjax.prepare.job import Job, decisions_identity, identity, list_rows
+from mmjax.prepare.job import Job, decision_fingerprint, examine_fingerprint, list_rows
 from mmjax.prepare.kinds import KINDS
 from mmjax.prepare.options import PrepareConfig
+from mmjax.prepare.runners import Runner
 from mmjax.prepare.sources import open_source
-from mmjax.prepare.splits import ordered
+from mmjax.prepare.splits import sort_splits
 
 _SAMPLED = 2000
+"""Rows from which the kinds of columns are inferred."""
+
 VERSION = 1
+"""Version of `manifest.json`."""
+
+Plan = dict[str, list[tuple[str, np.ndarray]]]
+"""`{split: [(shard file name, row indices)]}`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparationResult:
-    """What a preparation came to.
+    """Result of a preparation.
 
     Attributes:
-      folder: the finished dataset, or after a dry run the folder with the report.
-      manifest: what `manifest.json` holds, or would hold; a dry run has no shards.
-      report: what `report.json` holds.
-      fresh: whether anything was done, and not only found done.
+      folder: finished dataset, or the folder of the report after a dry run.
+      manifest: content of `manifest.json`; without shards after a dry run.
+      report: content of `report.json`.
+      fresh: False if the dataset was already finished.
     """
 
     folder: pathlib.Path
@@ -62,177 +69,178 @@ class PreparationResult:
 
 
 Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[], None]]]
-"""(what is done, how many steps): a context that gives what to call after each step."""
+"""(title, number of steps) -> context manager that yields a function to call after each step."""
 
 
 @contextlib.contextmanager
 def no_progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Shows nothing."""
+    """Implements `Progress` without output."""
     yield lambda: None
 
 
 def prepare(
     config: PrepareConfig,
     output: pathlib.Path,
-    runner: Any,
+    runner: Runner,
     progress: Progress = no_progress,
     dry_run: bool = False,
     aligner: PairScorer | None = None,
 ) -> PreparationResult:
-    """Prepares a source, or goes on with it.
+    """Prepares a source, or resumes an interrupted preparation.
 
     Args:
-      output: the folder of the finished dataset; OUTPUT.partial beside it is for the work.
-      runner: what calls functions many times, of `mmjax.prepare.runners`.
-      dry_run: whether to stop before anything is written but a report on what would be dropped.
-      aligner: what says which pairs of inputs belong together.
+      config: options.
+      output: folder of the finished dataset. Unfinished work is in OUTPUT.partial beside it.
+      runner: runs the tasks, see `mmjax.prepare.runners`.
+      progress: shows progress.
+      dry_run: writes only the report and the data card.
+      aligner: model that scores pairs of inputs, for the check "misaligned".
 
     Raises:
-      UserError: if the source or the options are wrong, or `output` holds something else.
+      UserError: if the source or an option is invalid, or `output` holds other data.
     """
-    drops(config)
+    effective_drops(config)
     output = output.absolute()
     partial = output.with_name(output.name + ".partial")
     source = open_source(config.source, config.format)
 
-    def run(title: str, function: Callable[..., None], calls: Sequence[tuple]) -> None:
+    def run_tasks(title: str, function: Callable[..., None], calls: Sequence[tuple]) -> None:
         with progress(title, len(calls)) as advance:
             runner.run(function, calls, advance)
 
     with _locked(partial):
         sample = list(itertools.islice(source.rows(partial), _SAMPLED))
-        layout = arrange(sample, source.kinds, config)
+        layout = infer_layout(sample, source.kinds, config)
         for column in layout.columns:
             if column.name in shards.RESERVED:
-                remedy = f"call it something else: --columns={column.name}_=COLUMN"
-                raise UserError("--columns", f"{column.name!r} is a name of mmjax's own", remedy)
+                remedy = f"rename the column: --columns={column.name}_=COLUMN"
+                raise UserError("--columns", f"{column.name!r} is a reserved name", remedy)
         if config.train_tokenizer:
-            tokenizer.check(config.train_tokenizer, tokenized(layout))
+            tokenizer.check_options(config.train_tokenizer, tokenized_inputs(layout))
         if aligner is not None:
             _check_pairs(aligner, [column.name for column in layout.columns if not column.target])
-        rows, listing = list_rows(source, config, layout, partial / "listing")
-        measured = identity(listing, layout, config)
-        decided = decisions_identity(measured, config, aligner.identity if aligner else "")
+        num_rows, listing = list_rows(source, config, layout, partial / "listing")
+        examined_hash = examine_fingerprint(listing, layout, config)
+        decision_hash = decision_fingerprint(examined_hash, config, aligner.identity if aligner else "")
         if output.exists():
-            return _finished(output, decided, partial)
-        work = _same_work(partial, measured)
-        job = Job(source, layout, config, work, rows)
-        todo = [(job, chunk) for chunk in range(job.chunks) if not examine.chunk_path(work, chunk).exists()]
-        run("Examining", examine.examine_chunk, todo)
-        examined = Examined(job, run, aligner)
+            return _load_finished(output, decision_hash, partial)
+        job = Job(source, layout, config, _reuse_work(partial, examined_hash), num_rows)
+        chunks = [c for c in range(job.num_chunks) if not examine.chunk_path(job.work, c).exists()]
+        run_tasks("Examining", examine.examine_chunk, [(job, chunk) for chunk in chunks])
+        examined = Examined(job, run_tasks, aligner)
         decisions = decide(examined)
-        found = report.make(examined, decisions)
+        report_content = report.make(examined, decisions)
         if dry_run:
-            report.write(partial, found, examined, decisions)
-            write_atomically(partial / "card.html", card.make(examined, decisions, found, output.name))
-            return PreparationResult(partial, _manifest(examined, decisions, decided, {}, output.name), found)
+            report.write(partial, report_content, examined, decisions)
+            write_atomically(partial / "card.html", card.make(examined, decisions, report_content, output.name))
+            manifest = _manifest(examined, decisions, decision_hash, {}, output.name)
+            return PreparationResult(partial, manifest, report_content)
         plan = _plan(examined, decisions, output.name)
-        _begin_shards(work, decided, job, decisions)
-        run("Writing", shards.write_shard, [(job, name, part) for split in plan.values() for name, part in split])
-        manifest = _finish(examined, decisions, decided, plan, found, output)
+        _begin_shards(decision_hash, job, decisions)
+        run_tasks("Writing", shards.write_shard, [(job, *shard) for split in plan.values() for shard in split])
+        manifest = _finish(examined, decisions, decision_hash, plan, report_content, output)
         shutil.rmtree(partial, ignore_errors=True)
-        return PreparationResult(output, manifest, found)
+        return PreparationResult(output, manifest, report_content)
 
 
-def tokenized(layout: Layout) -> list[Column]:
-    """The inputs for which a tokenizer can be trained."""
+def tokenized_inputs(layout: Layout) -> list[Column]:
+    """Returns the inputs that a tokenizer can be trained on."""
     return [column for column in layout.columns if KINDS[column.kind].tokenized]
 
 
 def _check_pairs(aligner: PairScorer, inputs: list[str]) -> None:
     if not any(set(pair) <= set(inputs) for pair in aligner.pairs):
         compared = " or ".join(" with ".join(pair) for pair in aligner.pairs)
-        problem = f"{aligner.identity} compares {compared}, and the inputs are {', '.join(inputs)}"
-        raise UserError("--alignment", problem, "name the columns as the run does: --columns=NAME=COLUMN,…")
+        problem = f"{aligner.identity} compares {compared}, but the inputs are {', '.join(inputs)}"
+        raise UserError("--alignment", problem, "name the columns as in that run: --columns=NAME=COLUMN,…")
 
 
 @contextlib.contextmanager
 def _locked(partial: pathlib.Path) -> Iterator[None]:
-    """Holds the folder of the work for one process. The system lets go of it when the process ends, however it ends."""
+    """Locks the work folder for this process. The operating system releases the lock when the process ends."""
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        # In the folder that may be removed: who holds the lock on a file that is gone looks again.
+        # The owner may finish and remove the folder while another process locks this file. That process then finds the
+        # complete output.
         with (partial / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                problem = f"another process prepares {str(partial)!r}"
-                raise UserError("--output", problem, "wait for it, or give another folder") from None
+                problem = f"another process is preparing {str(partial)!r}"
+                raise UserError("--output", problem, "wait until it ends, or give another folder") from None
             try:
                 yield
             except BaseException:
-                _remove_if_empty(partial)
+                # Leave nothing behind if no work was done.
+                if not (partial / "work").exists():
+                    shutil.rmtree(partial, ignore_errors=True)
                 raise
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        problem = f"{str(partial)!r} cannot be written: {error.strerror}"
-        raise UserError("--output", problem, "give a folder that you may write") from None
+        problem = f"cannot write {str(partial)!r}: {error.strerror}"
+        raise UserError("--output", problem, "give a folder with write permission") from None
 
 
-def _remove_if_empty(partial: pathlib.Path) -> None:
-    """Leaves nothing behind where nothing was done."""
-    if not (partial / "work").exists():
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _same_work(partial: pathlib.Path, measured: str) -> pathlib.Path:
-    """The folder of the work that has been done on the same source and columns, with its list of rows."""
-    work, noted = partial / "work", partial / "work" / "identity"
-    if not noted.exists() or noted.read_text() != measured:
+def _reuse_work(partial: pathlib.Path, fingerprint: str) -> pathlib.Path:
+    """Returns the work folder. Restarts it from the new listing unless the fingerprint is unchanged."""
+    work, fingerprint_file = partial / "work", partial / "work" / "identity"
+    if not fingerprint_file.exists() or fingerprint_file.read_text() != fingerprint:
         shutil.rmtree(work, ignore_errors=True)
         (partial / "listing").rename(work)
-        noted.write_text(measured)
+        fingerprint_file.write_text(fingerprint)
     else:
         shutil.rmtree(partial / "listing")
     return work
 
 
-def _finished(output: pathlib.Path, decided: str, partial: pathlib.Path) -> PreparationResult:
+def _load_finished(output: pathlib.Path, fingerprint: str, partial: pathlib.Path) -> PreparationResult:
+    """Loads a finished dataset. Raises UserError if it is none, or has another fingerprint."""
     try:
         manifest = json.loads((output / "manifest.json").read_text())
-        found = json.loads((output / "report.json").read_text())
+        report_content = json.loads((output / "report.json").read_text())
     except (OSError, ValueError):
-        problem = f"{str(output)!r} is there, and no prepared data"
-        raise UserError("--output", problem, "give a folder that is not there yet") from None
-    if manifest.get("identity") != decided:
+        problem = f"{str(output)!r} exists but is not a prepared dataset"
+        raise UserError("--output", problem, "give a folder that does not exist") from None
+    if manifest.get("identity") != fingerprint:
         problem = f"{str(output)!r} was prepared from another source or with other options"
         raise UserError("--output", problem, "give another folder, or remove this one") from None
     shutil.rmtree(partial, ignore_errors=True)
-    return PreparationResult(output, manifest, found, fresh=False)
+    return PreparationResult(output, manifest, report_content, fresh=False)
 
 
-def _plan(examined: Examined, decisions: Decisions, name: str) -> dict[str, list[tuple[str, np.ndarray]]]:
-    """{split: [(name of a shard's file, its rows)]}."""
+def _plan(examined: Examined, decisions: Decisions, name: str) -> Plan:
+    """Assigns the rows of each split to shards."""
     target = examined.job.config.shard_megabytes * 2**20
     plan = {}
     for split, rows in decisions.splits.items():
-        ends = shards.cut(statistics.sizes(examined, rows), target)
-        begins = [0, *ends[:-1]]
+        ends = shards.shard_ends(statistics.record_sizes(examined, rows), target)
+        starts = [0, *ends[:-1]]
         plan[split] = [
-            (shards.file_name(dataset_name(name), split, number, len(ends)), rows[begin:end])
-            for number, (begin, end) in enumerate(zip(begins, ends, strict=True))
+            (shards.file_name(dataset_name(name), split, shard, len(ends)), rows[start:end])
+            for shard, (start, end) in enumerate(zip(starts, ends, strict=True))
         ]
     return plan
 
 
 def dataset_name(folder: str) -> str:
-    """A name that TFDS allows: letters, digits and "_"."""
+    """Converts a folder name to a TFDS dataset name: letters, digits and "_"."""
     name = re.sub(r"\W+", "_", folder.lower(), flags=re.ASCII).strip("_")
     return name if name[:1].isalpha() else f"data_{name}".rstrip("_")
 
 
-def _begin_shards(work: pathlib.Path, decided: str, job: Job, decisions: Decisions) -> None:
-    """Keeps the shards that were written by the same decisions, and notes what their writers have to know."""
-    noted = work / "shards.identity"
-    if not noted.exists() or noted.read_text() != decided:
-        shutil.rmtree(work / "shards", ignore_errors=True)
-        noted.write_text(decided)
+def _begin_shards(fingerprint: str, job: Job, decisions: Decisions) -> None:
+    """Deletes shards of another fingerprint, and writes the summary that `shards.write_shard` reads."""
+    fingerprint_file = job.work / "shards.identity"
+    if not fingerprint_file.exists() or fingerprint_file.read_text() != fingerprint:
+        shutil.rmtree(job.work / "shards", ignore_errors=True)
+        fingerprint_file.write_text(fingerprint)
     columns = {column.name: column.kind for column in job.layout.columns}
-    write_json(work / "summary.json", {"columns": columns, "summary": decisions.summary})
+    write_json(job.work / "summary.json", {"columns": columns, "summary": decisions.summary})
 
 
 def _manifest(
-    examined: Examined, decisions: Decisions, decided: str, files: dict[str, list[dict[str, Any]]], name: str
+    examined: Examined, decisions: Decisions, fingerprint: str, files: dict[str, list[dict[str, Any]]], name: str
 ) -> dict[str, Any]:
+    """Builds the content of `manifest.json`. `files` is {split: descriptions of its shards}, {} after a dry run."""
     job = examined.job
     digest = hashlib.sha256()
     for split in sorted(files):
@@ -242,7 +250,7 @@ def _manifest(
         column.name: {
             "kind": column.kind,
             **(decisions.summary[column.name] if column.kind == "label" else {}),
-            **_facts(examined, decisions, column),
+            **_dataset_options(examined, decisions, column),
         }
         for column in job.targets
     }
@@ -250,61 +258,66 @@ def _manifest(
         "version": VERSION,
         "name": dataset_name(name),
         "inputs": {column.name: column.kind for column in job.inputs},
-        "facts": {column.name: _facts(examined, decisions, column) for column in job.inputs},
+        "facts": {column.name: _dataset_options(examined, decisions, column) for column in job.inputs},
         "targets": targets,
         "splits": {split: {"examples": len(rows)} for split, rows in decisions.splits.items()},
         "shards": files,
         "checksum": digest.hexdigest() if files else "",
-        "identity": decided,
+        "identity": fingerprint,
         "options": dataclasses.asdict(job.config),
         "columns": {column.name: list(column.sources) for column in job.layout.columns},
     }
 
 
-def _facts(examined: Examined, decisions: Decisions, column: Column) -> dict[str, Any]:
-    """What the data decides of how a column becomes an array, from the first split alone, which is that of training."""
-    rows = decisions.splits[next(iter(ordered(decisions.splits)))]
-    numbers = {name: values[rows] for name, values in examined.numbers[column.name].items()}
-    return examined.job.kinds[column.name].dataset_options(decisions.summary[column.name], numbers)
+def _training_rows(decisions: Decisions) -> np.ndarray:
+    """Returns the rows of the training split, or of the first split of `sort_splits` without one."""
+    return decisions.splits[sort_splits(decisions.splits)[0]]
+
+
+def _dataset_options(examined: Examined, decisions: Decisions, column: Column) -> dict[str, Any]:
+    """Computes the data-dependent options of a column, such as mean and std, on the training split only."""
+    rows = _training_rows(decisions)
+    measures = {name: values[rows] for name, values in examined.measures[column.name].items()}
+    return examined.job.kinds[column.name].dataset_options(decisions.summary[column.name], measures)
 
 
 def _finish(
     examined: Examined,
     decisions: Decisions,
-    decided: str,
-    plan: dict[str, list[tuple[str, np.ndarray]]],
-    found: dict[str, Any],
+    fingerprint: str,
+    plan: Plan,
+    report_content: dict[str, Any],
     output: pathlib.Path,
 ) -> dict[str, Any]:
-    """Puts the finished dataset together beside its place, and moves it there."""
+    """Assembles the dataset in a temporary folder and renames it to `output`. Returns the manifest."""
     work, name = examined.job.work, output.name
     folder = work / "finished"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     files: dict[str, list[dict[str, Any]]] = {}
-    for split, parts in plan.items():
+    for split, split_shards in plan.items():
         files[split] = []
-        for file, _ in parts:
-            facts = json.loads((work / "shards" / f"{file}.json").read_text())
-            files[split].append({"file": file, **facts})
-            # A second name for the file, so that an interruption here loses nothing.
+        for file, _ in split_shards:
+            description = json.loads((work / "shards" / f"{file}.json").read_text())
+            files[split].append({"file": file, **description})
+            # Hard links, so that an interruption here loses no shard.
             os.link(work / "shards" / file, folder / file)
-    manifest = _manifest(examined, decisions, decided, files, name)
-    if columns := tokenized(examined.job.layout) if examined.job.config.train_tokenizer else []:
-        rows = decisions.splits[next(iter(ordered(decisions.splits)))]
-        manifest["tokenizers"] = tokenizer.train(folder, examined, columns, rows)
+    manifest = _manifest(examined, decisions, fingerprint, files, name)
+    if columns := tokenized_inputs(examined.job.layout) if examined.job.config.train_tokenizer else []:
+        manifest["tokenizers"] = tokenizer.train(folder, examined, columns, _training_rows(decisions))
     _write_tfds(folder, manifest, decisions)
     _write_index(folder, examined, decisions)
     write_json(folder / "statistics.json", statistics.statistics(examined, decisions.splits))
-    report.write(folder, found, examined, decisions)
-    write_atomically(folder / "card.html", card.make(examined, decisions, found, name))
-    # Last, as its presence says that everything is there.
+    report.write(folder, report_content, examined, decisions)
+    write_atomically(folder / "card.html", card.make(examined, decisions, report_content, name))
+    # Write the manifest last: it marks the dataset as complete.
     write_json(folder / "manifest.json", manifest)
     folder.rename(output)
     return manifest
 
 
 def _write_tfds(folder: pathlib.Path, manifest: dict[str, Any], decisions: Decisions) -> None:
+    """Writes `dataset_info.json` and `features.json`."""
     import tensorflow_datasets as tfds
 
     columns = manifest["inputs"] | {name: target["kind"] for name, target in manifest["targets"].items()}
@@ -316,11 +329,11 @@ def _write_tfds(folder: pathlib.Path, manifest: dict[str, Any], decisions: Decis
         )
         for split, entries in manifest["shards"].items()
     ]
-    # TFDS prints to standard output, which belongs to the command's result.
+    # TFDS prints to stdout, which is reserved for the result of the command.
     with contextlib.redirect_stdout(io.StringIO()):
         tfds.folder_dataset.write_metadata(
             data_dir=folder,
-            features=shards.features(tfds, columns, decisions.summary),
+            features=shards.tfds_features(tfds, columns, decisions.summary),
             split_infos=infos,
             filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
             check_data=False,
@@ -329,6 +342,7 @@ def _write_tfds(folder: pathlib.Path, manifest: dict[str, Any], decisions: Decis
 
 
 def _write_index(folder: pathlib.Path, examined: Examined, decisions: Decisions) -> None:
+    """Writes `index/SPLIT.parquet`, one line per example."""
     import pyarrow
     import pyarrow.parquet
 

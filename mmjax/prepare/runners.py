@@ -1,4 +1,4 @@
-"""Where the work is done: in processes of this machine, or on a cluster by Apache Beam."""
+"""Runners of preparation tasks: local processes, or a cluster through Apache Beam."""
 
 from __future__ import annotations
 
@@ -13,63 +13,75 @@ from mmjax.host.cores import visible_cores
 
 
 class Runner(Protocol):
-    """Calls a function many times. Each call's result is a file, so that none is needed twice."""
+    """Runs independent tasks. Tasks write their results to files, so finished ones need not run again."""
 
     def run(self, function: Callable[..., None], calls: Sequence[tuple], advance: Callable[[], None]) -> None:
-        """Calls `function(*arguments)` for each of `calls`, in any order, and `advance` after each."""
+        """Calls `function(*arguments)` for each item of `calls`, in any order, and `advance()` after each."""
 
 
 class Local:
-    """Processes of this machine; with one worker, this process itself.
+    """Runs tasks in processes of this machine, or in this process with one worker.
 
-    As many calls wait as there are workers, so that memory does not grow with the work.
+    At most two tasks per worker are queued, so memory does not grow with the number of tasks.
+
+    Args:
+      num_workers: number of processes.
     """
 
-    def __init__(self, workers: int):
-        self._workers = workers
+    def __init__(self, num_workers: int):
+        self._num_workers = num_workers
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
     def run(self, function: Callable[..., None], calls: Sequence[tuple], advance: Callable[[], None]) -> None:
-        if self._workers == 1 or len(calls) < 2:
+        if self._num_workers == 1 or len(calls) < 2:
             for arguments in calls:
                 function(*arguments)
                 advance()
             return
-        remaining = iter(calls)
         running: set[concurrent.futures.Future] = set()
         try:
-            for arguments in remaining:
+            for arguments in calls:
                 running.add(self._executor().submit(function, *arguments))
-                if len(running) >= 2 * self._workers:
+                if len(running) >= 2 * self._num_workers:
                     running = self._collect(running, advance)
             while running:
                 running = self._collect(running, advance)
         except concurrent.futures.process.BrokenProcessPool:
-            remedy = "give the same command again to go on, with a smaller --workers if memory ran out"
+            remedy = "run the same command again to resume, with a smaller --workers if memory ran out"
             raise UserError("--workers", "a worker process was killed", remedy) from None
 
     def _collect(self, running: set, advance: Callable[[], None]) -> set:
-        done, left = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+        """Waits for at least one task and returns the unfinished ones. Raises the exception of a failed task."""
+        done, unfinished = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
         for future in done:
             future.result()
             advance()
-        return left
+        return unfinished
 
     def _executor(self) -> concurrent.futures.ProcessPoolExecutor:
         if self._pool is None:
-            # Not forked: this process may hold the threads of JAX and of readers.
+            # Spawn, since a fork of a process with threads (JAX, readers) can deadlock.
             context = multiprocessing.get_context("spawn")
-            self._pool = concurrent.futures.ProcessPoolExecutor(self._workers, context, initializer=_one_thread)
+            self._pool = concurrent.futures.ProcessPoolExecutor(self._num_workers, context, initializer=_limit_threads)
         return self._pool
 
     def close(self) -> None:
+        """Stops the worker processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
 
 class Beam:
-    """Apache Beam, with any of its runners; all workers must see the source and the output under the same names."""
+    """Runs tasks on Apache Beam. All workers must see the source and the output under the same paths.
+
+    Args:
+      runner: name of a Beam runner.
+      options: other pipeline options, as flags.
+
+    Raises:
+      UserError: if apache-beam is not installed or has no such runner.
+    """
 
     def __init__(self, runner: str, options: Sequence[str] = ()):
         try:
@@ -80,7 +92,7 @@ class Beam:
         try:
             apache_beam.runners.runner.create_runner(runner)
         except ValueError as error:
-            raise UserError("--runner", f"Beam has no {runner!r}", f"Beam says: {error}") from None
+            raise UserError("--runner", f"Apache Beam has no runner {runner!r}", f"Beam reports: {error}") from None
         self._beam, self._runner, self._options = apache_beam, runner, list(options)
 
     def run(self, function: Callable[..., None], calls: Sequence[tuple], advance: Callable[[], None]) -> None:
@@ -93,12 +105,17 @@ class Beam:
             advance()
 
     def close(self) -> None:
-        pass
+        """Does nothing: each pipeline ends with its run."""
 
 
 @contextlib.contextmanager
 def make_runner(name: str, workers: int) -> Iterator[Any]:
-    """The runner of a name: "local", or one of Beam's, such as DirectRunner or DataflowRunner."""
+    """Opens a runner, and closes it at the end.
+
+    Args:
+      name: "local", or a Beam runner such as DirectRunner or DataflowRunner.
+      workers: number of local processes, 0 for one per visible core.
+    """
     runner = Local(workers or visible_cores()) if name in ("", "local") else Beam(name)
     try:
         yield runner
@@ -106,8 +123,8 @@ def make_runner(name: str, workers: int) -> Iterator[Any]:
         runner.close()
 
 
-def _one_thread() -> None:
-    """The workers fill the cores already."""
+def _limit_threads() -> None:
+    """Limits BLAS and OpenMP to one thread per worker, since the workers occupy all cores."""
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1)

@@ -1,8 +1,8 @@
-"""Writes records as TFDS reads them: tf.train.Example in ArrayRecord files, the same bytes each time.
+"""Writes TFDS-readable shards, tf.train.Example in ArrayRecord files, with reproducible bytes.
 
-ArrayRecord itself writes the same bytes for the same records and options, whatever its threads do. Protocol buffers do
-not: a tf.train.Example is a map, whose order differs from process to process unless one asks for a fixed one. TFDS does
-not ask, so that its files differ though their records are equal; this file does.
+ArrayRecord writes equal bytes for equal records and options, whatever its threads do. Protocol buffers do not: a
+tf.train.Example is a map, whose order differs between processes unless serialised deterministically. TFDS does not
+request that, so equal records can give different files; this module does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,68 +22,91 @@ from mmjax.prepare.job import Job
 from mmjax.prepare.kinds import KINDS, Unreadable
 
 RESERVED = ("key", "present")
-# One record a group, for quick access to any of them: what Grain asks for. Pictures and sounds hardly become smaller;
-# Snappy reads them in a third of the time of the default and still halves tables.
+"""Record fields that columns must not be named like."""
+
+# One record per group, for the random access that Grain needs. Images and audio hardly compress; Snappy reads them in a
+# third of the time of the default codec and still halves tables.
 _OPTIONS = "group_size:1,snappy"
 
 
-def features(tfds: Any, columns: Mapping[str, str], summary: Mapping[str, Any]) -> Any:
-    """What TFDS is to store of an example; `columns` is {name: kind}, and `tfds` the module."""
+def tfds_features(tfds: Any, columns: Mapping[str, str], summary: Mapping[str, Any]) -> Any:
+    """Builds the TFDS features of an example.
+
+    Args:
+      tfds: module `tensorflow_datasets`.
+      columns: {column: kind}.
+      summary: {column: result of `Kind.summarise`}.
+    """
     stored = {name: KINDS[kind]().feature(tfds, summary[name]) for name, kind in columns.items()}
     present = tfds.features.FeaturesDict({name: tfds.features.Scalar(dtype=np.bool_) for name in columns})
     return tfds.features.FeaturesDict({"key": tfds.features.Text(), "present": present, **stored})
 
 
-def cut(sizes: np.ndarray, target: float) -> list[int]:
-    """Where shards end, as numbers of rows, so that each has about `target` bytes of the `sizes` [rows]."""
+def shard_ends(sizes: np.ndarray, target: float) -> list[int]:
+    """Returns the end index of each shard, so that a shard holds at most `target` bytes or a single record.
+
+    Args:
+      sizes: bytes of each record [rows].
+      target: maximum bytes per shard.
+    """
     ends: list[int] = []
-    filled = 0.0
-    for number, size in enumerate(sizes):
-        if filled and filled + size > target:
-            ends.append(number)
-            filled = 0.0
-        filled += float(size)
+    shard_size = 0.0
+    for index, size in enumerate(sizes):
+        if shard_size and shard_size + size > target:
+            ends.append(index)
+            shard_size = 0.0
+        shard_size += float(size)
     return [*ends, len(sizes)]
 
 
-def file_name(dataset: str, split: str, shard: int, shards: int) -> str:
-    """As TFDS names it."""
-    return f"{dataset}-{split}.array_record-{shard:05}-of-{shards:05}"
+def file_name(dataset: str, split: str, shard: int, num_shards: int) -> str:
+    """Returns the TFDS name of a shard file."""
+    return f"{dataset}-{split}.array_record-{shard:05}-of-{num_shards:05}"
 
 
 def write_shard(job: Job, name: str, rows: np.ndarray) -> None:
-    """Writes the records of some rows to `work/shards/NAME`, unless it is there, and what it holds to NAME.json."""
+    """Writes rows to the shard `work/shards/NAME`, and its size and hashes to NAME.json. No-op if both files exist.
+
+    Args:
+      job: the preparation.
+      name: file name of the shard.
+      rows: row indices.
+
+    Raises:
+      UserError: if an input that was readable before is not readable now.
+    """
     from array_record.python import array_record_module
 
     path = job.work / "shards" / name
-    note = path.with_name(f"{name}.json")
-    if path.exists() and note.exists():
+    description_file = path.with_name(f"{name}.json")
+    if path.exists() and description_file.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{name}.{os.getpid()}")
-    columns, summary, encode = _writing(job.work)
+    summary, encode = _load_encoder(job.work)
     writer = array_record_module.ArrayRecordWriter(str(temporary), _OPTIONS)
     digest = hashlib.sha256()
     try:
-        for number in rows:
-            record = encode(_example(job, int(number), summary))
+        for row in rows:
+            record = encode(_make_example(job, int(row), summary))
             digest.update(len(record).to_bytes(8, "little") + record)
             writer.write(record)
     finally:
         writer.close()
-    facts = {
+    description = {
         "examples": len(rows),
         "bytes": temporary.stat().st_size,
         "sha256": _file_sha256(temporary),
         "records_sha256": digest.hexdigest(),
     }
     os.replace(temporary, path)
-    temporary.write_text(json.dumps(facts))
-    os.replace(temporary, note)
+    temporary.write_text(json.dumps(description))
+    os.replace(temporary, description_file)
 
 
-def _example(job: Job, number: int, summary: Mapping[str, Any]) -> dict[str, Any]:
-    row = job.row(number)
+def _make_example(job: Job, index: int, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes the example of a row, with placeholders for absent values."""
+    row = job.row(index)
     key = row.key if not job.layout.key else str(row.values[job.layout.key])
     example: dict[str, Any] = {"key": key, "present": {}}
     for column in job.layout.columns:
@@ -92,8 +115,8 @@ def _example(job: Job, number: int, summary: Mapping[str, Any]) -> dict[str, Any
             raw = job.decode(row, column)
         except Unreadable as error:
             if not column.target and "unreadable" not in job.config.keep:
-                problem = f"the {column.name} of {key!r} could be read before, and now cannot: {error}"
-                raise UserError("--source", problem, "leave the source as it is while it is prepared") from None
+                problem = f"{column.name} of {key!r} is no longer readable: {error}"
+                raise UserError("--source", problem, "do not change the source during preparation") from None
             raw = None
         example["present"][column.name] = raw is not None
         value = kind.placeholder(summary[column.name]) if raw is None else kind.stored(raw, summary[column.name])
@@ -102,21 +125,20 @@ def _example(job: Job, number: int, summary: Mapping[str, Any]) -> dict[str, Any
 
 
 @functools.lru_cache(maxsize=2)
-def _writing(work: pathlib.Path) -> tuple[dict[str, str], dict[str, Any], Any]:
-    """({column: kind}, summary, what makes an example into bytes)."""
-    # TFDS takes seconds to import; each process does so once.
+def _load_encoder(work: pathlib.Path) -> tuple[dict[str, Any], Callable[[dict[str, Any]], bytes]]:
+    """Returns (summary of each column, function that serialises an example). Cached: importing TFDS takes seconds."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import example_serializer
 
-    plan = json.loads((work / "summary.json").read_text())
-    described = features(tfds, plan["columns"], plan["summary"])
-    serializer = example_serializer.ExampleSerializer(described.get_serialized_info())
+    content = json.loads((work / "summary.json").read_text())
+    features = tfds_features(tfds, content["columns"], content["summary"])
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
 
     def encode(example: dict[str, Any]) -> bytes:
-        record = serializer.get_tf_example(described.encode_example(example))
+        record = serializer.get_tf_example(features.encode_example(example))
         return record.SerializeToString(deterministic=True)
 
-    return plan["columns"], plan["summary"], encode
+    return content["summary"], encode
 
 
 def _file_sha256(path: pathlib.Path) -> str:

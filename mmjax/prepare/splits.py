@@ -1,4 +1,4 @@
-"""Shares rows out to parts: groups stay whole, every part has the same mix of labels, and nothing depends on luck."""
+"""Deterministic, grouped and stratified assignment of rows to splits or folds."""
 
 from __future__ import annotations
 
@@ -9,69 +9,69 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 
-def ordered(splits: Iterable[str]) -> tuple[str, ...]:
-    """The names of splits: training first, then validation, then all others by name."""
+def sort_splits(splits: Iterable[str]) -> tuple[str, ...]:
+    """Sorts split names: "train" first, then "validation", then the others by name."""
     rank = {"train": 0, "validation": 1}
     return tuple(sorted(splits, key=lambda split: (rank.get(split, 2), split)))
 
 
-def parts(
+def assign_parts(
     shares: Mapping[str, float], groups: Sequence[int] | np.ndarray, labels: Sequence[str | None], seed: str
 ) -> np.ndarray:
-    """Chooses a part for each row.
+    """Assigns rows to parts with given shares, keeping groups whole and balancing labels.
 
-    Groups are dealt out one by one, the largest first and equals in a random order: each goes where, of its labels and
-    in all, most is missing. So a part differs from its share of a label by at most the last group that it got.
+    Greedy: groups are assigned in order of decreasing size, ties in random order, each to the part with the largest
+    deficit of the group's labels, then of rows. A part misses its share of a label by at most its last group.
 
     Args:
-      shares: {part: how much of all rows it should have}, in any unit.
-      groups: of each row; rows of one group come into one part.
-      labels: of each row, None for none.
-      seed: any text.
+      shares: {part: share of the rows}, in any unit.
+      groups: int [rows], group index of each row.
+      labels: label of each row, None if missing.
+      seed: text that seeds the order of groups of equal size.
 
     Returns:
-      int64 [rows], the number of each row's part in the order of `shares`.
+      int64 [rows], part index of each row in the order of `shares`.
     """
     counts: dict[int, collections.Counter] = collections.defaultdict(collections.Counter)
     totals: collections.Counter = collections.Counter()
     for group, label in zip(groups, labels, strict=True):
         counts[int(group)][label] += 1
         totals[label] += 1
-    wanted = np.asarray(list(shares.values())) / sum(shares.values())
-    missing = {label: wanted * total for label, total in totals.items()}
-    room = wanted * len(labels)
-    chosen: dict[int, int] = {}
-    # Groups of one label one after the other, so that what is missing of a label is shared out as it was meant.
-    order = sorted(counts, key=lambda group: (-sum(counts[group].values()), _draw(seed, group)))
+    fractions = np.asarray(list(shares.values())) / sum(shares.values())
+    # Rows that each part still needs, by label and in total.
+    label_deficits = {label: fractions * total for label, total in totals.items()}
+    deficit = fractions * len(labels)
+    parts: dict[int, int] = {}
+    order = sorted(counts, key=lambda group: (-sum(counts[group].values()), _random_key(seed, group)))
     for group in order:
-        of_labels = sum(
-            number / totals[label] * missing[label] / totals[label] for label, number in counts[group].items()
+        # Deficit of the group's labels in each part, weighted by the group's share of each label.
+        score = sum(
+            count / totals[label] * label_deficits[label] / totals[label] for label, count in counts[group].items()
         )
-        # What is missing of its labels decides; of parts that miss as much, the one that has most room of all.
-        part = int(np.lexsort((-room / len(labels), -np.round(of_labels, 12)))[0])
-        chosen[group] = part
-        size = sum(counts[group].values())
-        room[part] -= size
-        for label, number in counts[group].items():
-            missing[label][part] -= number
-    _fill(chosen, counts, wanted)
-    return np.asarray([chosen[int(group)] for group in groups], np.int64)
+        part = int(np.lexsort((-deficit / len(labels), -np.round(score, 12)))[0])
+        parts[group] = part
+        deficit[part] -= sum(counts[group].values())
+        for label, count in counts[group].items():
+            label_deficits[label][part] -= count
+    _fill_empty_parts(parts, counts, fractions)
+    return np.asarray([parts[int(group)] for group in groups], np.int64)
 
 
-def _fill(chosen: dict[int, int], counts: Mapping[int, collections.Counter], wanted: np.ndarray) -> None:
-    """Gives a part that got nothing the smallest group of the part that has most, while that one has others."""
-    for part in range(len(wanted)):
-        if wanted[part] and part not in chosen.values():
-            rows: collections.Counter = collections.Counter()
+def _fill_empty_parts(parts: dict[int, int], counts: Mapping[int, collections.Counter], fractions: np.ndarray) -> None:
+    """Moves to each empty part the smallest group of the largest part that has several groups."""
+    for part in range(len(fractions)):
+        if fractions[part] and part not in parts.values():
+            sizes: collections.Counter = collections.Counter()
             groups: dict[int, list[int]] = collections.defaultdict(list)
-            for group, other in chosen.items():
-                rows[other] += sum(counts[group].values())
+            for group, other in parts.items():
+                sizes[other] += sum(counts[group].values())
                 groups[other].append(group)
-            rich = [other for other in rows if len(groups[other]) > 1]
-            if rich:
-                most = max(rich, key=lambda other: (rows[other], -other))
-                chosen[min(groups[most], key=lambda group: (sum(counts[group].values()), group))] = part
+            donors = [other for other in sizes if len(groups[other]) > 1]
+            if donors:
+                donor = max(donors, key=lambda other: (sizes[other], -other))
+                parts[min(groups[donor], key=lambda group: (sum(counts[group].values()), group))] = part
 
 
-def _draw(seed: str, group: int) -> bytes:
+def _random_key(seed: str, group: int) -> bytes:
+    """Returns a pseudorandom sort key of a group."""
     return hashlib.sha256(f"{seed}:{group}".encode()).digest()

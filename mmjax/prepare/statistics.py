@@ -1,4 +1,4 @@
-"""Numbers about what was prepared: how many, how long, how loud, which labels, and which inputs are there together."""
+"""Statistics of a prepared dataset: counts, measures, classes, and combinations of present inputs."""
 
 from __future__ import annotations
 
@@ -13,40 +13,46 @@ from mmjax.prepare.examined import Examined
 
 
 def statistics(examined: Examined, splits: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """{split: {"examples", "columns": {column: ...}, "present": {subset: examples}}}, of the rows of each split.
+    """Computes statistics of each split.
 
-    A column has "present", how many rows have it; "measures", {measure: mean, variance, smallest, median, largest, of
-    its rows}, and "categories", {measure: {word: examples}}; and a label "classes", {name: examples}.
+    Args:
+      examined: measurements of all rows.
+      splits: {split: row indices}.
+
+    Returns:
+      {split: {"examples", "columns": {column: ...}, "present": {"INPUT+INPUT": examples}}}. A column has "present", the
+      number of rows with a value. A label also has "classes", {class: examples}; other columns have "measures",
+      {measure: result of `describe`}, and "categories", {measure: {category: examples}}.
     """
-    return {split: _of_rows(examined, rows) for split, rows in splits.items()}
+    return {split: _split_statistics(examined, rows) for split, rows in splits.items()}
 
 
-def _of_rows(examined: Examined, rows: np.ndarray) -> dict[str, Any]:
+def _split_statistics(examined: Examined, rows: np.ndarray) -> dict[str, Any]:
     columns = {}
     for column in examined.job.layout.columns:
         present = rows[examined.present[column.name][rows]]
-        facts: dict[str, Any] = {"present": len(present)}
+        content: dict[str, Any] = {"present": len(present)}
         if column.kind == "label":
-            facts["classes"] = _counted(examined.classes(column.name), present)
+            content["classes"] = _count(examined.classes(column.name), present)
         else:
-            numbers = examined.numbers[column.name]
-            words = examined.words[column.name]
-            facts["categories"] = {name: _counted(values, present) for name, values in words.items()}
-            facts["measures"] = {name: spread(values[present]) for name, values in numbers.items() if len(present)}
-        columns[column.name] = facts
+            measures, categories = examined.measures[column.name], examined.categories[column.name]
+            content["categories"] = {name: _count(values, present) for name, values in categories.items()}
+            content["measures"] = {name: describe(values[present]) for name, values in measures.items() if len(present)}
+        columns[column.name] = content
     inputs = [column.name for column in examined.job.inputs]
     flags = np.stack([examined.present[name][rows] for name in inputs], axis=1)
-    subsets = collections.Counter("+".join(np.asarray(inputs)[row].tolist()) for row in flags)
+    subsets = collections.Counter("+".join(np.asarray(inputs)[row_flags].tolist()) for row_flags in flags)
     return {"examples": len(rows), "columns": columns, "present": dict(sorted(subsets.items()))}
 
 
-def _counted(names: list[str | None], rows: np.ndarray) -> dict[str, int]:
+def _count(names: list[str | None], rows: np.ndarray) -> dict[str, int]:
+    """Counts the rows of each name, sorted by name."""
     counts = collections.Counter(name for row in rows if (name := names[row]) is not None)
     return dict(sorted(counts.items()))
 
 
-def spread(values: np.ndarray) -> dict[str, float]:
-    """Of numbers without NaN."""
+def describe(values: np.ndarray) -> dict[str, float]:
+    """Returns the mean, variance, minimum, median and maximum of values [n], ignoring NaN; {} if all are NaN."""
     values = values[~np.isnan(values)]
     if not len(values):
         return {}
@@ -60,9 +66,16 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 
 def index_columns(examined: Examined, decisions: Decisions, rows: np.ndarray) -> dict[str, Any]:
-    """What a filter, a mixture or a packing plan has to know of each row of a split: a table of columns.
+    """Returns the index of a split, which filters, mixtures and packing plans read.
 
-    "key", "group", "fold", and for each column "NAME/present", "NAME/MEASURE" and for labels "NAME".
+    Args:
+      examined: measurements of all rows.
+      decisions: decisions about all rows.
+      rows: row indices of the split.
+
+    Returns:
+      {index column: values [rows]}: "key", "group", "fold", "NAME/present" and "NAME/MEASURE" of each column NAME, and
+      "NAME" with the class of a label.
     """
     table: dict[str, Any] = {
         "key": [examined.keys[row] for row in rows],
@@ -71,18 +84,18 @@ def index_columns(examined: Examined, decisions: Decisions, rows: np.ndarray) ->
     }
     for column in examined.job.layout.columns:
         table[f"{column.name}/present"] = examined.present[column.name][rows]
-        for name, words in examined.words[column.name].items():
-            measure = column.name if column.kind == "label" else f"{column.name}/{name}"
-            table[measure] = [words[row] for row in rows]
-        for name, values in examined.numbers[column.name].items():
+        for name, categories in examined.categories[column.name].items():
+            index_name = column.name if column.kind == "label" else f"{column.name}/{name}"
+            table[index_name] = [categories[row] for row in rows]
+        for name, values in examined.measures[column.name].items():
             table[f"{column.name}/{name}"] = values[rows]
     return table
 
 
-def sizes(examined: Examined, rows: np.ndarray) -> np.ndarray:
-    """About how many bytes the record of each row takes."""
+def record_sizes(examined: Examined, rows: np.ndarray) -> np.ndarray:
+    """Estimates the bytes of the record of each row, float64 [rows]."""
     total = np.full(len(rows), 64.0)
     for column in examined.job.layout.columns:
-        if (stored := examined.numbers[column.name].get("bytes")) is not None:
+        if (stored := examined.measures[column.name].get("bytes")) is not None:
             total += np.nan_to_num(stored[rows])
     return total

@@ -1,4 +1,4 @@
-"""Trains a tokenizer on the texts of the training split: byte-pair encoding over bytes, which loses nothing.
+"""Tokenizer training on the texts of the training split: lossless byte-level BPE.
 
 Radford et al., Language Models are Unsupervised Multitask Learners (2019). The same texts give the same file, whatever
 the number of processes and cores.
@@ -18,64 +18,74 @@ from mmjax.prepare.columns import Column
 from mmjax.prepare.examined import Examined
 
 FOLDER = "tokenizers"
+"""Folder of the tokenizer files in a prepared dataset."""
 
 
-def check(size: int, columns: list[Column]) -> None:
-    """Raises UserError where no tokenizer can be trained, before anything else is done."""
+def check_options(vocabulary_size: int, columns: list[Column]) -> None:
+    """Raises UserError early if no column is a text or the package tokenizers is missing."""
     if not columns:
-        remedy = "name one with --columns=NAME=COLUMN:text, or leave the option out"
-        raise UserError(f"--train_tokenizer={size}", "no input is a text", remedy)
-    _library()
+        remedy = "name one with --columns=NAME=COLUMN:text, or omit the option"
+        raise UserError(f"--train_tokenizer={vocabulary_size}", "no input is of kind text", remedy)
+    _import_tokenizers()
 
 
 def train(folder: pathlib.Path, examined: Examined, columns: list[Column], rows: np.ndarray) -> dict[str, Any]:
-    """Writes `tokenizers/NAME.json` of each column, trained on some rows.
+    """Trains a tokenizer on each column and writes `tokenizers/NAME.json`.
+
+    Args:
+      folder: folder of the dataset.
+      examined: measurements of all rows.
+      columns: text inputs.
+      rows: row indices of the training split.
 
     Returns:
-      {column: {"file": its path in the folder, "vocabulary": tokens, "longest": of a text of these rows}}.
+      {column: {"file": path relative to the folder, "vocabulary": vocabulary size, "longest": tokens of the longest
+      text}}.
 
     Raises:
-      UserError: if the rows have no text.
+      UserError: if no row has a text.
     """
-    trained = {}
+    descriptions = {}
     for column in columns:
-        tokenizer = fit(_texts(examined, column, rows), examined.job.config.train_tokenizer)
+        tokenizer = train_bpe(_texts(examined, column, rows), examined.job.config.train_tokenizer)
         lengths = [len(tokenizer.encode(text).ids) for text in _texts(examined, column, rows)]
         if not lengths:
-            remedy = "leave --train_tokenizer out, or name another column"
-            raise UserError("--train_tokenizer", f"no row of training has {column.name!r}", remedy)
+            remedy = "omit --train_tokenizer, or name another column"
+            raise UserError("--train_tokenizer", f"no training row has the input {column.name!r}", remedy)
         path = folder / FOLDER / f"{column.name}.json"
         path.parent.mkdir(exist_ok=True)
         tokenizer.save(str(path), pretty=False)
-        trained[column.name] = {
+        descriptions[column.name] = {
             "file": f"{FOLDER}/{column.name}.json",
             "vocabulary": tokenizer.get_vocab_size(),
             "longest": max(lengths),
         }
-    return trained
+    return descriptions
 
 
-def fit(texts: Iterator[str], size: int) -> Any:
-    """A tokenizer of Hugging Face `tokenizers` with at most `size` tokens, 256 of which are the bytes."""
-    tokenizers = _library()
+def train_bpe(texts: Iterator[str], vocabulary_size: int) -> Any:
+    """Trains a Hugging Face tokenizer with at most `vocabulary_size` tokens, including the 256 bytes."""
+    tokenizers = _import_tokenizers()
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=sorted(alphabet), min_frequency=2, show_progress=False
+        vocab_size=vocabulary_size, initial_alphabet=sorted(alphabet), min_frequency=2, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
 def _texts(examined: Examined, column: Column, rows: np.ndarray) -> Iterator[str]:
+    """Yields the texts of the rows that have the column."""
     for row in rows[examined.present[column.name][rows]]:
         yield examined.job.decode(examined.job.row(int(row)), column)
 
 
-def _library() -> Any:
-    # Its threads would warn of every process that is forked later.
+def _import_tokenizers() -> Any:
+    """Imports the package tokenizers. Raises UserError if it is missing."""
+    # With its threads on, the library warns at every later fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import tokenizers

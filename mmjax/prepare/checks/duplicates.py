@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.prepare.examined import Examined, Finding, joined, members
-from mmjax.prepare.splits import ordered
+from mmjax.prepare.examined import Examined, Finding, connected_components, rows_by_group
+from mmjax.prepare.splits import sort_splits
 
 # Of a chain of near duplicates so many rows may stay, as no copies of each other, before the others stay too.
 _TURNS = 8
@@ -47,7 +47,7 @@ def shared(examined: Examined) -> Iterator[Finding]:
         kind = examined.job.kinds[column.name]
         if kind.distinctive or kind.duplicates_expected and len(examined.job.inputs) == 1:
             alive = _alive(examined, column.name)
-            for first, *others in members(examined.similarity(column.name)[alive], alive):
+            for first, *others in rows_by_group(examined.near_duplicate_groups(column.name)[alive], alive):
                 for row in others:
                     why = f"its {column.name} is that of {examined.keys[first]!r}"
                     yield Finding(row, "shared", why, column.name, first)
@@ -60,7 +60,7 @@ def leakage(examined: Examined) -> Iterator[Finding]:
     """
     if all(split is None for split in examined.splits):
         return
-    order = {split: place for place, split in enumerate(ordered(split or "" for split in set(examined.splits)))}
+    order = {split: place for place, split in enumerate(sort_splits(split or "" for split in set(examined.splits)))}
     reasons: list[tuple[str, list[Any]]]
     reasons = [(f"its {name} is that of", groups) for name, groups in _distinctive(examined)]
     if examined.job.layout.group:
@@ -68,7 +68,7 @@ def leakage(examined: Examined) -> Iterator[Finding]:
     told = set()
     for reason, groups in reasons:
         alive = [int(row) for row in np.flatnonzero(examined.alive) if groups[row] is not None]
-        for rows in members([groups[row] for row in alive], alive):
+        for rows in rows_by_group([groups[row] for row in alive], alive):
             last = max(rows, key=lambda row: (order[examined.splits[row] or ""], -row))
             for row in rows:
                 if examined.splits[row] != examined.splits[last] and row not in told:
@@ -86,7 +86,7 @@ def together(examined: Examined) -> np.ndarray:
         for row in np.flatnonzero(examined.alive):
             if groups[row] is not None:
                 pairs.append((first.setdefault(groups[row], int(row)), int(row)))
-    return joined(examined.job.rows, pairs)
+    return connected_components(examined.job.num_rows, pairs)
 
 
 def _distinctive(examined: Examined) -> list[tuple[str, list[int | None]]]:
@@ -96,9 +96,9 @@ def _distinctive(examined: Examined) -> list[tuple[str, list[int | None]]]:
     columns = [c for c in inputs if examined.job.kinds[c.name].distinctive] if len(inputs) > 1 else inputs
     found = []
     for column in columns:
-        similarity, present = examined.similarity(column.name), examined.present[column.name]
+        similarity, present = examined.near_duplicate_groups(column.name), examined.present[column.name]
         found.append(
-            (column.name, [int(similarity[row]) if present[row] else None for row in range(examined.job.rows)])
+            (column.name, [int(similarity[row]) if present[row] else None for row in range(examined.job.num_rows)])
         )
     return found
 
@@ -108,10 +108,10 @@ def _whole(examined: Examined) -> Iterator[list[int]]:
     inputs = [column.name for column in examined.job.inputs]
     # Absent like absent: a row that lacks its text is no copy of one that has it.
     groups = np.stack(
-        [np.where(examined.present[name], examined.similarity(name), -1)[rows] for name in inputs], axis=1
+        [np.where(examined.present[name], examined.near_duplicate_groups(name), -1)[rows] for name in inputs], axis=1
     )
     signatures = [tuple(row) for row in groups.tolist()]
-    yield from members(signatures, rows.tolist())
+    yield from rows_by_group(signatures, rows.tolist())
 
 
 def _copies(examined: Examined, turn: int, pairs: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ def _copies(examined: Examined, turn: int, pairs: np.ndarray) -> np.ndarray:
     found = np.ones(len(pairs), bool)
     for column in examined.job.inputs:
         there = examined.present[column.name][pairs[:, 0]]
-        found[there] &= examined.near(column.name, turn, pairs[there])
+        found[there] &= examined.are_near_duplicates(column.name, turn, pairs[there])
     return found
 
 

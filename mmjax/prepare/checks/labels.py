@@ -93,9 +93,9 @@ def label_error(examined: Examined) -> Iterator[Finding]:
             yield Finding(int(found.rows[at]), "label_error", why, found.name)
         if not wrong.any():
             names = " and ".join(name for name, *_ in found.inputs)
-            examined.could_not_judge("label_error", f"{names} tell too little of {found.name}")
+            examined.note_not_judged("label_error", f"{names} tell too little of {found.name}")
     if not judged and any(column.kind == "label" for column in examined.job.targets):
-        examined.could_not_judge("label_error", f"no label has two classes of {_FEWEST} rows or more")
+        examined.note_not_judged("label_error", f"no label has two classes of {_FEWEST} rows or more")
 
 
 def labelled(examined: Examined) -> Iterator[Labelled]:
@@ -234,13 +234,13 @@ def _inputs(examined: Examined, rows: np.ndarray) -> list[tuple[str, np.ndarray,
     found = []
     for column in examined.job.inputs:
         name = column.name
-        described = examined.job.kinds[name].described(examined.numbers[name], examined.words[name])
+        described = examined.job.kinds[name].described(examined.measures[name], examined.categories[name])
         if described is not None:
             there = examined.present[name][rows]
             values = described[rows[there]]
         else:
             numbers, features = examined.features(name)
-            place = np.full(examined.job.rows, -1)
+            place = np.full(examined.job.num_rows, -1)
             place[numbers] = np.arange(len(numbers))
             there = place[rows] >= 0
             values = features[place[rows][there]]

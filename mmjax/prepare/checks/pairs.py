@@ -48,7 +48,7 @@ def misaligned(examined: Examined) -> Iterator[Finding]:
     yield from by_label.values()
     if not told:
         needed = "a model, --alignment=RUN, or a label with enough rows of two classes"
-        examined.could_not_judge(CHECK, f"it needs {needed}")
+        examined.note_not_judged(CHECK, f"it needs {needed}")
 
 
 def _by_label(found: Labelled) -> tuple[list[Finding], set[int]]:
@@ -74,9 +74,9 @@ def _by_model(examined: Examined) -> tuple[dict[int, Finding], set[int]]:
     """Rows whose inputs do not belong together, and those whose inputs surely do."""
     findings: dict[int, Finding] = {}
     sure: set[int] = set()
-    for (first, second), (rows, one, other) in examined.embedded().items():
+    for (first, second), (rows, one, other) in examined.pair_embeddings().items():
         if len(rows) < _FEWEST:
-            examined.could_not_judge(
+            examined.note_not_judged(
                 CHECK, f"{len(rows)} rows have both {first} and {second}; at least {_FEWEST} are needed"
             )
             continue
@@ -88,7 +88,7 @@ def _by_model(examined: Examined) -> tuple[dict[int, Finding], set[int]]:
             candidates = [(one[part], other[part]), corrected(one[part], other[part], *known)]
             wrong, told = max((unlikely_pairs(*each) for each in candidates), key=lambda judged: judged[1])
             if told < _TOLD:
-                examined.could_not_judge(CHECK, f"the model of --alignment tells too little of {first} and {second}")
+                examined.note_not_judged(CHECK, f"the model of --alignment tells too little of {first} and {second}")
                 break
             sure |= set(rows[part][wrong < _AGREES].tolist())
             for at in np.flatnonzero(wrong > _SUSPECTED):
@@ -101,7 +101,7 @@ def _by_model(examined: Examined) -> tuple[dict[int, Finding], set[int]]:
 def _features(examined: Examined, name: str, rows: np.ndarray) -> np.ndarray | None:
     """What this command itself knows of an input of these rows, where it does of all."""
     numbers, values = examined.features(name)
-    place = np.full(examined.job.rows, -1)
+    place = np.full(examined.job.num_rows, -1)
     place[numbers] = np.arange(len(numbers))
     return values[place[rows]] if values.size and (place[rows] >= 0).all() else None
 

@@ -21,6 +21,6 @@ def faulty(examined: Examined) -> Iterator[Finding]:
 def absent(examined: Examined) -> Iterator[Finding]:
     """Rows that have none of the inputs."""
     inputs = [examined.present[column.name] for column in examined.job.inputs]
-    for row in range(examined.job.rows):
+    for row in range(examined.job.num_rows):
         if examined.alive[row] and not any(present[row] for present in inputs):
             yield Finding(row, "absent", "it has none of the inputs")

@@ -128,7 +128,8 @@ class AudioKind(Kind):
 
     def hashes(self, signature: bytes) -> np.ndarray:
         size = pictures.SIDE**2
-        return pictures.hashes(np.frombuffer(signature[:size], np.uint8).reshape(pictures.SIDE, -1), rows=False)
+        image = np.frombuffer(signature[:size], np.uint8).reshape(pictures.SIDE, -1)
+        return pictures.hash_image(image, crop_height=False)
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return pictures.candidates(hashes, close=16)

@@ -46,7 +46,7 @@ class ImageKind(Kind):
         Attributes:
           blank: an image whose grey levels, of 0 to 255, all but one in a thousand lie within this range is blank.
           alike: share of the variance of one image that the other, cropped and scaled as fits best, must explain
-            everywhere; see `mmjax.prepare.pictures.likeness`.
+            everywhere; see `mmjax.prepare.pictures.crop_similarity`.
         """
 
         blank: Annotated[float, AtLeast(0)] = 8.0
@@ -126,14 +126,14 @@ class ImageKind(Kind):
         return thumbnail(raw.pixels) + bytes([min(255, *raw.pixels.shape[:2])])
 
     def hashes(self, signature: bytes) -> np.ndarray:
-        return pictures.hashes(_thumbnail(signature).mean(axis=2))
+        return pictures.hash_image(_thumbnail(signature).mean(axis=2))
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return pictures.candidates(hashes)
 
     def similarity(self, one: bytes, other: bytes) -> float:
         # A pixel of so few is a crop of a tenth, and another's digit looks like a crop of one's own.
-        compare = pictures.overlaid if min(one[-1], other[-1]) < _TINY else pictures.likeness
+        compare = pictures.overlay_similarity if min(one[-1], other[-1]) < _TINY else pictures.crop_similarity
         return compare(_thumbnail(one), _thumbnail(other))
 
     def features(self, raw: Picture) -> np.ndarray:

@@ -100,7 +100,7 @@ class PointsKind(Kind):
     def hashes(self, signature: bytes) -> np.ndarray:
         quantiles = _read_quantiles(signature)[:, :_DIRECTIONS]
         # What all directions have in common is that they are sorted.
-        return fingerprints.hashes((quantiles - quantiles.mean(axis=1, keepdims=True)).reshape(-1))
+        return fingerprints.hash_vector((quantiles - quantiles.mean(axis=1, keepdims=True)).reshape(-1))
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return fingerprints.candidates(hashes)

@@ -89,7 +89,7 @@ class SeriesKind(Kind):
         # Each channel on its own scale: a column of times would say everything, and it is the same in all series.
         profile = _read_profile(signature)
         deviation = profile.std(axis=0)
-        return fingerprints.hashes(
+        return fingerprints.hash_vector(
             ((profile - profile.mean(axis=0)) / np.where(deviation > 0, deviation, 1)).reshape(-1)
         )
 

@@ -105,7 +105,7 @@ class VideoKind(Kind):
 
     def hashes(self, signature: bytes) -> np.ndarray:
         # Of all frames laid over one another, in which what moves is a trace.
-        return pictures.hashes(_thumbnails(signature).mean(axis=(0, 3)))
+        return pictures.hash_image(_thumbnails(signature).mean(axis=(0, 3)))
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return pictures.candidates(hashes)
@@ -118,7 +118,7 @@ class VideoKind(Kind):
             return 0.0
         least = 1.0
         for frames in zip(*clips, strict=True):
-            least = min(least, pictures.likeness(*frames))
+            least = min(least, pictures.crop_similarity(*frames))
             if least < _UNLIKE:
                 break
         return least

@@ -74,7 +74,7 @@ class ArrayRecords:
 
 
 def _files(uri: str) -> list[str]:
-    if files.is_address(uri):
+    if files.is_remote(uri):
         return []
     if files.is_folder(uri):
         return [files.join(uri, name) for name, _ in files.walk(uri) if "/" not in name and _NAME.fullmatch(name)]
