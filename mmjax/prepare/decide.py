@@ -10,7 +10,7 @@ import numpy as np
 
 from mmjax.errors import UserError, nearest
 from mmjax.prepare.checks import CHECKS
-from mmjax.prepare.checks.duplicates import together
+from mmjax.prepare.checks.duplicates import split_groups
 from mmjax.prepare.examined import Examined, Finding
 from mmjax.prepare.kinds import KINDS
 from mmjax.prepare.options import PrepareConfig
@@ -76,7 +76,7 @@ def decide(examined: Examined) -> Decisions:
         example = f"{examined.keys[first.row]!r}: {first.column} {first.why}".replace("  ", " ")
         why = f"all {len(dropped):,} rows are dropped, most of them as {most!r}, such as {example}"
         raise UserError("--source", why, f"look at `--dry_run`, or keep them with --keep={most}")
-    groups = together(examined)
+    groups = split_groups(examined)
     labels = stratification(examined)
     splits = _splits(examined, groups, labels)
     folds = np.full(examined.job.rows, -1, np.int64)

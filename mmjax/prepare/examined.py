@@ -15,8 +15,8 @@ import numpy as np
 from mmjax.prepare.compare import compare_pairs, read_scores, write_pairs
 from mmjax.prepare.examine import read_part, read_rows, write_arrays
 from mmjax.prepare.job import CHUNK, Job
-from mmjax.prepare.kinds.base import Unreadable, name_of
-from mmjax.prepare.sources.folder import SPLITS
+from mmjax.prepare.kinds.base import Unreadable, category_name
+from mmjax.prepare.sources.folder import SPLIT_ALIASES
 
 Run = Callable[[str, Callable[..., None], Sequence[tuple]], None]
 """(what to say, function, arguments of each call): calls the function for all, somewhere, in any order."""
@@ -88,7 +88,7 @@ class Examined:
         for number in range(job.chunks):
             for at, (key, measured, split, group) in enumerate(read_rows(job.work, number)):
                 self.keys.append(key)
-                self.splits.append(SPLITS.get((split or "").lower(), split))
+                self.splits.append(SPLIT_ALIASES.get((split or "").lower(), split))
                 self.groups.append(group)
                 for name, values in measured.items():
                     self._take(number * CHUNK + at, name, values)
@@ -98,7 +98,7 @@ class Examined:
                 # Where there are words, numbers are names too.
                 numbers = self.numbers[name].pop(measure, np.zeros(0))
                 for row in np.flatnonzero(~np.isnan(numbers)):
-                    words[row] = name_of(numbers[row])
+                    words[row] = category_name(numbers[row])
 
     def _take(self, row: int, name: str, values: dict[str, Any] | None) -> None:
         if values is None:
@@ -115,7 +115,7 @@ class Examined:
                 if measure not in numbers:
                     numbers[measure] = np.full(self.job.rows, np.nan)
                 numbers[measure][row] = value
-            elif self.job.kinds[name].keeps_words:
+            elif self.job.kinds[name].keeps_strings:
                 self.words[name].setdefault(measure, [None] * self.job.rows)[row] = value
 
     def could_not_judge(self, check: str, why: str) -> None:
@@ -159,7 +159,7 @@ class Examined:
         parts = write_pairs(self.job.work, name, turn, pairs)
         self._run(f"Comparing {name}", compare_pairs, [(self.job, name, turn, part) for part in range(parts)])
         scores = read_scores(self.job.work, name, turn, parts)
-        return scores >= getattr(self.job.kinds[name].config, "alike", 1.0)
+        return scores >= getattr(self.job.kinds[name].config, "similarity", 1.0)
 
     def features(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(numbers of rows, float16 [rows, n])."""

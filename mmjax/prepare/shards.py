@@ -29,7 +29,7 @@ _OPTIONS = "group_size:1,snappy"
 
 def features(tfds: Any, columns: Mapping[str, str], summary: Mapping[str, Any]) -> Any:
     """What TFDS is to store of an example; `columns` is {name: kind}, and `tfds` the module."""
-    stored = {name: KINDS[kind]().feature(tfds, summary[name]) for name, kind in columns.items()}
+    stored = {name: KINDS[kind]().tfds_feature(tfds, summary[name]) for name, kind in columns.items()}
     present = tfds.features.FeaturesDict({name: tfds.features.Scalar(dtype=np.bool_) for name in columns})
     return tfds.features.FeaturesDict({"key": tfds.features.Text(), "present": present, **stored})
 
