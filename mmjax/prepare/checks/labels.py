@@ -4,11 +4,11 @@
 2. A mixture model combines the inputs: a label is wrong with some probability and then uniform over the other classes,
    otherwise it follows the product of the inputs' predictions. The weight of each input and the error rate are fitted
    to the labels (MAP). Uninformative inputs get a weight near 0; if all inputs are uninformative, nothing is reported.
-3. Rows with doubtful labels are left out of the regression, and 1 and 2 are repeated (after Northcutt, Jiang and
-   Chuang, Confident Learning, 2021).
-4. In each round, a confusion matrix refines the posteriors, estimated by EM from the rows whose class is predicted
-   confidently (after Dawid and Skene, Maximum Likelihood Estimation of Observer Error-Rates Using the EM Algorithm,
-   1979). It detects systematic errors: if a fifth of a class has the same wrong label, predictions only look uncertain.
+3. A confusion matrix refines the posterior, estimated by EM from the rows whose class is predicted confidently (after
+   Dawid and Skene, Maximum Likelihood Estimation of Observer Error-Rates Using the EM Algorithm, 1979). It detects
+   systematic errors: if a fifth of a class has the same wrong label, the predictions only look uncertain.
+4. Rows with doubtful labels are excluded from training, and steps 1 to 3 repeat (after Northcutt, Jiang and Chuang,
+   Confident Learning, 2021).
 
 No threshold is tuned to one kind of data.
 """
@@ -25,7 +25,7 @@ from mmjax.data.draws import draws
 from mmjax.prepare.examined import Examined, Finding
 from mmjax.prepare.leave_one_out import LeaveOneOutRidge
 
-# Rows. Classes with fewer rows are not checked; more rows than the maximum are split into random parts.
+# Classes with fewer rows are not checked. More rows than the maximum are split into random parts.
 _MIN_CLASS_ROWS = 10
 _MAX_ROWS = 20_000
 
@@ -51,7 +51,7 @@ _LOG_WEIGHT_BOUNDS, _FREQUENCY_BOUNDS, _LOGIT_BOUNDS = (-7.0, 7.0), (-3.0, 3.0),
 _STARTS = ((8, -2), (20, -1))
 
 # Minimum share of the explainable label entropy that the inputs must explain: entropy minus that of the label noise.
-# Below it, a wrong label cannot be told from a class that resembles another.
+# Below it, a wrong label cannot be distinguished from a class that resembles another.
 _MIN_EXPLAINED = 0.85
 
 # Confusion matrix. Its prior is uniform errors with the weight of this many rows per class, at a rate above 0: EM

@@ -25,7 +25,7 @@ CHECK = "misaligned"
 # Posterior of a mismatch above which a row is reported, and below which it is considered a pair.
 _REPORT_POSTERIOR = 0.5
 _AGREE_POSTERIOR = 0.05
-# Rows. With fewer, the model is not applied; more than the maximum are split into strided parts that fit into memory.
+# With fewer rows, the model is not applied. More rows than the maximum are split into strided parts, to fit in memory.
 _MIN_ROWS = 50
 _MAX_ROWS = 20_000
 # Rows whose inputs serve as negatives, evenly spaced.

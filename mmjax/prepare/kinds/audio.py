@@ -136,9 +136,9 @@ class AudioKind(Kind):
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return pictures.candidates(hashes, close=16)
 
-    def similarity(self, one: bytes, other: bytes) -> float:
+    def similarity(self, a: bytes, b: bytes) -> float:
         size = pictures.SIDE**2
-        first, second = (np.frombuffer(signature[size:], np.int8).astype(np.float64) for signature in (one, other))
+        first, second = (np.frombuffer(signature[size:], np.int8).astype(np.float64) for signature in (a, b))
         return _correlation(first, second)
 
     def features(self, raw: Waveform) -> np.ndarray:
@@ -160,7 +160,7 @@ class AudioKind(Kind):
         return tfds.features.FeaturesDict({"samples": samples, "rate": tfds.features.Scalar(dtype=np.int32)})
 
     def stored(self, raw: Waveform, summary: Mapping[str, Any]) -> dict[str, Any]:
-        return {"samples": _sixteen_bits(raw[0]).reshape(len(raw[0]), -1), "rate": raw[1]}
+        return {"samples": _to_int16(raw[0]).reshape(len(raw[0]), -1), "rate": raw[1]}
 
     def placeholder(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         return {"samples": np.zeros((1, 1), np.int16), "rate": 0}
@@ -170,7 +170,7 @@ class AudioKind(Kind):
         return (samples[:, 0] if samples.shape[1] == 1 else samples), int(stored["rate"])
 
     def show(self, raw: Waveform) -> str:
-        samples = _sixteen_bits(raw[0][: int(_SHOWN_SECONDS * raw[1])])
+        samples = _to_int16(raw[0][: int(_SHOWN_SECONDS * raw[1])])
         data = base64.b64encode(_wav(samples.reshape(len(samples), -1), raw[1])).decode()
         return f'{_envelope(mono(samples))}<audio controls preload="none" src="data:audio/wav;base64,{data}"></audio>'
 
@@ -271,17 +271,17 @@ def _cepstra() -> np.ndarray:
     return np.cos(np.pi / _BANDS * np.outer(np.arange(16), np.arange(_BANDS) + 0.5)) / _BANDS
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Maximum absolute cross-correlation, 0 to 1, over lags where at least half of the shorter signal overlaps."""
-    if len(one) < len(other):
-        one, other = other, one
-    min_overlap = max(1, len(other) // 2)
-    size = 1 << int(np.ceil(np.log2(len(one) + len(other))))
-    products = np.fft.irfft(np.fft.rfft(one, size) * np.conj(np.fft.rfft(other, size)), size)
-    # Lag s aligns other[0] with one[s].
-    lags = np.arange(min_overlap - len(other), len(one) - min_overlap + 1)
-    energies = [np.concatenate([[0.0], np.cumsum(np.square(values))]) for values in (one, other)]
-    first, last = np.maximum(lags, 0), np.minimum(lags + len(other), len(one))
+    if len(a) < len(b):
+        a, b = b, a
+    min_overlap = max(1, len(b) // 2)
+    size = 1 << int(np.ceil(np.log2(len(a) + len(b))))
+    products = np.fft.irfft(np.fft.rfft(a, size) * np.conj(np.fft.rfft(b, size)), size)
+    # Lag s aligns b[0] with a[s].
+    lags = np.arange(min_overlap - len(b), len(a) - min_overlap + 1)
+    energies = [np.concatenate([[0.0], np.cumsum(np.square(values))]) for values in (a, b)]
+    first, last = np.maximum(lags, 0), np.minimum(lags + len(b), len(a))
     energy = (energies[0][last] - energies[0][first]) * (energies[1][last - lags] - energies[1][first - lags])
     # Ignore lags where little of the signals' energy overlaps: their correlation is noise.
     enough = energy > 0.05 * energies[0][-1] * energies[1][-1]
@@ -289,7 +289,7 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(scores).max(initial=0))
 
 
-def _sixteen_bits(samples: np.ndarray) -> np.ndarray:
+def _to_int16(samples: np.ndarray) -> np.ndarray:
     """Converts float samples to int16."""
     if samples.dtype == np.int16:
         return samples

@@ -143,7 +143,7 @@ class Kind:
         """Candidate near duplicates int64 [pairs, 2]: row indices of `hashes` [rows, n]. Recall matters most."""
         return np.zeros((0, 2), np.int64)
 
-    def similarity(self, one: bytes, other: bytes) -> float:
+    def similarity(self, a: bytes, b: bytes) -> float:
         """Similarity of two signatures. Pairs at or above `config.similarity` are near duplicates."""
         return 0.0
 

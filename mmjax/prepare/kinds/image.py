@@ -131,10 +131,10 @@ class ImageKind(Kind):
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return pictures.candidates(hashes)
 
-    def similarity(self, one: bytes, other: bytes) -> float:
+    def similarity(self, a: bytes, b: bytes) -> float:
         # In tiny images one pixel is already a 10 % crop, so different images (digits) match as crops of each other.
-        compare = pictures.overlaid if min(one[-1], other[-1]) < _TINY else pictures.likeness
-        return compare(_thumbnail(one), _thumbnail(other))
+        compare = pictures.overlaid if min(a[-1], b[-1]) < _TINY else pictures.likeness
+        return compare(_thumbnail(a), _thumbnail(b))
 
     def features(self, raw: Picture) -> np.ndarray:
         size = 28
@@ -177,7 +177,7 @@ class ImageKind(Kind):
 def thumbnail(pixels: np.ndarray) -> bytes:
     """Bytes of the image resized to uint8 [SIDE, SIDE, 3]."""
     image = PIL.Image.fromarray(_rgb(pixels))
-    # Small images are compared at sub-pixel crops, so enlarge them smoothly, never by nearest neighbour.
+    # Small images are compared at sub-pixel crops, so upsample them with interpolation, never by nearest neighbour.
     return np.asarray(image.resize((_SIDE, _SIDE), PIL.Image.Resampling.BICUBIC)).tobytes()
 
 

@@ -109,13 +109,13 @@ class PointsKind(Kind):
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return fingerprints.candidates(hashes)
 
-    def similarity(self, one: bytes, other: bytes) -> float:
-        if len(one) != len(other):
+    def similarity(self, a: bytes, b: bytes) -> float:
+        if len(a) != len(b):
             return 0.0
-        first, second = _read_quantiles(one), _read_quantiles(other)
+        first, second = _read_quantiles(a), _read_quantiles(b)
         # Minimum over the coordinates together and each feature on its own scale.
         parts = [slice(_DIRECTIONS), *(slice(i, i + 1) for i in range(_DIRECTIONS, first.shape[1]))]
-        return min(_likeness(first[:, part], second[:, part]) for part in parts)
+        return min(_quantile_similarity(first[:, part], second[:, part]) for part in parts)
 
     def features(self, raw: np.ndarray) -> np.ndarray | None:
         """Smoothed histograms of the axis-aligned projections, invariant to position and scale, and the log extent."""
@@ -187,10 +187,10 @@ def _read_quantiles(signature: bytes) -> np.ndarray:
     return np.frombuffer(signature, np.float32).reshape(_QUANTILES, -1).astype(np.float64)
 
 
-def _likeness(one: np.ndarray, other: np.ndarray) -> float:
+def _quantile_similarity(a: np.ndarray, b: np.ndarray) -> float:
     """1 - RMS distance / smaller standard deviation of two quantile arrays. Constants must be equal."""
-    size = min(float(np.sqrt(np.square(x - x.mean(axis=0)).mean())) for x in (one, other))
-    distance = float(np.sqrt(np.square(one - other).mean()))
+    size = min(float(np.sqrt(np.square(x - x.mean(axis=0)).mean())) for x in (a, b))
+    distance = float(np.sqrt(np.square(a - b).mean()))
     return 1 - distance / size if size else float(not distance)
 
 

@@ -95,10 +95,10 @@ class SeriesKind(Kind):
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return fingerprints.candidates(hashes)
 
-    def similarity(self, one: bytes, other: bytes) -> float:
-        if len(one) != len(other):
+    def similarity(self, a: bytes, b: bytes) -> float:
+        if len(a) != len(b):
             return 0.0
-        first, second = _read_profile(one), _read_profile(other)
+        first, second = _read_profile(a), _read_profile(b)
         error = np.square(first - second).sum(axis=0)
         variances = [np.square(profile - profile.mean(axis=0)).sum(axis=0) for profile in (first, second)]
         smaller = np.minimum(*variances)

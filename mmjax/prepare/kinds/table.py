@@ -77,8 +77,8 @@ class TableKind(Kind):
         pairs = np.stack([first[inverse], np.arange(len(hashes))], axis=1)
         return pairs[pairs[:, 0] != pairs[:, 1]]
 
-    def similarity(self, one: bytes, other: bytes) -> float:
-        return float(one == other)
+    def similarity(self, a: bytes, b: bytes) -> float:
+        return float(a == b)
 
     def column_features(self, numbers: Numbers, strings: Strings) -> np.ndarray | None:
         """Z-scores clipped to ±5 and missing-value flags of numeric columns, one-hot categories of the others."""

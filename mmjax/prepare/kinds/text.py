@@ -73,7 +73,7 @@ class TextKind(Kind):
         Attributes:
           shortest, longest: minimum and maximum length in characters, without leading and trailing white space; 0 means
             no limit.
-          language: allowed languages as ISO 639-1 codes, such as ["en", "de"]; texts recognised as another language are
+          language: allowed languages as ISO 639-1 codes, such as ["en", "de"]; texts detected as another language are
             faulty. [] allows all.
           boilerplate: regular expressions, by default `mmjax.prepare.kinds.text.BOILERPLATE`; a text that fully matches
             one of them is faulty. Case is ignored.
@@ -163,8 +163,8 @@ class TextKind(Kind):
         pairs = np.unique(np.sort(np.concatenate(candidates), axis=1), axis=0)
         return pairs[pairs[:, 0] != pairs[:, 1]]
 
-    def similarity(self, one: bytes, other: bytes) -> float:
-        first, second = _shingles(one), _shingles(other)
+    def similarity(self, a: bytes, b: bytes) -> float:
+        first, second = _shingles(a), _shingles(b)
         return len(first & second) / len(first | second)
 
     def features(self, raw: str) -> np.ndarray:

@@ -113,8 +113,8 @@ class VideoKind(Kind):
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return pictures.candidates(hashes)
 
-    def similarity(self, one: bytes, other: bytes) -> float:
-        clips = _thumbnails(one), _thumbnails(other)
+    def similarity(self, a: bytes, b: bytes) -> float:
+        clips = _thumbnails(a), _thumbnails(b)
         # Reject most pairs by their block means: aligning frames is slow.
         first, second = (frames.reshape(_COMPARED, 6, 8, 6, 8, 3).mean(axis=(2, 4)) for frames in clips)
         if np.square(first - second).sum() > max(np.square(blocks - blocks.mean()).sum() for blocks in (first, second)):

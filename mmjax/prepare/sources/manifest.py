@@ -80,13 +80,13 @@ def _csv(uri: str) -> Iterator[dict[str, Any]]:
         reader = csv.reader(text, delimiter=dialect.delimiter, strict=True)
         names = _names(next(filter(None, reader), []))
         for values in filter(None, reader):
-            where = f"line {reader.line_num + dialect.skipped}"
+            line = f"line {reader.line_num + dialect.skipped}"
             if len(values) != len(names):
-                raise ValueError(f"{where} has {len(values)} fields between {dialect.delimiter!r}, not {len(names)}")
+                raise ValueError(f"{line} has {len(values)} fields between {dialect.delimiter!r}, not {len(names)}")
             # Empty fields are missing values.
             row = {name: dialect.normalize(name, value) or None for name, value in zip(names, values, strict=True)}
             if row.pop(_UNNAMED, None):
-                raise ValueError(f"{where} has a value in the last column, which has no name in the header")
+                raise ValueError(f"{line} has a value in the last column, which has no name in the header")
             yield row
 
 

@@ -75,7 +75,7 @@ def _examples(uri: str, prefix: str, work: pathlib.Path) -> Iterator[Row]:
                     values = {}
                 stem = f"{folder}/{base}"
                 column = kind_of_suffix(name) or extension.lower()
-                # The second file of a kind is a column of its own, named by its extension: left.png, right.png.
+                # A second file of the same kind becomes a separate column, named by its extension: left.png, right.png.
                 column = column if column not in values else extension.lower()
                 if stem in seen or column in values:
                     problem = f"{uri!r} has {member.name!r} twice, or apart from its example"
