@@ -230,7 +230,7 @@ def test_columns_together_are_a_table_whose_statistics_are_those_of_training(tmp
     number = run(write_table(tmp_path / "b", rows), tmp_path / "number", columns=columns)
     spec = Prepared(Prepared.Config(path=str(number.folder))).targets["age"]
     ages = [row["age"] for row in records(number.folder).values() if row["age"] is not None]
-    assert min(ages) < spec.mean < max(ages) and 5 < spec.deviation < 40
+    assert min(ages) < spec.mean < max(ages) and 5 < spec.std < 40
     assert "<td>colour</td>" in (folder / "card.html").read_text()
     index = dataset.columns("train")
     assert set(index["facts/cell/colour"]) - {None} == {"7", "green", "red"}
