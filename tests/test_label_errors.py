@@ -11,7 +11,7 @@ import pytest
 
 from mmjax.prepare import leave_one_out
 from mmjax.prepare.checks import labels as labels_check
-from mmjax.prepare.checks.labels import label_error, suspicions
+from mmjax.prepare.checks.labels import label_error, label_error_posterior
 from mmjax.prepare.kinds.base import Kind
 from mmjax.prepare.leave_one_out import LeaveOneOutRidge
 from mmjax.prepare.options import PrepareConfig
@@ -64,7 +64,9 @@ def test_wrong_labels_are_suspected_and_right_ones_are_not(share):
     everywhere = np.ones(300, bool)
     noise = draws.normal(size=(300, 8))
     other = (draws.normal(size=(300, 4)) + 5 * np.eye(4)[truth])[there]
-    found, probabilities = suspicions([(everywhere, noise), (everywhere, distinctive), (there, other)], labels, 3)
+    found, probabilities = label_error_posterior(
+        [(everywhere, noise), (everywhere, distinctive), (there, other)], labels, 3
+    )
     suspected = set(np.flatnonzero(found > 0.5).tolist())
     assert len(suspected & set(wrong.tolist())) >= 0.95 * max(len(suspected), len(wrong))
     assert (probabilities.argmax(axis=1) == truth).mean() > 0.98
@@ -79,8 +81,8 @@ def test_a_class_that_is_time_and_again_taken_for_another_is_suspected(seed):
     labels = truth.copy()
     wrong = set(draws.choice(np.flatnonzero(truth == 3), 40, replace=False).tolist())
     labels[list(wrong)] = 1
-    found, _ = suspicions([(np.ones(1000, bool), features)], labels, 5)
-    suspected = set(np.flatnonzero(found > labels_check._SUSPECTED).tolist())
+    found, _ = label_error_posterior([(np.ones(1000, bool), features)], labels, 5)
+    suspected = set(np.flatnonzero(found > labels_check._REPORT_POSTERIOR).tolist())
     assert len(suspected & wrong) >= 0.9 * max(len(suspected), len(wrong))
 
 
@@ -90,7 +92,7 @@ def test_rows_that_were_given_a_rare_class_are_suspected():
     features = draws.normal(size=(400, 2)) + 12 * np.eye(2)[truth]
     labels = truth.copy()
     labels[[3, 7, 11]] = 1 - labels[[3, 7, 11]]
-    found, _ = suspicions([(np.ones(400, bool), features)], labels, 2)
+    found, _ = label_error_posterior([(np.ones(400, bool), features)], labels, 2)
     assert np.flatnonzero(found > 0.5).tolist() == [3, 7, 11]
 
 
@@ -98,7 +100,7 @@ def test_rows_that_were_given_a_rare_class_are_suspected():
 def test_nothing_is_suspected_where(case):
     draws, truth, features = classes_of(300, seed=2)
     labels = draws.permutation(truth) if case == "nothing tells the label" else truth
-    assert suspicions([(np.ones(300, bool), features)], labels, 3)[0].max() < 0.5
+    assert label_error_posterior([(np.ones(300, bool), features)], labels, 3)[0].max() < 0.5
 
 
 @pytest.mark.parametrize("wrong", [0, 20])
@@ -109,7 +111,7 @@ def test_where_classes_overlap_nobody_is_accused(wrong):
     features = draws.normal(size=(400, 4)) + 2 * np.eye(4)[truth]
     labels = truth.copy()
     labels[:wrong] = (truth[:wrong] + 1) % 4
-    assert not suspicions([(np.ones(400, bool), features)], labels, 4)[0].any()
+    assert not label_error_posterior([(np.ones(400, bool), features)], labels, 4)[0].any()
 
 
 def prepared_rows(folder, rows: list[dict], **options) -> tuple[dict, dict]:
@@ -169,7 +171,7 @@ def test_a_label_with_few_rows_of_each_class_is_not_judged_and_the_report_says_s
     rows = [{**row, "cell": "NA"} for row in rows]
     columns = {"said": "said", "nothing": "cell:table", "what": "what:label"}
     report, found = prepared_rows(tmp_path, rows, columns=columns, keep=["duplicate"])
-    assert not found and report["not_judged"]["label_error"] == "no label has two classes of 10 rows or more"
+    assert not found and report["not_judged"]["label_error"] == "no label has two classes with 10 rows or more"
 
 
 def test_rows_that_come_class_by_class_are_judged_in_parts_of_all_classes(monkeypatch):
@@ -191,6 +193,6 @@ def test_rows_that_come_class_by_class_are_judged_in_parts_of_all_classes(monkey
         classes=lambda name: names,
         features=lambda name: (np.arange(300), distinctive),
     )
-    monkeypatch.setattr(labels_check, "_MOST", 75)
+    monkeypatch.setattr(labels_check, "_MAX_ROWS", 75)
     found = {finding.row for finding in label_error(examined)}
     assert len(found & set(wrong.tolist())) >= 11 and len(found) <= 13

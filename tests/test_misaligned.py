@@ -13,7 +13,7 @@ import pytest
 
 from mmjax.__main__ import main
 from mmjax.errors import UserError
-from mmjax.prepare.checks.pairs import corrected, false_discovery, unlikely_pairs
+from mmjax.prepare.checks.pairs import leave_one_out_embeddings, local_fdr, mismatch_posterior
 from mmjax.prepare.options import PrepareConfig
 from mmjax.prepare.preparation import prepare
 from mmjax.prepare.runners import Local
@@ -38,7 +38,7 @@ def partly_shuffled(draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray,
 def test_pairs_of_different_things_are_unlikely_and_others_are_not():
     draws = np.random.default_rng(0)
     labels, others, shuffled = partly_shuffled(draws)
-    wrong, told = unlikely_pairs(directions(labels, draws, 0.15), directions(others, draws, 0.15))
+    wrong, told = mismatch_posterior(directions(labels, draws, 0.15), directions(others, draws, 0.15))
     # Of ten classes nobody can tell more than the class: log 10.
     assert 1 < told < np.log(10)
     suspected = set(np.flatnonzero(wrong > 0.5))
@@ -60,8 +60,8 @@ def test_what_a_model_confuses_time_and_again_is_learnt_from_the_other_rows():
         right = len(suspected & shuffled)
         return right / len(shuffled), right / max(1, len(suspected))
 
-    model, told = unlikely_pairs(one, other)
-    learnt, told_learnt = unlikely_pairs(*corrected(one, other, None, None))
+    model, told = mismatch_posterior(one, other)
+    learnt, told_learnt = mismatch_posterior(*leave_one_out_embeddings(one, other, None, None))
     assert min(shares(model)) < 0.8
     assert min(shares(learnt)) >= 0.95 and told_learnt > told
 
@@ -71,20 +71,20 @@ def test_a_p_value_by_chance_is_told_from_small_ones():
     by_chance = draws.uniform(size=4000) < 0.2
     ranks = np.where(by_chance, draws.uniform(size=4000), draws.beta(1, 30, 4000))
     truth = 0.2 / (0.2 + 0.8 * 30 * (1 - ranks) ** 29)
-    assert np.abs(false_discovery(ranks) - truth).mean() < 0.03
+    assert np.abs(local_fdr(ranks) - truth).mean() < 0.03
 
 
 def test_where_no_pair_is_wrong_none_is_unlikely():
     draws = np.random.default_rng(1)
     labels = np.arange(1000) % 10
-    wrong, _ = unlikely_pairs(directions(labels, draws, 0.15), directions(labels, draws, 0.15))
+    wrong, _ = mismatch_posterior(directions(labels, draws, 0.15), directions(labels, draws, 0.15))
     assert wrong.max() < 0.5
 
 
 def test_a_model_that_knows_nothing_tells_nothing():
     draws = np.random.default_rng(2)
     unrelated = [directions(draws.integers(0, 10, 600), draws, 0.3) for _ in range(2)]
-    assert unlikely_pairs(*unrelated)[1] < 0.1
+    assert mismatch_posterior(*unrelated)[1] < 0.1
 
 
 def write_rows(folder: pathlib.Path, count: int, swapped: dict[int, int], seed: int = 0) -> pathlib.Path:

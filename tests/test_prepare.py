@@ -250,7 +250,7 @@ def test_numbers_that_are_names_keep_their_digits_and_a_wrong_column_is_refused(
     facts = Prepared(Prepared.Config(path=str(folder))).dataset_options["facts"]
     assert facts["categories"] == {"postcode": ["1000001", "1000002", "1000003"]}
     assert 1e-9 < facts["std"]["small"] < 1e-7
-    with pytest.raises(UserError, match="there is no column 'postcod'; did you mean 'postcode'"):
+    with pytest.raises(UserError, match="no column 'postcod'; did you mean 'postcode'"):
         run(path, tmp_path / "wrong", columns=columns, checks={"table": {"categories": ["postcod"]}})
 
 
@@ -345,12 +345,12 @@ def test_a_tar_whose_names_leave_the_folder_is_refused(tmp_path, capsys, name):
     path = pack(tmp_path / "data.tar", {"good.png": encoded(scene(0)), name: encoded(scene(1))})
     assert main(["prepare", f"--source={path}", f"--output={tmp_path / 'out'}"]) == 2
     error = capsys.readouterr().err
-    assert "leaves the folder" in error and error.count("\n") == 1
+    assert "outside the folder" in error and error.count("\n") == 1
     assert [child.name for child in tmp_path.iterdir()] == ["data.tar"]
 
 
 def test_a_tar_with_a_link_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="not a regular file"):
         run(pack(tmp_path / "data.tar", {"good.png": encoded(scene(0))}, "/etc/passwd"), tmp_path / "out")
 
 
@@ -359,7 +359,7 @@ def test_a_tar_that_is_cut_between_two_members_or_has_an_example_in_two_places_i
     whole = path.read_bytes()
     for end in (2 * 1024, 3 * 1024, 2 * 1024 + 100):
         path.write_bytes(whole[:end])
-        with pytest.raises(UserError, match=f"cut short after '{end // 1024 - 1}.txt'; pack it anew"):
+        with pytest.raises(UserError, match=f"cut short after '{end // 1024 - 1}.txt'; repack it"):
             run(path, tmp_path / "out")
     for damaged in (
         whole + whole,
@@ -367,13 +367,13 @@ def test_a_tar_that_is_cut_between_two_members_or_has_an_example_in_two_places_i
         whole[:2048] + b"\xff" * 50 + whole[2098:],
     ):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"what comes after '\d.txt' is damaged, or another archive; pack it anew"):
+        with pytest.raises(UserError, match=r"the data after '\d.txt' is damaged or a second archive; repack it"):
             run(path, tmp_path / "out")
     for names in (("0.png", "1.png", "0.txt"), ("0.png", "0.left.png", "0.left.png")):
         with tarfile.open(path, "w") as archive:
             for name in names:
                 archive.addfile(tarfile.TarInfo(name))
-        with pytest.raises(UserError, match=f"{names[-1]!r} apart from its example, or twice; .*--sort=name"):
+        with pytest.raises(UserError, match=f"{names[-1]!r} twice, or apart from its example; .*--sort=name"):
             run(path, tmp_path / "out")
     assert [child.name for child in tmp_path.iterdir()] == ["data.tar"]
 
@@ -798,14 +798,14 @@ def test_a_copy_whose_label_is_another_says_so(tmp_path):
     run(write_table(tmp_path / "in", rows), tmp_path / "out", columns={"said": "said", "who": "who:label"})
     lines = [json.loads(line) for line in (tmp_path / "out" / "findings.jsonl").read_text().splitlines()]
     told = {line["key"]: line["why"] for line in lines if line["check"] == "duplicate"}
-    assert told["00000001"] == "it is '00000000' once more, but its who is 'b', there 'a'"
-    assert told["00000007"].endswith("once more")
+    assert told["00000001"] == "near duplicate of '00000000', but who is 'b' instead of 'a'"
+    assert told["00000007"] == "near duplicate of '00000006'"
 
 
 def test_one_torn_line_does_not_hide_what_stands_between_the_values(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text("a;b\n" + "1;2\n" * 30 + "1;2;3\n")
-    with pytest.raises(UserError, match="line 32 has not 2 values between ';'"):
+    with pytest.raises(UserError, match="line 32 has 3 fields between ';', not 2"):
         run(path, tmp_path / "out")
     for header, said in (("a,,b", "column 2 has no name"), ("a,b,a", "two columns have the name 'a'")):
         path.write_text(f"{header}\n1,2,3\n")
@@ -834,7 +834,7 @@ def test_a_few_wrong_paths_and_a_long_text_are_no_reason_to_take_a_column_for_so
 def test_tables_that_are_torn_are_refused_with_the_line(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text("a,b\n1,2\n1,2,3\n")
-    with pytest.raises(UserError, match="line 3 has not 2 values"):
+    with pytest.raises(UserError, match="line 3 has 3 fields between ',', not 2"):
         run(path, tmp_path / "out")
 
 

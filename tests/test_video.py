@@ -344,4 +344,4 @@ class TestPrepare:
                 assert make().process(clip)[1].all()
         assert not truth
         page = (output / "card.html").read_text()
-        assert "frames of 48 x 48, 10 a second" in page and 'src="data:video/mp4;base64,' in page
+        assert "frames of 48 x 48, 10 per second" in page and 'src="data:video/mp4;base64,' in page

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmjax.errors import UserError, nearest
 from mmjax.prepare.checks import CHECKS
-from mmjax.prepare.checks.duplicates import together
+from mmjax.prepare.checks.duplicates import split_groups
 from mmjax.prepare.examined import Examined, Finding
 from mmjax.prepare.kinds import KINDS
 from mmjax.prepare.options import PrepareConfig
@@ -80,7 +80,7 @@ def decide(examined: Examined) -> Decisions:
         example = f"{examined.keys[first.row]!r}: {first.column} {first.why}".replace("  ", " ")
         problem = f"all {len(dropped):,} rows are dropped, most as {most!r}, for example {example}"
         raise UserError("--source", problem, f"inspect them with --dry_run, or keep them with --keep={most}")
-    groups = together(examined)
+    groups = split_groups(examined)
     labels = stratification_labels(examined)
     splits = _split_rows(examined, groups, labels)
     folds = np.full(examined.job.num_rows, -1, np.int64)

@@ -15,8 +15,8 @@ import numpy as np
 from mmjax.prepare.compare import compare_pairs, read_scores, write_pairs
 from mmjax.prepare.examine import read_part, read_rows, write_arrays
 from mmjax.prepare.job import CHUNK, Job
-from mmjax.prepare.kinds.base import Unreadable, name_of
-from mmjax.prepare.sources.folder import SPLITS
+from mmjax.prepare.kinds.base import Unreadable, category_name
+from mmjax.prepare.sources.folder import SPLIT_ALIASES
 
 RunTasks = Callable[[str, Callable[..., None], Sequence[tuple]], None]
 """(title, function, argument tuples): calls `function(*arguments)` for each tuple, in any order and process."""
@@ -82,7 +82,7 @@ class Examined:
       keys: key of each row.
       splits, groups: split and group of each row, None where the row has none.
       measures: {column: {measure: float64 [rows], NaN where missing}}, numeric measures.
-      categories: {column: {measure: [rows] of str or None}}, categorical measures of kinds with `keeps_words`. Strings
+      categories: {column: {measure: [rows] of str or None}}, categorical measures of kinds with `keeps_strings`. Strings
         of other kinds are judged and discarded, to save memory.
       present: {column: bool [rows]}, true where the row has a readable value.
       findings: findings about single values.
@@ -107,7 +107,7 @@ class Examined:
         for chunk in range(job.num_chunks):
             for row, examined in enumerate(read_rows(job.work, chunk), start=chunk * CHUNK):
                 self.keys.append(examined.key)
-                self.splits.append(SPLITS.get((examined.split or "").lower(), examined.split))
+                self.splits.append(SPLIT_ALIASES.get((examined.split or "").lower(), examined.split))
                 self.groups.append(examined.group)
                 for name, measured in examined.measured.items():
                     self._add(row, name, measured)
@@ -116,7 +116,7 @@ class Examined:
             for measure, labels in categories.items():
                 numbers = self.measures[name].pop(measure, np.zeros(0))
                 for index in np.flatnonzero(~np.isnan(numbers)):
-                    labels[index] = name_of(numbers[index])
+                    labels[index] = category_name(numbers[index])
 
     def _add(self, row: int, name: str, measured: dict[str, Any] | None) -> None:
         """Adds the measurements of one value."""
@@ -134,7 +134,7 @@ class Examined:
                 if measure not in measures:
                     measures[measure] = np.full(self.job.num_rows, np.nan)
                 measures[measure][row] = value
-            elif self.job.kinds[name].keeps_words:
+            elif self.job.kinds[name].keeps_strings:
                 self.categories[name].setdefault(measure, [None] * self.job.num_rows)[row] = value
 
     def note_not_judged(self, check: str, why: str) -> None:

@@ -37,7 +37,7 @@ def tfds_features(tfds: Any, columns: Mapping[str, str], summary: Mapping[str, A
       columns: {column: kind}.
       summary: {column: result of `Kind.summarise`}.
     """
-    stored = {name: KINDS[kind]().feature(tfds, summary[name]) for name, kind in columns.items()}
+    stored = {name: KINDS[kind]().tfds_feature(tfds, summary[name]) for name, kind in columns.items()}
     present = tfds.features.FeaturesDict({name: tfds.features.Scalar(dtype=np.bool_) for name in columns})
     return tfds.features.FeaturesDict({"key": tfds.features.Text(), "present": present, **stored})
 

@@ -1,7 +1,7 @@
-"""Checks: what may be wrong with a row. A new one is a function in a file here, and one line in the table.
+"""Dataset checks of `mmjax prepare`. A new check is one function in a file here, and one line in `CHECKS`.
 
-They run in the order of the table, and each sees which rows those before it dropped. The faults of one value by itself
-stand with its kind, in `mmjax.prepare.kinds`, and are dropped.
+Checks run in the order of the table; each sees only the rows that earlier checks have not dropped. Faults of single
+values are defined by the column kinds in `mmjax.prepare.kinds`; rows with such faults are dropped.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from mmjax.prepare.examined import Examined, Finding
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A check.
+    """A check and its default action.
 
     Attributes:
-      function: yields what it found.
-      drops: whether the rows are left out, unless the user says otherwise.
+      function: yields the findings.
+      drops: drop the rows found, unless the user keeps them (`--keep`).
     """
 
     function: Callable[[Examined], Iterable[Finding]]

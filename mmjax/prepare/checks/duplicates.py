@@ -1,4 +1,4 @@
-"""Rows that are in a source twice, and rows of one split that are in another too."""
+"""Near duplicates within a split, inputs shared by several rows, and leakage between splits."""
 
 from __future__ import annotations
 
@@ -10,78 +10,78 @@ import numpy as np
 from mmjax.prepare.examined import Examined, Finding, connected_components, rows_by_group
 from mmjax.prepare.splits import sort_splits
 
-# Of a chain of near duplicates so many rows may stay, as no copies of each other, before the others stay too.
-_TURNS = 8
+# Rows of a chain of near duplicates that may be kept because they do not duplicate each other; the rest of a longer
+# chain is kept unexamined.
+_MAX_KEPT = 8
 
 
 def duplicate(examined: Examined) -> Iterator[Finding]:
-    """Rows whose inputs are all near duplicates of those of one other row in the same split.
+    """Finds rows whose inputs are all near duplicates of those of another row in the same split.
 
-    That with the most pixels and samples is kept, and of equals the first. An input that two rows share while another
-    differs, such as a picture with two captions, makes them no duplicates: see `shared`.
+    The row with the most pixels and samples is kept; the first one if several are equal. If some inputs are shared and
+    others differ, such as an image with two captions, the rows are not duplicates: see `shared`.
     """
     if all(examined.job.kinds[column.name].duplicates_expected for column in examined.job.inputs):
         return
     labels = {c.name: examined.classes(c.name) for c in examined.job.targets if c.kind == "label"}
     groups: list[list[int]] = []
-    for several in _whole(examined):
+    for component in _components(examined):
         by_split: dict[str | None, list[int]] = {}
-        for row in several:
+        for row in component:
             by_split.setdefault(examined.splits[row], []).append(row)
         groups += [sorted(rows, key=lambda row: (-examined.quality(row), row)) for rows in by_split.values()]
-    for turn in range(1, _TURNS + 1):
-        # A row of a chain of near duplicates goes if it is one of the row that stays, and not only of its neighbours.
+    for turn in range(1, _MAX_KEPT + 1):
+        # Near duplication is not transitive: drop a row only if it duplicates a kept row, not just its neighbours.
         groups = [rows for rows in groups if len(rows) > 1]
         pairs = np.asarray([(rows[0], row) for rows in groups for row in rows[1:]], np.int64).reshape(-1, 2)
-        copies = set(pairs[_copies(examined, turn, pairs), 1].tolist())
+        copies = set(pairs[_near_duplicates(examined, turn, pairs), 1].tolist())
         for kept, *rows in groups:
             for row in sorted(copies.intersection(rows)):
-                why = f"it is {examined.keys[kept]!r} once more" + _otherwise(labels, row, kept)
+                why = f"near duplicate of {examined.keys[kept]!r}" + _label_conflicts(labels, row, kept)
                 yield Finding(row, "duplicate", why, other=kept)
         groups = [[row for row in rows if row not in copies] for _, *rows in groups]
 
 
 def shared(examined: Examined) -> Iterator[Finding]:
-    """Inputs that are near duplicates though their rows are none, of kinds in which chance does not make them."""
+    """Finds inputs that are near duplicates in rows that are not, for kinds where this is unlikely by chance."""
     for column in examined.job.inputs:
         kind = examined.job.kinds[column.name]
         if kind.distinctive or kind.duplicates_expected and len(examined.job.inputs) == 1:
-            alive = _alive(examined, column.name)
+            alive = np.flatnonzero(examined.alive & examined.present[column.name])
             for first, *others in rows_by_group(examined.near_duplicate_groups(column.name)[alive], alive):
                 for row in others:
-                    why = f"its {column.name} is that of {examined.keys[first]!r}"
+                    why = f"near duplicate of the {column.name} of {examined.keys[first]!r}"
                     yield Finding(row, "shared", why, column.name, first)
 
 
 def leakage(examined: Examined) -> Iterator[Finding]:
-    """Rows of one split that share an input or a group with a later one, where the source says the splits.
+    """Finds rows that share an input or a group with a row of a later split, if the source defines the splits.
 
-    What is in training and in test is dropped from training, since a test that loses rows is another test.
+    A row in both training and test is dropped from training: a test split that loses rows is a different benchmark.
     """
     if all(split is None for split in examined.splits):
         return
-    order = {split: place for place, split in enumerate(sort_splits(split or "" for split in set(examined.splits)))}
-    reasons: list[tuple[str, list[Any]]]
-    reasons = [(f"its {name} is that of", groups) for name, groups in _distinctive(examined)]
+    rank = {split: index for index, split in enumerate(sort_splits(split or "" for split in set(examined.splits)))}
+    groupings: list[tuple[str, list[Any]]] = [*_distinctive(examined)]
     if examined.job.layout.group:
-        reasons.append((f"its {examined.job.layout.group} is that of", examined.groups))
-    told = set()
-    for reason, groups in reasons:
+        groupings.append((examined.job.layout.group, examined.groups))
+    reported = set()
+    for name, groups in groupings:
         alive = [int(row) for row in np.flatnonzero(examined.alive) if groups[row] is not None]
         for rows in rows_by_group([groups[row] for row in alive], alive):
-            last = max(rows, key=lambda row: (order[examined.splits[row] or ""], -row))
+            last = max(rows, key=lambda row: (rank[examined.splits[row] or ""], -row))
             for row in rows:
-                if examined.splits[row] != examined.splits[last] and row not in told:
-                    told.add(row)
-                    why = f"{reason} {examined.keys[last]!r} in {examined.splits[last]}"
+                if examined.splits[row] != examined.splits[last] and row not in reported:
+                    reported.add(row)
+                    why = f"shares its {name} with {examined.keys[last]!r} in {examined.splits[last]}"
                     yield Finding(row, "leakage", why, other=last)
 
 
-def together(examined: Examined) -> np.ndarray:
-    """int64 [rows]: rows with one number must be in one split: they share a group, or an input that is telling."""
+def split_groups(examined: Examined) -> np.ndarray:
+    """Group ids int64 [rows]. Rows with one id share a group or a distinctive input, and must be in one split."""
     pairs: list[tuple[int, int]] = []
-    found: list[list[Any]] = [*(groups for _, groups in _distinctive(examined)), examined.groups]
-    for groups in found:
+    groupings: list[list[Any]] = [*(groups for _, groups in _distinctive(examined)), examined.groups]
+    for groups in groupings:
         first: dict[Any, int] = {}
         for row in np.flatnonzero(examined.alive):
             if groups[row] is not None:
@@ -90,48 +90,40 @@ def together(examined: Examined) -> np.ndarray:
 
 
 def _distinctive(examined: Examined) -> list[tuple[str, list[int | None]]]:
-    """(column, group of each row) of the inputs in which near duplicates are no chance."""
+    """(column, near-duplicate group of each row) of the inputs in which near duplicates are unlikely by chance."""
     inputs = examined.job.inputs
-    # Two equal texts are suspicious where there is nothing else.
+    # A single input counts even if its kind is not distinctive: equal texts are suspicious if rows have nothing else.
     columns = [c for c in inputs if examined.job.kinds[c.name].distinctive] if len(inputs) > 1 else inputs
-    found = []
+    groupings = []
     for column in columns:
         similarity, present = examined.near_duplicate_groups(column.name), examined.present[column.name]
-        found.append(
-            (column.name, [int(similarity[row]) if present[row] else None for row in range(examined.job.num_rows)])
-        )
-    return found
+        groups = [int(group) if valid else None for group, valid in zip(similarity, present, strict=True)]
+        groupings.append((column.name, groups))
+    return groupings
 
 
-def _whole(examined: Examined) -> Iterator[list[int]]:
+def _components(examined: Examined) -> Iterator[list[int]]:
+    """Rows whose inputs are all in the same near-duplicate groups. A missing input equals only a missing one."""
     rows = np.flatnonzero(examined.alive)
-    inputs = [column.name for column in examined.job.inputs]
-    # Absent like absent: a row that lacks its text is no copy of one that has it.
-    groups = np.stack(
-        [np.where(examined.present[name], examined.near_duplicate_groups(name), -1)[rows] for name in inputs], axis=1
-    )
-    signatures = [tuple(row) for row in groups.tolist()]
-    yield from rows_by_group(signatures, rows.tolist())
+    names = [column.name for column in examined.job.inputs]
+    groups = [np.where(examined.present[name], examined.near_duplicate_groups(name), -1)[rows].tolist() for name in names]
+    return rows_by_group(zip(*groups, strict=True), rows.tolist())
 
 
-def _copies(examined: Examined, turn: int, pairs: np.ndarray) -> np.ndarray:
-    """bool [n]: of pairs of rows that have the same inputs, whether all of these are near duplicates."""
-    found = np.ones(len(pairs), bool)
+def _near_duplicates(examined: Examined, turn: int, pairs: np.ndarray) -> np.ndarray:
+    """Mask bool [n] of the pairs whose present inputs are all near duplicates. Both rows have the same inputs."""
+    mask = np.ones(len(pairs), bool)
     for column in examined.job.inputs:
-        there = examined.present[column.name][pairs[:, 0]]
-        found[there] &= examined.are_near_duplicates(column.name, turn, pairs[there])
-    return found
+        present = examined.present[column.name][pairs[:, 0]]
+        mask[present] &= examined.are_near_duplicates(column.name, turn, pairs[present])
+    return mask
 
 
-def _otherwise(labels: dict[str, list[str | None]], row: int, kept: int) -> str:
-    """Which labels of a copy are not those of the row that stays: one of the two is wrong."""
-    other = [
-        f", but its {name} is {names[row]!r}, there {names[kept]!r}"
+def _label_conflicts(labels: dict[str, list[str | None]], row: int, kept: int) -> str:
+    """Text for the labels in which a duplicate differs from the kept row: one of the two is wrong."""
+    conflicts = [
+        f", but {name} is {names[row]!r} instead of {names[kept]!r}"
         for name, names in labels.items()
         if names[row] is not None and names[kept] is not None and names[row] != names[kept]
     ]
-    return "".join(other)
-
-
-def _alive(examined: Examined, name: str) -> np.ndarray:
-    return np.flatnonzero(examined.alive & examined.present[name])
+    return "".join(conflicts)

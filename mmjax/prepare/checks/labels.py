@@ -1,18 +1,16 @@
-"""Labels that are probably wrong, by what all other rows say of each.
+"""Label-error detection from leave-one-out predictions.
 
-Each input alone predicts the label of a row from all other rows. A mixture then says what came about how: with some
-probability somebody chose another class, and else the class is as probable as the predictions of all inputs together
-make it. How much each input is to be believed, and how many labels are wrong, are those that make the labels most
-probable; a label is suspected if it is about as probably wrong as right. No threshold is made for one kind of data, and
-an input that says nothing of the label weighs little. Where no input says anything, nothing is suspected.
+1. Each input predicts the label of every row from the other rows, by leave-one-out ridge regression.
+2. A mixture model combines the inputs: a label is wrong with some probability and then uniform over the other classes,
+   otherwise it follows the product of the inputs' predictions. The weight of each input and the error rate are fitted
+   to the labels (MAP). Uninformative inputs get a weight near 0; if all inputs are uninformative, nothing is reported.
+3. A confusion matrix refines the posterior, estimated by EM from the rows whose class is predicted confidently (after
+   Dawid and Skene, Maximum Likelihood Estimation of Observer Error-Rates Using the EM Algorithm, 1979). It detects
+   systematic errors: if a fifth of a class has the same wrong label, the predictions only look uncertain.
+4. Rows with doubtful labels are excluded from training, and steps 1 to 3 repeat (after Northcutt, Jiang and Chuang,
+   Confident Learning, 2021).
 
-At first a wrong class is any other one. But who takes one class for another does so time and again, and where a fifth
-of a class bears the same wrong label, that looks like what the predictions are unsure of. So which class is given which
-label, and how often, is then learnt from the rows of which the predictions are sure (after Dawid and Skene, Maximum
-Likelihood Estimation of Observer Error-Rates Using the EM Algorithm, 1979).
-
-Labels that are wrong teach what is wrong: those that a round doubts do not teach in the next (after Northcutt, Jiang
-and Chuang, Confident Learning, 2021).
+No threshold is tuned to one kind of data.
 """
 
 from __future__ import annotations
@@ -27,50 +25,59 @@ from mmjax.data.draws import draws
 from mmjax.prepare.examined import Examined, Finding
 from mmjax.prepare.leave_one_out import LeaveOneOutRidge
 
-# Fewer rows of a class tell nothing about it; more rows than the second are judged in parts.
-_FEWEST = 10
-_MOST = 20_000
+# Classes with fewer rows are not checked. More rows than the maximum are split into random parts.
+_MIN_CLASS_ROWS = 10
+_MAX_ROWS = 20_000
+
+# Posterior of a label error at or above which a row does not train in the next round, and the number of rounds.
+_MAX_TRAIN_POSTERIOR = 0.3
 _ROUNDS = 6
-_DOUBTFUL = 0.3
-# Half would mean "rather wrong than right", were the mixture not cautious: it also explains a wrong label by a blunt
-# prediction. On digits seen or heard, with one label in 25 wrong, about as many are missed as are accused here.
-_SUSPECTED = 0.35
-# What to believe before the data says it, as strong as a few rows. Of the labels one in ten may be wrong, by a beta
-# distribution, and rare classes need no correction. Predictions are sharp: the logarithm of the largest weight has this
-# mean and deviation. Where one input tells all classes apart, wrong labels and blunt predictions explain the same data
-# equally well, however many rows there are; so this counts with a share of the rows.
-_WRONG_PRIOR = (1.0, 9.0)
-_WEIGHT_PRIOR = (2.5, 0.5)
-_WEIGHT_STRENGTH = 0.01
-_MOST_WRONG = 0.45
-# How often a class is given each label: any other one equally often, believed as much as this many rows are. Not never,
-# as what never happens cannot be learnt to happen.
-_CONFUSED_PRIOR = 100
-_LEAST_WRONG = 1e-4
-_CONFUSED_ROUNDS = 10
-# A row counts where the inputs give one class at least this much. Of others it is not known what they are, and classes
-# that merely look alike would seem to be mistaken for one another.
-_SURE = 0.5
-# Fewer rows of a class that bear the same wrong label are chance, and tell nothing of others: believed, they accuse
-# rightly labelled digits that look like another.
-_FEWEST_CONFUSED = 5
-# How often an input is that of another row.
-_ANOTHER = 0.001
-# Of the entropy of the labels that inputs could explain which tell all classes apart, where as many labels are wrong as
-# here. Inputs that explain less leave open whether a label is wrong or its class looks like another.
-_EXPLAINED = 0.85
+# Posterior above which a label is reported. It is below 0.5 because the mixture underestimates: it also explains wrong
+# labels by weak predictions. On image and audio digits with 4 % wrong labels, misses and false alarms are about equal.
+_REPORT_POSTERIOR = 0.35
+
+# Priors of the mixture. The error rate r has the log density a·log(r) + b·log(1 - r), with mode 0.1.
+_ERROR_RATE_PRIOR = (1.0, 9.0)
+_MAX_ERROR_RATE = 0.45
+# Mean and standard deviation of the log of the largest weight. If one input separates all classes, wrong labels and
+# weak predictions explain the data equally well at any number of rows, so the prior's strength grows by this per row.
+_LOG_WEIGHT_PRIOR = (2.5, 0.5)
+_WEIGHT_PRIOR_PER_ROW = 0.01
+# Probability that an input belongs to another row, so that no single input rules out a class.
+_MISMATCH_RATE = 0.001
+# Bounds of the log weights (beyond them softmax saturates), of the class-frequency exponent and of the rate's logit.
+_LOG_WEIGHT_BOUNDS, _FREQUENCY_BOUNDS, _LOGIT_BOUNDS = (-7.0, 7.0), (-3.0, 3.0), (-12.0, 5.0)
+# Starts (total weight, logit of the error rate): the loss can have two minima, few label errors or many.
+_STARTS = ((8, -2), (20, -1))
+
+# Minimum share of the explainable label entropy that the inputs must explain: entropy minus that of the label noise.
+# Below it, a wrong label cannot be distinguished from a class that resembles another.
+_MIN_EXPLAINED = 0.85
+
+# Confusion matrix. Its prior is uniform errors with the weight of this many rows per class, at a rate above 0: EM
+# cannot raise a probability of exactly 0.
+_CONFUSION_PRIOR = 100
+_MIN_ERROR_RATE = 1e-4
+_EM_STEPS = 10
+# Only rows with a class probability above this count: in ambiguous rows, similar classes would look like confusions.
+_MIN_CONFIDENCE = 0.5
+# Expected rows of a confusion (class, label) below which it falls back to the prior. Fewer may be chance, and would
+# flag correctly labelled digits that resemble another.
+_MIN_CONFUSED_ROWS = 5
+
+_TINY = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelled:
-    """Rows with a label, of classes that have enough of them, and what their inputs are.
+class LabelledRows:
+    """Rows with one label, restricted to classes with enough rows, and their input features.
 
     Attributes:
-      name: of the label.
-      classes: their names.
-      rows: int64 [n], their numbers.
-      labels: int64 [n], each the number of a class.
-      inputs: (name, bool [n] which rows have it, float [those rows, m] its features) of each input that has features.
+      name: name of the label.
+      classes: class names.
+      rows: row indices, int64 [n].
+      labels: class indices, int64 [n].
+      inputs: (name, present bool [n], features float [present rows, m]) of each input with features.
     """
 
     name: str
@@ -81,169 +88,176 @@ class Labelled:
 
 
 def label_error(examined: Examined) -> Iterator[Finding]:
-    """Rows whose label is about as probably wrong as right, or more."""
+    """Finds rows whose label is probably wrong."""
     judged = False
-    for found in labelled(examined):
+    for part in labelled_rows(examined):
         judged = True
-        features = [(there, values) for _, there, values in found.inputs]
-        wrong, probabilities = suspicions(features, found.labels, len(found.classes))
-        for at in np.flatnonzero(wrong > _SUSPECTED):
-            label, seems = found.classes[found.labels[at]], found.classes[probabilities[at].argmax()]
-            why = f"its {found.name} {label!r} seems to be {seems!r}, with probability {wrong[at]:.2f}"
-            yield Finding(int(found.rows[at]), "label_error", why, found.name)
-        if not wrong.any():
-            names = " and ".join(name for name, *_ in found.inputs)
-            examined.note_not_judged("label_error", f"{names} tell too little of {found.name}")
+        features = [(present, values) for _, present, values in part.inputs]
+        posterior, probabilities = label_error_posterior(features, part.labels, len(part.classes))
+        for index in np.flatnonzero(posterior > _REPORT_POSTERIOR):
+            label, predicted = part.classes[part.labels[index]], part.classes[probabilities[index].argmax()]
+            why = f"{part.name} {label!r} is wrong with probability {posterior[index]:.2f}; predicted {predicted!r}"
+            yield Finding(int(part.rows[index]), "label_error", why, part.name)
+        if not posterior.any():
+            names = " and ".join(name for name, *_ in part.inputs)
+            examined.note_not_judged("label_error", f"{names} predict {part.name} too weakly")
     if not judged and any(column.kind == "label" for column in examined.job.targets):
-        examined.note_not_judged("label_error", f"no label has two classes of {_FEWEST} rows or more")
+        examined.note_not_judged("label_error", f"no label has two classes with {_MIN_CLASS_ROWS} rows or more")
 
 
-def labelled(examined: Examined) -> Iterator[Labelled]:
-    """What can be judged by labels: each label, in parts of rows that fit into memory."""
+def labelled_rows(examined: Examined) -> Iterator[LabelledRows]:
+    """Yields the rows of each label with enough rows per class, in parts that fit into memory."""
     for column in examined.job.targets:
         names = examined.classes(column.name)
         rows = np.asarray([row for row in np.flatnonzero(examined.alive) if names[row] is not None], np.int64)
         counts = collections.Counter(names[row] for row in rows)
-        classes = sorted(str(name) for name, count in counts.items() if count >= _FEWEST)
-        rows = np.asarray([row for row in rows if counts[names[row]] >= _FEWEST], np.int64)
+        classes = sorted(str(name) for name, count in counts.items() if count >= _MIN_CLASS_ROWS)
+        rows = np.asarray([row for row in rows if counts[names[row]] >= _MIN_CLASS_ROWS], np.int64)
         if len(classes) < 2:
             continue
         labels = np.searchsorted(classes, [str(names[row]) for row in rows])
-        # Sources often list class by class: each part is a fair sample of all.
+        # Shuffle first, since sources often list class by class: each part is then a sample of all classes.
         order = np.argsort(draws(f"{column.name}:parts".encode()).random(len(rows)), kind="stable")
-        for part in map(np.sort, np.array_split(order, -(-len(rows) // _MOST))):
+        for part in map(np.sort, np.array_split(order, -(-len(rows) // _MAX_ROWS))):
             if inputs := _inputs(examined, rows[part]):
-                yield Labelled(column.name, classes, rows[part], labels[part], inputs)
+                yield LabelledRows(column.name, classes, rows[part], labels[part], inputs)
 
 
-def suspicions(
+def label_error_posterior(
     features: Sequence[tuple[np.ndarray, np.ndarray]], labels: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The probability that each label is wrong [rows], and that of each class without regard to it [rows, classes].
+    """Posterior probability of a label error [rows], and class probabilities from the inputs alone [rows, classes].
 
     Args:
-      features: of each input, (bool [rows], which rows have it; float [those rows, n]).
-      labels: int [rows], each less than `classes`.
+      features: per input, (present bool [rows], features float [present rows, n]).
+      labels: class indices, int [rows].
+      classes: number of classes.
     """
     targets = np.eye(classes)[labels]
-    inputs = [(there, LeaveOneOutRidge(values)) for there, values in features]
+    inputs = [(present, LeaveOneOutRidge(values)) for present, values in features]
     train_mask = np.ones(len(labels), bool)
     for _ in range(_ROUNDS):
-        evidence = np.zeros((len(inputs), len(labels), classes))
-        for at, (there, leave_one_out) in enumerate(inputs):
-            if train_mask[there].any():
-                evidence[at, there] = leave_one_out.predict(targets[there], train_mask[there])
-        wrong, probabilities = _judge(evidence, labels)
-        certain = wrong < _DOUBTFUL
-        # A class of which all is doubtful teaches as it is.
-        certain |= np.bincount(labels, certain, minlength=classes)[labels] < _FEWEST / 2
-        if (certain == train_mask).all():
+        predictions = np.zeros((len(inputs), len(labels), classes))
+        for index, (present, ridge) in enumerate(inputs):
+            if train_mask[present].any():
+                predictions[index, present] = ridge.predict(targets[present], train_mask[present])
+        posterior, probabilities = _fit_mixture(predictions, labels)
+        trusted = posterior < _MAX_TRAIN_POSTERIOR
+        # A class with too few trusted rows trains on all of its rows.
+        trusted |= np.bincount(labels, trusted, minlength=classes)[labels] < _MIN_CLASS_ROWS / 2
+        if (trusted == train_mask).all():
             break
-        train_mask = certain
-    return wrong, probabilities
+        train_mask = trusted
+    return posterior, probabilities
 
 
-def _judge(evidence: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fits the mixture to predictions [inputs, rows, classes] of labels [rows]; the same two arrays as above."""
+def _fit_mixture(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fits the mixture to `predictions` [inputs, rows, classes]; returns as `label_error_posterior`."""
     import scipy.optimize
 
-    rows, classes = np.arange(len(labels)), evidence.shape[2]
-    frequency = np.log1p(np.bincount(labels, minlength=classes))
-    frequency -= frequency.mean()
+    rows, (inputs, _, classes) = np.arange(len(labels)), predictions.shape
+    log_frequency = np.log1p(np.bincount(labels, minlength=classes))
+    log_frequency -= log_frequency.mean()
 
-    # Which inputs rows have, and how many rows have just these.
-    patterns, counts = np.unique(evidence.any(axis=2), axis=1, return_counts=True)
-    some = patterns.any(axis=0)
-    patterns, common = patterns[:, some], counts[some] / len(labels)
+    # Patterns of present inputs [inputs, patterns], and the fraction of rows with each.
+    patterns, counts = np.unique(predictions.any(axis=2), axis=1, return_counts=True)
+    nonempty = patterns.any(axis=0)
+    patterns, fractions = patterns[:, nonempty], counts[nonempty] / len(labels)
 
-    def explained(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """How probable each label came about rightly and wrongly, and the classes' probabilities."""
-        *weights, rare, odds = values
-        rate = _MOST_WRONG / (1 + np.exp(-odds))
-        # Regression draws what it predicts of rare classes towards nothing, more than that of others.
-        logits = rare * frequency + np.zeros(evidence.shape[1:])
-        for weight, predicted in zip(weights, evidence, strict=True):
-            # An input may be that of another row: none alone rules a class out.
-            logits += np.log((1 - _ANOTHER) * _softmax(np.exp(weight) * predicted) + _ANOTHER / classes)
+    def likelihoods(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Joint probability of each label with being correct and with being wrong, and the class probabilities."""
+        *log_weights, exponent, logit = parameters
+        rate = _MAX_ERROR_RATE / (1 + np.exp(-logit))
+        # Ridge regression shrinks predictions of rare classes more; the exponent corrects for it.
+        logits = exponent * log_frequency + np.zeros(predictions.shape[1:])
+        for log_weight, predicted in zip(log_weights, predictions, strict=True):
+            logits += np.log((1 - _MISMATCH_RATE) * _softmax(np.exp(log_weight) * predicted) + _MISMATCH_RATE / classes)
         probabilities = _softmax(logits)
-        own = probabilities[rows, labels]
-        return (1 - rate) * own, rate * (1 - own) / (classes - 1), probabilities
+        of_label = probabilities[rows, labels]
+        return (1 - rate) * of_label, rate * (1 - of_label) / (classes - 1), probabilities
 
-    def surprise(values: np.ndarray) -> float:
-        right, wrong, _ = explained(values)
-        rate = _MOST_WRONG / (1 + np.exp(-values[-1]))
-        prior = _WRONG_PRIOR[0] * np.log(rate) + _WRONG_PRIOR[1] * np.log(1 - rate) - 0.5 * values[-2] ** 2
-        # Of the inputs that a row has, one is sharp.
-        largest = np.where(patterns, values[:-2, None], -np.inf).max(axis=0)
-        blunt = 0.5 * float(common @ np.square((largest - _WEIGHT_PRIOR[0]) / _WEIGHT_PRIOR[1]))
-        prior -= blunt * (1 + _WEIGHT_STRENGTH * len(labels))
-        return -float(np.log(np.maximum(right + wrong, 1e-30)).sum() + prior) / len(labels)
+    def loss(parameters: np.ndarray) -> float:
+        """Negative log posterior of the parameters, per row."""
+        correct, wrong, _ = likelihoods(parameters)
+        rate = _MAX_ERROR_RATE / (1 + np.exp(-parameters[-1]))
+        a, b = _ERROR_RATE_PRIOR
+        prior = a * np.log(rate) + b * np.log(1 - rate) - 0.5 * parameters[-2] ** 2
+        # For each pattern, the prior applies to the largest weight among its present inputs.
+        largest = np.where(patterns, parameters[:-2, None], -np.inf).max(axis=0)
+        penalty = 0.5 * float(fractions @ np.square((largest - _LOG_WEIGHT_PRIOR[0]) / _LOG_WEIGHT_PRIOR[1]))
+        prior -= penalty * (1 + _WEIGHT_PRIOR_PER_ROW * len(labels))
+        return -float(np.log(np.maximum(correct + wrong, _TINY)).sum() + prior) / len(labels)
 
-    # From two sides, as there may be two valleys: most labels are right, or many are wrong.
-    starts = [[*[np.log(weight / len(evidence))] * len(evidence), 0.0, odds] for weight, odds in ((8, -2), (20, -1))]
-    # Weights from nothing to where exp() has long made them certainty.
-    bounds = [(-7.0, 7.0)] * len(evidence) + [(-3.0, 3.0), (-12.0, 5.0)]
-    fits = [scipy.optimize.minimize(surprise, start, method="L-BFGS-B", bounds=bounds) for start in starts]
-    right, wrong, probabilities = explained(min(fits, key=lambda fit: fit.fun).x)
+    starts = [[*[np.log(weight / inputs)] * inputs, 0.0, logit] for weight, logit in _STARTS]
+    bounds = [_LOG_WEIGHT_BOUNDS] * inputs + [_FREQUENCY_BOUNDS, _LOGIT_BOUNDS]
+    fits = [scipy.optimize.minimize(loss, start, method="L-BFGS-B", bounds=bounds) for start in starts]
+    correct, wrong, probabilities = likelihoods(min(fits, key=lambda fit: fit.fun).x)
     shares = np.bincount(labels, minlength=classes) / len(labels)
-    entropy = -(shares * np.log(np.maximum(shares, 1e-30))).sum()
-    told = entropy + np.log(np.maximum(right + wrong, 1e-30)).mean()
-    wrong = wrong / np.maximum(right + wrong, 1e-30)
-    rate = wrong.mean()
-    chance = -(rate * np.log(rate / (classes - 1)) + (1 - rate) * np.log(1 - rate)) if 0 < rate < 1 else 0.0
-    if told <= _EXPLAINED * max(0.0, entropy - chance):
+    entropy = -(shares * np.log(np.maximum(shares, _TINY))).sum()
+    likelihood = np.maximum(correct + wrong, _TINY)
+    # Information of the inputs about the label, and entropy of uniform label noise, in nats per row.
+    information = entropy + np.log(likelihood).mean()
+    rate = (wrong / likelihood).mean()
+    noise = -(rate * np.log(rate / (classes - 1)) + (1 - rate) * np.log(1 - rate)) if 0 < rate < 1 else 0.0
+    if information <= _MIN_EXPLAINED * max(0.0, entropy - noise):
         return np.zeros(len(labels)), probabilities
-    return _confused(probabilities, labels, float(wrong.mean())), probabilities
+    return _confusion_posterior(probabilities, labels, float(rate)), probabilities
 
 
-def _confused(probabilities: np.ndarray, labels: np.ndarray, rate: float) -> np.ndarray:
-    """The probability that each label is wrong, where some classes are taken for some others more often than for any.
+def _confusion_posterior(probabilities: np.ndarray, labels: np.ndarray, rate: float) -> np.ndarray:
+    """Posterior of a label error [rows] under a confusion matrix, which is estimated by EM.
 
     Args:
-      probabilities: [rows, classes], of each class by all that the inputs say.
-      labels: [rows].
-      rate: how many labels are wrong, were each other class as often given.
+      probabilities: class probabilities from the inputs [rows, classes].
+      labels: class indices [rows].
+      rate: error rate under uniform errors.
     """
     rows, classes = probabilities.shape
-    rate = max(_LEAST_WRONG, rate)
-    evenly = np.full((classes, classes), rate / (classes - 1))
-    np.fill_diagonal(evenly, 1 - rate)
-    given = np.eye(classes)[labels]
-    sure = probabilities.max(axis=1, keepdims=True) > _SURE
-    # How often each class [first axis] is given each label.
-    shares = evenly
-    for _ in range(_CONFUSED_ROUNDS):
-        counts = (sure * _true(probabilities, shares, labels)).T @ given
-        shares = (counts + _CONFUSED_PRIOR * evenly) / (counts.sum(axis=1, keepdims=True) + _CONFUSED_PRIOR)
-    shares = np.where((counts < _FEWEST_CONFUSED) & ~np.eye(classes, dtype=bool), evenly, shares)
-    return 1 - _true(probabilities, shares, labels)[np.arange(rows), labels]
+    rate = max(_MIN_ERROR_RATE, rate)
+    uniform = np.full((classes, classes), rate / (classes - 1))
+    np.fill_diagonal(uniform, 1 - rate)
+    one_hot = np.eye(classes)[labels]
+    confident = probabilities.max(axis=1, keepdims=True) > _MIN_CONFIDENCE
+    # P(label | class), [class, label].
+    confusion = uniform
+    for _ in range(_EM_STEPS):
+        counts = (confident * _class_posterior(probabilities, confusion, labels)).T @ one_hot
+        confusion = (counts + _CONFUSION_PRIOR * uniform) / (counts.sum(axis=1, keepdims=True) + _CONFUSION_PRIOR)
+    confusion = np.where((counts < _MIN_CONFUSED_ROWS) & ~np.eye(classes, dtype=bool), uniform, confusion)
+    return 1 - _class_posterior(probabilities, confusion, labels)[np.arange(rows), labels]
 
 
-def _true(probabilities: np.ndarray, shares: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The probability of each class to be the true one [rows, classes], given the label too."""
-    both = probabilities * shares.T[labels]
-    return both / np.maximum(both.sum(axis=1, keepdims=True), 1e-30)
+def _class_posterior(probabilities: np.ndarray, confusion: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Posterior of the true class [rows, classes], given the inputs and the label."""
+    joint = probabilities * confusion.T[labels]
+    return joint / np.maximum(joint.sum(axis=1, keepdims=True), _TINY)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shares / shares.sum(axis=1, keepdims=True)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def _inputs(examined: Examined, rows: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    found = []
+    """Features of `rows` for `LabelledRows.inputs`, without inputs that have too few values."""
+    inputs = []
     for column in examined.job.inputs:
         name = column.name
-        described = examined.job.kinds[name].described(examined.measures[name], examined.categories[name])
-        if described is not None:
-            there = examined.present[name][rows]
-            values = described[rows[there]]
+        values = examined.job.kinds[name].column_features(examined.measures[name], examined.categories[name])
+        if values is not None:
+            present = examined.present[name][rows]
+            features = values[rows[present]]
         else:
-            numbers, features = examined.features(name)
-            place = np.full(examined.job.num_rows, -1)
-            place[numbers] = np.arange(len(numbers))
-            there = place[rows] >= 0
-            values = features[place[rows][there]]
-        if len(values) >= _FEWEST and values.shape[1]:
-            found.append((name, there, values))
-    return found
+            present, features = features_of(examined, name, rows)
+        if len(features) >= _MIN_CLASS_ROWS and features.shape[1]:
+            inputs.append((name, present, features))
+    return inputs
+
+
+def features_of(examined: Examined, name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mask bool [rows] of the rows that have features of an input, and the features [masked rows, n]."""
+    indices, features = examined.features(name)
+    position = np.full(examined.job.num_rows, -1)
+    position[indices] = np.arange(len(indices))
+    present = position[rows] >= 0
+    return present, features[position[rows][present]]

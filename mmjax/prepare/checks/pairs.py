@@ -1,9 +1,13 @@
-"""Inputs of one row that do not belong together, as where a file was given the name of another.
+"""Detection of mismatched inputs within a row, for example a file under the wrong name.
 
-With a model that was trained to tell pairs from other pairs (`--alignment`): how much more probable it holds the two
-inputs of a row than either with the inputs of other rows. What it confuses time and again is learnt from the other rows
-wherever they tell more of pairs than the model by itself. Where there is a label: which input contradicts the label,
-while another one agrees with it. Where neither can be told, nothing is suspected, and the report says so.
+Two methods are combined:
+
+- With a contrastive model (`--alignment=RUN`): the posterior that two inputs do not form a pair, from the pair's
+  InfoNCE score against the scores of random pairs. The score uses the model's embeddings, or embeddings that are
+  corrected for the model's systematic errors by leave-one-out regression, whichever is more informative.
+- With a label: one input contradicts the label and another agrees with it.
+
+If neither is possible, nothing is reported, and the report gives the reason.
 """
 
 from __future__ import annotations
@@ -12,192 +16,199 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mmjax.prepare.checks.labels import Labelled, labelled, suspicions
+from mmjax.prepare.checks.labels import LabelledRows, features_of, label_error_posterior, labelled_rows
 from mmjax.prepare.examined import Examined, Finding
 from mmjax.prepare.leave_one_out import LeaveOneOutRidge
 
 CHECK = "misaligned"
 
-_SUSPECTED = 0.5
-_AGREES = 0.05
-# Other rows that the two inputs of each are compared with, and how many rows are at least needed.
-_OTHERS = 1000
-_FEWEST = 50
-_MOST = 20_000
-# In nats a row: a model that tells less about pairs cannot say which are wrong.
-_TOLD = 0.1
+# Posterior of a mismatch above which a row is reported, and below which it is considered a pair.
+_REPORT_POSTERIOR = 0.5
+_AGREE_POSTERIOR = 0.05
+# With fewer rows, the model is not applied. More rows than the maximum are split into strided parts, to fit in memory.
+_MIN_ROWS = 50
+_MAX_ROWS = 20_000
+# Rows whose inputs serve as negatives, evenly spaced.
+_NEGATIVES = 1000
+# Minimum information of a model about pairs, in nats per row. Below it, mismatches cannot be detected.
+_MIN_INFORMATION = 0.1
+# Fit of the InfoNCE score: start and bounds of log scale and logit of the mismatch rate, and the rate's upper bound.
+_START, _BOUNDS = (2.0, -2.0), ((-2.0, 4.0), (-12.0, 8.0))
+_MAX_MISMATCH_RATE = 0.5
+
+_TINY = 1e-12
 
 
 def misaligned(examined: Examined) -> Iterator[Finding]:
-    """Rows of which one input is more probably that of another row than not."""
+    """Finds rows of which one input probably belongs to another row."""
     if len(examined.job.inputs) < 2:
         return
     by_label: dict[int, Finding] = {}
     agreeing: set[int] = set()
-    told = examined.aligner is not None
-    for found in labelled(examined):
-        told = True
-        contradicting, agree = _by_label(found)
+    judged = examined.aligner is not None
+    for part in labelled_rows(examined):
+        judged = True
+        contradicting, agree = _by_label(part)
         by_label |= {finding.row: finding for finding in contradicting}
         agreeing |= agree
     if examined.aligner is not None:
-        # Either knows what the other one does not: one that is sure that nothing is wrong is believed.
-        by_model, sure = _by_model(examined)
-        by_label = {row: finding for row, finding in by_label.items() if row not in sure and row not in by_model}
+        # The methods have different blind spots: a finding of one is dropped if the other is sure that the row matches.
+        by_model, matching = _by_model(examined)
+        by_label = {row: finding for row, finding in by_label.items() if row not in matching and row not in by_model}
         yield from (finding for row, finding in by_model.items() if row not in agreeing)
     yield from by_label.values()
-    if not told:
-        needed = "a model, --alignment=RUN, or a label with enough rows of two classes"
-        examined.note_not_judged(CHECK, f"it needs {needed}")
+    if not judged:
+        examined.note_not_judged(CHECK, "needs a model (--alignment=RUN) or a label with enough rows of two classes")
 
 
-def _by_label(found: Labelled) -> tuple[list[Finding], set[int]]:
-    """Rows of which an input contradicts the label while another agrees with it, and those where all inputs agree."""
-    judged = np.full((len(found.inputs), len(found.rows)), np.nan)
-    for at, (_, there, values) in enumerate(found.inputs):
-        wrong, _ = suspicions([(np.ones(there.sum(), bool), values)], found.labels[there], len(found.classes))
-        # Where the input says nothing of the label, nothing is known.
+def _by_label(part: LabelledRows) -> tuple[list[Finding], set[int]]:
+    """Findings for inputs that contradict the label while another agrees, and the rows where all inputs agree."""
+    posterior = np.full((len(part.inputs), len(part.rows)), np.nan)
+    for index, (_, present, values) in enumerate(part.inputs):
+        features = [(np.ones(present.sum(), bool), values)]
+        wrong, _ = label_error_posterior(features, part.labels[present], len(part.classes))
+        # All zeros: the input is not informative about the label.
         if wrong.any():
-            judged[at, there] = wrong
-    agrees, contradicting = judged < _AGREES, []
-    for at, (name, _, _) in enumerate(found.inputs):
-        for row in np.flatnonzero((judged[at] > _SUSPECTED) & agrees.any(axis=0)):
-            label = found.classes[found.labels[row]]
-            why = f"its {name} contradicts its {found.name} {label!r}, and another input agrees with it"
-            why = f"{why}, with probability {judged[at, row]:.2f}"
-            contradicting.append(Finding(int(found.rows[row]), CHECK, why, name))
-    everywhere = agrees.all(axis=0) & (len(found.inputs) > 1)
-    return contradicting, set(found.rows[everywhere].tolist())
+            posterior[index, present] = wrong
+    agrees, contradicting = posterior < _AGREE_POSTERIOR, []
+    for index, (name, _, _) in enumerate(part.inputs):
+        for row in np.flatnonzero((posterior[index] > _REPORT_POSTERIOR) & agrees.any(axis=0)):
+            label = part.classes[part.labels[row]]
+            why = f"{name} contradicts {part.name} {label!r} with probability {posterior[index, row]:.2f}"
+            contradicting.append(Finding(int(part.rows[row]), CHECK, why, name))
+    all_agree = agrees.all(axis=0) & (len(part.inputs) > 1)
+    return contradicting, set(part.rows[all_agree].tolist())
 
 
 def _by_model(examined: Examined) -> tuple[dict[int, Finding], set[int]]:
-    """Rows whose inputs do not belong together, and those whose inputs surely do."""
+    """Findings {row: finding} for pairs that the model rejects, and the rows whose pairs it is sure of."""
     findings: dict[int, Finding] = {}
-    sure: set[int] = set()
-    for (first, second), (rows, one, other) in examined.pair_embeddings().items():
-        if len(rows) < _FEWEST:
-            examined.note_not_judged(
-                CHECK, f"{len(rows)} rows have both {first} and {second}; at least {_FEWEST} are needed"
-            )
+    matching: set[int] = set()
+    for (first, second), (rows, a, b) in examined.pair_embeddings().items():
+        if len(rows) < _MIN_ROWS:
+            problem = f"only {len(rows)} rows have both {first} and {second}; {_MIN_ROWS} are needed"
+            examined.note_not_judged(CHECK, problem)
             continue
-        # In parts that fit into memory, each of them from everywhere.
-        parts = -(-len(rows) // _MOST)
+        # Strided parts, so that each one samples the whole source.
+        parts = -(-len(rows) // _MAX_ROWS)
         for start in range(parts):
             part = np.arange(start, len(rows), parts)
-            known = [_features(examined, name, rows[part]) for name in (first, second)]
-            candidates = [(one[part], other[part]), corrected(one[part], other[part], *known)]
-            wrong, told = max((unlikely_pairs(*each) for each in candidates), key=lambda judged: judged[1])
-            if told < _TOLD:
-                examined.note_not_judged(CHECK, f"the model of --alignment tells too little of {first} and {second}")
+            features = [_features(examined, name, rows[part]) for name in (first, second)]
+            candidates = [(a[part], b[part]), leave_one_out_embeddings(a[part], b[part], *features)]
+            scored = [mismatch_posterior(*embeddings) for embeddings in candidates]
+            posterior, information = max(scored, key=lambda result: result[1])
+            if information < _MIN_INFORMATION:
+                examined.note_not_judged(CHECK, f"the --alignment model is not informative about {first} and {second}")
                 break
-            sure |= set(rows[part][wrong < _AGREES].tolist())
-            for at in np.flatnonzero(wrong > _SUSPECTED):
-                row = int(rows[part[at]])
-                why = f"its {first} and its {second} do not belong together, with probability {wrong[at]:.2f}"
+            matching |= set(rows[part][posterior < _AGREE_POSTERIOR].tolist())
+            for index in np.flatnonzero(posterior > _REPORT_POSTERIOR):
+                row = int(rows[part[index]])
+                why = f"{first} and {second} are mismatched with probability {posterior[index]:.2f}"
                 findings.setdefault(row, Finding(row, CHECK, why, first))
-    return findings, sure - set(findings)
+    return findings, matching - set(findings)
 
 
 def _features(examined: Examined, name: str, rows: np.ndarray) -> np.ndarray | None:
-    """What this command itself knows of an input of these rows, where it does of all."""
-    numbers, values = examined.features(name)
-    place = np.full(examined.job.num_rows, -1)
-    place[numbers] = np.arange(len(numbers))
-    return values[place[rows]] if values.size and (place[rows] >= 0).all() else None
+    """Features [rows, n] of an input; None unless all rows have them."""
+    present, features = features_of(examined, name, rows)
+    return features if features.size and present.all() else None
 
 
-def corrected(
-    one: np.ndarray, other: np.ndarray, one_known: np.ndarray | None, other_known: np.ndarray | None
+def leave_one_out_embeddings(
+    a: np.ndarray, b: np.ndarray, a_features: np.ndarray | None, b_features: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings whose cosine says how alike a partner is to what all other rows let one expect.
+    """Embeddings whose cosine compares each partner with its leave-one-out prediction from the other rows.
 
-    A model that takes one voice's "six" for a "three" does so in many rows, and these know what belongs to it.
+    This corrects systematic confusions of the model: if it hears one speaker's "six" as "three" in many rows, the
+    regression learns which partner belongs to that sound.
 
     Args:
-      one, other: float [rows, width], each row of length 1.
-      one_known, other_known: float [rows, n], what else is known of each input, if anything.
+      a, b: unit-norm embeddings of the two inputs, float [rows, width].
+      a_features, b_features: further features of the inputs, float [rows, n], or None.
 
     Returns:
-      Two arrays [rows, sides * width]; the cosine is the mean over both sides and all that is known of each.
+      Two float32 arrays [rows, predictors * width]. Their inner product is the mean cosine over all predictors: both
+      embeddings, and the features that are not None.
     """
-    everyone = np.ones(len(one), bool)
+    train_mask = np.ones(len(a), bool)
 
-    def expected(features: np.ndarray, partners: np.ndarray) -> np.ndarray:
-        values = LeaveOneOutRidge(features).predict(partners.astype(np.float64), everyone)
-        return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    def predict(features: np.ndarray, partners: np.ndarray) -> np.ndarray:
+        values = LeaveOneOutRidge(features).predict(partners.astype(np.float64), train_mask)
+        return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), _TINY)
 
-    pairs = [(expected(features, other), other) for features in (one, one_known) if features is not None]
-    pairs += [(one, expected(features, one)) for features in (other, other_known) if features is not None]
-    first, second = (np.concatenate(sides, axis=1) / np.sqrt(len(pairs)) for sides in zip(*pairs, strict=True))
+    pairs = [(predict(features, b), b) for features in (a, a_features) if features is not None]
+    pairs += [(a, predict(features, a)) for features in (b, b_features) if features is not None]
+    first, second = (np.concatenate(side, axis=1) / np.sqrt(len(pairs)) for side in zip(*pairs, strict=True))
     return first.astype(np.float32), second.astype(np.float32)
 
 
-def unlikely_pairs(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, float]:
-    """How probable it is that each pair of embeddings is none, and how much they tell of pairs, in nats a pair.
+def mismatch_posterior(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float]:
+    """Posterior that each pair of embeddings is mismatched [rows], and the information about pairs in nats per row.
 
-    How much more probable a partner is than a random one, is the share of exp(scale * cosine) that it has of the mean
-    over others (van den Oord, Li and Vinyals, Representation Learning with Contrastive Predictive Coding, 2018), here
-    the geometric mean of both directions, at the scale at which the pairs are most probable. What this is for pairs
-    that are none is known: it is what partners drawn at random have, some of which belong together by chance.
+    The score of a pair is its InfoNCE density ratio: exp(scale * cosine) over its mean over negatives, averaged
+    geometrically over both directions (van den Oord, Li and Vinyals, Representation Learning with Contrastive
+    Predictive Coding, 2018). Scale and mismatch rate are fitted by maximum likelihood. Random pairs provide the null
+    distribution, which includes pairs that match by chance; p-values under it give the posterior by `local_fdr`.
 
     Args:
-      one, other: float [rows, width], each row of length 1.
+      a, b: unit-norm embeddings, float [rows, width].
     """
     import scipy.optimize
 
-    count = len(one)
-    others = np.linspace(0, count - 1, min(count, _OTHERS)).astype(np.int64)
-    right = np.einsum("rw,rw->r", one, other, dtype=np.float64)
-    sides = [(one @ other[others].T).astype(np.float64), (other @ one[others].T).astype(np.float64)]
+    count = len(a)
+    negatives = np.linspace(0, count - 1, min(count, _NEGATIVES)).astype(np.int64)
+    positive = np.einsum("rw,rw->r", a, b, dtype=np.float64)
+    # Cosines with the negatives [rows, negatives], a to b and b to a.
+    cosines = [(a @ b[negatives].T).astype(np.float64), (b @ a[negatives].T).astype(np.float64)]
 
-    def means(scale: float) -> list[np.ndarray]:
-        """Of either side, the logarithm of the mean [rows] over others."""
-        return [np.log(np.exp(scale * (side - 1)).mean(axis=1)) for side in sides]
+    def log_means(scale: float) -> list[np.ndarray]:
+        """Log of the mean over negatives [rows], for both directions."""
+        return [np.log(np.exp(scale * (cosine - 1)).mean(axis=1)) for cosine in cosines]
 
-    def surprise(values: np.ndarray) -> float:
-        scale, rate = np.exp(values[0]), 0.5 / (1 + np.exp(-values[1]))
-        first, second = means(scale)
-        return -float(np.log((1 - rate) * np.exp(scale * (right - 1) - 0.5 * (first + second)) + rate).mean())
+    def loss(parameters: np.ndarray) -> float:
+        """Negative mean log likelihood of the density ratios, in nats."""
+        scale, rate = np.exp(parameters[0]), _MAX_MISMATCH_RATE / (1 + np.exp(-parameters[1]))
+        first, second = log_means(scale)
+        ratio = np.exp(scale * (positive - 1) - 0.5 * (first + second))
+        return -float(np.log((1 - rate) * ratio + rate).mean())
 
-    fit = scipy.optimize.minimize(surprise, [2.0, -2.0], method="L-BFGS-B", bounds=[(-2.0, 4.0), (-12.0, 8.0)])
+    fit = scipy.optimize.minimize(loss, _START, method="L-BFGS-B", bounds=_BOUNDS)
     scale = np.exp(fit.x[0])
-    first, second = means(scale)
-    pairs = scale * (right - 1) - 0.5 * (first + second)
-    drawn = [
-        scale * (side - 1) - 0.5 * (own[:, None] + partner[others])
-        for side, own, partner in zip(sides, (first, second), (second, first), strict=True)
+    first, second = log_means(scale)
+    scores = scale * (positive - 1) - 0.5 * (first + second)
+    random_scores = [
+        scale * (cosine - 1) - 0.5 * (anchor[:, None] + partner[negatives])
+        for cosine, anchor, partner in zip(cosines, (first, second), (second, first), strict=True)
     ]
-    off = np.arange(count)[:, None] != others
-    random = np.sort(np.concatenate([values[off] for values in drawn]))
-    # The share of random partners that fit at least as well: of pairs that are none, uniform between 0 and 1.
-    return false_discovery(1 - np.searchsorted(random, pairs) / len(random)), -float(fit.fun)
+    off_diagonal = np.arange(count)[:, None] != negatives
+    null = np.sort(np.concatenate([values[off_diagonal] for values in random_scores]))
+    # p-values: fraction of random pairs that score at least as high. Uniform for mismatched pairs.
+    return local_fdr(1 - np.searchsorted(null, scores) / len(null)), -float(fit.fun)
 
 
-def false_discovery(ranks: np.ndarray) -> np.ndarray:
-    """The probability of each of many p-values that it came about by chance, where the others are rather small.
+def local_fdr(p_values: np.ndarray) -> np.ndarray:
+    """Local false discovery rate: the posterior of the null hypothesis for each p-value [n].
 
-    It is the density of those by chance, 1 times their share, over the density of all. That share is what lies in the
-    upper half, where hardly any other is (Storey, A Direct Approach to False Discovery Rates, 2002); the density is the
-    slope of the least concave function above the empirical distribution (Grenander, On the Theory of Mortality
-    Measurement, 1956).
+    Equals null fraction / density of all p-values, since the null density is 1. The null fraction is estimated from
+    p-values above 0.5 (Storey, A Direct Approach to False Discovery Rates, 2002), the density as the slope of the least
+    concave majorant of the empirical distribution (Grenander, On the Theory of Mortality Measurement, 1956).
     """
-    order = np.sort(ranks)
-    above = int((order > 0.5).sum())
-    share = min(1.0, 2 * (above + 1) / len(ranks)) if above else 0.0
-    places = np.concatenate([[0.0], order, [1.0]])
-    heights = np.concatenate([np.arange(len(order) + 1), [len(order)]]) / len(order)
-    corners = [0]
-    for at in range(1, len(places)):
-        while len(corners) > 1 and _turns_up(places, heights, corners[-2], corners[-1], at):
-            corners.pop()
-        corners.append(at)
-    widths = np.maximum(np.diff(places[corners]), 1e-12)
-    slopes = np.diff(heights[corners]) / widths
-    density = slopes[np.clip(np.searchsorted(places[corners], ranks) - 1, 0, len(slopes) - 1)]
-    return np.minimum(1.0, share / np.maximum(density, 1e-12))
+    sort_splits = np.sort(p_values)
+    above = int((sort_splits > 0.5).sum())
+    null_fraction = min(1.0, 2 * (above + 1) / len(p_values)) if above else 0.0
+    x = np.concatenate([[0.0], sort_splits, [1.0]])
+    y = np.concatenate([np.arange(len(sort_splits) + 1), [len(sort_splits)]]) / len(sort_splits)
+    vertices = [0]
+    for index in range(1, len(x)):
+        while len(vertices) > 1 and _is_convex(x, y, vertices[-2], vertices[-1], index):
+            vertices.pop()
+        vertices.append(index)
+    density = np.diff(y[vertices]) / np.maximum(np.diff(x[vertices]), _TINY)
+    density = density[np.clip(np.searchsorted(x[vertices], p_values) - 1, 0, len(density) - 1)]
+    return np.minimum(1.0, null_fraction / np.maximum(density, _TINY))
 
 
-def _turns_up(x: np.ndarray, y: np.ndarray, first: int, second: int, third: int) -> bool:
-    """Whether the way from the second point to the third is no less steep than that from the first to the second."""
+def _is_convex(x: np.ndarray, y: np.ndarray, first: int, second: int, third: int) -> bool:
+    """Returns True if the slope from the second point to the third is at least that from the first to the second."""
     before = (y[second] - y[first]) * (x[third] - x[second])
     return before <= (y[third] - y[second]) * (x[second] - x[first])

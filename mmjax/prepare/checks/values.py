@@ -1,4 +1,4 @@
-"""What is wrong with a value by itself, as its kind judges it."""
+"""Checks of single values: unreadable files, faults reported by the column kinds, and rows without inputs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from mmjax.prepare.examined import Examined, Finding
 
 
 def unreadable(examined: Examined) -> Iterator[Finding]:
-    """Values that cannot be decoded. A target that cannot be read is one that the row lacks."""
+    """Finds inputs that cannot be decoded. Unreadable targets count as missing instead."""
     targets = {column.name for column in examined.job.targets}
-    yield from (found for found in examined.findings if found.check == "unreadable" and found.column not in targets)
+    yield from (f for f in examined.findings if f.check == "unreadable" and f.column not in targets)
 
 
 def faulty(examined: Examined) -> Iterator[Finding]:
-    """What the kinds call faults."""
-    yield from (found for found in examined.findings if found.check != "unreadable")
+    """Yields the faults that the column kinds report."""
+    yield from (finding for finding in examined.findings if finding.check != "unreadable")
 
 
 def absent(examined: Examined) -> Iterator[Finding]:
-    """Rows that have none of the inputs."""
+    """Finds rows without any input."""
     inputs = [examined.present[column.name] for column in examined.job.inputs]
     for row in range(examined.job.num_rows):
         if examined.alive[row] and not any(present[row] for present in inputs):
-            yield Finding(row, "absent", "it has none of the inputs")
+            yield Finding(row, "absent", "all inputs are missing")

@@ -1,8 +1,9 @@
-"""Kinds of columns: what `mmjax prepare` can decode, check, store and show. A new kind is one file and one line here.
+"""Column kinds that `mmjax prepare` can decode, check, store and display. A new kind is one file and one line here.
 
-Of kinds that share a suffix, such as .npy, the first takes files whose kind nobody names.
+If several kinds share a suffix, such as .npy, files without an explicit kind get the first one.
 
-Inputs whose kind is also a key of `mmjax.modalities.MODALITIES` can be trained on; `restore` gives what it processes.
+Input kinds that are also keys of `mmjax.modalities.MODALITIES` can be trained on; `restore` returns that modality's raw
+data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Audio: WAV, FLAC, OGG and MP3, of any rate and number of channels."""
+"""Audio: WAV, FLAC, OGG and MP3 files of any sample rate and channel count."""
 
 from __future__ import annotations
 
@@ -20,28 +20,31 @@ from mmjax.modalities.filters import resample
 from mmjax.prepare import pictures
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 
+# Signatures and features: sample rate in Hz, and compared duration in seconds.
 _RATE = 8000
 _SECONDS = 4.0
+# STFT window and hop in samples, and mel bands.
 _WINDOW, _HOP, _BANDS = 256, 80, 32
-_TRIM = 30.0
+# Leading and trailing silence is trimmed: samples this many dB below the peak.
+_TRIM_DB = 30.0
 _SHOWN_SECONDS = 10.0
 
 
 class AudioKind(Kind):
-    """A recording; stored as int16 [samples, channels] with its rate: 24 bits and floating point are rounded."""
+    """A recording, stored as int16 [samples, channels] with its sample rate. 24-bit and float samples are rounded."""
 
     fault_names = ("silent", "clipped")
     suffixes = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au")
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """When a recording is faulty, and when two are near duplicates.
+        """Thresholds of the audio checks.
 
         Attributes:
-          silent: in dB of full scale; a recording whose peak is below is silent.
-          clipped: share of the samples that lie, in runs of at least two, at the recording's own largest or smallest
-            value; what is above is clipped.
-          alike: correlation of two waveforms, at the best shift, above which they are one recording.
+          silent: peak level in dBFS below which a recording is silent.
+          clipped: fraction of clipped samples above which a recording is clipped. A sample counts as clipped if it lies
+            in a run of at least two at the recording's own maximum or minimum.
+          similarity: correlation of two waveforms at the best lag, at or above which they are near duplicates.
         """
 
         silent: float = -60.0
@@ -50,11 +53,11 @@ class AudioKind(Kind):
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Reduce:
-        """How much of a recording is kept.
+        """Downsampling of recordings.
 
         Attributes:
-          rate: in Hz, to which recordings of a higher rate are resampled; by default they keep theirs.
-          mono: whether the channels become one, their mean.
+          rate: maximum sample rate in Hz; recordings above it are resampled. None keeps every rate.
+          mono: average the channels to one.
         """
 
         rate: Count | None = None
@@ -72,7 +75,7 @@ class AudioKind(Kind):
             except ValueError as error:
                 raise Unreadable(str(error)) from None
             return samples, rate
-        raise Unreadable(f"{type(value).__name__} is no audio file, and no (samples, rate)")
+        raise Unreadable(f"{type(value).__name__} is not an audio file or a pair (samples, rate)")
 
     def reduced(self, raw: Waveform) -> Waveform:
         samples, rate = raw
@@ -84,13 +87,13 @@ class AudioKind(Kind):
         return (channels[0] if samples.ndim == 1 else np.stack(channels, axis=1)), self.reduce.rate
 
     def measure_whole(self, raw: Waveform) -> dict[str, float | int | str]:
-        # Resampled, what was cut off at the limit no longer lies at it.
+        # After resampling, clipped samples no longer lie at the limit.
         return {"clipped": _clipped(raw[0])}
 
     def measure(self, raw: Waveform) -> dict[str, float | int | str]:
         samples, rate = raw
         values = mono(samples)
-        level = float(np.sqrt(np.square(values, dtype=np.float64).mean()))
+        rms = float(np.sqrt(np.square(values, dtype=np.float64).mean()))
         return {
             "seconds": len(values) / rate,
             "rate": rate,
@@ -98,16 +101,16 @@ class AudioKind(Kind):
             "mean": float(values.mean()),
             "std": float(values.std()),
             "peak_decibels": _decibels(float(np.abs(values - np.median(values)).max())),
-            "level_decibels": _decibels(level),
+            "level_decibels": _decibels(rms),
             "clipped": _clipped(samples),
             "bytes": 2 * samples.size,
         }
 
     def faults(self, measured: Mapping[str, Any]) -> dict[str, str]:
         if measured["peak_decibels"] < self.config.silent:
-            return {"silent": f"its peak is {measured['peak_decibels']:.0f} dB"}
+            return {"silent": f"peak level is {measured['peak_decibels']:.0f} dBFS"}
         if measured["clipped"] > self.config.clipped:
-            return {"clipped": f"{measured['clipped']:.1%} of its samples are at the limit"}
+            return {"clipped": f"{measured['clipped']:.1%} of samples are clipped"}
         return {}
 
     def quality(self, measured: Mapping[str, Any]) -> float:
@@ -117,14 +120,14 @@ class AudioKind(Kind):
         values = resample(mono(raw[0]), raw[1], _RATE)
         values = values - values.mean()
         level = np.abs(values)
-        loud = np.flatnonzero(level > level.max(initial=0) * 10 ** (-_TRIM / 20))
+        loud = np.flatnonzero(level > level.max(initial=0) * 10 ** (-_TRIM_DB / 20))
         if len(loud) < _WINDOW:
             return None
         values = values[loud[0] : loud[-1] + 1]
-        # What the whole sounds like, for the hash, and samples for the comparison.
-        drawn = np.rint(_drawn(values)).astype(np.uint8)
+        # The spectrogram is for `hashes`, the waveform for `similarity`.
+        image = np.rint(_spectrogram_image(values)).astype(np.uint8)
         waveform = np.rint(values[: int(_SECONDS * _RATE)] * (127 / level.max())).astype(np.int8)
-        return drawn.tobytes() + waveform.tobytes()
+        return image.tobytes() + waveform.tobytes()
 
     def hashes(self, signature: bytes) -> np.ndarray:
         size = pictures.SIDE**2
@@ -134,31 +137,31 @@ class AudioKind(Kind):
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return pictures.candidates(hashes, close=16)
 
-    def similarity(self, one: bytes, other: bytes) -> float:
+    def similarity(self, a: bytes, b: bytes) -> float:
         size = pictures.SIDE**2
-        first, second = (np.frombuffer(signature[size:], np.int8).astype(np.float64) for signature in (one, other))
+        first, second = (np.frombuffer(signature[size:], np.int8).astype(np.float64) for signature in (a, b))
         return _correlation(first, second)
 
     def features(self, raw: Waveform) -> np.ndarray:
         values = resample(mono(raw[0]), raw[1], _RATE)
         level = np.abs(values)
-        loud = np.flatnonzero(level > level.max() * 10 ** (-_TRIM / 20))
+        loud = np.flatnonzero(level > level.max() * 10 ** (-_TRIM_DB / 20))
         values = values[loud[0] : loud[-1] + 1] if len(loud) else values
         spectrogram = _spectrogram(values)
-        # Cepstra without the loudness, at as many moments for each recording.
+        # Level-normalized cepstra, averaged to 20 time steps for any duration.
         cepstra = _cepstra() @ (spectrogram - spectrogram.mean())
-        moments = np.linspace(0, cepstra.shape[1] - 1, 20)
-        around = np.abs(moments[:, None] - np.arange(cepstra.shape[1])) < max(1.0, cepstra.shape[1] / 30)
-        cepstra = cepstra @ (around / around.sum(axis=1, keepdims=True)).T
-        # Higher cepstra are smaller and tell as much (a lifter: Juang, Rabiner and Wilpon, 1987).
+        centres = np.linspace(0, cepstra.shape[1] - 1, 20)
+        window = np.abs(centres[:, None] - np.arange(cepstra.shape[1])) < max(1.0, cepstra.shape[1] / 30)
+        cepstra = cepstra @ (window / window.sum(axis=1, keepdims=True)).T
+        # Liftering: higher cepstra are smaller but equally informative (Juang, Rabiner and Wilpon, 1987).
         return ((1 + np.arange(len(cepstra)))[:, None] * cepstra).reshape(-1).astype(np.float32)
 
-    def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
+    def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         samples = tfds.features.Tensor(shape=(None, None), dtype=np.int16, encoding="bytes")
         return tfds.features.FeaturesDict({"samples": samples, "rate": tfds.features.Scalar(dtype=np.int32)})
 
     def stored(self, raw: Waveform, summary: Mapping[str, Any]) -> dict[str, Any]:
-        return {"samples": _sixteen_bits(raw[0]).reshape(len(raw[0]), -1), "rate": raw[1]}
+        return {"samples": _to_int16(raw[0]).reshape(len(raw[0]), -1), "rate": raw[1]}
 
     def placeholder(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         return {"samples": np.zeros((1, 1), np.int16), "rate": 0}
@@ -168,9 +171,9 @@ class AudioKind(Kind):
         return (samples[:, 0] if samples.shape[1] == 1 else samples), int(stored["rate"])
 
     def show(self, raw: Waveform) -> str:
-        samples = _sixteen_bits(raw[0][: int(_SHOWN_SECONDS * raw[1])])
+        samples = _to_int16(raw[0][: int(_SHOWN_SECONDS * raw[1])])
         data = base64.b64encode(_wav(samples.reshape(len(samples), -1), raw[1])).decode()
-        return f'{_curve(mono(samples))}<audio controls preload="none" src="data:audio/wav;base64,{data}"></audio>'
+        return f'{_envelope(mono(samples))}<audio controls preload="none" src="data:audio/wav;base64,{data}"></audio>'
 
 
 def _read(file: File) -> Waveform:
@@ -179,18 +182,18 @@ def _read(file: File) -> Waveform:
     except (ImportError, OSError):
         raise UserError("audio", f"{file.name!r} needs the package soundfile", "pip install 'mmjax[data]'") from None
     if file.data[:4] == b"RIFF" and len(file.data) > 8:
-        # libsndfile reads what there is of a WAV file that was cut short, without a word.
-        promised = struct.unpack("<I", file.data[4:8])[0] + 8
-        # Streams are written with a size of 0 or of all ones.
-        if 8 < promised < 0xFFFFFFF0 and len(file.data) < promised - 1:
-            raise Unreadable(f"cut short: {len(file.data):,} of {promised:,} bytes")
+        # libsndfile silently reads truncated WAV files, so compare with the size in the RIFF header.
+        expected = struct.unpack("<I", file.data[4:8])[0] + 8
+        # Streaming writers leave the size at 0 or at all ones.
+        if 8 < expected < 0xFFFFFFF0 and len(file.data) < expected - 1:
+            raise Unreadable(f"cut short: {len(file.data):,} of {expected:,} bytes")
     try:
         with soundfile.SoundFile(io.BytesIO(file.data)) as opened:
-            sixteen = opened.subtype == "PCM_16"
+            is_int16 = opened.subtype == "PCM_16"
             frames = opened.frames
-            samples = opened.read(dtype="int16" if sixteen else "float32")
+            samples = opened.read(dtype="int16" if is_int16 else "float32")
             rate = opened.samplerate
-    # soundfile raises its own errors, RuntimeErrors and, for sizes that are nonsense, MemoryErrors.
+    # soundfile raises its own errors, RuntimeError, and MemoryError for absurd sizes in the header.
     except Exception as error:
         raise Unreadable(str(error).replace("Error opening <_io.BytesIO object>: ", "")) from None
     if len(samples) < frames:
@@ -207,35 +210,35 @@ def _decibels(level: float) -> float:
 
 
 def _clipped(samples: np.ndarray) -> float:
-    """The share of samples [n] or [n, channels] that a limiter cut off, of the channel that has the most of them.
+    """Fraction of clipped samples in [n] or [n, channels]; the maximum over channels.
 
-    They lie in runs of at least two at the largest or smallest value, and are more than all within four steps below:
-    without a limiter few reach the end of the scale, even of one as coarse as that of 8 bits. A pure tone stays long at
-    its peak, and a little longer just below.
+    Counts runs of at least two samples at the maximum or minimum, provided that more samples lie at the limit than
+    within four quantization steps below it. Unclipped audio rarely reaches the limit, even at 8 bits; a pure tone
+    spends long at its peak, but slightly longer just below.
     """
-    found = 0.0
+    worst = 0.0
     for channel in samples.reshape(len(samples), -1).T:
         values = mono(channel)
-        near = float(np.abs(values).max()) * 1e-3
-        share = 0
+        tolerance = float(np.abs(values).max()) * 1e-3
+        clipped = 0
         for side in (values, -values):
             limit = side.max()
-            here = side >= limit - near
-            below = side[~here]
-            if not near or not len(below):
+            at_limit = side >= limit - tolerance
+            below = side[~at_limit]
+            if not tolerance or not len(below):
                 continue
-            step = max(near, limit - near - float(below.max()))
-            at = np.concatenate([[False], here, [False]])
-            edges = np.flatnonzero(at[1:] != at[:-1])
+            step = max(tolerance, limit - tolerance - float(below.max()))
+            padded = np.concatenate([[False], at_limit, [False]])
+            edges = np.flatnonzero(padded[1:] != padded[:-1])
             lengths = edges[1::2] - edges[::2]
-            if here.sum() > np.count_nonzero(below >= limit - near - 4 * step):
-                share += int(lengths[lengths >= 2].sum())
-        found = max(found, share / len(values))
-    return found
+            if at_limit.sum() > np.count_nonzero(below >= limit - tolerance - 4 * step):
+                clipped += int(lengths[lengths >= 2].sum())
+        worst = max(worst, clipped / len(values))
+    return worst
 
 
 def _spectrogram(values: np.ndarray) -> np.ndarray:
-    """[bands, frames], in dB between 0 and 60 below the loudest."""
+    """Mel spectrogram [bands, frames] in dB relative to its maximum, clipped at -60."""
     values = np.pad(values, (0, max(0, _WINDOW - len(values))))
     frames = np.lib.stride_tricks.sliding_window_view(values, _WINDOW)[::_HOP] * np.hanning(_WINDOW)
     power = np.square(np.abs(np.fft.rfft(frames))) @ _mel().T
@@ -243,18 +246,18 @@ def _spectrogram(values: np.ndarray) -> np.ndarray:
     return np.maximum(decibels - decibels.max(), -60).T
 
 
-def _drawn(values: np.ndarray) -> np.ndarray:
-    """The spectrogram as a picture [SIDE, SIDE], 0 to 255, whatever the length."""
+def _spectrogram_image(values: np.ndarray) -> np.ndarray:
+    """Spectrogram resized to [SIDE, SIDE] for any duration, scaled to 0 to 255."""
     import PIL.Image
 
     spectrogram = (_spectrogram(values) + 60) * (255 / 60)
-    picture = PIL.Image.fromarray(spectrogram.astype(np.float32))
-    return np.clip(np.asarray(picture.resize((pictures.SIDE, pictures.SIDE), PIL.Image.Resampling.BILINEAR)), 0, 255)
+    image = PIL.Image.fromarray(spectrogram.astype(np.float32))
+    return np.clip(np.asarray(image.resize((pictures.SIDE, pictures.SIDE), PIL.Image.Resampling.BILINEAR)), 0, 255)
 
 
 @functools.cache
 def _mel() -> np.ndarray:
-    """[bands, frequencies]: triangles that are equally wide on the mel scale, from 60 Hz to half the rate."""
+    """Triangular mel filters [bands, frequencies], from 60 Hz to the Nyquist frequency."""
     mel = lambda hertz: 1127 * np.log1p(hertz / 700)  # noqa: E731
     edges = 700 * np.expm1(np.linspace(mel(60), mel(_RATE / 2), _BANDS + 2) / 1127)
     frequencies = np.fft.rfftfreq(_WINDOW, 1 / _RATE)
@@ -265,31 +268,33 @@ def _mel() -> np.ndarray:
 
 @functools.cache
 def _cepstra() -> np.ndarray:
+    """DCT matrix [16, bands] that maps mel bands in dB to cepstral coefficients."""
     return np.cos(np.pi / _BANDS * np.outer(np.arange(16), np.arange(_BANDS) + 0.5)) / _BANDS
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest correlation over all shifts at which at least half of the shorter one overlaps; -1 to 1."""
-    if len(one) < len(other):
-        one, other = other, one
-    least = max(1, len(other) // 2)
-    size = 1 << int(np.ceil(np.log2(len(one) + len(other))))
-    products = np.fft.irfft(np.fft.rfft(one, size) * np.conj(np.fft.rfft(other, size)), size)
-    # Shift s lays other[0] on one[s].
-    shifts = np.arange(least - len(other), len(one) - least + 1)
-    energies = [np.concatenate([[0.0], np.cumsum(np.square(values))]) for values in (one, other)]
-    first, last = np.maximum(shifts, 0), np.minimum(shifts + len(other), len(one))
-    energy = (energies[0][last] - energies[0][first]) * (energies[1][last - shifts] - energies[1][first - shifts])
-    # Where hardly anything of either overlaps, a product says nothing.
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Maximum absolute cross-correlation, 0 to 1, over lags where at least half of the shorter signal overlaps."""
+    if len(a) < len(b):
+        a, b = b, a
+    min_overlap = max(1, len(b) // 2)
+    size = 1 << int(np.ceil(np.log2(len(a) + len(b))))
+    products = np.fft.irfft(np.fft.rfft(a, size) * np.conj(np.fft.rfft(b, size)), size)
+    # Lag s aligns b[0] with a[s].
+    lags = np.arange(min_overlap - len(b), len(a) - min_overlap + 1)
+    energies = [np.concatenate([[0.0], np.cumsum(np.square(values))]) for values in (a, b)]
+    first, last = np.maximum(lags, 0), np.minimum(lags + len(b), len(a))
+    energy = (energies[0][last] - energies[0][first]) * (energies[1][last - lags] - energies[1][first - lags])
+    # Ignore lags where little of the signals' energy overlaps: their correlation is noise.
     enough = energy > 0.05 * energies[0][-1] * energies[1][-1]
-    scores = products[shifts % size] / np.sqrt(np.where(enough, energy, np.inf))
+    scores = products[lags % size] / np.sqrt(np.where(enough, energy, np.inf))
     return float(np.abs(scores).max(initial=0))
 
 
-def _sixteen_bits(samples: np.ndarray) -> np.ndarray:
+def _to_int16(samples: np.ndarray) -> np.ndarray:
+    """Converts float samples to int16."""
     if samples.dtype == np.int16:
         return samples
-    # Floating point knows no limit: what goes beyond full scale becomes quieter as a whole.
+    # Float samples may exceed full scale; scale the whole recording down then.
     return np.rint(samples / max(1.0, float(np.abs(samples).max())) * 32767).astype(np.int16)
 
 
@@ -303,8 +308,8 @@ def _wav(samples: np.ndarray, rate: int) -> bytes:
     return buffer.getvalue()
 
 
-def _curve(values: np.ndarray) -> str:
-    """The envelope of a waveform as an SVG."""
+def _envelope(values: np.ndarray) -> str:
+    """Envelope of a waveform as an SVG."""
     parts = np.array_split(values, min(80, len(values)))
     heights = [max(1.0, 20 * float(np.abs(part).max())) for part in parts]
     bars = "".join(f"M{2 * x + 1} {20 - h:.1f}V{20 + h:.1f}" for x, h in enumerate(heights))

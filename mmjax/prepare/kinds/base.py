@@ -1,76 +1,84 @@
-"""What preparation asks of a kind of column: to decode, measure, compare, store and show what the user brings."""
+"""Interface of a column kind: decode, measure, compare, store and display values."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
+# Numeric measurements of all rows: {measure: float [rows], NaN where missing}.
+Numbers = Mapping[str, np.ndarray]
+# String measurements of all rows: {measure: [rows], None where missing}.
+Strings = Mapping[str, Sequence[str | None]]
+
 
 class Unreadable(ValueError):
-    """A value cannot be decoded; the text says why."""
+    """Raised when a value cannot be decoded; the message gives the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """The bytes of a file, with its name for messages and for what its suffix tells."""
+    """Contents of a file, with its name for messages and for dispatch on the suffix."""
 
     name: str
     data: bytes
 
 
-def name_of(number: float) -> str:
-    """A number as the name of a category: whole ones without a point, others with all of their digits."""
-    return str(int(number)) if float(number).is_integer() else repr(float(number))
+def category_name(value: float) -> str:
+    """Formats a number as a category name: integers without a decimal point, others with all digits."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
-def standard(values: np.ndarray) -> tuple[float, float] | None:
-    """Mean and deviation of numbers without NaN, None of none; a constant, which says nothing, has the deviation 1."""
+def mean_and_std(values: np.ndarray) -> tuple[float, float] | None:
+    """Mean and standard deviation, ignoring NaN; None if no value is left. Constant values get standard deviation 1."""
     values = values[~np.isnan(values)]
     if not len(values):
         return None
-    mean, deviation = float(values.mean()), float(values.std())
-    return mean, deviation if deviation > 1e-9 * abs(mean) else 1.0
+    mean, std = float(values.mean()), float(values.std())
+    return mean, std if std > 1e-9 * abs(mean) else 1.0
 
 
-def pooled(counts: np.ndarray, means: np.ndarray, deviations: np.ndarray) -> tuple[float, float]:
-    """Mean and deviation of all values of several groups, from those of each group and how many values it has.
+def pooled_mean_and_std(counts: np.ndarray, means: np.ndarray, stds: np.ndarray) -> tuple[float, float]:
+    """Combines the statistics of several groups [groups] into the mean and standard deviation of all their values.
 
-    Groups without values may hold NaN. As in `standard`, a constant has the deviation 1; no values at all have 0 and 1.
+    Groups with count 0 are ignored; their statistics may be NaN. Constant values get standard deviation 1, as in
+    `mean_and_std`. Returns (0, 1) if all counts are 0.
     """
     filled = counts > 0
-    counts, means, deviations = counts[filled], means[filled], deviations[filled]
+    counts, means, stds = counts[filled], means[filled], stds[filled]
     if not len(counts):
         return 0.0, 1.0
     mean = float(np.average(means, weights=counts))
-    deviation = float(np.sqrt(np.average(np.square(deviations) + np.square(means - mean), weights=counts)))
-    return mean, deviation if deviation > 1e-9 * abs(mean) else 1.0
+    std = float(np.sqrt(np.average(np.square(stds) + np.square(means - mean), weights=counts)))
+    return mean, std if std > 1e-9 * abs(mean) else 1.0
 
 
 class Kind:
-    """Base of all kinds. What a kind does not override it cannot do: `measure` nothing, be like nothing, and so on.
+    """Base class of all column kinds. The defaults measure nothing, report no faults and find no near duplicates.
 
-    A kind is made from its `Config`, which holds the thresholds of its checks, and its `Reduce`. `decode`, `measure`,
-    `signature` and `features` do not depend on thresholds, so that others judge what was measured once.
+    A kind is constructed from its `Config` (thresholds of its checks) and its `Reduce` (downsampling options).
+    `decode`, `measure`, `signature` and `features` must not depend on thresholds: their results are stored, and judged
+    again when thresholds change.
 
     Attributes:
-      target: whether columns of this kind are what a model answers; the others are what it is given.
-      fault_names: what `faults` can find.
-      telling: whether two examples that share only this are suspicious. Two captions may well be the same.
-      repeats: whether examples may well be equal by design, as repeated measurements are: copies are told, and stay.
-      keeps_words: whether the words among what is measured are few, and counted.
-      takes_folders: whether a path may be that of a folder; `decode` then gets a tuple of its files.
-      tokenized: whether `restore` gives strings, for which a tokenizer can be trained.
-      joins: whether several columns of the source make one of this kind; `decode` gets {column: value}.
-      suffixes: the suffixes of files of this kind, lower case, with the dot.
+      target: True if columns of this kind are targets; the others are inputs.
+      fault_names: all keys that `faults` may return.
+      distinctive: True if two examples that share only this input are suspicious. False for text: captions may repeat.
+      duplicates_expected: True if equal rows are legitimate, such as repeated measurements; duplicates are then
+        reported but kept.
+      keeps_strings: True if the strings in `measure` are categories, which are kept and counted.
+      takes_folders: True if a path may name a folder; `decode` then gets a tuple of its files.
+      tokenized: True if `restore` returns strings, for which a tokenizer can be trained.
+      multi_column: True if several source columns form one column of this kind; `decode` then gets {column: value}.
+      suffixes: file suffixes of this kind, lower case, with the dot.
     """
 
     target: ClassVar[bool] = False
     distinctive: ClassVar[bool] = True
     duplicates_expected: ClassVar[bool] = False
-    keeps_words: ClassVar[bool] = False
+    keeps_strings: ClassVar[bool] = False
     takes_folders: ClassVar[bool] = False
     tokenized: ClassVar[bool] = False
     multi_column: ClassVar[bool] = False
@@ -83,99 +91,97 @@ class Kind:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Reduce:
-        """Nothing can be made smaller."""
+        """No downsampling options."""
 
     def __init__(self, config: Any = None, reduce: Any = None):
         self.config: Any = self.Config() if config is None else config
         self.reduce: Any = self.Reduce() if reduce is None else reduce
 
     def is_path(self, value: str) -> bool:
-        """Whether a string in a manifest is the path of a file, and not the value itself."""
+        """Returns True if a string in a manifest is a file path, False if it is the value itself."""
         return bool(self.suffixes) and not self.target
 
     def decode(self, value: Any) -> Any:
-        """Makes raw data of a `File`, or of a value that stands in a manifest or a record; None where there is nothing.
+        """Decodes a `File`, or a value from a manifest or record, to raw data. Returns None for a missing value.
 
         Raises:
-          Unreadable: if there is something else.
+          Unreadable: if the value cannot be decoded.
         """
         raise NotImplementedError
 
     def reduced(self, raw: Any) -> Any:
-        """What is kept of raw data: all of it, unless the user has asked for less."""
+        """Downsamples raw data according to `self.reduce`. Identity by default."""
         return raw
 
     def measure_whole(self, raw: Any) -> dict[str, float | int | str]:
-        """What `measure` would not find in what is left of raw data that was reduced."""
+        """Measurements taken before `reduced`, which override those of `measure`: for properties that it changes."""
         return {}
 
     def measure(self, raw: Any) -> dict[str, float | int | str]:
-        """Numbers and words that describe raw data; "bytes" is how much a record grows by it."""
+        """Numbers and strings that describe raw data. "bytes" is the estimated size of the stored value."""
         return {}
 
     def faults(self, measured: Mapping[str, Any]) -> dict[str, str]:
-        """{name of a fault: why}, of what `measure` found."""
+        """Faults of one value, from its measurements: {fault name: reason}."""
         return {}
 
     def quality(self, measured: Mapping[str, Any]) -> float:
-        """Of near duplicates, that with the most is kept: pixels, samples."""
+        """Priority among near duplicates, for example pixel or sample count. The row with the highest is kept."""
         return 0.0
 
     # Near duplicates.
 
     def signature(self, raw: Any) -> bytes | None:
-        """A small likeness of raw data that `similarity` compares, None where nothing can be said."""
+        """Compact signature for `hashes` and `similarity`. None excludes the value from the comparison."""
         return None
 
     def hashes(self, signature: bytes) -> np.ndarray | None:
-        """uint64 [n], the same n for all, from which `candidates` finds what may be alike."""
+        """Hashes uint64 [n] for `candidates`, with the same n for all values."""
         return None
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
-        """int64 [pairs, 2], the rows of `hashes` [rows, n] that may be alike; better too many than too few."""
+        """Candidate near duplicates int64 [pairs, 2]: row indices of `hashes` [rows, n]. Recall matters most."""
         return np.zeros((0, 2), np.int64)
 
-    def similarity(self, one: bytes, other: bytes) -> float:
-        """How alike two sketches are; near duplicates are those at or above `config.alike`."""
+    def similarity(self, a: bytes, b: bytes) -> float:
+        """Similarity of two signatures. Pairs at or above `config.similarity` are near duplicates."""
         return 0.0
 
     # Suspected label errors.
 
     def features(self, raw: Any) -> np.ndarray | None:
-        """float32 [n], the same n for all, from which a simple classifier tells classes apart."""
+        """Features float32 [n] for label-error detection, with the same n for all values; None if undefined."""
         return None
 
-    def described(self, numbers: Mapping[str, np.ndarray], words: Mapping[str, list[str | None]]) -> np.ndarray | None:
-        """The same for all rows at once, float [rows, n], where it follows from what was measured; see `summarise`."""
+    def column_features(self, numbers: Numbers, strings: Strings) -> np.ndarray | None:
+        """Features float [rows, n] from the measurements of all rows, if the kind needs no raw data for them.
+
+        Takes precedence over `features`.
+        """
         return None
 
-    # Storing. `stored` and `restore` are inverse to each other up to what the kind says that it rounds.
+    # Storage. `restore` inverts `stored` up to the rounding that each kind documents.
 
-    def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
-        """The TFDS feature; `summary` has {"classes"} or the largest and smallest of each number that was measured."""
+    def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
+        """TFDS feature connector of the column; `summary` is the result of `summarise`."""
         raise NotImplementedError
 
     def stored(self, raw: Any, summary: Mapping[str, Any]) -> Any:
-        """What the TFDS feature encodes."""
+        """Converts raw data to the value that the TFDS feature encodes."""
         raise NotImplementedError
 
     def placeholder(self, summary: Mapping[str, Any]) -> Any:
-        """What stands in a record that lacks this column; `restore` never sees it."""
+        """Value stored for rows that lack this column. Never passed to `restore`."""
         raise NotImplementedError
 
     def restore(self, stored: Any) -> Any:
-        """Makes what the modality of this name processes of what TFDS decoded, or read without decoding."""
+        """Converts a stored value, decoded by TFDS or read without decoding, to raw data of the modality."""
         return stored
 
-    # Of all rows together.
+    # Statistics over rows.
 
-    def summarise(self, numbers: Mapping[str, np.ndarray], words: Mapping[str, list[str | None]]) -> dict[str, Any]:
-        """What storing has to know of all rows: {measure: {"smallest", "largest"}}, or what the kind makes of it.
-
-        Args:
-          numbers: {measure: float [rows], NaN where there is none}.
-          words: {measure: [rows] of words, None where there is none}.
-        """
+    def summarise(self, numbers: Numbers, strings: Strings) -> dict[str, Any]:
+        """Column statistics that storage needs. By default {measure: {"smallest", "largest"}}."""
         measured = {name: values[~np.isnan(values)] for name, values in numbers.items()}
         return {
             name: {"smallest": float(values.min()), "largest": float(values.max())}
@@ -183,12 +189,12 @@ class Kind:
             if len(values)
         }
 
-    def dataset_options(self, summary: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Options of the modality of this name that the data decides; `numbers` are those of the training split."""
+    def dataset_options(self, summary: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
+        """Modality options derived from the data; `numbers` are the measurements of the training split."""
         return {}
 
     # The data card.
 
     def show(self, raw: Any) -> str:
-        """HTML in which a person can see or hear raw data."""
+        """Renders raw data as HTML for the data card."""
         raise NotImplementedError

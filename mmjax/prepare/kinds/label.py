@@ -1,4 +1,4 @@
-"""Labels: the name of a class, one of few."""
+"""Class labels."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from mmjax.prepare.kinds.base import File, Kind, Unreadable
+from mmjax.prepare.kinds.base import File, Kind, Numbers, Strings, Unreadable
 
-# How programs write that a cell is missing. "none" and "NA" may be classes.
+# Spellings of a missing cell. "none" and "NA" are not among them: they may be classes.
 _MISSING = ("nan", "NaN", "N/A", "n/a", "?")
 
 
 class LabelKind(Kind):
-    """A class; stored by its number in the order of the classes' names, numbers in the order of their size."""
+    """A class label, stored as an index into the sorted class names; numeric names sort by value."""
 
     target = True
-    keeps_words = True
+    keeps_strings = True
     suffixes = (".cls",)
 
     def decode(self, value: Any) -> str | None:
@@ -27,20 +27,20 @@ class LabelKind(Kind):
             except UnicodeDecodeError:
                 raise Unreadable("not UTF-8") from None
         if isinstance(value, float) and value.is_integer():
-            # A column of integers with gaps is one of floating point for Parquet and pandas.
+            # Parquet and pandas store integer columns with missing values as floats.
             value = int(value)
         name = str(value).strip()
         if not name:
-            raise Unreadable("an empty label")
+            raise Unreadable("the label is empty")
         return None if name in _MISSING else name
 
     def measure(self, raw: str) -> dict[str, float | int | str]:
         return {"class": raw, "bytes": 8}
 
-    def summarise(self, numbers: Mapping[str, Any], words: Mapping[str, list[str | None]]) -> dict[str, Any]:
-        return {"classes": ordered({name for name in words.get("class", ()) if name is not None})}
+    def summarise(self, numbers: Numbers, strings: Strings) -> dict[str, Any]:
+        return {"classes": sort_classes({name for name in strings.get("class", ()) if name is not None})}
 
-    def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
+    def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         return tfds.features.ClassLabel(names=list(summary["classes"]))
 
     def stored(self, raw: str, summary: Mapping[str, Any]) -> int:
@@ -53,8 +53,8 @@ class LabelKind(Kind):
         return f"<b>{html.escape(raw)}</b>"
 
 
-def ordered(classes: set[str]) -> list[str]:
-    """The names of classes in alphabetical order, but by size where all are numbers."""
+def sort_classes(classes: set[str]) -> list[str]:
+    """Sorts class names alphabetically, or by value if all are numbers."""
     try:
         return sorted(classes, key=lambda name: (float(name), name))
     except ValueError:

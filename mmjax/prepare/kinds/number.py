@@ -1,4 +1,4 @@
-"""Numbers: what a regression answers."""
+"""Regression targets."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from mmjax.modalities.table import is_missing
-from mmjax.prepare.kinds.base import Kind, Unreadable, standard
+from mmjax.prepare.kinds.base import Kind, Numbers, Unreadable, mean_and_std
 
 
 class NumberKind(Kind):
-    """A number, stored as float32."""
+    """A scalar, stored as float32."""
 
     target = True
 
@@ -23,7 +23,7 @@ class NumberKind(Kind):
         try:
             number = float(value)
         except (TypeError, ValueError):
-            raise Unreadable(f"{value!r} is no number") from None
+            raise Unreadable(f"{value!r} is not a number") from None
         if not math.isfinite(number):
             raise Unreadable(f"{value!r} is not finite")
         return number
@@ -31,12 +31,12 @@ class NumberKind(Kind):
     def measure(self, raw: float) -> dict[str, float | int | str]:
         return {"value": raw, "bytes": 8}
 
-    def dataset_options(self, summary: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
-        """Mean and deviation of the training split, by which a regression standardises."""
-        found = standard(numbers.get("value", np.zeros(0)))
-        return {} if found is None else dict(zip(("mean", "deviation"), found, strict=True))
+    def dataset_options(self, summary: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
+        """Mean and standard deviation of the training split, with which regression standardizes targets."""
+        statistics = mean_and_std(numbers.get("value", np.zeros(0)))
+        return {} if statistics is None else dict(zip(("mean", "deviation"), statistics, strict=True))
 
-    def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
+    def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         return tfds.features.Scalar(dtype=np.float32)
 
     def stored(self, raw: float, summary: Mapping[str, Any]) -> float:

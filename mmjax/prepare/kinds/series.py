@@ -1,4 +1,4 @@
-"""Series of sensors: NPY and CSV, of any length and number of channels, some of their values missing."""
+"""Sensor series: NPY and CSV files of any length and channel count, possibly with missing values."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy as np
 from mmjax.config import Within
 from mmjax.modalities.series import as_series, read_series
 from mmjax.prepare import fingerprints
-from mmjax.prepare.kinds.base import File, Kind, Unreadable, pooled
+from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable, pooled_mean_and_std
 
-_PLACES = 64
-# Channels that tell classes apart; those of a wider series that come after them do not.
-_FEATURED = 16
+# Steps that signatures and features resample to.
+_STEPS = 64
+# Channels used as features; later channels of wider series are ignored.
+_FEATURE_CHANNELS = 16
 _SHOWN_CHANNELS, _SHOWN_STEPS = 6, 160
 _WIDTH, _HEIGHT = 160, 40
 
 
 class SeriesKind(Kind):
-    """A series; stored as float32 [n, channels], NaN where a value is missing.
+    """A series, stored as float32 [n, channels], with NaN for missing values.
 
-    Where series of one column differ in their channels, those that one lacks are missing from it.
+    Series with fewer channels than others of the column are padded with missing channels.
     """
 
     fault_names = ("empty", "constant", "not_finite")
@@ -31,11 +32,11 @@ class SeriesKind(Kind):
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """When two series are near duplicates. Those without a value, of one value or with infinite ones are faulty.
+        """Thresholds of the series checks. Series without values, constant, or with infinite values are always faulty.
 
         Attributes:
-          alike: share of the variance of each of two series that the other must explain as it is, step by step once
-            both are brought to one length.
+          similarity: fraction of each series' variance, per channel, that the other must explain for the two to be near
+            duplicates. Both are resampled to one length first; offset and scale are not fitted.
         """
 
         similarity: Annotated[float, Within(0, 1)] = 0.98
@@ -48,10 +49,10 @@ class SeriesKind(Kind):
                 return as_series(np.asarray(value))
         except ValueError as error:
             raise Unreadable(str(error)) from None
-        raise Unreadable(f"{type(value).__name__} is no series")
+        raise Unreadable(f"{type(value).__name__} is not a series")
 
     def measure(self, raw: np.ndarray) -> dict[str, float | int | str]:
-        there = np.isfinite(raw)
+        finite = np.isfinite(raw)
         measured: dict[str, float | int | str] = {
             "steps": len(raw),
             "channels": raw.shape[1],
@@ -61,7 +62,7 @@ class SeriesKind(Kind):
         }
         spread = 0.0
         for channel in range(raw.shape[1]):
-            values = raw[there[:, channel], channel]
+            values = raw[finite[:, channel], channel]
             measured[f"channel_{channel}/values"] = len(values)
             if len(values):
                 measured[f"channel_{channel}/mean"] = float(values.mean())
@@ -72,11 +73,11 @@ class SeriesKind(Kind):
     def faults(self, measured: Mapping[str, Any]) -> dict[str, str]:
         values = sum(measured[f"channel_{channel}/values"] for channel in range(int(measured["channels"])))
         if measured["infinite"]:
-            return {"not_finite": f"{measured['infinite']:,} of its values are infinite"}
+            return {"not_finite": f"{measured['infinite']:,} values are infinite"}
         if not values:
-            return {"empty": "all of its values are missing"}
+            return {"empty": "all values are missing"}
         if not measured["spread"]:
-            return {"constant": f"no channel changes in {measured['steps']:,} steps"}
+            return {"constant": f"all channels are constant over {measured['steps']:,} steps"}
         return {}
 
     def quality(self, measured: Mapping[str, Any]) -> float:
@@ -86,92 +87,90 @@ class SeriesKind(Kind):
         return _profile(raw).astype(np.float32).tobytes()
 
     def hashes(self, signature: bytes) -> np.ndarray:
-        # Each channel on its own scale: a column of times would say everything, and it is the same in all series.
+        # Standardize each channel, or a large one, such as a time column that all series share, would dominate.
         profile = _read_profile(signature)
-        deviation = profile.std(axis=0)
-        return fingerprints.hash_vector(
-            ((profile - profile.mean(axis=0)) / np.where(deviation > 0, deviation, 1)).reshape(-1)
-        )
+        std = profile.std(axis=0)
+        return fingerprints.hash_vector(((profile - profile.mean(axis=0)) / np.where(std > 0, std, 1)).reshape(-1))
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return fingerprints.candidates(hashes)
 
-    def similarity(self, one: bytes, other: bytes) -> float:
-        if len(one) != len(other):
+    def similarity(self, a: bytes, b: bytes) -> float:
+        if len(a) != len(b):
             return 0.0
-        first, second = _read_profile(one), _read_profile(other)
+        first, second = _read_profile(a), _read_profile(b)
         error = np.square(first - second).sum(axis=0)
         variances = [np.square(profile - profile.mean(axis=0)).sum(axis=0) for profile in (first, second)]
-        least = np.minimum(*variances)
-        # Two constants, which a user may keep, are alike where they are equal. All channels have to be alike.
-        shares = np.where(least > 0, 1 - error / np.where(least > 0, least, 1), error == 0)
-        return float(shares.min())
+        smaller = np.minimum(*variances)
+        # Constant channels match only if equal. The least similar channel decides.
+        explained = np.where(smaller > 0, 1 - error / np.where(smaller > 0, smaller, 1), error == 0)
+        return float(explained.min())
 
     def features(self, raw: np.ndarray) -> np.ndarray:
-        """Of each channel its course, its frequencies without their phase, its level and its spread."""
-        found = np.zeros((_FEATURED, _PLACES + _PLACES // 2 + 2))
-        for row, values in zip(found, _profile(raw).T, strict=False):
-            level, spread = values.mean(), values.std()
-            course = (values - level) / (spread or 1.0) / _PLACES**0.5
-            frequencies = np.abs(np.fft.rfft(course)[1:]) / (_PLACES / 4) ** 0.5
-            row[:] = [*course, *frequencies, np.arcsinh(level), np.arcsinh(spread)]
-        return found.reshape(-1).astype(np.float32)
+        """Per channel: the standardized waveform, its magnitude spectrum, mean and standard deviation."""
+        features = np.zeros((_FEATURE_CHANNELS, _STEPS + _STEPS // 2 + 2))
+        for row, values in zip(features, _profile(raw).T, strict=False):
+            mean, std = values.mean(), values.std()
+            waveform = (values - mean) / (std or 1.0) / _STEPS**0.5
+            spectrum = np.abs(np.fft.rfft(waveform)[1:]) / (_STEPS / 4) ** 0.5
+            row[:] = [*waveform, *spectrum, np.arcsinh(mean), np.arcsinh(std)]
+        return features.reshape(-1).astype(np.float32)
 
-    def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
+    def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         return tfds.features.Tensor(shape=(None, _channels(summary)), dtype=np.float32, encoding="bytes")
 
     def stored(self, raw: np.ndarray, summary: Mapping[str, Any]) -> np.ndarray:
-        lacking = np.full((len(raw), _channels(summary) - raw.shape[1]), np.nan)
-        return np.concatenate([raw, lacking], axis=1).astype(np.float32)
+        padding = np.full((len(raw), _channels(summary) - raw.shape[1]), np.nan)
+        return np.concatenate([raw, padding], axis=1).astype(np.float32)
 
     def placeholder(self, summary: Mapping[str, Any]) -> np.ndarray:
         return np.full((1, _channels(summary)), np.nan, np.float32)
 
-    def dataset_options(self, summary: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Channels, and the mean and deviation of each over all values of the training split."""
-        found = []
+    def dataset_options(self, summary: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
+        """Channel count, and the mean and standard deviation of each channel over the training split."""
+        pooled = []
         for channel in range(_channels(summary)):
             counts = numbers.get(f"channel_{channel}/values", np.zeros(0))
-            spread = [numbers.get(f"channel_{channel}/{name}", np.zeros_like(counts)) for name in ("mean", "std")]
-            found.append(pooled(counts, *spread))
-        means, deviations = zip(*found, strict=True)
-        return {"channels": len(found), "mean": list(means), "std": list(deviations)}
+            statistics = [numbers.get(f"channel_{channel}/{name}", np.zeros_like(counts)) for name in ("mean", "std")]
+            pooled.append(pooled_mean_and_std(counts, *statistics))
+        means, stds = zip(*pooled, strict=True)
+        return {"channels": len(pooled), "mean": list(means), "std": list(stds)}
 
     def show(self, raw: np.ndarray) -> str:
-        return "".join(_curve(channel) for channel in raw.T[:_SHOWN_CHANNELS])
+        return "".join(_line_svg(channel) for channel in raw.T[:_SHOWN_CHANNELS])
 
 
 def _profile(raw: np.ndarray) -> np.ndarray:
-    """[places, channels] at moments that are evenly spread; what is missing lies on a line between its neighbours."""
-    moments = np.linspace(0, len(raw) - 1, _PLACES)
-    profile = np.zeros((_PLACES, raw.shape[1]))
+    """Resamples to [_STEPS, channels] by linear interpolation, which also fills missing values."""
+    times = np.linspace(0, len(raw) - 1, _STEPS)
+    profile = np.zeros((_STEPS, raw.shape[1]))
     for channel, values in enumerate(raw.T):
-        there = np.flatnonzero(np.isfinite(values))
-        if len(there):
-            profile[:, channel] = np.interp(moments, there, values[there])
+        valid = np.flatnonzero(np.isfinite(values))
+        if len(valid):
+            profile[:, channel] = np.interp(times, valid, values[valid])
     return profile
 
 
 def _read_profile(signature: bytes) -> np.ndarray:
-    return np.frombuffer(signature, np.float32).reshape(_PLACES, -1).astype(np.float64)
+    return np.frombuffer(signature, np.float32).reshape(_STEPS, -1).astype(np.float64)
 
 
 def _channels(summary: Mapping[str, Any]) -> int:
-    """Of all series of a column: what the one with the most has."""
+    """Channel count to store: the maximum over the column's series."""
     return int(summary["channels"]["largest"]) if summary else 1
 
 
-def _curve(values: np.ndarray) -> str:
-    """A channel as an SVG, with gaps where values are missing."""
-    there = np.isfinite(values)
-    if not there.any():
+def _line_svg(values: np.ndarray) -> str:
+    """Line plot of a channel as an SVG, with gaps at missing values."""
+    valid = np.isfinite(values)
+    if not valid.any():
         return ""
-    low, high = values[there].min(), values[there].max()
-    # Of a long series the steps that are drawn are too few to see each, but not its form.
+    low, high = values[valid].min(), values[valid].max()
+    # Subsample long series: enough steps to show the shape.
     steps = np.unique(np.linspace(0, len(values) - 1, _SHOWN_STEPS).astype(int))
     path, pen = "", "M"
     for step in steps:
-        if not there[step]:
+        if not valid[step]:
             pen = "M"
             continue
         x = 1 + (_WIDTH - 2) * step / max(len(values) - 1, 1)

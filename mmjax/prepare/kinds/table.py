@@ -1,4 +1,4 @@
-"""Tables: several columns of a source as one input, numbers and categories together, with cells that are missing."""
+"""Tables: several source columns, numeric and categorical, as one input with missing cells."""
 
 from __future__ import annotations
 
@@ -15,152 +15,150 @@ import numpy as np
 
 from mmjax.errors import UserError, nearest
 from mmjax.modalities.table import is_missing
-from mmjax.prepare.kinds.base import Kind, Unreadable, name_of, standard
-from mmjax.prepare.kinds.label import ordered
+from mmjax.prepare.kinds.base import Kind, Numbers, Strings, Unreadable, category_name, mean_and_std
+from mmjax.prepare.kinds.label import sort_classes
 
-# Before the name of a column among what is measured, where it could be that of something else.
+# Prefix of column names among the measurements, to avoid collisions with other measurements.
 _CELL = "cell/"
 
-# Digits that are no quantity: codes keep their zeros, and float64 would change the last of sixteen digits.
+# Digits that are an identifier, not a quantity: a leading zero, or 16 digits or more, which float64 would round.
 _NAME = re.compile(r"-?(0\d+|\d{16,})")
 
 _DIGITS = re.compile(r"\d")
-# Rows with so many digits that are all the same are copies.
-_TELLING = 12
-_MOST_FLAGS = 50
+# Rows with fewer digits in their numeric cells may be equal by chance and are not compared.
+_MIN_DIGITS = 12
+# One-hot features per categorical column, at most.
+_MAX_CATEGORIES = 50
 
-Row = dict[str, "float | str"]
+Cells = dict[str, "float | str"]
 
 
 class TableKind(Kind):
-    """A row of cells; stored as float32, a category by its number, a missing cell as NaN.
+    """Table cells, stored as float32: categories as indices, missing cells as NaN.
 
-    A column is one of numbers if all its cells are, those of rows that are dropped too, and else one of categories.
-    Digits that begin with a zero, such as 01234, are a name, and so are more digits than a number can hold.
+    A column is numeric if all of its cells are, including those of dropped rows; otherwise it is categorical. Digits
+    with a leading zero, such as 01234, and 16 digits or more are identifiers, thus categories.
     """
 
     multi_column = True
-    keeps_words = True
+    keeps_strings = True
     distinctive = False
     duplicates_expected = True
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """What only the user knows.
+        """Options of the table kind.
 
         Attributes:
-          categories: columns of numbers that are names, like a postcode.
+          categories: numeric columns to treat as categorical, such as postcodes.
         """
 
         categories: tuple[str, ...] = ()
 
-    def decode(self, value: Any) -> Row | None:
+    def decode(self, value: Any) -> Cells | None:
         if not isinstance(value, Mapping):
-            raise Unreadable(f"{type(value).__name__} is no row of a table")
-        row = {name: cell for name, each in value.items() if (cell := _cell(name, each)) is not None}
-        return row or None
+            raise Unreadable(f"{type(value).__name__} is not a table row")
+        cells = {name: cell for name, raw in value.items() if (cell := _parse_cell(name, raw)) is not None}
+        return cells or None
 
-    def measure(self, raw: Row) -> dict[str, float | int | str]:
+    def measure(self, raw: Cells) -> dict[str, float | int | str]:
         return {"bytes": 4 * len(raw), **{f"{_CELL}{name}": cell for name, cell in raw.items()}}
 
-    def signature(self, raw: Row) -> bytes | None:
-        # Rows of few short cells may well be the same by chance.
+    def signature(self, raw: Cells) -> bytes | None:
         digits = sum(len(_DIGITS.findall(f"{cell:g}")) for cell in raw.values() if not isinstance(cell, str))
-        return None if digits < _TELLING else json.dumps(sorted(raw.items())).encode()
+        return None if digits < _MIN_DIGITS else json.dumps(sorted(raw.items())).encode()
 
     def hashes(self, signature: bytes) -> np.ndarray:
         return np.frombuffer(hashlib.blake2b(signature, digest_size=8).digest(), np.uint64)
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
-        """Each row with the first that has the same cells."""
-        _, first, which = np.unique(hashes[:, 0], return_index=True, return_inverse=True)
-        pairs = np.stack([first[which], np.arange(len(hashes))], axis=1)
+        """Pairs each row with the first row that has the same cells."""
+        _, first, inverse = np.unique(hashes[:, 0], return_index=True, return_inverse=True)
+        pairs = np.stack([first[inverse], np.arange(len(hashes))], axis=1)
         return pairs[pairs[:, 0] != pairs[:, 1]]
 
-    def similarity(self, one: bytes, other: bytes) -> float:
-        return float(one == other)
+    def similarity(self, a: bytes, b: bytes) -> float:
+        return float(a == b)
 
-    def described(self, numbers: Mapping[str, np.ndarray], words: Mapping[str, list[str | None]]) -> np.ndarray | None:
-        """Numbers on one scale, a flag for each category, and one for each cell that may be missing."""
-        found = []
+    def column_features(self, numbers: Numbers, strings: Strings) -> np.ndarray | None:
+        """Z-scores clipped to ±5 and missing-value flags of numeric columns, one-hot categories of the others."""
+        columns = []
         for name, cells in numbers.items():
             if name.startswith(_CELL):
-                there = ~np.isnan(cells)
-                mean, deviation = standard(cells) or (0.0, 1.0)
-                # A value far off is one that is far off, however far.
-                found += [np.where(there, np.clip((cells - mean) / deviation, -5, 5), 0), ~there]
-        for name, categories in words.items():
+                valid = ~np.isnan(cells)
+                mean, std = mean_and_std(cells) or (0.0, 1.0)
+                columns += [np.where(valid, np.clip((cells - mean) / std, -5, 5), 0), ~valid]
+        for name, values in strings.items():
             if name.startswith(_CELL):
-                each = np.asarray([word or "" for word in categories])
-                found += [each == word for word in np.unique(each)[:_MOST_FLAGS]]
-        if not found:
+                categories = np.asarray([value or "" for value in values])
+                columns += [categories == category for category in np.unique(categories)[:_MAX_CATEGORIES]]
+        if not columns:
             return None
-        columns = np.stack(found, axis=1).astype(np.float32)
-        return columns[:, columns.std(axis=0) > 0]
+        features = np.stack(columns, axis=1).astype(np.float32)
+        return features[:, features.std(axis=0) > 0]
 
-    def summarise(self, numbers: Mapping[str, np.ndarray], words: Mapping[str, list[str | None]]) -> dict[str, Any]:
-        """{"columns", "categories": {column: names}}, of all rows that stay.
+    def summarise(self, numbers: Numbers, strings: Strings) -> dict[str, Any]:
+        """Column names and categories of the kept rows: {"columns", "categories": {column: names}}.
 
-        Args:
-          numbers: {"cell/COLUMN": float [rows], NaN where there is none}.
-          words: {"cell/COLUMN": [rows] of words, None where there is none}.
+        Measurements of cells have the keys "cell/COLUMN".
 
         Raises:
-          UserError: if a column is to be one of categories that there is not.
+          UserError: if `categories` names an unknown column.
         """
-        columns = sorted(name.removeprefix(_CELL) for name in {*numbers, *words} if name.startswith(_CELL))
+        columns = sorted(name.removeprefix(_CELL) for name in {*numbers, *strings} if name.startswith(_CELL))
         for name in self.config.categories:
             if name not in columns:
-                raise UserError("checks.table.categories", f"there is no column {name!r}", nearest(name, columns))
+                raise UserError("checks.table.categories", f"no column {name!r}", nearest(name, columns))
         categories = {}
         for name in columns:
-            if _CELL + name in words:
-                categories[name] = ordered({word for word in words[_CELL + name] if word is not None})
+            if _CELL + name in strings:
+                categories[name] = sort_classes({value for value in strings[_CELL + name] if value is not None})
             elif name in self.config.categories:
                 cells = numbers[_CELL + name]
-                categories[name] = ordered({name_of(number) for number in cells[~np.isnan(cells)]})
+                categories[name] = sort_classes({category_name(cell) for cell in cells[~np.isnan(cells)]})
         return {"columns": columns, "categories": categories}
 
-    def dataset_options(self, summary: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Options of the modality; `numbers` are those of the training split."""
-        means, deviations = {}, {}
+    def dataset_options(self, summary: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
+        """Columns, categories, and the mean and standard deviation of numeric columns over the training split."""
+        means, stds = {}, {}
         for name in summary["columns"]:
-            found = standard(numbers.get(_CELL + name, np.zeros(0)))
-            if name not in summary["categories"] and found is not None:
-                means[name], deviations[name] = found
-        return {**summary, "mean": means, "std": deviations}
+            statistics = mean_and_std(numbers.get(_CELL + name, np.zeros(0)))
+            if name not in summary["categories"] and statistics is not None:
+                means[name], stds[name] = statistics
+        return {**summary, "mean": means, "std": stds}
 
-    def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
+    def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         return tfds.features.Tensor(shape=(len(summary["columns"]),), dtype=np.float32, encoding="bytes")
 
-    def stored(self, raw: Row, summary: Mapping[str, Any]) -> np.ndarray:
+    def stored(self, raw: Cells, summary: Mapping[str, Any]) -> np.ndarray:
         cells = np.full(len(summary["columns"]), np.nan, np.float32)
-        for place, name in enumerate(summary["columns"]):
+        for index, name in enumerate(summary["columns"]):
             if name in raw and name in summary["categories"]:
-                cells[place] = summary["categories"][name].index(_spelt(raw[name]))
+                cells[index] = summary["categories"][name].index(_text(raw[name]))
             elif name in raw:
-                cells[place] = raw[name]
+                cells[index] = raw[name]
         return cells
 
     def placeholder(self, summary: Mapping[str, Any]) -> np.ndarray:
         return np.full(len(summary["columns"]), np.nan, np.float32)
 
-    def show(self, raw: Row) -> str:
+    def show(self, raw: Cells) -> str:
         cells = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(_spelt(cell))}</td></tr>" for name, cell in raw.items()
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(_text(cell))}</td></tr>" for name, cell in raw.items()
         )
         return f"<table>{cells}</table>"
 
 
-def _cell(name: str, value: Any) -> float | str | None:
+def _parse_cell(name: str, value: Any) -> float | str | None:
+    """Parses a cell to a number or category; None if missing."""
     if value is None or is_missing(value):
         return None
     if not isinstance(value, str | int | float | np.generic):
-        raise Unreadable(f"{name} is a {type(value).__name__}, and no cell of a table")
+        raise Unreadable(f"{name} is a {type(value).__name__}, not a table cell")
     if _NAME.fullmatch(str(value).strip()):
         return str(value).strip()
     try:
-        # Python would take 1_000 for a number, and nobody else would.
+        # Python's float() accepts 1_000; other programs do not.
         number = float("_" if "_" in str(value) else value)
     except ValueError:
         return str(value).strip()
@@ -171,5 +169,5 @@ def _cell(name: str, value: Any) -> float | str | None:
     return number
 
 
-def _spelt(cell: float | str) -> str:
-    return cell if isinstance(cell, str) else name_of(cell)
+def _text(cell: float | str) -> str:
+    return cell if isinstance(cell, str) else category_name(cell)

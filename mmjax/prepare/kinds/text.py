@@ -1,4 +1,4 @@
-"""Text: what stands in a manifest, or in a text file in UTF-8."""
+"""Text: strings in a manifest, or UTF-8 text files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from mmjax.errors import nearest
 from mmjax.prepare import languages
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 
+# MinHash: characters per shingle, and hash functions.
 _SHINGLE = 5
 _PERMUTATIONS = 128
-_SKETCHED = 20_000
-_JUDGED = 2_000
+# Characters used for near duplicates and features, and for the boilerplate and language checks.
+_MAX_COMPARED = 20_000
+_MAX_CHECKED = 2_000
+# Buckets of the hashed character n-grams in `features`.
 _FEATURES = 1024
 
 BOILERPLATE = (
-    # What stands where a text should.
+    # Placeholders.
     r"(n/?a|none|null|nan|undefined|unknown|untitled|placeholder|tbd|test)\W*\d*",
     r"todo\b\S*(\s+\S+){0,4}\s*",
     r"\W*no (image|picture|photo|caption|description|title|(alt )?text)( (available|provided|given|found))?\W*",
@@ -38,12 +41,12 @@ BOILERPLATE = (
     r"(image|picture|photo|file|page|content) (is )?missing\W*",
     r"(error )?(403|404|50[0234])(\W+(error|page|not found|forbidden|bad gateway|service unavailable)\b)*\W*",
     r".*\bpage not found\b.*",
-    # A file's name, or an address, and nothing else.
+    # A bare file name or URL.
     r"\S+\.(jpe?g|png|gif|webp|bmp|tiff?|wav|mp3|flac|ogg|mp4|txt)",
     r"(img|dsc|dscn|dscf|pict?|image|photo)[-_ ]?\d+",
     r"screen ?shot\W*\d[\d\W]*((at|um|à)\W+[\d\W]+)?([ap]m)?(\.\w+)?",
     r"(https?://|www\.)\S+",
-    # What stands on pages, and not in their text: with few words around it, since captions may have such words too.
+    # Web page chrome, with only a few words around it, since captions may contain these words too.
     r"\s*(\S+\s+){0,4}[^\w\s]*(click here|read more|sign up|login|(log|sign) in (to|here|now|with)|subscribe|"
     r"follow us|buy now|share this (page|post|article|story|link)|share (on|via) (facebook|twitter|whatsapp|pinterest)|"
     r"add to cart|view full size|click to enlarge)\b\S*(\s+\S+){0,8}\s*",
@@ -52,11 +55,11 @@ BOILERPLATE = (
     r".*\b(we|this (site|website)) uses? cookies\b.*",
     r".*\b(enable|requires?|turn on) javascript\b.*",
 )
-"""Regular expressions, of which one fits the whole of a text that says nothing; upper and lower case are one."""
+"""Regular expressions for texts without content. One must match the whole text; case is ignored."""
 
 
 class TextKind(Kind):
-    """A text, stored as it is."""
+    """A text, stored unchanged."""
 
     distinctive = False
     tokenized = True
@@ -65,15 +68,17 @@ class TextKind(Kind):
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """When a text is faulty, and when two are near duplicates.
+        """Thresholds of the text checks.
 
         Attributes:
-          shortest, longest: in characters, white space at the ends not counted; 0 for any length.
-          language: codes of ISO 639-1, such as ["en", "de"]; texts that are recognised as another are faulty. [] for
-            any.
-          boilerplate: regular expressions; a text that one of them fits as a whole is faulty. Case does not matter. By
-            default `mmjax.prepare.kinds.text.BOILERPLATE`.
-          alike: share of the sequences of five characters that two texts have in common, of those of either.
+          shortest, longest: minimum and maximum length in characters, without leading and trailing white space; 0 means
+            no limit.
+          language: allowed languages as ISO 639-1 codes, such as ["en", "de"]; texts detected as another language are
+            faulty. [] allows all.
+          boilerplate: regular expressions, by default `mmjax.prepare.kinds.text.BOILERPLATE`; a text that fully matches
+            one of them is faulty. Case is ignored.
+          similarity: Jaccard similarity of the sets of 5-character shingles at or above which two texts are near
+            duplicates.
         """
 
         shortest: NonNegative = 1
@@ -85,12 +90,12 @@ class TextKind(Kind):
         def __post_init__(self):
             for code in self.language:
                 if code not in languages.LANGUAGES:
-                    raise ValueError(f"language {code!r} is not known; {nearest(code, languages.LANGUAGES)}")
+                    raise ValueError(f"unknown language {code!r}; {nearest(code, languages.LANGUAGES)}")
             for pattern in self.boilerplate:
                 try:
                     re.compile(pattern)
                 except re.error as error:
-                    raise ValueError(f"{pattern!r} is no regular expression: {error}; mend it") from None
+                    raise ValueError(f"{pattern!r} is not a valid regular expression: {error}; correct it") from None
 
     def __init__(self, config: Any = None, reduce: Any = None):
         super().__init__(config, reduce)
@@ -114,62 +119,63 @@ class TextKind(Kind):
         return {
             "characters": len(raw.strip()),
             "words": len(raw.split()),
-            "begins": raw.strip()[:_JUDGED],
+            "begins": raw.strip()[:_MAX_CHECKED],
             "bytes": len(raw.encode("utf-8", "replace")),
         }
 
     def faults(self, measured: Mapping[str, Any]) -> dict[str, str]:
         length, text = measured["characters"], measured["begins"]
         if not any(letter.isalnum() for letter in text) or length < self.config.shortest:
-            return {"empty": f"it has {length} characters" if length < self.config.shortest else "it says nothing"}
-        found = {}
+            reason = f"{length} characters" if length < self.config.shortest else "no letters or digits"
+            return {"empty": reason}
+        faults = {}
         if self.config.longest and length > self.config.longest:
-            found["long"] = f"it has {length:,} characters"
+            faults["long"] = f"{length:,} characters"
         if any(pattern.fullmatch(text) for pattern in self._boilerplate):
-            found["boilerplate"] = f"{text[:60]!r} says nothing"
+            faults["boilerplate"] = f"{text[:60]!r} has no content"
         if self.config.language and (language := languages.detect_unwanted_language(text, self.config.language)):
-            found["language"] = f"it seems to be {language!r}"
-        return found
+            faults["language"] = f"language is probably {language!r}"
+        return faults
 
     def signature(self, raw: str) -> bytes | None:
-        return _normal(raw)[:_SKETCHED].encode() or None
+        return _normalize(raw)[:_MAX_COMPARED].encode() or None
 
     def hashes(self, signature: bytes) -> np.ndarray:
-        """MinHash (Broder, On the Resemblance and Containment of Documents, 1997)."""
+        """MinHash signature uint64 [128] (Broder, On the Resemblance and Containment of Documents, 1997)."""
         shingles = np.asarray([zlib.crc32(shingle.encode()) for shingle in _shingles(signature)], np.uint64)
         multipliers, offsets = _permutations()
-        # Modulo 2^64 by overflow; the upper half of the bits is well mixed.
+        # Multiply-add modulo 2^64 by overflow; only the upper 32 bits are well mixed.
         return ((multipliers[:, None] * shingles + offsets[:, None]) >> np.uint64(32)).min(axis=1)
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
-        """Those that are equal in one of 32 bands of four hashes: of texts that share 0.7, 0.9999; of 0.3, 0.23."""
-        found = [np.zeros((0, 2), np.int64)]
+        """Pairs that collide in one of 32 bands of 4 hashes (LSH): 99.99 % at Jaccard similarity 0.7, 23 % at 0.3."""
+        candidates = [np.zeros((0, 2), np.int64)]
         for band in np.split(hashes, _PERMUTATIONS // 4, axis=1):
             _, group = np.unique(band, axis=0, return_inverse=True)
             order = np.argsort(group, kind="stable")
             same = np.flatnonzero(np.diff(group[order]) == 0)
-            # A chain through the group is enough, and its first, so that a thousand copies are no million pairs.
+            # Pair each row with the previous and the first of its group: linear, not quadratic, in the group's size.
             first = order[np.searchsorted(group[order], group[order])]
-            found += [
+            candidates += [
                 np.stack([order[same], order[same + 1]], axis=1),
                 np.stack([first[same], order[same + 1]], axis=1),
             ]
-        pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+        pairs = np.unique(np.sort(np.concatenate(candidates), axis=1), axis=0)
         return pairs[pairs[:, 0] != pairs[:, 1]]
 
-    def similarity(self, one: bytes, other: bytes) -> float:
-        first, second = _shingles(one), _shingles(other)
+    def similarity(self, a: bytes, b: bytes) -> float:
+        first, second = _shingles(a), _shingles(b)
         return len(first & second) / len(first | second)
 
     def features(self, raw: str) -> np.ndarray:
         values = np.zeros(_FEATURES, np.float32)
-        text = f" {_normal(raw)[:_SKETCHED]} "
+        text = f" {_normalize(raw)[:_MAX_COMPARED]} "
         for size in (2, 3, 4):
             for start in range(len(text) - size + 1):
                 values[zlib.crc32(text[start : start + size].encode()) % _FEATURES] += 1
         return np.sqrt(values) / max(1.0, float(np.sqrt(values.sum())))
 
-    def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
+    def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         return tfds.features.Text()
 
     def stored(self, raw: str, summary: Mapping[str, Any]) -> str:
@@ -185,8 +191,8 @@ class TextKind(Kind):
         return f"<q>{html.escape(raw if len(raw) <= 400 else raw[:400] + ' …')}</q>"
 
 
-def _normal(text: str) -> str:
-    """Letters and digits in lower case, parted by single spaces."""
+def _normalize(text: str) -> str:
+    """Normalizes to NFKC, casefolded words separated by single spaces."""
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.findall(r"\w+", text))
 
@@ -198,5 +204,6 @@ def _shingles(signature: bytes) -> set[str]:
 
 @functools.cache
 def _permutations() -> tuple[np.ndarray, np.ndarray]:
-    drawn = np.random.Philox(key=[1, 2]).random_raw(2 * _PERMUTATIONS)
-    return drawn[:_PERMUTATIONS] | np.uint64(1), drawn[_PERMUTATIONS:]
+    """Odd multipliers and offsets uint64 [permutations] of the hash functions."""
+    bits = np.random.Philox(key=[1, 2]).random_raw(2 * _PERMUTATIONS)
+    return bits[:_PERMUTATIONS] | np.uint64(1), bits[_PERMUTATIONS:]

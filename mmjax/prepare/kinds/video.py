@@ -1,4 +1,4 @@
-"""Video: video files, animations, NPY, and folders of frames."""
+"""Video: video files, animated images, NPY arrays and folders of frames."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ import numpy as np
 import PIL.Image
 
 from mmjax.config import AtLeast, Within
-from mmjax.modalities.clips import Clip, LazyFrames, as_clip, clip_from_array, clip_from_images, read_clip, read_frame
+from mmjax.modalities.clips import Clip, Frames, as_clip, clip_of_array, clip_of_pictures, read_clip, read_frame
 from mmjax.prepare import pictures
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 from mmjax.prepare.kinds.image import ImageKind, Picture, thumbnail
 
-_MEASURED, _SKETCHED, _SHOWN = 8, 4, 6
-# Below, nobody calls two frames alike.
+# Frames used by `measure`, `signature` and `show`, evenly spaced.
+_MEASURED, _COMPARED, _SHOWN = 8, 4, 6
+# Similarity of two frames below which the comparison stops early: no sensible threshold is lower.
 _UNLIKE = 0.5
+# Height in pixels of the film strip in the data card.
 _STRIP = 96
-# What a page can play, by the bytes that a file of it has near its beginning. More would make the page heavy.
-_PLAYED = {"video/mp4": rb"^.{4}ftyp", "video/webm": rb"^\x1aE\xdf\xa3"}
-_MOST_PLAYED = 512 * 1024
+# Formats that browsers play, by magic bytes, and the maximum size in bytes to embed in the data card.
+_PLAYABLE = {"video/mp4": rb"^.{4}ftyp", "video/webm": rb"^\x1aE\xdf\xa3"}
+_MAX_PLAYED = 512 * 1024
 
 
 class Footage(NamedTuple):
-    """A clip, and the file that it came in, if that is one that browsers play."""
+    """A decoded clip, and its original file if browsers can play it."""
 
     clip: Clip
     file: bytes | None = None
 
 
 class VideoKind(Kind):
-    """A clip; stored as its rate and at most 128 frames, JPEG files of at most 320 pixels on the longer side."""
+    """A clip, stored as its frame rate and up to 128 JPEG frames of up to 320 pixels on the longer side."""
 
     takes_folders = True
     fault_names = ("blank", "constant")
@@ -43,12 +45,13 @@ class VideoKind(Kind):
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """When a clip is faulty, and when two are near duplicates.
+        """Thresholds of the video checks.
 
         Attributes:
-          blank: a clip whose grey levels, of 0 to 255, all but one in a thousand lie within this range is blank.
-          still: a clip is constant if no grey level, all but one in a thousand, changes by more than this in all of it.
-          alike: of four frames each, evenly spread, the likeness of the two that are least alike, as for images.
+          blank: range of grey levels (0 to 255, central 99.9 % of the pixels) up to which a clip is blank.
+          still: change of grey level over the clip (99.9th percentile over pixels) up to which it is constant.
+          similarity: image similarity at or above which two clips are near duplicates; the minimum over four evenly
+            spaced frames.
         """
 
         blank: Annotated[float, AtLeast(0)] = 8.0
@@ -58,14 +61,14 @@ class VideoKind(Kind):
     def decode(self, value: Any) -> Footage:
         try:
             if isinstance(value, tuple) and all(isinstance(file, File) for file in value):
-                return Footage(clip_from_images((file.name, file.data) for file in value))
+                return Footage(clip_of_pictures((file.name, file.data) for file in value))
             if isinstance(value, (File, bytes)):
                 data = value.data if isinstance(value, File) else value
-                plays = any(re.match(begins, data, re.S) for begins in _PLAYED.values())
+                playable = any(re.match(magic, data, re.S) for magic in _PLAYABLE.values())
                 name = value.name if isinstance(value, File) else "a video"
-                return Footage(read_clip(data, name), data if plays and len(data) <= _MOST_PLAYED else None)
+                return Footage(read_clip(data, name), data if playable and len(data) <= _MAX_PLAYED else None)
             if isinstance(value, np.ndarray):
-                return Footage(clip_from_array(value))
+                return Footage(clip_of_array(value))
             return Footage(as_clip(value))
         except ValueError as error:
             raise Unreadable(str(error)) from None
@@ -73,27 +76,27 @@ class VideoKind(Kind):
     def measure(self, raw: Footage) -> dict[str, float | int | str]:
         frames, rate = raw.clip
         size = (frames[0].shape[0], frames[0].shape[1])
-        some = np.stack([_grey(frames[number], size) for number in _spread(len(frames), _MEASURED)])
-        low, high = np.quantile(some, (0.0005, 0.9995))
+        grey = np.stack([_grey(frames[index], size) for index in _evenly_spaced(len(frames), _MEASURED)])
+        low, high = np.quantile(grey, (0.0005, 0.9995))
         measured: dict[str, float | int | str] = {
             "frames": len(frames),
             "height": size[0],
             "width": size[1],
             "channels": max(1 if frame.ndim == 2 else frame.shape[2] for frame in frames),
-            "mean": float(some.mean()) / 255,
-            "std": float(some.std()) / 255,
+            "mean": float(grey.mean()) / 255,
+            "std": float(grey.std()) / 255,
             "range": float(high - low),
-            "motion": float(np.quantile(np.ptp(some, axis=0), 0.999)),
-            # As much as JPEG files of such a quality take, more or less.
+            "motion": float(np.quantile(np.ptp(grey, axis=0), 0.999)),
+            # Rough size of the JPEG files at the quality of `_jpeg`.
             "bytes": len(frames) * size[0] * size[1] // 3,
         }
         return measured | ({"rate": rate, "seconds": len(frames) / rate} if rate else {})
 
     def faults(self, measured: Mapping[str, Any]) -> dict[str, str]:
         if measured["range"] <= self.config.blank:
-            return {"blank": f"its grey levels lie within {measured['range']:.1f} of 255"}
+            return {"blank": f"grey levels span only {measured['range']:.1f} of 255"}
         if measured["motion"] <= self.config.still:
-            return {"constant": f"nothing changes in its {measured['frames']:,} frames"}
+            return {"constant": f"no motion in {measured['frames']:,} frames"}
         return {}
 
     def quality(self, measured: Mapping[str, Any]) -> float:
@@ -101,36 +104,36 @@ class VideoKind(Kind):
 
     def signature(self, raw: Footage) -> bytes:
         frames = raw.clip.frames
-        return b"".join(thumbnail(frames[number]) for number in _spread(len(frames), _SKETCHED))
+        return b"".join(thumbnail(frames[index]) for index in _evenly_spaced(len(frames), _COMPARED))
 
     def hashes(self, signature: bytes) -> np.ndarray:
-        # Of all frames laid over one another, in which what moves is a trace.
+        # Hash the mean frame, in which motion leaves a trace.
         return pictures.hash_image(_thumbnails(signature).mean(axis=(0, 3)))
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return pictures.candidates(hashes)
 
-    def similarity(self, one: bytes, other: bytes) -> float:
-        clips = _thumbnails(one), _thumbnails(other)
-        # To lay frames on one another takes long. Most pairs have nothing in common, and a few blocks tell.
-        first, second = (frames.reshape(_SKETCHED, 6, 8, 6, 8, 3).mean(axis=(2, 4)) for frames in clips)
+    def similarity(self, a: bytes, b: bytes) -> float:
+        clips = _thumbnails(a), _thumbnails(b)
+        # Reject most pairs by their block means: aligning frames is slow.
+        first, second = (frames.reshape(_COMPARED, 6, 8, 6, 8, 3).mean(axis=(2, 4)) for frames in clips)
         if np.square(first - second).sum() > max(np.square(blocks - blocks.mean()).sum() for blocks in (first, second)):
             return 0.0
-        least = 1.0
+        lowest = 1.0
         for frames in zip(*clips, strict=True):
-            least = min(least, pictures.crop_similarity(*frames))
-            if least < _UNLIKE:
+            lowest = min(lowest, pictures.crop_similarity(*frames))
+            if lowest < _UNLIKE:
                 break
-        return least
+        return lowest
 
     def features(self, raw: Footage) -> np.ndarray:
-        """What an image has, of two frames."""
+        """Image features of the two middle frames of four evenly spaced ones."""
         frames = raw.clip.frames
-        chosen = [frames[number] for number in _spread(len(frames), 4)[1:3]]
+        chosen = [frames[index] for index in _evenly_spaced(len(frames), 4)[1:3]]
         return np.concatenate([ImageKind().features(Picture(frame)) for frame in chosen])
 
-    def feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
-        # Files, of which a reader decodes the few frames that it wants.
+    def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
+        # Encoded frames, so that readers decode only the frames they need.
         frames = tfds.features.Sequence(tfds.features.Text())
         return tfds.features.FeaturesDict({"frames": frames, "rate": tfds.features.Scalar(dtype=np.float32)})
 
@@ -142,33 +145,33 @@ class VideoKind(Kind):
 
     def restore(self, stored: Mapping[str, Any]) -> Clip:
         files = stored["frames"]
-        return Clip(LazyFrames(len(files), lambda number: read_frame(files[number])), float(stored["rate"]))
+        return Clip(Frames(len(files), lambda index: read_frame(files[index])), float(stored["rate"]))
 
     def show(self, raw: Footage) -> str:
         frames, rate = raw.clip
         height, width = frames[0].shape[:2]
-        wide = max(1, round(_STRIP * width / height))
+        scaled_width = max(1, round(_STRIP * width / height))
         shown = [
-            np.asarray(PIL.Image.fromarray(_rgb(frames[number])).resize((wide, _STRIP)))
-            for number in _spread(len(frames), _SHOWN)
+            np.asarray(PIL.Image.fromarray(_rgb(frames[index])).resize((scaled_width, _STRIP)))
+            for index in _evenly_spaced(len(frames), _SHOWN)
         ]
-        title = f"{len(frames):,} frames of {width} x {height}" + (f", {rate:.4g} a second" if rate else "")
+        title = f"{len(frames):,} frames of {width} x {height}" + (f", {rate:.4g} per second" if rate else "")
         strip = base64.b64encode(_jpeg(np.concatenate(shown, axis=1))).decode()
-        page = f'<img alt="" title="{title}" style="max-width: 100%" src="data:image/jpeg;base64,{strip}">'
-        for kind, begins in _PLAYED.items():
-            if raw.file is not None and re.match(begins, raw.file, re.S):
+        html = f'<img alt="" title="{title}" style="max-width: 100%" src="data:image/jpeg;base64,{strip}">'
+        for mime, magic in _PLAYABLE.items():
+            if raw.file is not None and re.match(magic, raw.file, re.S):
                 data = base64.b64encode(raw.file).decode()
-                page += f'<video controls muted preload="none" width="220" src="data:{kind};base64,{data}"></video>'
-        return page
+                html += f'<video controls muted preload="none" width="220" src="data:{mime};base64,{data}"></video>'
+        return html
 
 
-def _spread(count: int, wanted: int) -> list[int]:
-    """Numbers of frames from the first to the last, the same one several times where there are too few."""
-    return np.rint(np.linspace(0, count - 1, wanted)).astype(int).tolist()
+def _evenly_spaced(count: int, samples: int) -> list[int]:
+    """Evenly spaced frame indices from the first to the last; repeats indices if `samples` exceeds `count`."""
+    return np.rint(np.linspace(0, count - 1, samples)).astype(int).tolist()
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]; what is transparent is laid on white."""
+    """Converts to RGB uint8 [H, W, 3], compositing transparency over white."""
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
         alpha = pixels[..., -1:].astype(np.float32) / 255
         pixels = np.rint(pixels[..., :-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
@@ -177,19 +180,19 @@ def _rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def _grey(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """float [H, W] of a frame, at the size of the first one, which the frames of a folder need not have."""
+    """Converts a frame to grey float [H, W], resized to `size`: frames of a folder may differ in size."""
     if pixels.shape[:2] != size:
         pixels = np.asarray(PIL.Image.fromarray(_rgb(pixels)).resize((size[1], size[0])))
     return _rgb(pixels).mean(axis=2)
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
-    """A grey frame stays grey; colours keep their resolution."""
-    flat = pixels if pixels.ndim == 2 else _rgb(pixels)
+    """Encodes as JPEG without chroma subsampling; grey frames stay grey."""
+    opaque = pixels if pixels.ndim == 2 else _rgb(pixels)
     buffer = io.BytesIO()
-    PIL.Image.fromarray(flat).save(buffer, "JPEG", quality=95, subsampling=0)
+    PIL.Image.fromarray(opaque).save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
 
 
 def _thumbnails(signature: bytes) -> np.ndarray:
-    return np.frombuffer(signature, np.uint8).reshape(_SKETCHED, pictures.SIDE, pictures.SIDE, 3).astype(np.float32)
+    return np.frombuffer(signature, np.uint8).reshape(_COMPARED, pictures.SIDE, pictures.SIDE, 3).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Sources of raw data. A new one is one file and one line here; see `Source` in `base.py`."""
+"""Raw data sources. A new source is one file and one line in `SOURCES`; see `Source` in `base.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmjax.prepare.sources.manifest import Manifest
 from mmjax.prepare.sources.tfds import Tfds
 from mmjax.prepare.sources.webdataset import WebDataset
 
-# The first that accepts a place is taken.
+# In order of preference: `open_source` takes the first that accepts the URI.
 SOURCES: dict[str, type[Source]] = {
     "tfds": Tfds,
     "array_record": ArrayRecords,
@@ -21,10 +21,10 @@ SOURCES: dict[str, type[Source]] = {
 
 
 def open_source(uri: str, kind: str = "") -> Source:
-    """The source at a place, of the kind that is named, or of the first that accepts the place.
+    """Opens `uri` as the source `kind`, or as the first in `SOURCES` that accepts it if `kind` is "".
 
     Raises:
-      UserError: if nothing lies there, or nobody can read it.
+      UserError: if `kind` is unknown, or no source accepts `uri`.
     """
     if kind and kind not in SOURCES:
         raise UserError("--format", f"unknown format {kind!r}", nearest(kind, SOURCES))
@@ -32,7 +32,7 @@ def open_source(uri: str, kind: str = "") -> Source:
         if name == kind or not kind and cls.accepts(uri):
             return cls(uri)
     remedy = "give a folder, a manifest (CSV, TSV, JSONL, Parquet), a tar file, or tfds:NAME"
-    raise UserError("--source", f"{uri!r} is nothing that can be read", remedy)
+    raise UserError("--source", f"{uri!r} does not exist or has an unknown format", remedy)
 
 
 __all__ = ["SOURCES", "Row", "Source", "open_source"]

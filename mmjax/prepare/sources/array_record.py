@@ -1,4 +1,4 @@
-"""ArrayRecord files that nobody describes: each record a tf.train.Example."""
+"""ArrayRecord files of tf.train.Example records, without TFDS metadata."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mmjax.prepare.kinds import File, Kind
 from mmjax.prepare.sources.base import Row
 
 _NAME = re.compile(r".*\.(array_record|arrayrecord)(-\d+-of-\d+)?", re.IGNORECASE)
-# What the bytes of a value begin with, and the suffix of such files.
+# File suffix by magic bytes of a value.
 _MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3"}
 
 
 class ArrayRecords:
-    """A file, or a folder of them, on this machine. Single numbers and texts are values, other bytes files."""
+    """A local ArrayRecord file, or a folder of them. Scalars and UTF-8 strings are values, other bytes are files."""
 
     def __init__(self, uri: str):
         self.uri = uri
@@ -29,7 +29,7 @@ class ArrayRecords:
         return bool(_files(uri))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"place": self.uri, "_readers": {}}
+        return {"uri": self.uri, "_readers": {}}
 
     @property
     def kinds(self) -> Mapping[str, str]:
@@ -37,32 +37,32 @@ class ArrayRecords:
 
     def rows(self, work: pathlib.Path) -> Iterator[Row]:
         for file in _files(self.uri):
-            for number in range(self._reader(file).num_records()):
-                values = {
-                    name: _listed(value, file, number, name) for name, value in self._record(file, number).items()
-                }
-                yield Row(f"{pathlib.PurePath(file).name}-{number:08}", values)
+            for index in range(self._reader(file).num_records()):
+                record = self._record(file, index)
+                values = {name: _value_or_reference(value, file, index, name) for name, value in record.items()}
+                yield Row(f"{pathlib.PurePath(file).name}-{index:08}", values)
 
     def load(self, value: Any, kind: Kind) -> Any:
         if not isinstance(value, dict):
             return value
-        file, number = value["record"]
-        return File(value["name"], self._record(file, number)[value["column"]])
+        file, index = value["record"]
+        return File(value["name"], self._record(file, index)[value["column"]])
 
-    def _record(self, file: str, number: int) -> dict[str, Any]:
+    def _record(self, file: str, index: int) -> dict[str, Any]:
+        """Reads a record as {feature: value}, keeping only features with exactly one value."""
         from tensorflow_datasets.proto import tf_example_pb2
 
         try:
-            example = tf_example_pb2.Example.FromString(self._reader(file).read([number])[0])
+            example = tf_example_pb2.Example.FromString(self._reader(file).read([index])[0])
         except Exception as error:
-            problem = f"record {number} of {file!r} is no tf.train.Example: {error}"
-            raise UserError("--source", problem, "give files of tf.train.Example, or a folder of TFDS") from None
+            problem = f"record {index} of {file!r} is not a tf.train.Example: {error}"
+            raise UserError("--source", problem, "give tf.train.Example files or a TFDS folder") from None
         values = {}
         for name, feature in example.features.feature.items():
             kind = feature.WhichOneof("kind")
-            found = list(getattr(feature, kind).value) if kind else []
-            if len(found) == 1:
-                values[name.replace("/", "_")] = found[0]
+            elements = list(getattr(feature, kind).value) if kind else []
+            if len(elements) == 1:
+                values[name.replace("/", "_")] = elements[0]
         return dict(sorted(values.items()))
 
     def _reader(self, file: str) -> Any:
@@ -81,7 +81,8 @@ def _files(uri: str) -> list[str]:
     return [uri] if _NAME.fullmatch(uri) and files.exists(uri) else []
 
 
-def _listed(value: Any, file: str, number: int, name: str) -> Any:
+def _value_or_reference(value: Any, file: str, index: int, name: str) -> Any:
+    """Returns numbers and UTF-8 strings as values, other bytes as a reference that `ArrayRecords.load` resolves."""
     if not isinstance(value, bytes):
         return value
     suffix = next((suffix for magic, suffix in _MAGIC.items() if value.startswith(magic)), "")
@@ -92,4 +93,4 @@ def _listed(value: Any, file: str, number: int, name: str) -> Any:
             return value.decode()
         except UnicodeDecodeError:
             pass
-    return {"record": [file, number], "column": name, "name": f"{name}{suffix}"}
+    return {"record": [file, index], "column": name, "name": f"{name}{suffix}"}

@@ -1,4 +1,4 @@
-"""What preparation asks of a source: its rows, and the value of a column of one of them."""
+"""Interface of a raw data source: listing rows and loading values."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mmjax.prepare.kinds import File, Kind, Unreadable
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One example as the source lists it.
+    """One example in the listing of a source.
 
     Attributes:
-      key: its own name, the same in each listing.
-      values: {column: what JSON can hold}, from which `Source.load` makes the value itself. None where it is missing.
+      key: unique name, the same in every listing.
+      values: {column: JSON value}, which `Source.load` resolves. None if missing.
     """
 
     key: str
@@ -25,41 +25,51 @@ class Row:
 
 
 class Source(Protocol):
-    """Raw data of the user's. It can be pickled: worker processes load values too."""
+    """Raw data source. Must be picklable: worker processes call `load`."""
 
     def __init__(self, uri: str): ...
 
     @staticmethod
     def accepts(uri: str) -> bool:
-        """Whether a place holds such data; the first source of the table that accepts it is taken."""
+        """Returns True if the source can read `uri`; the first such source in `SOURCES` is used."""
 
     @property
     def kinds(self) -> Mapping[str, str]:
-        """{column: kind}, where the source knows better than its values tell."""
+        """{column: kind} of columns whose kind the source defines; the others are inferred from values."""
 
     def rows(self, work: pathlib.Path) -> Iterator[Row]:
-        """Lists the examples, always in the same order. `work` is a folder for what must be unpacked first.
+        """Lists the examples in a deterministic order. `work` is a folder for unpacked files.
 
         Raises:
-          UserError: if the place cannot be listed.
+          UserError: if the source cannot be listed.
         """
 
     def load(self, value: Any, kind: Kind) -> Any:
-        """The `File` or value that `kind` decodes. Raises OSError or `Unreadable`."""
+        """Resolves a value of `Row.values` to the argument of `kind.decode`: a `File`, a tuple of files, or a value.
+
+        Raises:
+          OSError: if a file cannot be opened.
+          Unreadable: if it is truncated or its name is invalid.
+        """
 
 
 def load_folder(uri: str) -> tuple[File, ...]:
-    """Loads all files of a folder, hidden ones left out."""
+    """Loads all files of a folder except hidden ones."""
     return tuple(File(name, files.read(files.join(uri, name))) for name, _ in files.walk(uri))
 
 
 def load_file(reference: Any) -> Any:
-    """Loads {"file": place}, with "offset" and "size" where it is a part of a file; anything else is the value."""
+    """Loads {"file": URI}, optionally with "offset" and "size" in bytes; returns any other value unchanged.
+
+    Raises:
+      OSError: if the file cannot be opened.
+      Unreadable: if it is truncated or its name is invalid.
+    """
     if not isinstance(reference, dict) or "file" not in reference:
         return reference
     uri, size = str(reference["file"]), reference.get("size")
     if "\0" in uri:
-        raise Unreadable("no file has such a name")
+        raise Unreadable("the file name contains a null byte")
     data = files.read(uri, reference.get("offset", 0), size)
     if size is not None and len(data) < size:
         raise Unreadable(f"cut short: {len(data):,} of {size:,} bytes")

@@ -1,4 +1,4 @@
-"""A folder of files without a manifest: files of one name are one example, and the folder they lie in its label."""
+"""Folders without a manifest: files with the same stem form an example, labelled by their parent folder."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from mmjax.prepare import files
 from mmjax.prepare.kinds import KINDS, Kind
 from mmjax.prepare.sources.base import Row, load_file
 
-SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
-SPLITS |= {"validation": "validation", "test": "test", "testing": "test"}
+# Split of a folder name.
+SPLIT_ALIASES = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
+SPLIT_ALIASES |= {"validation": "validation", "test": "test", "testing": "test"}
 
 
 def kind_of_suffix(name: str) -> str | None:
-    """The kind whose files have the suffix of `name`; None where nobody reads them."""
+    """Column kind of a file name's suffix; None if unknown."""
     suffix = pathlib.PurePosixPath(name.lower()).suffix
     return next((kind for kind, cls in KINDS.items() if suffix in cls.suffixes), None)
 
 
 class Folder:
-    """`cats/1.jpg` and `cats/1.txt` are the image and the text of one example of the class "cats".
+    """Folder tree of examples: `cats/1.jpg` and `cats/1.txt` are image and text of one example with the label "cats".
 
-    Where the outermost folders are named train, validation (or val, dev) and test, they are the splits. A file that no
-    kind reads is left out.
+    If all outermost folders are named train, validation (or val, dev) or test, they define the splits. Files with
+    unknown suffixes are ignored.
     """
 
     def __init__(self, uri: str):
@@ -44,28 +45,28 @@ class Folder:
         for name, _ in files.walk(self.uri):
             if kind := kind_of_suffix(name):
                 stem = name[: -len(pathlib.PurePosixPath(name).suffix)]
-                # `1.jpg` beside `1.png` are two examples.
+                # `1.jpg` and `1.png` are two examples: both are images.
                 while kind in examples.get(stem, {}):
                     stem = f"{name}" if stem != name else f"{stem}~"
                 examples.setdefault(stem, {})[kind] = {"file": files.join(self.uri, name), "name": name}
         if not examples:
             suffixes = ", ".join(suffix for cls in KINDS.values() for suffix in cls.suffixes)
-            problem = f"{self.uri!r} holds no file that can be read"
-            raise UserError("--source", problem, f"give a folder with a manifest, or with files of these: {suffixes}")
+            problem = f"{self.uri!r} has no files with a known suffix"
+            raise UserError("--source", problem, f"give a folder with a manifest or with files named {suffixes}")
         parts = {stem: stem.split("/")[:-1] for stem in examples}
-        placed = [folders for folders in parts.values() if folders]
-        splits = bool(placed) and all(folders[0].lower() in SPLITS for folders in placed)
-        if splits:
-            # What lies beside the folders of the splits, such as a list of the files, belongs to none of them.
+        nested = [folders for folders in parts.values() if folders]
+        has_splits = bool(nested) and all(folders[0].lower() in SPLIT_ALIASES for folders in nested)
+        if has_splits:
+            # Ignore files beside the split folders, such as a file list.
             parts = {stem: folders for stem, folders in parts.items() if folders}
-        labels = {"/".join(folders[splits:]) for folders in parts.values()}
+        labels = {"/".join(folders[has_splits:]) for folders in parts.values()}
         for stem in sorted(parts):
             values = examples[stem]
-            if splits:
-                values["split"] = SPLITS[parts[stem][0].lower()]
-            # Where all lie in one folder, its name says nothing about an example.
+            if has_splits:
+                values["split"] = SPLIT_ALIASES[parts[stem][0].lower()]
+            # With a single folder, its name is not a label.
             if len(labels) > 1:
-                values["label"] = "/".join(parts[stem][splits:]) or None
+                values["label"] = "/".join(parts[stem][has_splits:]) or None
             yield Row(stem, values)
 
     def load(self, value: Any, kind: Kind) -> Any:

@@ -1,4 +1,4 @@
-"""Datasets of TFDS, by name or by their folder; no TensorFlow is needed for those that lie in ArrayRecord files."""
+"""TFDS datasets, by name or folder. Reading ArrayRecord files needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _DESCRIPTION = "dataset_info.json"
 
 
 class Tfds:
-    """`tfds:NAME` as `tfds.builder` takes it, or a folder with `dataset_info.json`. Its splits are the splits."""
+    """A TFDS dataset with its own splits: `tfds:NAME` for `tfds.builder`, or a folder with `dataset_info.json`."""
 
     def __init__(self, uri: str):
         self.uri = uri
-        self._opened: dict[str, Any] = {}
-        self._last: tuple[tuple[str, int], Mapping[str, Any]] | None = None
+        self._data_sources: dict[str, Any] = {}
+        self._cached: tuple[tuple[str, int], Mapping[str, Any]] | None = None
 
     @staticmethod
     def accepts(uri: str) -> bool:
@@ -38,45 +38,45 @@ class Tfds:
             if self.uri.startswith(_PREFIX):
                 return tfds.builder(self.uri.removeprefix(_PREFIX), file_format="array_record")
             return tfds.builder_from_directory(self.uri)
-        # TFDS raises errors of many kinds for names and folders that it cannot use.
+        # TFDS raises many types of errors for invalid names and folders.
         except Exception as error:
             problem = f"TFDS cannot open {self.uri!r}: {str(error).splitlines()[0] if str(error) else error!r}"
-            raise UserError("--source", problem, "give tfds:NAME or a folder that TFDS wrote") from None
+            raise UserError("--source", problem, "give tfds:NAME or a folder written by TFDS") from None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"place": self.uri, "_opened": {}, "_last": None}
+        return {"uri": self.uri, "_data_sources": {}, "_cached": None}
 
     @property
     def kinds(self) -> Mapping[str, str]:
-        """Of the features that are one value; others are left out."""
+        """Kinds of the single-valued features. Other features are ignored."""
         names = {"Image": "image", "Text": "text", "ClassLabel": "label", "Scalar": "number", "Audio": "audio"}
         features = dict(self._builder.info.features)
         return {name: kind for name, feature in features.items() if (kind := names.get(type(feature).__name__))}
 
     def rows(self, work: pathlib.Path) -> Iterator[Row]:
-        known = self.kinds
+        kinds = self.kinds
         for split, info in self._builder.info.splits.items():
-            for number in range(info.num_examples):
-                values = {name: {"record": [split, number, name]} for name in known}
-                yield Row(f"{split}-{number:08}", {**values, "split": split})
+            for index in range(info.num_examples):
+                values = {name: {"record": [split, index, name]} for name in kinds}
+                yield Row(f"{split}-{index:08}", {**values, "split": split})
 
     def load(self, value: Any, kind: Kind) -> Any:
         if not isinstance(value, dict):
             return value
-        split, number, name = value["record"]
-        feature, found = self._builder.info.features[name], self._record(split, number)[name]
+        split, index, name = value["record"]
+        feature, element = self._builder.info.features[name], self._record(split, index)[name]
         if type(feature).__name__ == "ClassLabel":
-            return feature.int2str(int(found)) if found >= 0 else None
+            return feature.int2str(int(element)) if element >= 0 else None
         if type(feature).__name__ == "Audio":
-            samples = np.asarray(found)
-            # TFDS gives int64 whatever the width was.
+            samples = np.asarray(element)
+            # TFDS returns int64 for every sample width.
             return (samples.astype(np.int16) if samples.dtype.kind == "i" else samples, feature.sample_rate or 16000)
-        return found.item() if isinstance(found, np.generic) else found
+        return element.item() if isinstance(element, np.generic) else element
 
-    def _record(self, split: str, number: int) -> Mapping[str, Any]:
-        # All columns of a row are asked for one after the other.
-        if self._last is None or self._last[0] != (split, number):
-            if split not in self._opened:
-                self._opened[split] = self._builder.as_data_source(split)
-            self._last = ((split, number), self._opened[split][number])
-        return self._last[1]
+    def _record(self, split: str, index: int) -> Mapping[str, Any]:
+        # Cache the last record: the columns of a row are loaded one after the other.
+        if self._cached is None or self._cached[0] != (split, index):
+            if split not in self._data_sources:
+                self._data_sources[split] = self._builder.as_data_source(split)
+            self._cached = ((split, index), self._data_sources[split][index])
+        return self._cached[1]

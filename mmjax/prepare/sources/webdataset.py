@@ -1,7 +1,7 @@
-"""Tar files in the manner of WebDataset: members whose names are equal up to the first dot are one example.
+"""WebDataset tar files: members whose names are equal up to the first dot form one example.
 
-Nothing is ever unpacked under a name that an archive gives. A member whose name would leave a folder, or that is a link
-or a device, is refused nonetheless, as nobody packs one by accident.
+Member names are never used as paths to write to. Archives with links, devices, or names that escape the folder are
+rejected anyway, because they are probably malicious.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
 class WebDataset:
-    """A tar file, plain or gzipped, or a folder of them, which is read in the order of their names."""
+    """A tar file, plain or gzipped, or a folder of tar files, which are read in the order of their names."""
 
     def __init__(self, uri: str):
         self.uri = uri
@@ -40,8 +40,8 @@ class WebDataset:
 
     def rows(self, work: pathlib.Path) -> Iterator[Row]:
         tars = _tars(self.uri) if files.is_folder(self.uri) else [self.uri]
-        for number, uri in enumerate(tars):
-            prefix = f"{number:05}/" if len(tars) > 1 else ""
+        for index, uri in enumerate(tars):
+            prefix = f"{index:05}/" if len(tars) > 1 else ""
             yield from _examples(uri, prefix, work)
 
     def load(self, value: Any, kind: Kind) -> Any:
@@ -53,32 +53,33 @@ def _tars(folder: str) -> list[str]:
 
 
 def _examples(uri: str, prefix: str, work: pathlib.Path) -> Iterator[Row]:
+    """Lists the examples of one tar file; `prefix` keeps keys unique across files."""
     if not files.exists(uri):
-        raise UserError("--source", f"there is no file {uri!r}", "give a tar file or a folder")
+        raise UserError("--source", f"no file {uri!r}", "give a tar file or a folder")
     try:
-        plain = _plain(uri, work)
+        plain = _uncompressed(uri, work)
         stem, values, seen = None, {}, set()
         with files.open_file(plain) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 if member.isdir():
                     continue
-                _check(uri, member)
+                _check_member(uri, member)
                 path = member.name.removeprefix("./")
                 if any(part.startswith(".") and part != "." for part in path.split("/")):
-                    continue  # what a file system keeps for itself, as of folders
+                    continue  # hidden files, such as metadata of a file system
                 folder, _, name = path.rpartition("/")
-                begins, _, ends = name.partition(".")
-                if stem is not None and stem != f"{folder}/{begins}":
+                base, _, extension = name.partition(".")
+                if stem is not None and stem != f"{folder}/{base}":
                     yield Row(prefix + stem.lstrip("/"), values)
                     seen.add(stem)
                     values = {}
-                stem = f"{folder}/{begins}"
-                column = kind_of_suffix(name) or ends.lower()
-                # Two files of one kind keep their own names: left.png, right.png.
-                column = column if column not in values else ends.lower()
+                stem = f"{folder}/{base}"
+                column = kind_of_suffix(name) or extension.lower()
+                # A second file of the same kind becomes a separate column, named by its extension: left.png, right.png.
+                column = column if column not in values else extension.lower()
                 if stem in seen or column in values:
-                    problem = f"{uri!r} has {member.name!r} apart from its example, or twice"
-                    remedy = "pack it anew with the files of each example one after the other: tar --sort=name"
+                    problem = f"{uri!r} has {member.name!r} twice, or apart from its example"
+                    remedy = "repack it with the files of each example in sequence: tar --sort=name"
                     raise UserError("--source", problem, remedy)
                 reference = {"file": plain, "name": member.name, "offset": member.offset_data, "size": member.size}
                 values[column] = reference
@@ -86,22 +87,23 @@ def _examples(uri: str, prefix: str, work: pathlib.Path) -> Iterator[Row]:
         if stem is not None:
             yield Row(prefix + stem.lstrip("/"), values)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        problem = f"{uri!r} cannot be read as a tar file: {error}"
-        raise UserError("--source", problem, "pack it anew, or leave it out") from None
+        problem = f"{uri!r} is not a readable tar file: {error}"
+        raise UserError("--source", problem, "repack it, or leave it out") from None
 
 
-def _check(uri: str, member: tarfile.TarInfo) -> None:
+def _check_member(uri: str, member: tarfile.TarInfo) -> None:
+    """Raises UserError for links, devices, and names that escape the folder."""
     parts = pathlib.PurePosixPath(member.name.replace("\\", "/")).parts
     if ".." in parts or member.name.startswith(("/", "\\")) or parts and parts[0].endswith(":"):
-        problem = f"{uri!r} has a member {member.name!r}, whose name leaves the folder"
-        raise UserError("--source", problem, "do not trust this file; pack it anew with names below one folder")
+        problem = f"{uri!r} has a member {member.name!r} outside the folder"
+        raise UserError("--source", problem, "do not trust this file; repack it with relative names without ..")
     if not member.isfile():
-        problem = f"{uri!r} has a member {member.name!r} that is no file"
-        raise UserError("--source", problem, "pack it anew without links and devices")
+        problem = f"{uri!r} has a member {member.name!r} that is not a regular file"
+        raise UserError("--source", problem, "repack it without links and devices")
 
 
 def _check_end(file: IO[bytes], archive: tarfile.TarFile) -> None:
-    """An archive ends with a block of zeros and nothing behind it; Python's reader takes any damage for the end."""
+    """Raises tarfile.ReadError unless only zero blocks follow the last member: tarfile treats damage as the end."""
     last = archive.getnames()[-1:] or [""]
     file.seek(archive.offset)
     block = file.read(tarfile.BLOCKSIZE)
@@ -109,12 +111,12 @@ def _check_end(file: IO[bytes], archive: tarfile.TarFile) -> None:
         raise tarfile.ReadError(f"cut short after {last[0]!r}")
     while block:
         if block.strip(b"\0"):
-            raise tarfile.ReadError(f"what comes after {last[0]!r} is damaged, or another archive")
+            raise tarfile.ReadError(f"the data after {last[0]!r} is damaged or a second archive")
         block = file.read(1 << 20)
 
 
-def _plain(uri: str, work: pathlib.Path) -> str:
-    """The place itself, or that of its uncompressed copy, in which each member can be found again."""
+def _uncompressed(uri: str, work: pathlib.Path) -> str:
+    """Path of an uncompressed tar file, in which members can be read at their offsets; `uri` itself if it is one."""
     if uri.lower().endswith(".tar"):
         return uri
     copy = work / "tars" / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}.tar"
