@@ -67,9 +67,7 @@ class PointTransformer(nnx.Module):
         positions = self.place_out(jax.nn.gelu(self.place_in(centres.astype(self.dtype))))
         return self.trunk(Tokens.make(values + positions, mask, centres), rng)
 
-    def _embed(
-        self, patches: Float[Array, "b groups neighbours columns"], valid: Bool[Array, "b groups neighbours"]
-    ) -> Float[Array, "b groups width"]:
+    def _embed(self, patches: Float[Array, "b g k columns"], valid: Bool[Array, "b g k"]) -> Float[Array, "b g width"]:
         """Applies a two-stage PointNet per patch; the second stage also gets the max-pooled output of the first."""
         points = self.second(jax.nn.gelu(self.first(patches)))
         pooled = jnp.broadcast_to(_max_pool(points, valid)[:, :, None], points.shape)
@@ -114,9 +112,7 @@ def nearest_neighbours(
     return jax.lax.top_k(-jnp.where(mask[:, None], squared, jnp.inf), count)[1]
 
 
-def _max_pool(
-    points: Float[Array, "b groups neighbours width"], valid: Bool[Array, "b groups neighbours"]
-) -> Float[Array, "b groups width"]:
+def _max_pool(points: Float[Array, "b g k width"], valid: Bool[Array, "b g k"]) -> Float[Array, "b g width"]:
     """Maximum over the valid points of each patch; 0 for patches without any."""
     lowest = jnp.asarray(jnp.finfo(points.dtype).min, points.dtype)
     largest = jnp.where(valid[..., None], points, lowest).max(axis=2)

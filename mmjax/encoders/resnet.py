@@ -47,6 +47,17 @@ class ResidualBlock(nnx.Module):
         return shortcut + y
 
 
+def residual_stages(channels: int, counts: tuple[int, ...], rngs: nnx.Rngs) -> nnx.List[ResidualBlock]:
+    """Builds stages of `counts[stage]` blocks; each further stage doubles the channels and halves the resolution."""
+    blocks, width = [], channels
+    for stage, count in enumerate(counts):
+        for index in range(count):
+            outputs = channels * 2**stage
+            blocks.append(ResidualBlock(width, outputs, 2 if stage and index == 0 else 1, rngs=rngs))
+            width = outputs
+    return nnx.List(blocks)
+
+
 class ResNet(nnx.Module):
     """ResNet over images [B, height, width, channels]; the cells of the last feature map are the tokens."""
 
@@ -79,17 +90,11 @@ class ResNet(nnx.Module):
         self.stem = Convolution(
             spec.shape[-1], config.channels, (config.stem,) * 2, stride=(config.stem_stride,) * 2, rngs=rngs
         )
-        blocks, width = [], config.channels
-        for stage, count in enumerate(config.blocks):
-            for index in range(count):
-                outputs = config.channels * 2**stage
-                stride = 2 if stage and index == 0 else 1
-                blocks.append(ResidualBlock(width, outputs, stride, rngs=rngs))
-                width = outputs
-        self.blocks = nnx.List(blocks)
-        self.norm = GroupNorm(width)
-        self.drop_rates = [config.drop_path * index / max(len(blocks) - 1, 1) for index in range(len(blocks))]
-        self.width = width
+        self.blocks = residual_stages(config.channels, config.blocks, rngs)
+        self.width = config.channels * 2 ** (len(config.blocks) - 1)
+        self.norm = GroupNorm(self.width)
+        last = max(len(self.blocks) - 1, 1)
+        self.drop_rates = [config.drop_path * index / last for index in range(len(self.blocks))]
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
         """Encodes images; tokens have positions (row, column) of the last feature map."""

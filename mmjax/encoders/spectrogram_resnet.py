@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.config import Count, Rate
-from mmjax.encoders.resnet import ResidualBlock
+from mmjax.encoders.resnet import residual_stages
 from mmjax.layers import GroupNorm, Precision, Randomness
 from mmjax.layers.convolution import Convolution
 from mmjax.layers.spectrogram import Spectrogram, SpectrogramConfig
@@ -47,17 +47,13 @@ class SpectrogramResNet(nnx.Module):
     def __init__(self, config: Config, spec: InputSpec, *, precision: Precision, rngs: nnx.Rngs):
         self.dtype, self.spectrogram = precision.dtype, Spectrogram(config, spec)
         self.stem = Convolution(1, config.channels, (5, 5), stride=(2, 2), rngs=rngs)
-        blocks, width, self.reduction = [], config.channels, 2
-        for stage, count in enumerate(config.blocks):
-            for index in range(count):
-                outputs = config.channels * 2**stage
-                stride = 2 if stage and index == 0 else 1
-                blocks.append(ResidualBlock(width, outputs, stride, rngs=rngs))
-                width, self.reduction = outputs, self.reduction * stride
-        self.blocks = nnx.List(blocks)
-        self.norm = GroupNorm(width)
-        self.drop_rates = [config.drop_path * index / max(len(blocks) - 1, 1) for index in range(len(blocks))]
-        self.width = width
+        self.blocks = residual_stages(config.channels, config.blocks, rngs)
+        self.width = config.channels * 2 ** (len(config.blocks) - 1)
+        # The stem and every stage but the first have stride 2.
+        self.reduction = 2 ** len(config.blocks)
+        self.norm = GroupNorm(self.width)
+        last = max(len(self.blocks) - 1, 1)
+        self.drop_rates = [config.drop_path * index / last for index in range(len(self.blocks))]
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
         """Encodes unpacked waveforms; tokens have positions (index)."""

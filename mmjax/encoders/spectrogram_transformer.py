@@ -57,9 +57,8 @@ class SpectrogramTransformer(nnx.Module):
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
         """Encodes waveforms, or packed chunks."""
-        frames_rng = None if rng is None else rng.fold_in("spectrogram")
-        embed = self._tokens if inputs.segments is None else self._packed_tokens
-        tokens = embed(inputs, frames_rng)
+        frame_rng = None if rng is None else rng.fold_in("spectrogram")
+        tokens = (self._tokens if inputs.segments is None else self._packed_tokens)(inputs, frame_rng)
         values = tokens.values + sincos_positions(tokens.positions, self.width).astype(self.dtype)
         return self.trunk(tokens.with_values(values), rng)
 

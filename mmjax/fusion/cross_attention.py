@@ -6,7 +6,6 @@ The cross-attention between streams follows Lu et al., ViLBERT (2019), the reado
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -73,21 +72,13 @@ class FusionLayer(nnx.Module):
       make_self: builds the self-attention block of the latents.
     """
 
-    def __init__(
-        self,
-        names: tuple[str, ...],
-        pairs: dict[str, tuple[str, ...]],
-        make_cross: Callable[[tuple[str, ...]], CrossBlock],
-        make_self: Callable[[], Block],
-    ):
+    def __init__(self, names: tuple[str, ...], pairs: dict[str, tuple[str, ...]], make_cross, make_self):
         self.pairs = pairs
         self.streams = nnx.Dict({name: make_cross(others) for name, others in pairs.items()})
         self.readout = make_cross(names)
         self.latent_block = make_self()
 
-    def __call__(
-        self, carry: tuple[dict[str, Tokens], Tokens], rng: Randomness | None, drop_rate: float | jax.Array
-    ) -> tuple[dict[str, Tokens], Tokens]:
+    def __call__(self, carry: tuple[dict[str, Tokens], Tokens], rng: Randomness | None, drop_rate) -> tuple:
         """Updates the carry ({modality: Tokens}, latents)."""
         tokens, latents = carry
         rngs = {name: None if rng is None else rng.fold_in(name) for name in (*self.pairs, FUSED, "latent_block")}

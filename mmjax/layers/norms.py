@@ -29,9 +29,7 @@ class LayerNorm(nnx.Module):
 
 
 @jax.custom_vjp
-def _normalise(
-    x: Float[Array, "... width"], scale: Float[Array, " width"], bias: Float[Array, " width"]
-) -> Float[Array, "... width"]:
+def _normalise(x: Float[Array, "... width"], scale: jax.Array, bias: jax.Array) -> Float[Array, "... width"]:
     """Layer normalisation whose backward pass recomputes the normalised values from the mean and variance per row.
 
     JAX's own derivative would save arrays of twice the size of `x`.
@@ -68,9 +66,7 @@ def _statistics(x: Float[Array, "*rows width"]) -> tuple[Float[Array, "*rows"], 
     return mean, lax.rsqrt(variance + EPSILON)
 
 
-def _standardise(
-    x: Float[Array, "*rows width"], mean: Float[Array, "*rows"], inverse_std: Float[Array, "*rows"]
-) -> Float[Array, "*rows width"]:
+def _standardise(x: Float[Array, "*rows width"], mean: jax.Array, inverse_std: jax.Array) -> jax.Array:
     return (x.astype(jnp.float32) - mean[..., None]) * inverse_std[..., None]
 
 

@@ -205,18 +205,12 @@ class Spectrogram:
         bins = self.config.bins
         return log_mel(waveform, sample_rate=self.sample_rate, bins=bins, window=self.window, hop=self.hop)
 
-    def _spec_augment(
-        self,
-        frames: Float[Array, "*batch frames bins"],
-        index: Int[Array, "*#batch frames"],
-        rng: Randomness | None,
-        expand: Callable,
-    ) -> Float[Array, "*batch frames bins"]:
+    def _spec_augment(self, frames: Array, index: Array, rng: Randomness | None, expand: Callable) -> Array:
         """SpecAugment (Park et al., 2019): sets masked bands and time spans to 0, the mean of speech.
 
         Args:
-          frames: log-mel frames.
-          index: index of each frame in its recording.
+          frames: log-mel frames [..., frames, bins].
+          index: index of each frame in its recording, [..., frames] or [1, frames].
           rng: None outside training, which returns `frames` unchanged.
           expand: reshapes draws per example [B, 1] to broadcast with `index`.
         """

@@ -8,10 +8,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mmjax.layers.attention.kernels import KERNELS, choose_kernel, log_once
 from mmjax.layers.attention.sequence import all_to_all_attention, ring_attention
+from mmjax.layers.attention.shapes import Key, KeyIds, Query, QueryIds
 from mmjax.sharding import ambient_mesh, axis_size, current_layout, current_platform, mesh_axes, split_over
 from mmjax.tokens import Tokens
 
@@ -19,13 +20,7 @@ MIN_LOGGED_TOKENS = 128
 """Sequence length from which a failure to split the tokens is logged; shorter sequences gain little from a split."""
 
 
-def attend(
-    query: Float[Array, "batch queries heads depth"],
-    key: Float[Array, "batch keys heads depth"],
-    value: Float[Array, "batch keys heads depth"],
-    query_segments: Int[Array, "batch queries"],
-    key_segments: Int[Array, "batch keys"],
-) -> Float[Array, "batch queries heads depth"]:
+def attend(query: Query, key: Key, value: Key, query_segments: QueryIds, key_segments: KeyIds) -> Query:
     """Scaled dot-product attention (Vaswani et al., Attention Is All You Need, 2017).
 
     A query attends to the keys of its own segment. A query without a visible key gets exactly 0, with gradient 0. The
@@ -61,9 +56,7 @@ def attend(
     return _shard_mapped(compute, spec, arrays)
 
 
-def _shard_mapped(
-    compute: Callable, spec: PartitionSpec, arrays: tuple[jax.Array, ...]
-) -> Float[Array, "batch queries heads depth"]:
+def _shard_mapped(compute: Callable, spec: PartitionSpec, arrays: tuple[jax.Array, ...]) -> Query:
     """Runs `compute` on each device's examples, tokens and heads, since XLA cannot partition custom kernels.
 
     Arrays cross the `shard_map` boundary as [batch, tokens, heads * depth], the layout of the projections. With a
@@ -84,6 +77,6 @@ def _merge_heads(x: Float[Array, "batch tokens heads depth"]) -> Float[Array, "b
     return x.reshape(*x.shape[:2], -1)
 
 
-def visible_segments(queries: Tokens, keys: Tokens) -> tuple[Int[Array, "batch queries"], Int[Array, "batch keys"]]:
+def visible_segments(queries: Tokens, keys: Tokens) -> tuple[QueryIds, KeyIds]:
     """Segment ids in which padding has -1 (queries) or -2 (keys), so that it never matches."""
     return jnp.where(queries.mask, queries.segments, -1), jnp.where(keys.mask, keys.segments, -2)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from absl import logging
 from jaxtyping import Array, Bool, Float, Int
 
+from mmjax.layers.attention.shapes import Key, KeyIds, Query, QueryIds
 from mmjax.layers.attention.short import VMEM_BYTES, short_attention, vmem_bytes
 from mmjax.layers.attention.softmax import masked_softmax
 
@@ -23,20 +24,12 @@ TILE = 128
 """Tile size of the splash attention kernel, in tokens."""
 
 
-def same_segment(
-    query_segments: Int[Array, "batch queries"], key_segments: Int[Array, "batch keys"]
-) -> Bool[Array, "batch queries keys"]:
+def same_segment(query_segments: QueryIds, key_segments: KeyIds) -> Bool[Array, "batch queries keys"]:
     """Attention mask: True where the query and key segments are equal."""
     return query_segments[:, :, None] == key_segments[:, None, :]
 
 
-def xla_attention(
-    query: Float[Array, "batch queries heads depth"],
-    key: Float[Array, "batch keys heads depth"],
-    value: Float[Array, "batch keys heads depth"],
-    query_segments: Int[Array, "batch queries"],
-    key_segments: Int[Array, "batch keys"],
-) -> Float[Array, "batch queries heads depth"]:
+def xla_attention(query: Query, key: Key, value: Key, query_segments: QueryIds, key_segments: KeyIds) -> Query:
     """Reference attention with a float32 softmax; materialises the logits [batch, heads, queries, keys]."""
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     visible = same_segment(query_segments, key_segments)[:, None]
@@ -45,14 +38,8 @@ def xla_attention(
 
 
 def splash_attention(
-    query: Float[Array, "batch queries heads depth"],
-    key: Float[Array, "batch keys heads depth"],
-    value: Float[Array, "batch keys heads depth"],
-    query_segments: Int[Array, "batch queries"],
-    key_segments: Int[Array, "batch keys"],
-    *,
-    interpret: bool = False,
-) -> Float[Array, "batch queries heads depth"]:
+    query: Query, key: Key, value: Key, query_segments: QueryIds, key_segments: KeyIds, *, interpret: bool = False
+) -> Query:
     """JAX's Pallas splash attention kernel for TPUs; pads the tokens to whole tiles.
 
     Args:
@@ -89,13 +76,7 @@ def _pad(
     return jnp.pad(x, (*padding, (0, 0), (0, 0))), jnp.pad(segments, padding, constant_values=padding_segment)
 
 
-def cudnn_attention(
-    query: Float[Array, "batch queries heads depth"],
-    key: Float[Array, "batch keys heads depth"],
-    value: Float[Array, "batch keys heads depth"],
-    query_segments: Int[Array, "batch queries"],
-    key_segments: Int[Array, "batch keys"],
-) -> Float[Array, "batch queries heads depth"]:
+def cudnn_attention(query: Query, key: Key, value: Key, query_segments: QueryIds, key_segments: KeyIds) -> Query:
     """cuDNN fused attention for GPUs.
 
     cuDNN's backward pass returns NaN for a query whose mask row is all False. Such queries therefore attend to all
@@ -107,11 +88,7 @@ def cudnn_attention(
     return _zero_unmatched(mixed, query_segments, key_segments)
 
 
-def _zero_unmatched(
-    mixed: Float[Array, "batch queries heads depth"],
-    query_segments: Int[Array, "batch queries"],
-    key_segments: Int[Array, "batch keys"],
-) -> Float[Array, "batch queries heads depth"]:
+def _zero_unmatched(mixed: Query, query_segments: QueryIds, key_segments: KeyIds) -> Query:
     """Zeroes the output of queries without a visible key, for which the kernels return the mean of all values."""
     matched = same_segment(query_segments, key_segments).any(axis=-1)
     return jnp.where(matched[:, :, None, None], mixed, 0)

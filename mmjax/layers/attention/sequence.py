@@ -12,9 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from mmjax.layers.attention.kernels import same_segment
+from mmjax.layers.attention.shapes import Key, KeyIds, Query, QueryIds
 from mmjax.layers.attention.softmax import MASKED_LOGIT
 from mmjax.sharding import pieces_of, ring
 
@@ -24,13 +25,8 @@ MAX_LOGITS = 2**24
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def ring_attention(
-    axes: tuple[str, ...],
-    query: Float[Array, "batch queries heads depth"],
-    key: Float[Array, "batch keys heads depth"],
-    value: Float[Array, "batch keys heads depth"],
-    query_segments: Int[Array, "batch queries"],
-    key_segments: Int[Array, "batch keys"],
-) -> Float[Array, "batch queries heads depth"]:
+    axes: tuple[str, ...], query: Query, key: Key, value: Key, query_segments: QueryIds, key_segments: KeyIds
+) -> Query:
     """Ring attention (Liu et al., Ring Attention with Blockwise Transformers for Near-Infinite Context, 2023).
 
     Keys and values rotate around the ring, while each device accumulates the attention of its queries with an online
@@ -44,10 +40,8 @@ def ring_attention(
     return _forward(axes, query, key, value, query_segments, key_segments)[0]
 
 
-def _masked_logits(
-    query: Float[Array, "batch queries heads depth"], query_segments: Int[Array, "batch queries"], visitor: Any
-) -> tuple[Float[Array, "batch heads queries keys"], Bool[Array, "batch 1 queries keys"]]:
-    """Logits of the local queries and the visiting keys, and the mask of the visible ones."""
+def _masked_logits(query: Query, query_segments: QueryIds, visitor: Any) -> tuple[Array, Array]:
+    """Returns logits [batch, heads, queries, keys] of the visiting keys and their mask [batch, 1, queries, keys]."""
     visible = same_segment(query_segments, visitor["segments"])[:, None]
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, visitor["key"], preferred_element_type=jnp.float32)
     return jnp.where(visible, logits * query.shape[-1] ** -0.5, MASKED_LOGIT), visible
@@ -118,14 +112,8 @@ ring_attention.defvjp(_forward, _backward)
 
 
 def all_to_all_attention(
-    axes: tuple[str, ...],
-    compute: Callable[..., Float[Array, "batch queries heads depth"]],
-    query: Float[Array, "batch queries heads depth"],
-    key: Float[Array, "batch keys heads depth"],
-    value: Float[Array, "batch keys heads depth"],
-    query_segments: Int[Array, "batch queries"],
-    key_segments: Int[Array, "batch keys"],
-) -> Float[Array, "batch queries heads depth"]:
+    axes: tuple[str, ...], compute, query: Query, key: Key, value: Key, query_segments: QueryIds, key_segments: KeyIds
+) -> Query:
     """All-to-all sequence parallelism (Jacobs et al., DeepSpeed Ulysses, 2023).
 
     Exchanges a split over tokens for a split over heads, runs `compute` on all tokens, and exchanges the output back.

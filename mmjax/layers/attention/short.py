@@ -29,6 +29,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
+from mmjax.layers.attention.shapes import Key, KeyIds, Query, QueryIds
 from mmjax.layers.attention.softmax import masked_softmax_forward, softmax_vjp
 
 LANES = 128
@@ -41,14 +42,8 @@ _TOKENS_PER_BLOCK = 256
 
 
 def short_attention(
-    query: Float[Array, "batch queries heads depth"],
-    key: Float[Array, "batch keys heads depth"],
-    value: Float[Array, "batch keys heads depth"],
-    query_segments: Int[Array, "batch queries"],
-    key_segments: Int[Array, "batch keys"],
-    *,
-    interpret: bool = False,
-) -> Float[Array, "batch queries heads depth"]:
+    query: Query, key: Key, value: Key, query_segments: QueryIds, key_segments: KeyIds, *, interpret: bool = False
+) -> Query:
     """Fused attention for sequences whose `vmem_bytes` fit into VMEM.
 
     Args:
@@ -61,7 +56,7 @@ def short_attention(
     return mixed.reshape(query.shape)
 
 
-def vmem_bytes(query: Float[Array, "batch queries heads depth"], key: Float[Array, "batch keys heads depth"]) -> int:
+def vmem_bytes(query: Query, key: Key) -> int:
     """Estimates the VMEM that the backward kernel needs, in bytes.
 
     Counts the blocks of three query-sized arrays (query, cotangent, query gradient) and four key-sized arrays (key,
@@ -79,15 +74,8 @@ def _examples_per_block(batch: int, queries: int, keys: int) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attend(
-    query: Float[Array, "batch queries width"],
-    key: Float[Array, "batch keys width"],
-    value: Float[Array, "batch keys width"],
-    query_segments: Int[Array, "batch queries 1"],
-    key_segments: Int[Array, "batch 1 keys"],
-    heads: int,
-    interpret: bool,
-) -> Float[Array, "batch queries width"]:
+def _attend(query, key, value, query_segments, key_segments, heads, interpret):
+    """Attention on arrays [batch, tokens, width], with segments [batch, queries, 1] and [batch, 1, keys]."""
     return _forward(query, key, value, query_segments, key_segments, heads, interpret)[0]
 
 
