@@ -86,10 +86,7 @@ class Tokens:
         """Builds Tokens from Q vectors per example, [B, Q, D]; `mask` [B] bool marks valid examples (default: all)."""
         batch, count, width = values.shape
         rows, length = batch // slots, slots * count
-        if mask is None:
-            mask = jnp.ones((batch, count), bool)
-        else:
-            mask = jnp.broadcast_to(mask[:, None], (batch, count))
+        mask = jnp.broadcast_to(True if mask is None else mask[:, None], (batch, count))
         if slots == 1:
             return Tokens.make(values, mask)
         segments = jnp.broadcast_to(jnp.repeat(jnp.arange(slots, dtype=jnp.int32), count), (rows, length))

@@ -48,5 +48,4 @@ class GatedAverage(nnx.Module):
         mapped = jnp.stack([jnp.tanh(self.maps[name](pooled[name])) for name in self.names], axis=1)
         average = jnp.einsum("bm,bmw->bw", gates.astype(self.dtype), mapped)
         average = average + self.out(jax.nn.gelu(self.norm(average)))
-        fused = average[:, None]
-        return {**tokens, FUSED: Tokens.from_examples(fused, next(iter(tokens.values())).slots)}
+        return {**tokens, FUSED: Tokens.from_examples(average[:, None], next(iter(tokens.values())).slots)}

@@ -1,8 +1,8 @@
 """Log-mel spectrograms in JAX, computed from the waveform inside the training step.
 
-Packed recordings are cut into chunks, each with as many samples as one token covers. Each chunk gets the frames around
-it, with the values that they have in the unpacked recording. A row with recordings `a` (500 samples) and `b` (300
-samples), with chunks of 320 samples and a hop of 160, so two frames per chunk:
+Packed recordings are cut into chunks, each with as many samples as one token covers. `Spectrogram.packed_frames`
+returns the frames around each chunk, equal to those of the unpacked recording. Example of a row with recordings `a`
+(500 samples) and `b` (300 samples), for chunks of 320 samples and a hop of 160 (two frames per chunk):
 
     values       a[0:320]  a[320:500]+zeros  b[0:300]+zeros  zeros
     positions    (0, 500)  (1, 500)          (0, 300)        (0, 0)     chunk index, samples of the recording
