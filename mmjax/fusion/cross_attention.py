@@ -24,7 +24,8 @@ class CrossBlock(nnx.Module):
     """Pre-norm block: a separate cross-attention per modality, summed, then an MLP, each with a residual connection.
 
     A single softmax over the tokens of all modalities would initially be dominated by modalities with many tokens, and
-    an absent modality would change the weights of the others. With separate softmaxes it adds exactly 0.
+    an absent modality would change the weights of the others. With separate softmaxes, an absent modality adds exactly
+    0.
 
     Args:
       names: modalities to attend to.
