@@ -54,7 +54,7 @@ class PointTransformer(nnx.Module):
         self.trunk = Transformer(config, rngs=rngs)
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
-        """Encodes point clouds."""
+        """Returns tokens [B, groups, width]."""
         xyz = inputs.values[..., :3].astype(jnp.float32)
         samples, mask = farthest_point_sampling(xyz, inputs.mask, self.groups)
         centres = jnp.take_along_axis(xyz, samples[..., None], axis=1)

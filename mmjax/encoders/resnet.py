@@ -97,7 +97,7 @@ class ResNet(nnx.Module):
         self.drop_rates = [config.drop_path * index / last for index in range(len(self.blocks))]
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
-        """Encodes images; tokens have positions (row, column) of the last feature map."""
+        """Returns tokens [B, rows * columns, width] with positions (row, column) in the last feature map."""
         x = self.stem(inputs.values.astype(self.dtype))
         for index, (block, rate) in enumerate(zip(self.blocks, self.drop_rates, strict=True)):
             x = block(x, None if rng is None else rng.fold_in(index), rate)

@@ -57,7 +57,7 @@ class SeriesTransformer(nnx.Module):
         self.trunk = Transformer(config, rngs=rngs)
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
-        """Encodes time series."""
+        """Returns tokens [B, patches, width]."""
         values = self.patches(inputs.values.astype(self.dtype))
         # A patch is valid if any of its time steps is.
         steps = self.stride * np.arange(values.shape[1])[:, None] + np.arange(self.patch)

@@ -56,7 +56,7 @@ class SpectrogramResNet(nnx.Module):
         self.drop_rates = [config.drop_path * index / last for index in range(len(self.blocks))]
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
-        """Encodes unpacked waveforms; tokens have positions (index)."""
+        """Returns tokens [B, steps, width] with positions (index)."""
         frames, mask = self.spectrogram(inputs, None if rng is None else rng.fold_in("spectrogram"))
         x = self.stem(frames.astype(self.dtype)[..., None])
         for index, (block, rate) in enumerate(zip(self.blocks, self.drop_rates, strict=True)):

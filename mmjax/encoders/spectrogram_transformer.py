@@ -56,7 +56,7 @@ class SpectrogramTransformer(nnx.Module):
         self.trunk = Transformer(config, rngs=rngs)
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
-        """Encodes waveforms, or packed chunks."""
+        """Returns tokens [B, ceil(frames / reduction), width], or [R, budget, width] if packed."""
         frame_rng = None if rng is None else rng.fold_in("spectrogram")
         tokens = (self._tokens if inputs.segments is None else self._packed_tokens)(inputs, frame_rng)
         values = tokens.values + sincos_positions(tokens.positions, self.width).astype(self.dtype)

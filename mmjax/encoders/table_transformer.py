@@ -45,7 +45,7 @@ class TableTransformer(nnx.Module):
         self.trunk = Transformer(config, rngs=rngs)
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
-        """Encodes table rows; token i is column i."""
+        """Returns tokens [B, columns, width]."""
         tokens = []
         if len(self.numeric):
             cells = inputs.values[:, np.array(self.numeric), None].astype(self.dtype)

@@ -27,7 +27,7 @@ class TextTransformer(nnx.Module):
         self.trunk = Transformer(config, rngs=rngs)
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
-        """Encodes token ids, packed or not."""
+        """Returns tokens [B, length, width], or [R, budget, width] if packed."""
         # Scale embeddings to unit variance, comparable to the positional embeddings.
         values = self.embedding(inputs.values, self.dtype) * self.width**0.5
         tokens = Tokens.make(values, inputs.mask, inputs.positions, inputs.segments, inputs.slots)

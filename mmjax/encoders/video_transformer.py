@@ -46,7 +46,7 @@ class VideoTransformer(nnx.Module):
         self.trunk = Transformer(config, rngs=rngs)
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
-        """Encodes clips; tokens have positions (time, row, column)."""
+        """Returns tokens [B, tubelets, width] with positions (time, row, column) in units of tubelets."""
         patches = self.patches(inputs.values.astype(self.dtype))
         batch, *grid_shape, width = patches.shape
         grid = jnp.stack(jnp.meshgrid(*map(jnp.arange, grid_shape), indexing="ij"), axis=-1).reshape(1, -1, 3)

@@ -74,7 +74,7 @@ class ViT(nnx.Module):
         self.trunk = Transformer(config, rngs=rngs)
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
-        """Encodes images, packed or not."""
+        """Returns tokens [B, patches, width], or [R, budget, width] if packed, after the class tokens if any."""
         tokens = self._patches(inputs) if inputs.segments is None else self._packed_patches(inputs)
         return self.trunk(tokens if self.class_token is None else self._with_class_token(tokens), rng)
 

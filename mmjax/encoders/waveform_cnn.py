@@ -48,7 +48,7 @@ class WaveformCNN(nnx.Module):
         self.layers, self.norms = nnx.List(layers), nnx.List(norms)
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
-        """Encodes unpacked waveforms; tokens have positions (index)."""
+        """Returns tokens [B, steps, width] with positions (index)."""
         x = inputs.values.astype(self.dtype)[:, :, None]
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = jax.nn.relu(norm(layer(x)))

@@ -46,7 +46,7 @@ class Convolution(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
     def __call__(self, x: Float[Array, "batch *space inputs"]) -> Float[Array, "batch *space2 outputs"]:
-        """Convolves `x`."""
+        """Convolves `x`, with float32 parameters cast to its dtype."""
         space = "DHW"[-len(self.stride) :]
         y = jax.lax.conv_general_dilated(
             x,
