@@ -1,4 +1,7 @@
-"""The model: encoders, a fusion and tasks, put together from a config. It knows no modality by name."""
+"""Multimodal model: encoders, a fusion and task heads, built from a config.
+
+The model treats all modalities alike and never refers to one by name.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ from mmjax.tokens import Batch, InputSpec, TargetSpec, Tokens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The section `model`.
+    """Config section `model`.
 
     Attributes:
-      encoders: {name of an input: {"kind": a name in `ENCODERS`, …}}.
-      fusion: {"kind": a name in `FUSIONS`, …}, or None for towers that meet in a loss only.
+      encoders: {input name: {"kind": key of `ENCODERS`, …}}.
+      fusion: {"kind": key of `FUSIONS`, …}, or None for separate towers that only a loss connects.
     """
 
     encoders: dict[str, Any]
@@ -32,17 +35,20 @@ class ModelConfig:
 
     def __post_init__(self):
         if not self.encoders:
-            raise ValueError("encoders is empty; name one for each input that the model reads")
+            raise ValueError("encoders is empty; add one for each input of the model")
 
 
 class Model(nnx.Module):
-    """Encoders, fusion and tasks.
+    """Encoders, optional fusion, and task heads.
 
     Args:
-      config: the section `model`.
-      tasks: the section `tasks`, {name: {"kind": a name in `TASKS`, …}}.
-      inputs: what each input of the data looks like.
-      targets: what each target of the data looks like.
+      config: config section `model`.
+      tasks: config section `tasks`, {task name: {"kind": key of `TASKS`, …}}.
+      inputs: {input name: InputSpec} of the dataset.
+      targets: {target name: TargetSpec} of the dataset.
+
+    Raises:
+      UserError: if a section names a missing input or target, or options do not fit the data.
     """
 
     def __init__(
@@ -74,7 +80,7 @@ class Model(nnx.Module):
                 self.fusion = cls(options, widths, precision=precision, rngs=rngs)
             readable |= self.fusion.widths
         if not tasks:
-            raise UserError("tasks", "is empty", "name at least one task")
+            raise UserError("tasks", "is empty", "add at least one task")
         self.tasks: nnx.Dict[Any] = nnx.Dict()
         for name, section in tasks.items():
             cls, options = choose(TASKS, section, f"tasks.{name}")
@@ -82,7 +88,7 @@ class Model(nnx.Module):
                 self.tasks[name] = cls(options, name, readable, dict(targets), rngs=rngs)
 
     def outputs(self, batch: Batch, rng: Randomness | None = None) -> dict[str, Tokens]:
-        """All tokens that a task may read, from a batch after `Batch.zero_absent`."""
+        """Returns {name: Tokens} of all encoders and the fusion; `batch` must have passed `Batch.zero_absent`."""
         tokens = {
             name: encoder(batch.inputs[name], None if rng is None else rng.fold_in(name))
             for name, encoder in self.encoders.items()
@@ -93,25 +99,25 @@ class Model(nnx.Module):
         return outputs
 
     def features(self, batch: Batch, rng: Randomness | None = None) -> dict[str, Any]:
-        """What each task's head makes of each example, from any batch."""
+        """Returns per-example head outputs, {task name: arrays [B, ...]}, from any batch."""
         outputs = self.outputs(batch.zero_absent(), rng)
         return {name: task.features(outputs) for name, task in self.tasks.items()}
 
 
 def _check_kind(cls: Any, kind: str, spec: InputSpec, where: str) -> None:
-    """Raises a UserError where an encoder of this kind cannot read such an input: an image as text, for example."""
+    """Raises UserError if encoder `cls` cannot read inputs of this spec, for example a text encoder given an image."""
 
-    def form(spec: InputSpec) -> tuple[int, str, int, int]:
-        kind = "numbers" if spec.dtype.startswith("float") else "token ids"
-        return len(spec.shape), kind, spec.mask_rank, spec.axes
+    def layout(spec: InputSpec) -> tuple[int, str, int, int]:
+        dtype_kind = "float" if spec.dtype.startswith("float") else "int"
+        return len(spec.shape), dtype_kind, spec.mask_rank, spec.axes
 
     def reads(encoder: Any) -> bool:
-        # Rows of a table have the form of waveforms; what an encoder has to know of its input tells them apart.
+        # Table rows and waveforms have the same layout; the required `details` keys tell them apart.
         example = getattr(encoder, "packed_example", None) if spec.axes else encoder.example
-        return example is not None and form(example) == form(spec) and set(example.details) <= set(spec.details)
+        return example is not None and layout(example) == layout(spec) and set(example.details) <= set(spec.details)
 
     if not reads(cls):
-        fitting = [name for name, other in ENCODERS.items() if reads(other)]
-        remedy = f"choose {' or '.join(map(repr, fitting))}" if fitting else "write an encoder for this input"
+        compatible = [name for name, other in ENCODERS.items() if reads(other)]
+        remedy = f"choose {' or '.join(map(repr, compatible))}" if compatible else "write an encoder for this input"
         packed = "packed " if spec.axes else ""
         raise UserError(f"{where}.kind", f"{kind!r} does not read {packed}{list(spec.shape)} {spec.dtype}", remedy)

@@ -1,13 +1,17 @@
-"""Tokens, the only currency between the parts of a model, and Batch, the only form of data that a step sees.
+"""Data types shared by all model parts: `Tokens`, `Input`, `Target`, `Batch` and their specs.
 
-Shapes are static. What is absent is a mask of zeros: `Batch.zero_absent` replaces absent values by zeros before the
-first operation, because a mask that is applied afterwards lets a NaN through into the gradients of weights
-(0 * NaN = NaN).
+Shapes are static, and absent data is a mask of zeros. `Batch.zero_absent` replaces absent values with zeros before the
+first operation: masking only the output would let a NaN reach the weight gradients (0 * NaN = NaN).
 
-Packed examples share rows. Row r of R then has E slots, and slot e of it holds example b = r * E + e of B = R * E.
-Inputs and tokens have R rows, and `segments` says which slot each of their elements belongs to. Targets, ids and
-whatever is read out have one entry an example, B of them. An example is in the same slot in all of its inputs; one slot
-a row, E = 1, is the batch that is not packed.
+Packing: several examples share one row. A packed batch has R rows of E slots each; slot e of row r holds example
+b = r * E + e, so B = R * E. Inputs and tokens have R rows, and `segments` holds the slot of each element. Targets, ids
+and pooled outputs have one entry per example, B in total. An example occupies the same slot in all of its inputs. The
+unpacked batch is the case E = 1. One packed row with E = 3 slots, of which the last is empty:
+
+    values     a0  a1  a2  b0  b1   0   0
+    mask        1   1   1   1   1   0   0
+    positions   0   1   2   0   1   0   0
+    segments    0   0   0   1   1   0   0
 """
 
 from __future__ import annotations
@@ -26,20 +30,20 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def pytree(cls: type[T]) -> type[T]:
-    """Makes a frozen dataclass of arrays, or trees of arrays, and registers it as a JAX pytree.
+    """Turns `cls` into a frozen dataclass of arrays (or trees of arrays) and registers it as a JAX pytree.
 
-    Fields that are `static()` are plain values, and part of the tree's structure.
+    Fields declared with `static()` hold plain values and belong to the tree structure.
     """
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
 def static(default: Any) -> Any:
-    """A field of a `pytree` that is no array."""
+    """Declares a non-array field of a `pytree` class."""
     return dataclasses.field(default=default, metadata={"static": True})
 
 
-def of_slots(mask: Array, segments: Array | None, slots: int) -> Array:
-    """Bool [R, E, N]: which elements of a row [R, N] each of its slots has."""
+def slot_masks(mask: Array, segments: Array | None, slots: int) -> Array:
+    """Returns bool [R, E, N], the mask of each slot's elements, from the row mask [R, N] and segments [R, N]."""
     if slots == 1 or segments is None:
         return mask[:, None]
     return mask[:, None] & (segments[:, None] == np.arange(slots, dtype=np.int32)[:, None])
@@ -47,14 +51,14 @@ def of_slots(mask: Array, segments: Array | None, slots: int) -> Array:
 
 @pytree
 class Tokens:
-    """A sequence of vectors for each row: those of one example, or of the packed examples in its slots.
+    """Sequences of vectors with mask, positions and segments; a row holds one example or several packed ones.
 
     Attributes:
       values: [R, N, D], zero where `mask` is False.
-      mask: [R, N] bool, True where a token is real.
-      positions: [R, N, axes] float32, the place of each token within its example: (row, column), seconds, index …
-      segments: [R, N] int32, each token's slot; tokens see each other only where their segments are equal.
-      slots: E, the slots of a row.
+      mask: [R, N] bool, True for real tokens, False for padding.
+      positions: [R, N, axes] float32, coordinates of each token within its example: (row, column), index, (x, y, z) …
+      segments: [R, N] int32, slot of each token; attention is limited to tokens of equal segment.
+      slots: E, number of slots per row.
     """
 
     values: Any
@@ -67,7 +71,7 @@ class Tokens:
     def make(
         values: Array, mask: Array, positions: Array | None = None, segments: Array | None = None, slots: int = 1
     ) -> Tokens:
-        """Makes Tokens with the masked values zeroed; positions default to the index, segments to one segment."""
+        """Builds Tokens and zeroes masked values. Positions default to the token index, segments to all 0."""
         batch, length = mask.shape
         if positions is None:
             index = jnp.arange(length, dtype=jnp.float32)[None, :, None]
@@ -78,14 +82,11 @@ class Tokens:
         return Tokens(values, mask, positions, segments, slots)
 
     @staticmethod
-    def of_examples(values: Array, slots: int = 1, mask: Array | None = None) -> Tokens:
-        """Tokens of vectors [B, Q, D], Q of each example; `mask` [B], by default all True, says who has them."""
+    def from_examples(values: Array, slots: int = 1, mask: Array | None = None) -> Tokens:
+        """Builds Tokens from Q vectors per example, [B, Q, D]; `mask` [B] bool marks valid examples (default: all)."""
         batch, count, width = values.shape
         rows, length = batch // slots, slots * count
-        if mask is None:
-            mask = jnp.ones((batch, count), bool)
-        else:
-            mask = jnp.broadcast_to(mask[:, None], (batch, count))
+        mask = jnp.broadcast_to(True if mask is None else mask[:, None], (batch, count))
         if slots == 1:
             return Tokens.make(values, mask)
         segments = jnp.broadcast_to(jnp.repeat(jnp.arange(slots, dtype=jnp.int32), count), (rows, length))
@@ -93,41 +94,41 @@ class Tokens:
         return Tokens.make(values.reshape(rows, length, width), mask.reshape(rows, length), positions, segments, slots)
 
     def with_values(self, values: Array) -> Tokens:
-        """The same tokens with other vectors [R, N, D'], zeroed where masked."""
+        """Replaces the vectors with `values` [R, N, D'], zeroed where masked."""
         return dataclasses.replace(self, values=jnp.where(self.mask[..., None], values, 0))
 
     @property
     def width(self) -> int:
+        """D, the token width."""
         return self.values.shape[-1]
 
     @property
     def examples(self) -> int:
-        """B, the slots of all rows."""
+        """B = R * E, number of example slots in all rows."""
         return self.mask.shape[0] * self.slots
 
     @property
     def members(self) -> Array:
-        """[R, E, N] bool: which tokens of its row each example has."""
-        return of_slots(self.mask, self.segments, self.slots)
+        """Mask of each example's tokens within its row, [R, E, N] bool."""
+        return slot_masks(self.mask, self.segments, self.slots)
 
     @property
     def present(self) -> Array:
-        """[B] bool: whether the example has any token at all."""
+        """Mask of examples with at least one token, [B] bool."""
         return self.members.any(axis=2).reshape(-1)
 
 
 @pytree
 class Input:
-    """What one modality gives the model.
+    """Model input of one modality.
 
     Attributes:
-      values: [B, ...], of any dtype; [R, N, ...] where examples are packed.
-      mask: bool, the shape is a prefix of that of `values`: [B] where an example is there or not (an image),
-        [B, length] where its length varies (a text, a waveform), [R, N] where examples are packed. All False means that
-        the modality is absent.
-      positions: [R, N, axes] float32 of a packed input, each element's place within its example; None of others.
-      segments: [R, N] int32 of a packed input, each element's slot; None of others.
-      slots: E, the slots of a row.
+      values: [B, ...], any dtype; [R, N, ...] if packed.
+      mask: bool; its shape is a prefix of the shape of `values`: [B] for inputs of fixed size (images), [B, length] for
+        inputs of variable length (texts, waveforms), [R, N] if packed. All False if the modality is absent.
+      positions: [R, N, axes] float32, coordinates of each element within its example; None unless packed.
+      segments: [R, N] int32, slot of each element; None unless packed.
+      slots: E, number of slots per row.
     """
 
     values: Any
@@ -138,18 +139,18 @@ class Input:
 
     @property
     def present(self) -> Array:
-        """[B] bool: whether the example has anything of this modality."""
+        """Mask of examples that have this modality, [B] bool."""
         mask = self.mask.reshape(self.mask.shape[0], -1)
-        return of_slots(mask, self.segments, self.slots).any(axis=2).reshape(-1)
+        return slot_masks(mask, self.segments, self.slots).any(axis=2).reshape(-1)
 
 
 @pytree
 class Target:
-    """What one task should answer.
+    """Training target of one task.
 
     Attributes:
-      values: [B, ...]: class indices, soft targets, numbers …
-      weight: [B] float32, how much the example counts; 0 means that it has no target.
+      values: [B, ...], such as class indices, soft labels or regression values.
+      weight: [B] float32, weight of each example; 0 if its target is missing.
     """
 
     values: Any
@@ -158,13 +159,13 @@ class Target:
 
 @pytree
 class Batch:
-    """One step's data.
+    """Data of one training or evaluation step.
 
     Attributes:
-      inputs: {name of the modality's input: Input}.
-      targets: {name of the target: Target}.
-      ids: [B] int32, each example's own number; random draws for an example depend on it. Padding has -1.
-      step: [] int32, the data step that this batch belongs to.
+      inputs: {input name: Input}.
+      targets: {target name: Target}.
+      ids: [B] int32, unique example ids, which seed the random draws of each example; -1 for padding.
+      step: [] int32, data step of this batch.
     """
 
     inputs: dict[str, Input]
@@ -174,22 +175,20 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """B, the examples."""
+        """B, number of examples (slots, if packed)."""
         return self.ids.shape[0]
 
     @property
     def rows(self) -> int:
-        """R, the rows that the examples share."""
+        """R, number of rows; equals B unless packed."""
         return next((x.mask.shape[0] for x in self.inputs.values()), self.size)
 
     def zero_absent(self) -> Batch:
-        """Replaces whatever stands where nothing is present by zeros, so that it can reach no result."""
+        """Zeroes input values where the mask is False and target values where the weight is 0."""
 
-        def spread(flag, values):
-            return flag.reshape(flag.shape + (1,) * (values.ndim - flag.ndim))
-
-        def zero(flag, values):
-            return jnp.where(spread(flag, values), values, jnp.zeros((), values.dtype))
+        def zero(valid, values):
+            valid = valid.reshape(valid.shape + (1,) * (values.ndim - valid.ndim))
+            return jnp.where(valid, values, jnp.zeros((), values.dtype))
 
         return dataclasses.replace(
             self,
@@ -198,21 +197,21 @@ class Batch:
         )
 
     def without(self, names: Collection[str]) -> Batch:
-        """The same batch with the named inputs absent from every example."""
+        """Masks out the named inputs for every example."""
         absent = {name: dataclasses.replace(x, mask=x.mask & False) for name, x in self.inputs.items() if name in names}
         return dataclasses.replace(self, inputs={**self.inputs, **absent})
 
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """What an encoder may know of its input before it sees one: shape and dtype of one example, without B.
+    """Static description of one example of an input, from which an encoder is built.
 
     Attributes:
-      shape: of `Input.values`; of a packed input that of a row, whose first number is the row's budget.
-      dtype: of `Input.values`, a NumPy name.
-      mask_rank: how many leading axes of `shape` the mask covers (0 for an image, 1 for a text).
-      details: facts about the values, for example {"vocabulary": 256} or {"sample_rate": 16000}.
-      axes: of the positions of a packed input; 0 for one that is not packed.
+      shape: shape of `Input.values` without the batch axis; for packed inputs, of a row, [budget, ...].
+      dtype: dtype of `Input.values`, a NumPy name.
+      mask_rank: number of leading axes of `shape` that the mask covers (0 for images, 1 for texts).
+      details: metadata of the values, such as {"vocabulary": 256} or {"sample_rate": 16000}.
+      axes: number of position axes of a packed input; 0 if not packed.
     """
 
     shape: tuple[int, ...]
@@ -224,12 +223,13 @@ class InputSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TargetSpec:
-    """What a task may know of its target.
+    """Static description of one example of a target, from which a task is built.
 
     Attributes:
-      shape, dtype: of one example.
-      classes: their names, if it has some.
-      mean, deviation: of a number in the training split, where they are known.
+      shape: shape of `Target.values` without the batch axis.
+      dtype: dtype of `Target.values`, a NumPy name.
+      classes: class names of a categorical target, else ().
+      mean, std: statistics of a numeric target over the training split; 0 and 1 if unknown.
     """
 
     shape: tuple[int, ...]
@@ -240,20 +240,21 @@ class TargetSpec:
 
 
 def abstract_batch(inputs: dict[str, InputSpec], targets: dict[str, TargetSpec], size: int, slots: int = 1) -> Batch:
-    """A batch of shapes without data, for tracing: `size` examples, `slots` of them in a row."""
+    """Builds a Batch of `ShapeDtypeStruct`s for tracing, with `size` examples and `slots` examples per row."""
 
     def shape(dtype, dims, count=size):
         return jax.ShapeDtypeStruct((count, *dims), dtype)
 
-    def input(spec: InputSpec) -> Input:
-        rows, mask = size // slots, spec.shape[: spec.mask_rank]
-        values = shape(spec.dtype, spec.shape, rows), shape("bool", mask, rows)
+    def abstract_input(spec: InputSpec) -> Input:
+        rows, mask_shape = size // slots, spec.shape[: spec.mask_rank]
+        values, mask = shape(spec.dtype, spec.shape, rows), shape("bool", mask_shape, rows)
         if not spec.axes:
-            return Input(*values)
-        return Input(*values, shape("float32", (*mask, spec.axes), rows), shape("int32", mask, rows), slots)
+            return Input(values, mask)
+        positions = shape("float32", (*mask_shape, spec.axes), rows)
+        return Input(values, mask, positions, shape("int32", mask_shape, rows), slots)
 
     return Batch(
-        inputs={name: input(spec) for name, spec in inputs.items()},
+        inputs={name: abstract_input(spec) for name, spec in inputs.items()},
         targets={name: Target(shape(spec.dtype, spec.shape), shape("float32", ())) for name, spec in targets.items()},
         ids=shape("int32", ()),
         step=jax.ShapeDtypeStruct((), "int32"),

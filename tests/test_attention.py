@@ -104,7 +104,7 @@ def test_queries_that_do_not_divide_read_split_keys():
 
 
 def test_small_blocks_of_logits_give_the_same(monkeypatch):
-    monkeypatch.setattr(sequence, "BLOCK", 64)
+    monkeypatch.setattr(sequence, "MAX_LOGITS", 64)
     check_on(MESHES["sequence=4 x tensor=2"])
 
 
@@ -132,13 +132,13 @@ def test_no_device_holds_the_logits_of_all_tokens(kind):
 def test_heads_that_do_not_divide_go_in_a_ring_and_the_log_says_so(caplog):
     kernels.log_once.cache_clear()
     check_on(MeshConfig(data=1, sequence=8, sequence_attention="all_to_all"))
-    assert "attention goes in a ring: 8 does not divide the 4 heads of a device" in caplog.text
+    assert "ring attention, not all_to_all: 8 does not divide the 4 heads per device" in caplog.text
 
 
 # Kernels.
 
 
-@pytest.mark.parametrize("kernel", [kernels.with_splash, kernels.short_attention])
+@pytest.mark.parametrize("kernel", [kernels.splash_attention, kernels.short_attention])
 @pytest.mark.parametrize("tokens, keys", [(16, 16), (130, 24)])
 def test_the_kernels_for_tpus_compute_the_definition_in_their_interpreter(kernel, tokens, keys):
     check(functools.partial(kernel, interpret=True), tokens, keys)
@@ -157,7 +157,7 @@ def test_heads_that_share_registers_do_not_touch_each_other(heads, depth):
         return mixed, *back(slope)
 
     found = gradients(functools.partial(kernels.short_attention, interpret=True))
-    for mine, truth in zip(found, gradients(kernels.with_xla), strict=True):
+    for mine, truth in zip(found, gradients(kernels.xla_attention), strict=True):
         np.testing.assert_allclose(mine, truth, atol=2e-5)
     # Queries of the third segment see nothing.
     assert not np.any(found[0][:, 2::3]) and not np.any(found[1][:, 2::3])
@@ -175,8 +175,8 @@ def test_cudnn_gets_no_mask_with_an_empty_row_and_computes_the_definition(monkey
         return original(poison(query), key, value, mask=mask, implementation="xla")
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", like_cudnn)
-    check(kernels.with_cudnn)
-    check(kernels.with_cudnn, tokens=13, keys=7)
+    check(kernels.cudnn_attention)
+    check(kernels.cudnn_attention, tokens=13, keys=7)
 
 
 def array(tokens=256, depth=64, dtype=jnp.bfloat16):
@@ -190,14 +190,14 @@ def array(tokens=256, depth=64, dtype=jnp.bfloat16):
         ("auto", "tpu", array(), "short", ""),
         ("auto", "tpu", array(tokens=50), "short", ""),
         ("auto", "tpu", array(tokens=1024), "splash", ""),
-        ("short", "tpu", array(tokens=1024), "xla", "all heads of an example take 31 MiB of the 16 MiB"),
+        ("short", "tpu", array(tokens=1024), "xla", "all heads of an example need 31 MiB of the 16 MiB"),
         ("auto", "gpu", array(), "cudnn", ""),
         ("xla", "tpu", array(), "xla", ""),
-        ("auto", "tpu", array(tokens=1), "xla", "1 tokens are less than a tile of 128"),
-        ("auto", "gpu", array(dtype=jnp.float32), "xla", "it computes in bfloat16, not in float32"),
-        ("auto", "gpu", array(depth=60), "xla", "heads of depth 60"),
-        ("auto", "gpu", array(tokens=197), "xla", "197 queries and 197 keys are not both even"),
-        ("splash", "cpu", array(), "xla", "it needs a tpu, and this is a cpu"),
+        ("auto", "tpu", array(tokens=1), "xla", "sequence length 1 is below the tile size 128"),
+        ("auto", "gpu", array(dtype=jnp.float32), "xla", "needs bfloat16 or float16, not float32"),
+        ("auto", "gpu", array(depth=60), "xla", "head depth 60"),
+        ("auto", "gpu", array(tokens=197), "xla", "needs even lengths, not 197 queries and 197 keys"),
+        ("splash", "cpu", array(), "xla", "needs a tpu, not a cpu"),
     ],
 )
 def test_the_devices_choose_the_kernel_and_the_log_says_why_not(caplog, wish, platform, query, expected, reason):

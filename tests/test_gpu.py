@@ -108,7 +108,7 @@ def test_attention_on_a_gpu_is_counted_and_is_not_computed_again():
     segments = jax.ShapeDtypeStruct((4, 256), jnp.int32)
 
     def attend(query, key, value, segments):
-        return kernels.with_cudnn(query, key, value, segments, segments)
+        return kernels.cudnn_attention(query, key, value, segments, segments)
 
     assert matmul_flops(attend, shape, shape, shape, segments) == 4 * (4 * 8 * 256 * 256) * 64
 

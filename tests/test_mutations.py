@@ -67,7 +67,7 @@ MUTATIONS = [
     Mutation(
         "absent inputs stay",
         "tokens.py",
-        "return jnp.where(spread(flag, values), values, jnp.zeros((), values.dtype))",
+        "return jnp.where(valid, values, jnp.zeros((), values.dtype))",
         "return values",
         ABSENCE,
     ),
@@ -90,7 +90,7 @@ MUTATIONS = [
     Mutation(
         "the largest hidden key scales the visible ones",
         "layers/attention/softmax.py",
-        "    logits = jnp.where(visible, logits, NEVER)\n",
+        "    logits = jnp.where(visible, logits, MASKED_LOGIT)\n",
         "",
         ("tests/test_masks.py", "-k", "not_visible"),
     ),
@@ -154,22 +154,22 @@ MUTATIONS = [
     Mutation(
         "dropout depends on the place in the row",
         "layers/randomness.py",
-        "places = jnp.where(members, before, 0).sum(axis=1, dtype=jnp.uint32)",
-        "places = jnp.broadcast_to(jnp.arange(before.shape[2], dtype=jnp.uint32), tokens.mask.shape)",
+        "indices = jnp.where(members, index_in_slot, 0).sum(axis=1, dtype=jnp.uint32)",
+        "indices = jnp.broadcast_to(jnp.arange(index_in_slot.shape[2], dtype=jnp.uint32), tokens.mask.shape)",
         PACKED,
     ),
     Mutation(
         "frames reach into the next recording of a row",
         "layers/spectrogram.py",
-        "return input.mask & _shifted(input.mask, by) & (input.segments == _shifted(input.segments, by))",
-        "return input.mask & _shifted(input.mask, by)",
+        "return inputs.mask & _shifted(inputs.mask, shift) & (inputs.segments == _shifted(inputs.segments, shift))",
+        "return inputs.mask & _shifted(inputs.mask, shift)",
         RECORDINGS,
     ),
     Mutation(
         "what follows a packed recording is no silence",
         "layers/spectrogram.py",
-        "jnp.where(own, _shifted(frames[:, :, theirs], shift), SILENCE)",
-        "jnp.where(own, _shifted(frames[:, :, theirs], shift), 0.0)",
+        "jnp.where(same, _shifted(part, shift), SILENT_FRAME)",
+        "jnp.where(same, _shifted(part, shift), 0.0)",
         RECORDINGS,
     ),
     Mutation(
@@ -220,15 +220,15 @@ MUTATIONS = [
     Mutation(
         "what was seen before a larger logit keeps its weight",
         "layers/attention/sequence.py",
-        "total * shrink + weights",
+        "total * rescale + weights",
         "total + weights",
         RING_OF_TOKENS,
     ),
     Mutation(
         "keys come home without their gradient",
         "layers/attention/sequence.py",
-        'of_key = visitor["of_key"] + product',
-        "of_key = product",
+        'key_grad = visitor["key_grad"] + einsum',
+        "key_grad = einsum",
         RING_OF_TOKENS,
     ),
     Mutation(

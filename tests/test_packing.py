@@ -617,7 +617,7 @@ def test_a_plan_counts_examples_and_not_the_slots_that_stay_empty(capsys):
         ({"model": {"encoders": {"picture": {"kind": "vit", "patch": 2}}}}, "model.encoders.picture: patch 2 is not"),
         (
             {"model": {"encoders": {"picture": {"kind": "vit", "patch": 4, "stride": 2}}}},
-            "model.encoders.picture: patches of packed images do not overlap",
+            "model.encoders.picture: patches of packed images cannot overlap",
         ),
         (
             {"model": {"encoders": {"picture": {"kind": "resnet"}}}},

@@ -14,7 +14,7 @@ from flax import nnx
 
 from mmjax.config import build
 from mmjax.datasets import Prepared
-from mmjax.encoders.point_transformer import PointTransformer, farthest, nearest
+from mmjax.encoders.point_transformer import PointTransformer, farthest_point_sampling, nearest_neighbours
 from mmjax.errors import UserError
 from mmjax.layers import Precision
 from mmjax.modalities.augmentation.points_dropout import PointsDropout
@@ -258,24 +258,24 @@ class TestAugmentation:
 class TestEncoder:
     def test_the_farthest_points_are_those_of_the_host_and_no_place_is_taken_twice(self):
         places = np.stack([cloud(seed, 30) for seed in range(3)])
-        found, real = farthest(jnp.asarray(places), jnp.ones((3, 30), bool), 12)
+        found, real = farthest_point_sampling(jnp.asarray(places), jnp.ones((3, 30), bool), 12)
         for row in range(3):
             np.testing.assert_array_equal(found[row], farthest_point_sampling(places[row].astype(np.float64), 12))
         assert real.all()
         mask = jnp.arange(30) < jnp.array([[0], [1], [5]])
         twice = jnp.asarray(places).at[2, 1].set(places[2, 0])
-        _, real = farthest(twice, mask, 12)
+        _, real = farthest_point_sampling(twice, mask, 12)
         assert real.sum(axis=1).tolist() == [0, 1, 4]
 
     def test_neighbours_are_the_nearest_and_real_ones_come_first(self):
         places = cloud(1, 20)
         found = np.asarray(
-            nearest(jnp.asarray(places[None, :4]), jnp.asarray(places[None]), jnp.ones((1, 20), bool), 5)
+            nearest_neighbours(jnp.asarray(places[None, :4]), jnp.asarray(places[None]), jnp.ones((1, 20), bool), 5)
         )
         distances = np.linalg.norm(places[:4, None] - places[None], axis=-1)
         np.testing.assert_array_equal(np.sort(found[0]), np.sort(np.argsort(distances, axis=1)[:, :5]))
         mask = jnp.arange(20)[None] < 3
-        found = np.asarray(nearest(jnp.asarray(places[None, :3]), jnp.asarray(places[None]), mask, 5))
+        found = np.asarray(nearest_neighbours(jnp.asarray(places[None, :3]), jnp.asarray(places[None]), mask, 5))
         assert (np.sort(found[0, :, :3]) == [0, 1, 2]).all()
 
     def test_the_order_of_the_points_and_what_is_masked_change_nothing(self):

@@ -14,7 +14,7 @@ from mmjax.data.rows import OwnRows, SharedRows
 from mmjax.encoders.spectrogram_transformer import STRIDES, SpectrogramTransformer
 from mmjax.errors import UserError
 from mmjax.layers import Precision, Randomness
-from mmjax.layers.spectrogram import FLOOR, Spectrogram, SpectrogramConfig, log_mel, mel_filters
+from mmjax.layers.spectrogram import ENERGY_FLOOR, Spectrogram, SpectrogramConfig, log_mel, mel_filters
 from mmjax.modalities import Audio
 from mmjax.tokens import Input, InputSpec
 
@@ -43,7 +43,7 @@ def test_energies_are_those_of_a_fourier_transform_in_float64():
     starts = range(0, samples.shape[1] - WINDOW + 1, HOP)
     pieces = np.stack([samples[:, start : start + WINDOW] for start in starts], axis=1).astype(np.float64)
     power = np.abs(np.fft.rfft(pieces * hann, 256)) ** 2 / WINDOW
-    expected = (np.log(power @ mel_filters(BINS, 256, RATE) + FLOOR) + 5) / 4
+    expected = (np.log(power @ mel_filters(BINS, 256, RATE) + ENERGY_FLOOR) + 5) / 4
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 

@@ -79,7 +79,7 @@ def test_offloaded_products_go_to_the_memory_of_the_host():
 
 
 def test_each_layer_needs_a_policy():
-    with pytest.raises(ValueError, match="rematerialise has 2 names for 4 layers; give one for each, or one"):
+    with pytest.raises(ValueError, match="rematerialise has 2 entries for 4 layers; give one entry or 4"):
         Stack(Layer, DEPTH, rngs=nnx.Rngs(params=0), rematerialise=("none", "full"))
 
 

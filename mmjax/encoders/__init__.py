@@ -1,11 +1,16 @@
-"""Encoders: what turns the input of one modality into Tokens. A new one is a file here and a line in `ENCODERS`.
+"""Encoders: modules that map the input of one modality to Tokens, by kind in `ENCODERS`.
 
-An encoder is a `flax.nnx.Module` with a nested dataclass `Config`, made as
-`Encoder(config, spec, precision=precision, rngs=rngs)`, where `spec` is the `InputSpec` of what it reads. It is called
-as `encoder(input, random)` on an `Input` whose absent values are zeros already, and returns `Tokens` of width
-`encoder.width`. `rng` is None outside training. Its attribute `example` is the spec of a small input, with which
-`tests/contracts.py` tries it, and `packed_example` that of a small packed one, if it can read rows that several
-examples share.
+An encoder is a `flax.nnx.Module` with
+
+- a nested dataclass `Config` of its options;
+- a constructor `Encoder(config, spec, precision=precision, rngs=rngs)`, where `spec` is the `InputSpec` of its input;
+- a call `encoder(inputs, rng)`, where absent values of the `Input` are zeros and `rng` is None outside training, which
+  returns `Tokens`;
+- an attribute `width`, the width of these tokens;
+- a class attribute `example`, the spec of a small input for `tests/contracts.py`;
+- a class attribute `packed_example`, the spec of a small packed input, if the encoder supports packing.
+
+To add an encoder, add a file here and a line in `ENCODERS`.
 """
 
 from mmjax.encoders.point_transformer import PointTransformer

@@ -1,7 +1,7 @@
-"""Residual network (He et al., Deep Residual Learning, 2016; pre-activation form, He et al., 2016b) with GroupNorm.
+"""Pre-activation ResNet with GroupNorm (He et al., Deep Residual Learning, 2016, and Identity Mappings, 2016).
 
-BatchNorm would make an example's result depend on who else is in its batch; with GroupNorm and weights of variance
-1 / fan-in these networks train as well (Kolesnikov et al., Big Transfer, 2020).
+BatchNorm would make the output of an example depend on the rest of the batch. With GroupNorm and weights of variance
+1 / fan-in, ResNets train as well (Kolesnikov et al., Big Transfer, 2020).
 """
 
 from __future__ import annotations
@@ -20,41 +20,59 @@ from mmjax.tokens import Input, InputSpec, Tokens
 
 
 class ResidualBlock(nnx.Module):
-    """Norm, ReLU, 3x3, twice, added to the input; the first convolution may stride."""
+    """Pre-activation residual block: twice GroupNorm, ReLU and a 3x3 convolution, plus a shortcut.
+
+    Args:
+      inputs, outputs: number of channels.
+      stride: stride of the first convolution and of the shortcut.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs):
         self.first_norm = GroupNorm(inputs)
         self.first = Convolution(inputs, outputs, (3, 3), stride=(stride, stride), bias=False, rngs=rngs)
         self.second_norm = GroupNorm(outputs)
         self.second = Convolution(outputs, outputs, (3, 3), bias=False, rngs=rngs)
-        changes = stride != 1 or inputs != outputs
+        projects = stride != 1 or inputs != outputs
         self.shortcut = (
-            Convolution(inputs, outputs, (1, 1), stride=(stride, stride), bias=False, rngs=rngs) if changes else None
+            Convolution(inputs, outputs, (1, 1), stride=(stride, stride), bias=False, rngs=rngs) if projects else None
         )
 
-    def __call__(self, x: jax.Array, rng: Randomness | None, drop: float) -> jax.Array:
+    def __call__(self, x: jax.Array, rng: Randomness | None, drop_rate: float) -> jax.Array:
+        """Applies the block to `x` [B, height, width, channels]; `drop_rate` is the stochastic depth rate."""
         y = jax.nn.relu(self.first_norm(x))
         shortcut = x if self.shortcut is None else self.shortcut(y)
         y = self.second(jax.nn.relu(self.second_norm(self.first(y))))
-        if rng is not None and drop:
-            y = drop_path(y, drop, rng)
+        if rng is not None and drop_rate:
+            y = drop_path(y, drop_rate, rng)
         return shortcut + y
 
 
+def residual_stages(channels: int, counts: tuple[int, ...], rngs: nnx.Rngs) -> nnx.List[ResidualBlock]:
+    """Builds stages of `counts[stage]` blocks; each further stage doubles the channels and halves the resolution."""
+    blocks, width = [], channels
+    for stage, count in enumerate(counts):
+        for index in range(count):
+            outputs = channels * 2**stage
+            blocks.append(ResidualBlock(width, outputs, 2 if stage and index == 0 else 1, rngs=rngs))
+            width = outputs
+    return nnx.List(blocks)
+
+
 class ResNet(nnx.Module):
-    """Stages of residual blocks over an image [B, height, width, channels]; the last map's cells are the tokens."""
+    """ResNet over images [B, height, width, channels]; the cells of the last feature map are the tokens."""
 
     example: ClassVar[InputSpec] = InputSpec((8, 8, 3), "float32", mask_rank=0)
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Sizes.
+        """Options of `ResNet`.
 
         Attributes:
-          channels: of the first stage; each next stage has twice as many and half the resolution.
-          blocks: number of blocks in each stage.
-          stem, stem_stride: side and stride of the first convolution.
-          drop_path: stochastic depth, the rate at the last block.
+          channels: channels of the first stage; each further stage doubles the channels and halves the resolution.
+          blocks: number of blocks per stage.
+          stem: kernel size of the first convolution.
+          stem_stride: stride of the first convolution.
+          drop_path: stochastic depth rate of the last block; the rate grows linearly from 0 at the first block.
         """
 
         channels: Count = 64
@@ -65,32 +83,27 @@ class ResNet(nnx.Module):
 
         def __post_init__(self):
             if not self.blocks:
-                raise ValueError("blocks is empty; give the number of blocks of each stage")
+                raise ValueError("blocks is empty; give the number of blocks per stage")
 
     def __init__(self, config: Config, spec: InputSpec, *, precision: Precision, rngs: nnx.Rngs):
         self.dtype = precision.dtype
         self.stem = Convolution(
             spec.shape[-1], config.channels, (config.stem,) * 2, stride=(config.stem_stride,) * 2, rngs=rngs
         )
-        blocks, width = [], config.channels
-        for stage, count in enumerate(config.blocks):
-            for number in range(count):
-                outputs = config.channels * 2**stage
-                stride = 2 if stage and number == 0 else 1
-                blocks.append(ResidualBlock(width, outputs, stride, rngs=rngs))
-                width = outputs
-        self.blocks = nnx.List(blocks)
-        self.norm = GroupNorm(width)
-        self.drops = [config.drop_path * number / max(len(blocks) - 1, 1) for number in range(len(blocks))]
-        self.width = width
+        self.blocks = residual_stages(config.channels, config.blocks, rngs)
+        self.width = config.channels * 2 ** (len(config.blocks) - 1)
+        self.norm = GroupNorm(self.width)
+        last = max(len(self.blocks) - 1, 1)
+        self.drop_rates = [config.drop_path * index / last for index in range(len(self.blocks))]
 
-    def __call__(self, input: Input, rng: Randomness | None) -> Tokens:
-        x = self.stem(input.values.astype(self.dtype))
-        for number, (block, drop) in enumerate(zip(self.blocks, self.drops, strict=True)):
-            x = block(x, None if rng is None else rng.fold_in(number), drop)
+    def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
+        """Returns tokens [B, rows * columns, width] with positions (row, column) in the last feature map."""
+        x = self.stem(inputs.values.astype(self.dtype))
+        for index, (block, rate) in enumerate(zip(self.blocks, self.drop_rates, strict=True)):
+            x = block(x, None if rng is None else rng.fold_in(index), rate)
         x = jax.nn.relu(self.norm(x))
         batch, rows, columns, width = x.shape
-        places = jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), axis=-1)
-        positions = jnp.broadcast_to(places.reshape(1, -1, 2), (batch, rows * columns, 2)).astype(jnp.float32)
-        mask = jnp.broadcast_to(input.present[:, None], (batch, rows * columns))
+        grid = jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), axis=-1)
+        positions = jnp.broadcast_to(grid.reshape(1, -1, 2), (batch, rows * columns, 2)).astype(jnp.float32)
+        mask = jnp.broadcast_to(inputs.present[:, None], (batch, rows * columns))
         return Tokens.make(x.reshape(batch, -1, width), mask, positions)

@@ -1,4 +1,4 @@
-"""A Transformer over patches of a series (Nie et al., A Time Series is Worth 64 Words, 2023)."""
+"""Transformer over patches of time series (after Nie et al., A Time Series is Worth 64 Words, 2023)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mmjax.tokens import Input, InputSpec, Tokens
 
 
 class SeriesTransformer(nnx.Module):
-    """A series [B, length, channels] with its mask [B, length], as tokens with positions (index of the patch).
+    """Transformer over patches of time series [B, length, channels]; tokens have positions (patch index).
 
-    A patch holds all channels of a few steps. That of the paper holds one channel, which suits a forecast of each; here
-    tasks ask what the channels mean together.
+    A patch covers all channels of a few time steps, since tasks predict from all channels jointly. The paper uses one
+    channel per patch, which suits a separate forecast of each channel.
     """
 
     example: ClassVar[InputSpec] = InputSpec((12, 2), "float32", mask_rank=1)
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(TransformerConfig):
-        """Sizes.
+        """Options of `SeriesTransformer`.
 
         Attributes:
-          patch: steps in a token.
-          stride: steps from one patch to the next; less than `patch` makes them overlap. `patch` by default.
+          patch: time steps per patch.
+          stride: time steps between the starts of adjacent patches, `patch` by default. Smaller strides overlap.
         """
 
         patch: Count = 16
@@ -40,13 +40,13 @@ class SeriesTransformer(nnx.Module):
             if self.stride is None:
                 object.__setattr__(self, "stride", self.patch)
             if self.stride > self.patch:
-                raise ValueError(f"stride {self.stride} leaves out steps between patches of {self.patch}; make it less")
+                raise ValueError(f"stride {self.stride} exceeds patch {self.patch} and skips steps; reduce it")
 
     def __init__(self, config: Config, spec: InputSpec, *, precision: Precision, rngs: nnx.Rngs):
         length, channels = spec.shape
         if length < config.patch or (length - config.patch) % config.stride:
             raise ValueError(
-                f"patches of {config.patch} steps, {config.stride} apart, do not end with the {length} steps; "
+                f"patch {config.patch} and stride {config.stride} do not cover {length} time steps exactly; "
                 "choose patch and stride so that length - patch is a multiple of stride"
             )
         self.patch, self.stride = config.patch, config.stride
@@ -56,10 +56,11 @@ class SeriesTransformer(nnx.Module):
         )
         self.trunk = Transformer(config, rngs=rngs)
 
-    def __call__(self, input: Input, rng: Randomness | None) -> Tokens:
-        values = self.patches(input.values.astype(self.dtype))
-        # A patch is real where any of its steps is.
+    def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
+        """Returns tokens [B, patches, width]."""
+        values = self.patches(inputs.values.astype(self.dtype))
+        # A patch is valid if any of its time steps is.
         steps = self.stride * np.arange(values.shape[1])[:, None] + np.arange(self.patch)
-        tokens = Tokens.make(values, input.mask[:, steps].any(axis=-1))
-        places = sincos_positions(tokens.positions, self.width).astype(self.dtype)
-        return self.trunk(tokens.with_values(values + places), rng)
+        tokens = Tokens.make(values, inputs.mask[:, steps].any(axis=-1))
+        embeddings = sincos_positions(tokens.positions, self.width).astype(self.dtype)
+        return self.trunk(tokens.with_values(values + embeddings), rng)

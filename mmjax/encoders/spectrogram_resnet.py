@@ -1,4 +1,4 @@
-"""A residual network over a log-mel spectrogram (as in Hershey et al., CNN Architectures for Audio, 2017)."""
+"""ResNet over log-mel spectrograms (Hershey et al., CNN Architectures for Large-Scale Audio Classification, 2017)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.config import Count, Rate
-from mmjax.encoders.resnet import ResidualBlock
+from mmjax.encoders.resnet import residual_stages
 from mmjax.layers import GroupNorm, Precision, Randomness
 from mmjax.layers.convolution import Convolution
 from mmjax.layers.spectrogram import Spectrogram, SpectrogramConfig
@@ -18,21 +18,21 @@ from mmjax.tokens import Input, InputSpec, Tokens
 
 
 class SpectrogramResNet(nnx.Module):
-    """A waveform [B, samples] with its mask, as one token for each step in time of the last map.
+    """ResNet over waveforms [B, samples]; the time steps of the last feature map are the tokens.
 
-    Frequencies are averaged at the end, so that the same sound a little higher or lower gives nearly the same token.
+    The last feature map is averaged over frequency, which makes tokens nearly invariant to small pitch shifts.
     """
 
     example: ClassVar[InputSpec] = InputSpec((2400,), "float32", mask_rank=1, details={"sample_rate": 16_000})
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(SpectrogramConfig):
-        """Sizes, and the spectrogram.
+        """Options of `SpectrogramResNet`.
 
         Attributes:
-          channels: of the first stage; each next stage has twice as many and half the resolution.
-          blocks: number of blocks in each stage.
-          drop_path: stochastic depth, the rate at the last block.
+          channels: channels of the first stage; each further stage doubles the channels and halves the resolution.
+          blocks: number of blocks per stage.
+          drop_path: stochastic depth rate of the last block; the rate grows linearly from 0 at the first block.
         """
 
         channels: Count = 32
@@ -42,27 +42,24 @@ class SpectrogramResNet(nnx.Module):
         def __post_init__(self):
             super().__post_init__()
             if not self.blocks:
-                raise ValueError("blocks is empty; give the number of blocks of each stage")
+                raise ValueError("blocks is empty; give the number of blocks per stage")
 
     def __init__(self, config: Config, spec: InputSpec, *, precision: Precision, rngs: nnx.Rngs):
         self.dtype, self.spectrogram = precision.dtype, Spectrogram(config, spec)
         self.stem = Convolution(1, config.channels, (5, 5), stride=(2, 2), rngs=rngs)
-        blocks, width, self.reduction = [], config.channels, 2
-        for stage, count in enumerate(config.blocks):
-            for number in range(count):
-                outputs = config.channels * 2**stage
-                stride = 2 if stage and number == 0 else 1
-                blocks.append(ResidualBlock(width, outputs, stride, rngs=rngs))
-                width, self.reduction = outputs, self.reduction * stride
-        self.blocks = nnx.List(blocks)
-        self.norm = GroupNorm(width)
-        self.drops = [config.drop_path * number / max(len(blocks) - 1, 1) for number in range(len(blocks))]
-        self.width = width
+        self.blocks = residual_stages(config.channels, config.blocks, rngs)
+        self.width = config.channels * 2 ** (len(config.blocks) - 1)
+        # The stem and every stage but the first have stride 2.
+        self.reduction = 2 ** len(config.blocks)
+        self.norm = GroupNorm(self.width)
+        last = max(len(self.blocks) - 1, 1)
+        self.drop_rates = [config.drop_path * index / last for index in range(len(self.blocks))]
 
-    def __call__(self, input: Input, rng: Randomness | None) -> Tokens:
-        frames, real = self.spectrogram(input, None if rng is None else rng.fold_in("spectrogram"))
+    def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
+        """Returns tokens [B, steps, width] with positions (index)."""
+        frames, mask = self.spectrogram(inputs, None if rng is None else rng.fold_in("spectrogram"))
         x = self.stem(frames.astype(self.dtype)[..., None])
-        for number, (block, drop) in enumerate(zip(self.blocks, self.drops, strict=True)):
-            x = block(x, None if rng is None else rng.fold_in(number), drop)
+        for index, (block, rate) in enumerate(zip(self.blocks, self.drop_rates, strict=True)):
+            x = block(x, None if rng is None else rng.fold_in(index), rate)
         x = jax.nn.relu(self.norm(x)).mean(axis=2)
-        return Tokens.make(x, real[:, jnp.arange(x.shape[1]) * self.reduction])
+        return Tokens.make(x, mask[:, jnp.arange(x.shape[1]) * self.reduction])

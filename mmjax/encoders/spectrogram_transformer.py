@@ -1,4 +1,4 @@
-"""A Transformer over a log-mel spectrogram after a convolutional stem (as in Radford et al., Whisper, 2022)."""
+"""Transformer over log-mel spectrograms with a convolutional stem (as in Radford et al., Whisper, 2022)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mmjax.tokens import Input, InputSpec, Tokens
 
 
 class SpectrogramTransformer(nnx.Module):
-    """A waveform [B, samples] with its mask, or packed chunks [R, budget, chunk], as tokens with positions (index).
+    """Transformer over waveforms [B, samples], or packed chunks [R, budget, chunk]; tokens have positions (index).
 
-    The spectrogram is made inside the step. Two convolutions over time shorten it by `reduction`. A packed chunk is as
-    long as a token.
+    The spectrogram is computed inside the step. Two convolutions over time shorten it by `reduction`. A packed chunk
+    has as many samples as one token covers, `reduction` hops.
     """
 
     example: ClassVar[InputSpec] = InputSpec((2400,), "float32", mask_rank=1, details={"sample_rate": 16_000})
@@ -30,10 +30,10 @@ class SpectrogramTransformer(nnx.Module):
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(SpectrogramConfig, TransformerConfig):
-        """Sizes of the trunk and the spectrogram.
+        """Options of `SpectrogramTransformer`.
 
         Attributes:
-          reduction: frames for one token, a product of the strides of two convolutions: 1, 2, 4, 6 or 8.
+          reduction: frames per token, the product of the strides of the two convolutions: 1, 2, 4, 6 or 8.
         """
 
         reduction: Count = 2
@@ -42,52 +42,65 @@ class SpectrogramTransformer(nnx.Module):
             SpectrogramConfig.__post_init__(self)
             TransformerConfig.__post_init__(self)
             if self.reduction not in STRIDES:
-                raise ValueError(f"reduction {self.reduction} is not possible; choose one of {list(STRIDES)}")
+                raise ValueError(f"reduction {self.reduction} is not supported; choose one of {list(STRIDES)}")
 
     def __init__(self, config: Config, spec: InputSpec, *, precision: Precision, rngs: nnx.Rngs):
         self.config, self.dtype, self.width = config, precision.dtype, config.width
         self.spectrogram = Spectrogram(config, spec)
-        if spec.axes and (token := self.spectrogram.hop * config.reduction) != spec.details["chunk"]:
-            problem = f"chunk {spec.details['chunk']} of the packed input is not the {token} samples of a token"
-            raise ValueError(f"{problem}; set chunk = {token} of the input")
+        if spec.axes and (samples := self.spectrogram.hop * config.reduction) != spec.details["chunk"]:
+            problem = f"chunk {spec.details['chunk']} of the packed input is not the {samples} samples of a token"
+            raise ValueError(f"{problem}; set chunk = {samples} of the input")
         first, second = STRIDES[config.reduction]
         self.first = Convolution(config.bins, config.width, (3,), stride=(first,), rngs=rngs)
         self.second = Convolution(config.width, config.width, (3,), stride=(second,), rngs=rngs)
         self.trunk = Transformer(config, rngs=rngs)
 
-    def __call__(self, input: Input, rng: Randomness | None) -> Tokens:
-        drawn = None if rng is None else rng.fold_in("spectrogram")
-        tokens = self._tokens(input, drawn) if input.segments is None else self._packed_tokens(input, drawn)
+    def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
+        """Returns tokens [B, ceil(frames / reduction), width], or [R, budget, width] if packed."""
+        frame_rng = None if rng is None else rng.fold_in("spectrogram")
+        tokens = (self._tokens if inputs.segments is None else self._packed_tokens)(inputs, frame_rng)
         values = tokens.values + sincos_positions(tokens.positions, self.width).astype(self.dtype)
         return self.trunk(tokens.with_values(values), rng)
 
-    def _tokens(self, input: Input, rng: Randomness | None) -> Tokens:
-        frames, real = self.spectrogram(input, rng)
+    def _tokens(self, inputs: Input, rng: Randomness | None) -> Tokens:
+        """Tokens of waveforms [B, samples], before positional embeddings."""
+        frames, frame_mask = self.spectrogram(inputs, rng)
         values = jax.nn.gelu(self.first(frames.astype(self.dtype)))
         values = jax.nn.gelu(self.second(values))
-        # A token is real where the first of its frames is.
-        return Tokens.make(values, real[:, jnp.arange(values.shape[1]) * self.config.reduction])
+        # A token is valid if its first frame is.
+        return Tokens.make(values, frame_mask[:, jnp.arange(values.shape[1]) * self.config.reduction])
 
-    def _packed_tokens(self, input: Input, rng: Randomness | None) -> Tokens:
-        """Each chunk's token by itself, of all frames that the two convolutions see for it."""
-        (one, two), frames = STRIDES[self.config.reduction], self.spectrogram.frames
-        # The first convolution's steps from one token's first to the last, and the frames that these see.
-        before, steps = _before(-(-frames // one), two), -(-frames // one)
-        start = -one * before - _before(frames, one)
-        seen, first = self.spectrogram.around(input, range(start, start + 2 * one + 3), rng)
-        seen = seen.astype(self.dtype)
-        windows = jnp.stack([seen[:, :, one * step : one * step + 3] for step in range(3)], axis=2)
-        values = jax.nn.gelu(self.first.at(windows.reshape(*windows.shape[:3], -1)))
-        step = first[..., None] // one - before + jnp.arange(3)
+    def _packed_tokens(self, inputs: Input, rng: Randomness | None) -> Tokens:
+        """Tokens of packed chunks [R, N, chunk], one per chunk, before positional embeddings.
+
+        Computes each token separately from its receptive field: 3 steps of the first convolution, which read
+        2 * stride + 3 frames. For example with stride 2:
+
+            frames in the receptive field            0 to 6
+            windows of the first convolution         0 to 2, 2 to 4, 4 to 6
+            window of the second convolution         these 3 steps
+        """
+        (stride, second_stride), frames = STRIDES[self.config.reduction], self.spectrogram.frames
+        steps = -(-frames // stride)
+        padding = _left_padding(steps, second_stride)
+        start = -stride * padding - _left_padding(frames, stride)
+        field, first_frame = self.spectrogram.packed_frames(inputs, range(start, start + 2 * stride + 3), rng)
+        field = field.astype(self.dtype)
+        windows = jnp.stack([field[:, :, stride * step : stride * step + 3] for step in range(3)], axis=2)
+        # [R, N, 3 steps, 3 frames * bins] -> [R, N, 3 steps, width]
+        values = jax.nn.gelu(self.first.apply_to_windows(windows.reshape(*windows.shape[:3], -1)))
+        step = first_frame[..., None] // stride - padding + jnp.arange(3)
         values = jnp.where(((step >= 0) & (step < steps))[..., None], values, 0)
-        values = jax.nn.gelu(self.second.at(values.reshape(*values.shape[:2], -1)))
-        mask = input.mask & (first < frames)
-        return Tokens.make(values, mask, input.positions[..., :1], input.segments, input.slots)
+        # [R, N, 3 steps * width] -> [R, N, width]
+        values = jax.nn.gelu(self.second.apply_to_windows(values.reshape(*values.shape[:2], -1)))
+        mask = inputs.mask & (first_frame < frames)
+        return Tokens.make(values, mask, inputs.positions[..., :1], inputs.segments, inputs.slots)
 
 
 STRIDES = {1: (1, 1), 2: (1, 2), 4: (2, 2), 6: (2, 3), 8: (2, 4)}
+"""Strides of the two convolutions, by reduction."""
 
 
-def _before(length: int, stride: int) -> int:
-    """The zeros that a convolution of kernel 3 with padding "SAME" puts before its input."""
+def _left_padding(length: int, stride: int) -> int:
+    """Left zero padding of a convolution with kernel size 3 and padding "SAME"."""
     return max((-(-length // stride) - 1) * stride + 3 - length, 0) // 2

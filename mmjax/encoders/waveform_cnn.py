@@ -1,4 +1,4 @@
-"""A plain 1-D convolutional encoder on the waveform (after Dai et al., Very Deep CNNs for Raw Waveforms, 2017)."""
+"""1-D CNN on raw waveforms (after Dai et al., Very Deep CNNs for Raw Waveforms, 2017)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from mmjax.tokens import Input, InputSpec, Tokens
 
 
 class WaveformCNN(nnx.Module):
-    """Strided convolutions over a waveform [B, samples] with its mask; the steps of the last are the tokens."""
+    """Strided convolutions over waveforms [B, samples]; the time steps of the last layer are the tokens."""
 
     example: ClassVar[InputSpec] = InputSpec((2400,), "float32", mask_rank=1, details={"sample_rate": 16_000})
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Sizes.
+        """Options of `WaveformCNN`.
 
         Attributes:
-          channels: output channels of each convolution; the last is the width.
-          kernels, strides: of each convolution, in steps of its input.
+          channels: output channels per convolution; the last entry is the token width.
+          kernels: kernel size per convolution, in time steps of its input.
+          strides: stride per convolution, in time steps of its input.
         """
 
         channels: tuple[Count, ...] = (64, 128, 128, 256)
@@ -35,7 +36,7 @@ class WaveformCNN(nnx.Module):
 
         def __post_init__(self):
             if not len(self.channels) == len(self.kernels) == len(self.strides) > 0:
-                raise ValueError("channels, kernels and strides differ in length; give one of each per convolution")
+                raise ValueError("channels, kernels and strides differ in length; give one entry each per convolution")
 
     def __init__(self, config: Config, spec: InputSpec, *, precision: Precision, rngs: nnx.Rngs):
         self.dtype, self.width = precision.dtype, config.channels[-1]
@@ -46,9 +47,10 @@ class WaveformCNN(nnx.Module):
             inputs, self.reduction = channels, self.reduction * stride
         self.layers, self.norms = nnx.List(layers), nnx.List(norms)
 
-    def __call__(self, input: Input, rng: Randomness | None) -> Tokens:
-        x = input.values.astype(self.dtype)[:, :, None]
+    def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
+        """Returns tokens [B, steps, width] with positions (index)."""
+        x = inputs.values.astype(self.dtype)[:, :, None]
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = jax.nn.relu(norm(layer(x)))
-        mask = input.mask[:, jnp.arange(x.shape[1]) * self.reduction]
+        mask = inputs.mask[:, jnp.arange(x.shape[1]) * self.reduction]
         return Tokens.make(x, mask)

@@ -1,10 +1,14 @@
-"""Fusions: what lets modalities read each other. A new one is a file here and a line in `FUSIONS`.
+"""Fusions: modules that exchange information between modalities, by kind in `FUSIONS`.
 
-A fusion is a `flax.nnx.Module` with a nested dataclass `Config`, made as
-`Fusion(config, widths, precision=precision, rngs=rngs)`, where `widths` maps the names of the encoders to the widths of
-their tokens. It is called as `fusion(tokens, random)` on `{name: Tokens}` and returns `{name: Tokens}`: those that went
-in, as the fusion left them, and what it read out of all of them under the name `FUSED`. `fusion.widths` maps the
-names of its results to their widths.
+A fusion is a `flax.nnx.Module` with
+
+- a nested dataclass `Config` of its options;
+- a constructor `Fusion(config, widths, precision=precision, rngs=rngs)`, where `widths` is {encoder name: token width};
+- a call `fusion(tokens, rng)`, which maps {encoder name: Tokens} to the updated tokens of each encoder and the fused
+  tokens under the key `FUSED`; `rng` is None outside training;
+- an attribute `widths`, {output name: token width}.
+
+To add a fusion, add a file here and a line in `FUSIONS`.
 """
 
 from mmjax.fusion.concatenation import Concatenation

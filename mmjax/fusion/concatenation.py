@@ -1,4 +1,4 @@
-"""The late-fusion baseline: pooled modalities side by side, through an MLP."""
+"""Late-fusion baseline: an MLP over the concatenated, mean-pooled modalities."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mmjax.tokens import Tokens
 
 
 class Concatenation(nnx.Module):
-    """Means of each modality's tokens, concatenated; an absent modality is a vector of zeros and a flag."""
+    """MLP over mean-pooled modalities and their presence flags; an absent modality is a zero vector with flag 0."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Sizes.
+        """Options of `Concatenation`.
 
         Attributes:
-          width: of the result.
-          hidden: width inside the MLP, 4 x `width` by default.
-          dropout: rate on the MLP's hidden layer.
+          width: width of the fused token.
+          hidden: hidden width of the MLP, 4 x `width` by default.
+          dropout: dropout rate of the hidden layer of the MLP.
         """
 
         width: Count = 256
@@ -40,10 +40,11 @@ class Concatenation(nnx.Module):
         self.widths = {**widths, FUSED: config.width}
 
     def __call__(self, tokens: dict[str, Tokens], rng: Randomness | None) -> dict[str, Tokens]:
+        """Returns `tokens` unchanged, plus one fused token per example."""
         pooled: list[Any] = [mean_pool(tokens[name]) for name in self.names]
         flags = [tokens[name].present[:, None].astype(jnp.float32) for name in self.names]
         hidden = jax.nn.gelu(self.up(jnp.concatenate(pooled + flags, axis=-1).astype(self.dtype)))
         if rng is not None:
             hidden = dropout(hidden, self.dropout, rng.fold_in(FUSED))
         fused = self.down(hidden)[:, None]
-        return {**tokens, FUSED: Tokens.of_examples(fused, next(iter(tokens.values())).slots)}
+        return {**tokens, FUSED: Tokens.from_examples(fused, next(iter(tokens.values())).slots)}

@@ -1,7 +1,6 @@
-"""Cross-attention between modalities, and learned queries that read the result out.
+"""Cross-attention between modalities, with learned latent queries as readout.
 
-After Lu et al., ViLBERT (2019), for streams that query each other, and Jaegle et al., Perceiver (2021), for the
-readout.
+The cross-attention between streams follows Lu et al., ViLBERT (2019), the readout Jaegle et al., Perceiver (2021).
 """
 
 from __future__ import annotations
@@ -22,10 +21,18 @@ from mmjax.tokens import Tokens
 
 
 class CrossBlock(nnx.Module):
-    """`queries` read each of `names` through an attention of its own, then an MLP, all added to the queries.
+    """Pre-norm block: a separate cross-attention per modality, summed, then an MLP, each with a residual connection.
 
-    With one softmax over the tokens of all modalities, those with many tokens would drown the others at first, and an
-    absent one would change how the others are weighted. Here it adds exactly 0.
+    A single softmax over the tokens of all modalities would initially be dominated by modalities with many tokens, and
+    an absent modality would change the weights of the others. With separate softmaxes, an absent modality adds exactly
+    0.
+
+    Args:
+      names: modalities to attend to.
+      width: token width.
+      heads: number of attention heads.
+      hidden: hidden width of the MLP.
+      dropout: dropout rate of each residual branch.
     """
 
     def __init__(self, names: tuple[str, ...], width: int, heads: int, hidden: int, *, dropout: float, rngs: nnx.Rngs):
@@ -36,26 +43,35 @@ class CrossBlock(nnx.Module):
         self.mlp = MLP(width, hidden, rngs=rngs)
 
     def __call__(
-        self, queries: Tokens, keys: dict[str, Tokens], rng: Randomness | None, drop: float | jax.Array
+        self, queries: Tokens, keys: dict[str, Tokens], rng: Randomness | None, drop_rate: float | jax.Array
     ) -> Tokens:
-        def add(tokens: Tokens, branch: jax.Array, place: str) -> Tokens:
+        """Updates `queries` from `keys`; `drop_rate` is the stochastic depth rate, `rng` is None outside training."""
+
+        def add(tokens: Tokens, branch: jax.Array, name: str) -> Tokens:
             if rng is not None:
-                draws = rng.among(tokens)
-                branch = dropout(branch, self.dropout, draws.fold_in(place))
-                branch = drop_path(branch, drop, draws.fold_in(place + "/path"))
+                token_rng = rng.for_tokens(tokens)
+                branch = dropout(branch, self.dropout, token_rng.fold_in(name))
+                branch = drop_path(branch, drop_rate, token_rng.fold_in(name + "/path"))
             return dataclasses.replace(tokens, values=tokens.values + branch)
 
-        def normed(tokens: Tokens, norm: LayerNorm) -> Tokens:
+        def normalise(tokens: Tokens, norm: LayerNorm) -> Tokens:
             return dataclasses.replace(tokens, values=norm(tokens.values))
 
-        asking = normed(queries, self.query_norm)
-        read = [self.attentions[name](asking, normed(keys[name], self.key_norms[name])) for name in self.names]
-        queries = add(queries, sum(read[1:], start=read[0]), "attention")
+        normed = normalise(queries, self.query_norm)
+        mixed = [self.attentions[name](normed, normalise(keys[name], self.key_norms[name])) for name in self.names]
+        queries = add(queries, sum(mixed[1:], start=mixed[0]), "attention")
         return add(queries, self.mlp(self.mlp_norm(queries.values)), "mlp")
 
 
 class FusionLayer(nnx.Module):
-    """One round: each modality reads those it queries, all at once, then the learned queries read every modality."""
+    """One round: all modalities attend to their paired modalities in parallel, then the latents attend to all of them.
+
+    Args:
+      names: all modalities.
+      pairs: {modality: modalities that it attends to}; other modalities pass through unchanged.
+      make_cross: builds a `CrossBlock` from the names that it attends to.
+      make_self: builds the self-attention block of the latents.
+    """
 
     def __init__(self, names: tuple[str, ...], pairs: dict[str, tuple[str, ...]], make_cross, make_self):
         self.pairs = pairs
@@ -63,33 +79,39 @@ class FusionLayer(nnx.Module):
         self.readout = make_cross(names)
         self.latent_block = make_self()
 
-    def __call__(self, carry: tuple[dict[str, Tokens], Tokens], rng: Randomness | None, drop) -> tuple:
+    def __call__(self, carry: tuple[dict[str, Tokens], Tokens], rng: Randomness | None, drop_rate) -> tuple:
+        """Updates the carry ({modality: Tokens}, latents)."""
         tokens, latents = carry
-        draws = {name: None if rng is None else rng.fold_in(name) for name in (*self.pairs, FUSED, "latent_block")}
-        read = dict(tokens)
+        rngs = {name: None if rng is None else rng.fold_in(name) for name in (*self.pairs, FUSED, "latent_block")}
+        updated = dict(tokens)
         for name in self.pairs:
-            read[name] = self.streams[name](tokens[name], tokens, draws[name], drop)
-        latents = self.readout(latents, read, draws[FUSED], drop)
-        return read, self.latent_block(latents, draws["latent_block"], drop)
+            updated[name] = self.streams[name](tokens[name], tokens, rngs[name], drop_rate)
+        latents = self.readout(latents, updated, rngs[FUSED], drop_rate)
+        return updated, self.latent_block(latents, rngs["latent_block"], drop_rate)
 
 
 class CrossAttention(nnx.Module):
-    """Modalities query each other for `depth` rounds; learned queries read them out after each round.
+    """Rounds of cross-attention between modalities; learned latent queries attend to all modalities in each round.
 
-    An example without any modality gets the answer of the learned queries alone.
+    For an example without any modality, the fused tokens depend on the learned queries alone.
+
+    Raises:
+      UserError: if `pairs` names a missing encoder.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Sizes.
+        """Options of `CrossAttention`.
 
         Attributes:
-          width, depth, heads: of the rounds.
-          hidden: width inside the MLPs, 4 x `width` by default.
-          queries: number of learned queries, the length of what is read out.
-          pairs: which modalities each modality queries, {"text": ["image", "audio"]}; those not named stay as they are.
-            By default every modality queries all others.
-          dropout, drop_path, rematerialise, scan: as for a Transformer encoder.
+          width: token width of all streams.
+          depth: number of rounds.
+          heads: number of attention heads; divides `width`.
+          hidden: hidden width of the MLPs, 4 x `width` by default.
+          queries: number of learned queries, which is the number of fused tokens.
+          pairs: modalities that each modality attends to, {"text": ["image", "audio"]}; modalities that are not listed
+            pass through unchanged. By default each attends to all others.
+          dropout, drop_path, rematerialise, scan: as for Transformer encoders.
         """
 
         width: Count = 256
@@ -105,7 +127,7 @@ class CrossAttention(nnx.Module):
 
         def __post_init__(self):
             if self.width % self.heads:
-                raise ValueError(f"width {self.width} does not divide into {self.heads} heads; choose other heads")
+                raise ValueError(f"width {self.width} is not divisible by {self.heads} heads; choose a divisor")
 
     def __init__(self, config: Config, widths: dict[str, int], *, precision: Precision, rngs: nnx.Rngs):
         width, hidden = config.width, config.hidden or 4 * config.width
@@ -118,18 +140,18 @@ class CrossAttention(nnx.Module):
                 raise UserError("model.fusion.pairs", f"no encoder is named {name!r}", nearest(name, widths))
         pairs = {name: tuple(others) for name, others in pairs.items() if others}
         self.entrances = nnx.Dict({name: Linear(widths[name], width, rngs=rngs) for name in widths})
-        # Small, so that what is read outweighs them in the norm of the MLP from the first step on.
+        # Small initial queries, so that the attention output dominates the residual stream from the first step.
         queries = jax.random.normal(rngs.params(), (config.queries, width)) * 0.02
         self.queries = parameter(queries, "none", "embed")
 
         def make(rngs):
-            def cross(names):
+            def make_cross(names):
                 return CrossBlock(names, width, config.heads, hidden, dropout=config.dropout, rngs=rngs)
 
-            def latent_block():
+            def make_self():
                 return Block(width, config.heads, hidden, dropout=config.dropout, rngs=rngs)
 
-            return FusionLayer(tuple(widths), pairs, cross, latent_block)
+            return FusionLayer(tuple(widths), pairs, make_cross, make_self)
 
         self.rounds = Stack(
             make,
@@ -139,17 +161,18 @@ class CrossAttention(nnx.Module):
             scan=config.scan,
             drop_path=config.drop_path,
         )
-        # One norm for all results: a task need not read each of them, and every parameter should have a gradient.
+        # All outputs share one norm: tasks may skip some outputs, and every parameter should get a gradient.
         self.norm = LayerNorm(width)
         self.widths = dict.fromkeys((*widths, FUSED), width)
 
     def __call__(self, tokens: dict[str, Tokens], rng: Randomness | None) -> dict[str, Tokens]:
-        entered = {
+        """Returns the updated tokens of each modality and `queries` fused tokens per example."""
+        streams = {
             name: tokens[name].with_values(entrance(tokens[name].values)) for name, entrance in self.entrances.items()
         }
-        like = next(iter(tokens.values()))
-        queries = jnp.broadcast_to(self.queries[...].astype(self.dtype), (like.examples, *self.queries.shape))
-        latents = Tokens.of_examples(queries, like.slots)
-        entered, latents = self.rounds((entered, latents), rng=rng)
-        results = {**entered, FUSED: latents}
-        return {name: result.with_values(self.norm(result.values)) for name, result in results.items()}
+        template = next(iter(tokens.values()))
+        queries = jnp.broadcast_to(self.queries[...].astype(self.dtype), (template.examples, *self.queries.shape))
+        latents = Tokens.from_examples(queries, template.slots)
+        streams, latents = self.rounds((streams, latents), rng=rng)
+        outputs = {**streams, FUSED: latents}
+        return {name: output.with_values(self.norm(output.values)) for name, output in outputs.items()}

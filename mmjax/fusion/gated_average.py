@@ -1,4 +1,4 @@
-"""The gated baseline: a weighted average of the modalities, with weights that depend on the example.
+"""Gated late-fusion baseline: an input-dependent weighted average of the modalities.
 
 After Arevalo et al., Gated Multimodal Units (2017), with a softmax over the modalities that are present.
 """
@@ -14,19 +14,19 @@ from flax import nnx
 from mmjax.config import Count
 from mmjax.fusion.names import FUSED
 from mmjax.layers import LayerNorm, Linear, Precision, Randomness, mean_pool
-from mmjax.layers.attention.softmax import NEVER
+from mmjax.layers.attention.softmax import MASKED_LOGIT
 from mmjax.tokens import Tokens
 
 
 class GatedAverage(nnx.Module):
-    """Each modality's mean is mapped to one width and weighted by a gate; absent modalities have weight 0."""
+    """Softmax-gated average of mean-pooled, projected modalities; absent modalities have weight 0."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Sizes.
+        """Options of `GatedAverage`.
 
         Attributes:
-          width: of the result.
+          width: width of the fused token.
         """
 
         width: Count = 256
@@ -40,12 +40,12 @@ class GatedAverage(nnx.Module):
         self.widths = {**widths, FUSED: config.width}
 
     def __call__(self, tokens: dict[str, Tokens], rng: Randomness | None) -> dict[str, Tokens]:
+        """Returns `tokens` unchanged, plus one fused token per example."""
         pooled = {name: mean_pool(tokens[name]).astype(self.dtype) for name in self.names}
         present = jnp.stack([tokens[name].present for name in self.names], axis=-1)
         logits = self.gate(jnp.concatenate(list(pooled.values()), axis=-1)).astype(jnp.float32)
-        gates = jax.nn.softmax(jnp.where(present, logits, NEVER), axis=-1) * present
+        gates = jax.nn.softmax(jnp.where(present, logits, MASKED_LOGIT), axis=-1) * present
         mapped = jnp.stack([jnp.tanh(self.maps[name](pooled[name])) for name in self.names], axis=1)
         average = jnp.einsum("bm,bmw->bw", gates.astype(self.dtype), mapped)
         average = average + self.out(jax.nn.gelu(self.norm(average)))
-        fused = average[:, None]
-        return {**tokens, FUSED: Tokens.of_examples(fused, next(iter(tokens.values())).slots)}
+        return {**tokens, FUSED: Tokens.from_examples(average[:, None], next(iter(tokens.values())).slots)}

@@ -1,3 +1,4 @@
-"""The name under which every fusion gives what it read out of all modalities."""
+"""Reserved output names of fusions."""
 
 FUSED = "fused"
+"""Key of the fused tokens in the output of every fusion."""

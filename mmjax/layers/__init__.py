@@ -1,4 +1,4 @@
-"""The layers that encoders, fusions and tasks are made of."""
+"""Neural network layers shared by encoders, fusions and tasks."""
 
 from mmjax.layers.attention import Attention, attend
 from mmjax.layers.block import Block

@@ -1,4 +1,4 @@
-"""The pre-norm Transformer block that every Transformer encoder stacks."""
+"""Pre-norm Transformer block."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from mmjax.tokens import Tokens
 
 
 class Block(nnx.Module):
-    """Self-attention, then an MLP, each on normalised values and added to its input.
+    """Pre-norm Transformer block: self-attention and MLP, each with a residual connection.
 
-    What it returns is finite but not zero where tokens are masked: nobody sees those, and zeroing them once behind the
-    last layer gives the same result and the same gradients as after each step.
+    Masked tokens of the output are finite but not zero. Attention ignores them, so zeroing them once after the last
+    layer gives the same results and gradients as zeroing after each layer.
 
     Args:
-      width, heads: of the attention.
-      hidden: width inside the MLP.
-      dropout: rate on each branch.
+      width: token width.
+      heads: number of attention heads.
+      hidden: hidden width of the MLP.
+      dropout: dropout rate of each residual branch.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, *, dropout: float = 0.0, rngs: nnx.Rngs):
@@ -33,15 +34,15 @@ class Block(nnx.Module):
         self.mlp = MLP(width, hidden, rngs=rngs)
         self.dropout = dropout
 
-    def __call__(self, tokens: Tokens, rng: Randomness | None, drop: float | jax.Array = 0.0) -> Tokens:
-        """`drop` is the rate at which whole branches are dropped (stochastic depth)."""
+    def __call__(self, tokens: Tokens, rng: Randomness | None, drop_rate: float | jax.Array = 0.0) -> Tokens:
+        """Applies the block; `drop_rate` is the stochastic depth rate, `rng` is None outside training."""
 
-        def add(tokens: Tokens, branch: jax.Array, place: str) -> Tokens:
+        def add(tokens: Tokens, branch: jax.Array, name: str) -> Tokens:
             if rng is not None:
-                draws = rng.among(tokens)
-                branch = dropout(branch, self.dropout, draws.fold_in(place))
-                if not (isinstance(drop, float) and drop == 0.0):
-                    branch = drop_path(branch, drop, draws.fold_in(place + "/path"))
+                token_rng = rng.for_tokens(tokens)
+                branch = dropout(branch, self.dropout, token_rng.fold_in(name))
+                if not (isinstance(drop_rate, float) and drop_rate == 0.0):
+                    branch = drop_path(branch, drop_rate, token_rng.fold_in(name + "/path"))
             return dataclasses.replace(tokens, values=tokens.values + branch)
 
         normed = dataclasses.replace(tokens, values=self.attention_norm(tokens.values))

@@ -1,4 +1,4 @@
-"""Convolution over any number of spatial axes."""
+"""Convolution over one, two or three spatial axes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from mmjax.sharding import parameter, shard
 
 
 class Convolution(nnx.Module):
-    """Convolution of [B, *space, inputs] to [B, *space', outputs], in the dtype of its input.
+    """Convolution from [B, *space, inputs] to [B, *space', outputs], in the dtype of the input.
 
     Args:
-      kernel, stride: one number for each spatial axis.
+      inputs, outputs: number of channels.
+      kernel: kernel size per spatial axis.
+      stride: stride per spatial axis; defaults to 1.
       padding: "SAME" or "VALID".
+      bias: whether to add a bias.
     """
 
     def __init__(
@@ -36,13 +39,14 @@ class Convolution(nnx.Module):
         self.kernel = parameter(init(rngs.params(), shape, jnp.float32), *("none",) * (len(kernel) + 1), "embed")
         self.bias = parameter(jnp.zeros(outputs), "none") if bias else None
 
-    def at(self, windows: Float[Array, "... window"]) -> Float[Array, "... outputs"]:
-        """What comes out where `windows`, flat [*kernel, inputs], are what the kernel lies on."""
+    def apply_to_windows(self, windows: Float[Array, "... window"]) -> Float[Array, "... outputs"]:
+        """Applies the kernel to extracted windows, each flattened from [*kernel, inputs]."""
         kernel = self.kernel[...].reshape(-1, self.kernel[...].shape[-1]).astype(windows.dtype)
         y = project(windows, kernel)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
     def __call__(self, x: Float[Array, "batch *space inputs"]) -> Float[Array, "batch *space2 outputs"]:
+        """Convolves `x`, with float32 parameters cast to its dtype."""
         space = "DHW"[-len(self.stride) :]
         y = jax.lax.conv_general_dilated(
             x,
@@ -51,7 +55,7 @@ class Convolution(nnx.Module):
             padding=self.padding,
             dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
         )
-        # Whole in space: XLA splits the derivative along it wrongly where the mesh has another axis that splits nothing
-        # here (the kernel's gradient comes out multiplied by its size; seen with JAX 0.10.2 and 0.12.0.1 on CPUs).
+        # Keep the spatial axes unsharded. If XLA shards them and the mesh has another, unused axis, the gradient of the
+        # kernel comes out multiplied by the size of that axis (JAX 0.10.2 and 0.12.0.1 on CPUs).
         y = shard(y, "batch", *("none",) * (y.ndim - 1))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)

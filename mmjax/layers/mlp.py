@@ -1,4 +1,4 @@
-"""The feed-forward half of a Transformer block."""
+"""Feed-forward layer of a Transformer block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from mmjax.sharding import shard
 
 
 class MLP(nnx.Module):
-    """Linear, GELU (tanh form), Linear."""
+    """Two linear layers with a GELU (tanh approximation) between them.
+
+    Args:
+      width: input and output width.
+      hidden: hidden width.
+    """
 
     def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
         self.up = Linear(width, hidden, axes=("embed", "hidden"), rngs=rngs)
@@ -19,6 +24,6 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         hidden = shard(self.up(x), "batch", "tokens", "hidden")
-        # GELU again in the backward pass costs less than to keep it and the five arrays that its derivative is made of.
+        # Recomputing GELU in the backward pass is cheaper than saving its output and five residuals of its gradient.
         down = jax.checkpoint(lambda hidden: self.down(jax.nn.gelu(hidden)), prevent_cse=False)
         return shard(down(hidden), "batch", "tokens", "width")

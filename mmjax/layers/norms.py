@@ -1,4 +1,4 @@
-"""Normalisation that no other example can influence; statistics are float32 whatever the input is."""
+"""LayerNorm and GroupNorm. Statistics are per example and float32 for any input dtype."""
 
 from __future__ import annotations
 
@@ -13,60 +13,70 @@ from mmjax.layers.linear import PRODUCT
 from mmjax.sharding import parameter
 
 EPSILON = 1e-6
+"""Added to the variance."""
 
 
 class LayerNorm(nnx.Module):
-    """Layer Normalization (Ba et al., 2016) over the last dimension."""
+    """Layer normalisation (Ba et al., Layer Normalization, 2016) over the last axis."""
 
     def __init__(self, width: int):
         self.scale = parameter(jnp.ones(width), "none")
         self.bias = parameter(jnp.zeros(width), "none")
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        """Normalises, scales and shifts `x`, in its dtype."""
         return _normalise(x, self.scale[...], self.bias[...])
 
 
 @jax.custom_vjp
-def _normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """The backward pass normalises again from two numbers a row: JAX's own would keep arrays twice as large as `x`."""
+def _normalise(x: Float[Array, "... width"], scale: jax.Array, bias: jax.Array) -> Float[Array, "... width"]:
+    """Layer normalisation whose backward pass recomputes the normalised values from the mean and variance per row.
+
+    JAX's own derivative would save arrays of twice the size of `x`.
+    """
     return _normalise_forward(x, scale, bias)[0]
 
 
 def _normalise_forward(x, scale, bias):
-    mean, inverse = (checkpoint_name(each, PRODUCT) for each in _statistics(x))
-    return (_standard(x, mean, inverse) * scale + bias).astype(x.dtype), (x, mean, inverse, scale)
+    mean, inverse_std = (checkpoint_name(statistic, PRODUCT) for statistic in _statistics(x))
+    return (_standardise(x, mean, inverse_std) * scale + bias).astype(x.dtype), (x, mean, inverse_std, scale)
 
 
-def _normalise_backward(saved, gradient):
-    x, mean, inverse, scale = saved
-    y, dy = _standard(x, mean, inverse), gradient.astype(jnp.float32)
-    slope, rows = dy * scale, tuple(range(x.ndim - 1))
-    slope = slope - slope.mean(axis=-1, keepdims=True) - y * (slope * y).mean(axis=-1, keepdims=True)
-    return (slope * inverse[..., None]).astype(x.dtype), (dy * y).sum(rows), dy.sum(rows)
+def _normalise_backward(saved, cotangent):
+    x, mean, inverse_std, scale = saved
+    y, dy = _standardise(x, mean, inverse_std), cotangent.astype(jnp.float32)
+    dz, leading_axes = dy * scale, tuple(range(x.ndim - 1))
+    dx = dz - dz.mean(axis=-1, keepdims=True) - y * (dz * y).mean(axis=-1, keepdims=True)
+    return (dx * inverse_std[..., None]).astype(x.dtype), (dy * y).sum(leading_axes), dy.sum(leading_axes)
 
 
 _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
-def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and inverse standard deviation of each row, float32."""
+def _statistics(x: Float[Array, "*rows width"]) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
+    """Mean and inverse standard deviation over the last axis, float32."""
     y = x.astype(jnp.float32)
     mean = y.mean(axis=-1)
     if x.dtype == jnp.float32:
         variance = jnp.square(y - mean[..., None]).mean(axis=-1)
     else:
-        # Both sums in one pass, which the product before can make on its way. What float32 loses in the difference is
-        # less than what the input lost to its own rounding.
+        # E[x^2] - E[x]^2 needs one pass, which XLA can fuse into the preceding matmul. Its cancellation error, in
+        # float32, is below the rounding error of the lower-precision input.
         variance = jnp.maximum(jnp.square(y).mean(axis=-1) - jnp.square(mean), 0)
     return mean, lax.rsqrt(variance + EPSILON)
 
 
-def _standard(x: jax.Array, mean: jax.Array, inverse: jax.Array) -> jax.Array:
-    return (x.astype(jnp.float32) - mean[..., None]) * inverse[..., None]
+def _standardise(x: Float[Array, "*rows width"], mean: jax.Array, inverse_std: jax.Array) -> jax.Array:
+    return (x.astype(jnp.float32) - mean[..., None]) * inverse_std[..., None]
 
 
 class GroupNorm(nnx.Module):
-    """Group Normalization (Wu and He, 2018) over space and groups of channels; the channels come last."""
+    """Group normalisation (Wu and He, Group Normalization, 2018) over space and groups of channels.
+
+    Args:
+      channels: number of channels, the last axis.
+      groups: maximum number of groups, reduced to the next divisor of `channels`.
+    """
 
     def __init__(self, channels: int, groups: int = 8):
         while channels % groups:
@@ -76,12 +86,13 @@ class GroupNorm(nnx.Module):
         self.bias = parameter(jnp.zeros(channels), "none")
 
     def __call__(self, x: Float[Array, "batch *space channels"]) -> Float[Array, "batch *space channels"]:
+        """Normalises, scales and shifts `x`, in its dtype."""
         y = x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
-        y = y - self._means(y)
-        y = y * lax.rsqrt(self._means(y * y) + EPSILON)
+        y = y - self._group_mean(y)
+        y = y * lax.rsqrt(self._group_mean(y * y) + EPSILON)
         return (y * self.scale[...] + self.bias[...]).reshape(x.shape).astype(x.dtype)
 
-    def _means(self, y: Float[Array, "batch cells channels"]) -> Float[Array, "batch 1 channels"]:
-        """Over each channel's group. Space first: groups of a few channels would leave vector units half empty."""
+    def _group_mean(self, y: Float[Array, "batch cells channels"]) -> Float[Array, "batch 1 channels"]:
+        """Averages over space first, then over groups: reducing small groups first would underuse the vector units."""
         means = y.mean(axis=1).reshape(y.shape[0], self.groups, -1).mean(axis=-1)
         return jnp.repeat(means, y.shape[-1] // self.groups, axis=-1)[:, None]

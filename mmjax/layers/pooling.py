@@ -1,4 +1,4 @@
-"""From many tokens to one vector an example."""
+"""Pooling: reduces the tokens of each example to one vector."""
 
 from __future__ import annotations
 
@@ -15,36 +15,43 @@ from mmjax.tokens import Tokens
 
 
 def mean_pool(tokens: Tokens) -> Float[Array, "batch width"]:
-    """The mean of each example's real tokens, in float32; 0 for an example without any."""
+    """Mean of the real tokens of each example, float32; 0 for examples without tokens."""
     values = jnp.where(tokens.mask[..., None], tokens.values, 0).astype(jnp.float32)
     if tokens.slots == 1:
         total = values.sum(axis=1)
         count = tokens.mask.sum(axis=1, dtype=jnp.float32)
     else:
         members = tokens.members.astype(jnp.float32)
-        # Products with 0 and 1 are exact, unless the accelerator rounds what it multiplies.
+        # Precision "highest", since accelerators may round the operands of a float32 matmul to bfloat16.
         total = jnp.einsum("ren,rnw->rew", members, values, precision="highest").reshape(-1, tokens.width)
         count = members.sum(axis=2).reshape(-1)
     return total / jnp.maximum(count, 1.0)[:, None]
 
 
 def first_pool(tokens: Tokens) -> Float[Array, "batch width"]:
-    """The first real token, in float32, where a class token stands; 0 for an example without any."""
-    return _pick(tokens, tokens.members.argmax(axis=2))
+    """First real token of each example (the class token of a ViT), float32; 0 for examples without tokens."""
+    return _take(tokens, tokens.members.argmax(axis=2))
 
 
 def last_pool(tokens: Tokens) -> Float[Array, "batch width"]:
-    """The last real token, in float32, where the end of a sentence stands; 0 for an example without any."""
-    return _pick(tokens, tokens.mask.shape[1] - 1 - tokens.members[:, :, ::-1].argmax(axis=2))
+    """Last real token of each example (end of text), float32; 0 for examples without tokens."""
+    return _take(tokens, tokens.mask.shape[1] - 1 - tokens.members[:, :, ::-1].argmax(axis=2))
 
 
-def _pick(tokens: Tokens, index: Int[Array, "rows slots"]) -> Float[Array, "batch width"]:
-    picked = jnp.take_along_axis(tokens.values, index[:, :, None], axis=1).reshape(-1, tokens.width)
-    return jnp.where(tokens.present[:, None], picked.astype(jnp.float32), 0)
+def _take(tokens: Tokens, index: Int[Array, "rows slots"]) -> Float[Array, "batch width"]:
+    """Gathers one token per slot; `index` is the position in the row."""
+    taken = jnp.take_along_axis(tokens.values, index[:, :, None], axis=1).reshape(-1, tokens.width)
+    return jnp.where(tokens.present[:, None], taken.astype(jnp.float32), 0)
 
 
 class AttentionPooling(nnx.Module):
-    """A learned query reads all tokens, then an MLP (MAP head of Scaling Vision Transformers, Zhai et al., 2022)."""
+    """Multi-head attention pooling with one learned query (Zhai et al., Scaling Vision Transformers, 2022).
+
+    Args:
+      width: width of the tokens and of the output.
+      heads: number of attention heads.
+      hidden: hidden width of the MLP after the attention.
+    """
 
     def __init__(self, width: int, heads: int, hidden: int, *, rngs: nnx.Rngs):
         query = jax.random.normal(rngs.params(), (1, width)) * width**-0.5
@@ -54,13 +61,13 @@ class AttentionPooling(nnx.Module):
         self.mlp = MLP(width, hidden, rngs=rngs)
 
     def __call__(self, tokens: Tokens) -> Float[Array, "batch width"]:
-        """0 for an example without any token."""
+        """Returns one float32 vector per example; 0 for examples without tokens."""
         query = self.query[...].astype(tokens.values.dtype)
-        # The query of an example is in its slot, so it reads that example's tokens alone.
-        reader = Tokens.of_examples(
+        # One query per slot, so that it attends to the tokens of its own example only.
+        queries = Tokens.from_examples(
             jnp.broadcast_to(query, (tokens.examples, *query.shape)), tokens.slots, tokens.present
         )
-        pooled = self.attention(reader, tokens)
+        pooled = self.attention(queries, tokens)
         pooled = pooled + self.mlp(self.norm(pooled))
         pooled = pooled.reshape(-1, tokens.width)
         return jnp.where(tokens.present[:, None], pooled.astype(jnp.float32), 0)

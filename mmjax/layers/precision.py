@@ -1,4 +1,4 @@
-"""Which numbers a model computes in."""
+"""Compute precision of a model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Precision:
-    """Parameters, optimiser, softmax, norms, logits and losses are float32 always; matrix products are in `compute`.
+    """Dtype of activations and matrix products. Parameters, optimiser, softmax, norms and losses are always float32.
 
     Attributes:
-      compute: "bfloat16" for TPUs and GPUs, "float32" for CPUs and for tests of equality.
+      compute: "bfloat16" for TPUs and GPUs, "float32" for CPUs and for exact comparisons.
     """
 
     compute: Literal["bfloat16", "float32"] = "float32"
 
     @property
     def dtype(self):
+        """`compute` as a NumPy dtype."""
         return jnp.dtype(self.compute)

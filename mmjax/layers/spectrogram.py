@@ -1,7 +1,14 @@
-"""Log-mel spectrograms in JAX: computed inside the step, on the accelerator, from the waveform.
+"""Log-mel spectrograms in JAX, computed from the waveform inside the training step.
 
-Recordings that share a row are cut into chunks of as many samples as a token stands for, and each chunk gets the frames
-around it: those that it would have if its recording were alone.
+Packed recordings are cut into chunks, each with as many samples as one token covers. `Spectrogram.packed_frames`
+returns the frames around each chunk, equal to those of the unpacked recording. Example of a row with recordings `a`
+(500 samples) and `b` (300 samples), for chunks of 320 samples and a hop of 160 (two frames per chunk):
+
+    values       a[0:320]  a[320:500]+zeros  b[0:300]+zeros  zeros
+    positions    (0, 500)  (1, 500)          (0, 300)        (0, 0)     chunk index, samples of the recording
+    segments     0         0                 1               0
+    mask         1         1                 1               0
+    frames       a0 a1     a2 a3             b0 b1           - -
 """
 
 from __future__ import annotations
@@ -19,17 +26,24 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.config import AtLeast, Count, NonNegative
 from mmjax.layers.randomness import Randomness
-from mmjax.tokens import Input, InputSpec, of_slots
+from mmjax.tokens import Input, InputSpec, slot_masks
 
-FLOOR = 1e-5
-"""Added to the energies before the logarithm; a silent frame gives log(FLOOR)."""
+ENERGY_FLOOR = 1e-5
+"""Added to the mel energies before the logarithm."""
 
-SILENCE = (math.log(FLOOR) + 5.0) / 4.0
-"""What `log_mel` makes of a silent frame."""
+SILENT_FRAME = (math.log(ENERGY_FLOOR) + 5.0) / 4.0
+"""Value of all bins of a silent frame in the output of `log_mel`."""
 
 
-def mel_filters(bins: int, fft: int, sample_rate: int, low: float = 20.0) -> np.ndarray:
-    """Triangular filters [fft // 2 + 1, bins], evenly spaced on O'Shaughnessy's mel scale (1987), with peaks of 1."""
+def mel_filters(bins: int, fft: int, sample_rate: int, low: float = 20.0) -> Float[np.ndarray, "frequencies bins"]:
+    """Triangular mel filters [fft // 2 + 1, bins] with peak 1, evenly spaced on the mel scale (O'Shaughnessy, 1987).
+
+    Args:
+      bins: number of filters.
+      fft: length of the Fourier transform in samples.
+      sample_rate: in Hz.
+      low: lower edge of the first filter in Hz; the upper edge of the last is `sample_rate` / 2.
+    """
 
     def to_mel(hertz):
         return 2595.0 * np.log10(1.0 + hertz / 700.0)
@@ -44,13 +58,16 @@ def mel_filters(bins: int, fft: int, sample_rate: int, low: float = 20.0) -> np.
 def log_mel(
     waveform: Float[Array, "batch samples"], *, sample_rate: int, bins: int, window: int, hop: int
 ) -> Float[Array, "batch frames bins"]:
-    """Log of mel energies, float32, scaled to about zero mean and unit variance for speech.
+    """Log-mel spectrogram, float32, scaled to about zero mean and unit variance for speech.
 
-    The Fourier transform is a matrix product with a windowed basis: exact, fast on matrix units, and free of gathers.
+    The Fourier transform is a matmul with a windowed DFT basis: exact, fast on matrix units, and free of gathers.
 
     Args:
       waveform: samples in [-1, 1].
-      window, hop: samples of one frame (Hann window) and from one frame to the next.
+      sample_rate: in Hz.
+      bins: number of mel bins.
+      window: length of the Hann window in samples.
+      hop: samples between the starts of adjacent frames.
     """
     x = waveform.astype(jnp.float32)
     frames = 1 + (x.shape[1] - window) // hop
@@ -59,27 +76,29 @@ def log_mel(
     angle = 2 * np.pi * np.outer(time, np.arange(fft // 2 + 1)) / fft
     hann = (0.5 - 0.5 * np.cos(2 * np.pi * time / window))[:, None]
     basis = np.concatenate([hann * np.cos(angle), hann * np.sin(angle)], axis=1).astype(np.float32)
-    # Framing as a convolution with the basis: no copy of the overlapping frames.
+    # Framing is a strided convolution with the basis, which avoids a copy of the overlapping frames.
     spectrum = jax.lax.conv_general_dilated(
         x[:, :, None], jnp.asarray(basis[:, None, :]), (hop,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
     )[:, :frames]
     real, imaginary = jnp.split(spectrum, 2, axis=-1)
     power = (real * real + imaginary * imaginary) / window
     energies = power @ mel_filters(bins, fft, sample_rate)
-    return (jnp.log(energies + FLOOR) + 5.0) / 4.0
+    return (jnp.log(energies + ENERGY_FLOOR) + 5.0) / 4.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpectrogramConfig:
-    """The spectrogram that an encoder of audio begins with.
+    """Options of the log-mel spectrogram in audio encoders.
 
     Attributes:
-      bins: mel bins.
-      window_ms, hop_ms: length of a frame and from one to the next, in milliseconds.
-      normalise: "none", or "recording" to subtract from each bin its mean over the frames of the recording, which takes
-        away what microphone and room do to the sound (cepstral mean normalisation; Atal, 1974).
-      frequency_mask: in training, two bands of up to so many bins are hidden (SpecAugment; Park et al., 2019).
-      time_mask_ms: in training, two stretches of up to so many milliseconds are hidden.
+      bins: number of mel bins.
+      window_ms: frame length in milliseconds.
+      hop_ms: time between the starts of adjacent frames in milliseconds.
+      normalise: "none", or "recording" to subtract the mean of each bin over the frames of the recording, which removes
+        the frequency response of microphone and room (cepstral mean normalisation; Atal, 1974).
+      frequency_mask: maximum width in bins of each of two masked frequency bands, in training only; 0 disables it
+        (SpecAugment; Park et al., 2019).
+      time_mask_ms: maximum length in milliseconds of each of two masked time spans, in training only; 0 disables it.
     """
 
     bins: Count = 80
@@ -95,13 +114,15 @@ class SpectrogramConfig:
 
 
 class Spectrogram:
-    """Makes the waveforms of an input log-mel frames; has no parameters.
+    """Computes log-mel frames from waveforms, with normalisation and SpecAugment. Has no parameters.
 
     Attributes:
-      frames: of the longest recording.
+      window: frame length in samples.
+      hop: samples between the starts of adjacent frames.
+      frames: number of frames of the longest recording.
 
     Raises:
-      ValueError: "problem; remedy", where frames and samples do not fit.
+      ValueError: if the hop is below one sample or the recordings are shorter than a window.
     """
 
     def __init__(self, config: SpectrogramConfig, spec: InputSpec):
@@ -109,69 +130,74 @@ class Spectrogram:
         self.window = self.sample_rate * config.window_ms // 1000
         self.hop = self.sample_rate * config.hop_ms // 1000
         if self.hop < 1:
-            raise ValueError(f"hop_ms {config.hop_ms} is no sample at {self.sample_rate} Hz; give more of either")
+            raise ValueError(f"hop_ms {config.hop_ms} is less than a sample at {self.sample_rate} Hz; increase either")
         samples = spec.details["samples"] if spec.axes else spec.shape[0]
         if samples < self.window:
-            raise ValueError(f"{samples} samples are less than a window of {self.window}; use longer audio")
+            raise ValueError(f"{samples} samples are shorter than a window of {self.window}; use longer audio")
         self.frames = 1 + (samples - self.window) // self.hop
 
     def __call__(
-        self, input: Input, rng: Randomness | None
+        self, inputs: Input, rng: Randomness | None
     ) -> tuple[Float[Array, "batch frames bins"], Bool[Array, "batch frames"]]:
-        """The frames of waveforms [B, samples], float32, and which of them begin in the recording.
+        """Returns float32 frames of unpacked waveforms [B, samples] and the mask of frames that start in the recording.
 
         `rng` is None outside training.
         """
-        config = self.config
-        frames = self._log_mel(input.values)
-        mask = input.mask[:, jnp.arange(frames.shape[1]) * self.hop]
-        if config.normalise == "recording":
-            real = mask[:, :, None].astype(jnp.float32)
-            mean = (frames * real).sum(axis=1, keepdims=True) / jnp.maximum(real.sum(axis=1, keepdims=True), 1.0)
-            # What follows the recording is the mean too: a step down to silence would be seen by the convolutions.
-            frames = (frames - mean) * real
-        return self._hide(frames, jnp.arange(frames.shape[1])[None], rng, lambda drawn: drawn), mask
-
-    def around(
-        self, input: Input, offsets: range, rng: Randomness | None
-    ) -> tuple[Float[Array, "rows chunks offsets bins"], Int[Array, "rows chunks"]]:
-        """Frames of packed chunks [R, N, chunk] at these offsets from the first of each chunk, and the first's number.
-
-        They are those of the chunk's own recording: silence after its end, and 0 where it would have no frame at all.
-        """
-        per = input.values.shape[2] // self.hop
-        index, samples = input.positions[..., 0], input.positions[..., 1:]
-        first = index.astype(jnp.int32) * per
-        number = first[..., None] + jnp.array(offsets)
-        frames = self._frames_of_chunks(input)
-        pieces = []
-        for shift in range(offsets.start // per, (offsets.stop - 1) // per + 1):
-            theirs = slice(max(offsets.start - shift * per, 0), min(offsets.stop - shift * per, per))
-            own = _same(input, shift)[..., None, None]
-            pieces.append(jnp.where(own, _shifted(frames[:, :, theirs], shift), SILENCE))
-        around = jnp.concatenate(pieces, axis=2)
+        frames = self._log_mel(inputs.values)
+        mask = inputs.mask[:, jnp.arange(frames.shape[1]) * self.hop]
         if self.config.normalise == "recording":
-            own_number = first[..., None] + jnp.arange(per)
-            real = (own_number * self.hop < samples) & (own_number < self.frames)
-            mean = _mean_of_examples(input, frames, real)
-            around = (around - mean[:, :, None]) * (number * self.hop < samples)[..., None]
-        around = jnp.where(((number >= 0) & (number < self.frames))[..., None], around, 0.0)
+            valid = mask[:, :, None].astype(jnp.float32)
+            mean = (frames * valid).sum(axis=1, keepdims=True) / jnp.maximum(valid.sum(axis=1, keepdims=True), 1.0)
+            # Set padding to the mean as well: convolutions near the end would pick up a step down to silence.
+            frames = (frames - mean) * valid
+        return self._spec_augment(frames, jnp.arange(frames.shape[1])[None], rng, lambda draws: draws), mask
 
-        def of_chunks(drawn):
-            """[R, N, 1] of the [B, 1] that are drawn for the examples."""
-            return jnp.take_along_axis(drawn.reshape(-1, input.slots), input.segments, axis=1)[..., None]
+    def packed_frames(
+        self, inputs: Input, offsets: range, rng: Randomness | None
+    ) -> tuple[Float[Array, "rows chunks offsets bins"], Int[Array, "rows chunks"]]:
+        """Returns the frames at `offsets` from the first frame of each packed chunk, and the first frame's index.
 
-        return self._hide(around, number, rng, of_chunks), first
+        Frames have the values of the unpacked recording: silence after its end, and 0 outside of its frame range.
 
-    def _frames_of_chunks(self, input: Input) -> Float[Array, "rows chunks frames bins"]:
-        """The frames that begin in each chunk. Where they reach beyond its recording there is silence."""
-        rows, count, chunk = input.values.shape
-        beyond, pieces = self.window - self.hop, [input.values]
-        for shift in range(1, -(-beyond // chunk) + 1):
-            here = _shifted(input.values[..., : beyond - (shift - 1) * chunk], shift)
-            pieces.append(jnp.where(_same(input, shift)[..., None], here, 0.0))
-        # Each chunk and what follows it is a short waveform.
-        waveform = jnp.concatenate(pieces, axis=2)[..., : chunk + max(beyond, 0)].reshape(rows * count, -1)
+        Args:
+          inputs: chunks [R, N, chunk] with positions (chunk index, samples of the recording).
+          offsets: frame offsets relative to the first frame of a chunk; may be negative or reach into later chunks.
+          rng: None outside training.
+        """
+        frames_per_chunk = inputs.values.shape[2] // self.hop
+        chunk_index, samples = inputs.positions[..., 0], inputs.positions[..., 1:]
+        first = chunk_index.astype(jnp.int32) * frames_per_chunk
+        index = first[..., None] + jnp.array(offsets)
+        chunk_frames = self._frames_of_chunks(inputs)
+        parts = []
+        for shift in range(offsets.start // frames_per_chunk, (offsets.stop - 1) // frames_per_chunk + 1):
+            start, stop = (offset - shift * frames_per_chunk for offset in (offsets.start, offsets.stop))
+            part = chunk_frames[:, :, max(start, 0) : min(stop, frames_per_chunk)]
+            same = _same_example(inputs, shift)[..., None, None]
+            parts.append(jnp.where(same, _shifted(part, shift), SILENT_FRAME))
+        frames = jnp.concatenate(parts, axis=2)
+        if self.config.normalise == "recording":
+            own_index = first[..., None] + jnp.arange(frames_per_chunk)
+            valid = (own_index * self.hop < samples) & (own_index < self.frames)
+            mean = _example_mean(inputs, chunk_frames, valid)
+            frames = (frames - mean[:, :, None]) * (index * self.hop < samples)[..., None]
+        frames = jnp.where(((index >= 0) & (index < self.frames))[..., None], frames, 0.0)
+
+        def per_chunk(draws):
+            """Expands draws per example [B, 1] to chunks [R, N, 1]."""
+            return jnp.take_along_axis(draws.reshape(-1, inputs.slots), inputs.segments, axis=1)[..., None]
+
+        return self._spec_augment(frames, index, rng, per_chunk), first
+
+    def _frames_of_chunks(self, inputs: Input) -> Float[Array, "rows chunks frames bins"]:
+        """Computes the frames that start in each chunk; windows that extend past the recording read zeros."""
+        rows, count, chunk = inputs.values.shape
+        overlap, parts = self.window - self.hop, [inputs.values]
+        for shift in range(1, -(-overlap // chunk) + 1):
+            following = _shifted(inputs.values[..., : overlap - (shift - 1) * chunk], shift)
+            parts.append(jnp.where(_same_example(inputs, shift)[..., None], following, 0.0))
+        # Treat each chunk, followed by the next `overlap` samples of its recording, as a short waveform.
+        waveform = jnp.concatenate(parts, axis=2)[..., : chunk + max(overlap, 0)].reshape(rows * count, -1)
         frames = self._log_mel(waveform)
         return frames.reshape(rows, count, *frames.shape[1:])
 
@@ -179,52 +205,57 @@ class Spectrogram:
         bins = self.config.bins
         return log_mel(waveform, sample_rate=self.sample_rate, bins=bins, window=self.window, hop=self.hop)
 
-    def _hide(self, frames: Array, number: Array, rng: Randomness | None, spread: Callable) -> Array:
-        """SpecAugment of frames [..., frames, bins] with these numbers [..., frames]; 0 is the mean of speech.
+    def _spec_augment(self, frames: Array, index: Array, rng: Randomness | None, expand: Callable) -> Array:
+        """SpecAugment (Park et al., 2019): sets masked bands and time spans to 0, the mean of speech.
 
         Args:
-          spread: makes what is drawn for each example, [B], so that it broadcasts with `number`.
+          frames: log-mel frames [..., frames, bins].
+          index: index of each frame in its recording, [..., frames] or [1, frames].
+          rng: None outside training, which returns `frames` unchanged.
+          expand: reshapes draws per example [B, 1] to broadcast with `index`.
         """
         config = self.config
         if rng is None:
             return frames
 
-        def hidden(name: str, place: Array, places: int, longest: float) -> Array:
-            """One stretch of places an example, its length uniform up to `longest`, anywhere among them."""
+        def span_mask(name: str, index: Array, size: int, max_length: float) -> Array:
+            """Masks one random span per example: length uniform in [0, max_length], start uniform in the rest."""
             draws = rng.fold_in(name).bits((2,)).astype(jnp.float32) / 2.0**32
-            length = draws[:, :1] * min(longest, places)
-            start = draws[:, 1:] * (places - length)
-            return (place >= spread(start)) & (place < spread(start + length))
+            length = draws[:, :1] * min(max_length, size)
+            start = draws[:, 1:] * (size - length)
+            return (index >= expand(start)) & (index < expand(start + length))
 
-        for turn in range(2):
+        for repeat in range(2):
             if config.frequency_mask:
                 bins = jnp.arange(config.bins)[None]
-                band = hidden(f"frequency {turn}", bins, config.bins, config.frequency_mask)
+                band = span_mask(f"frequency {repeat}", bins, config.bins, config.frequency_mask)
                 frames = jnp.where(band[..., None, :], 0.0, frames)
             if config.time_mask_ms:
-                stretch = hidden(f"time {turn}", number, self.frames, config.time_mask_ms / config.hop_ms)
-                frames = jnp.where(stretch[..., None], 0.0, frames)
+                span = span_mask(f"time {repeat}", index, self.frames, config.time_mask_ms / config.hop_ms)
+                frames = jnp.where(span[..., None], 0.0, frames)
         return frames
 
 
-def _shifted(x: Array, by: int) -> Array:
-    """[R, N, ...] with element n + `by` in place n, and 0 where there is none."""
+def _shifted(x: Array, shift: int) -> Array:
+    """Returns y [R, N, ...] with y[:, n] = x[:, n + shift], and 0 where n + shift is out of range."""
     count = x.shape[1]
-    pad = ((0, 0), (max(-by, 0), max(by, 0)), *((0, 0),) * (x.ndim - 2))
-    return jax.lax.slice_in_dim(jnp.pad(x, pad), max(by, 0), max(by, 0) + count, axis=1)
+    pad = ((0, 0), (max(-shift, 0), max(shift, 0)), *((0, 0),) * (x.ndim - 2))
+    return jax.lax.slice_in_dim(jnp.pad(x, pad), max(shift, 0), max(shift, 0) + count, axis=1)
 
 
-def _same(input: Input, by: int) -> Bool[Array, "rows chunks"]:
-    """Whether element n + `by` is of the same example as element n."""
-    return input.mask & _shifted(input.mask, by) & (input.segments == _shifted(input.segments, by))
+def _same_example(inputs: Input, shift: int) -> Bool[Array, "rows chunks"]:
+    """Mask of chunks n for which chunk n + shift belongs to the same example."""
+    return inputs.mask & _shifted(inputs.mask, shift) & (inputs.segments == _shifted(inputs.segments, shift))
 
 
-def _mean_of_examples(input: Input, frames: Array, real: Array) -> Float[Array, "rows chunks bins"]:
-    """For each chunk, the mean of the frames [R, N, frames, bins] of its example that are `real`."""
-    members = of_slots(input.mask, input.segments, input.slots).astype(jnp.float32)
-    weights = real.astype(jnp.float32)
-    # Products with 0 and 1 are exact, unless the accelerator rounds what it multiplies.
-    exactly = functools.partial(jnp.einsum, precision="highest")
-    total = exactly("ren,rnfb,rnf->reb", members, frames, weights)
-    count = exactly("ren,rnf->re", members, weights)
-    return exactly("ren,reb->rnb", members, total / jnp.maximum(count, 1.0)[..., None])
+def _example_mean(
+    inputs: Input, frames: Float[Array, "rows chunks frames bins"], valid: Bool[Array, "rows chunks frames"]
+) -> Float[Array, "rows chunks bins"]:
+    """Mean over the valid frames of each chunk's example."""
+    members = slot_masks(inputs.mask, inputs.segments, inputs.slots).astype(jnp.float32)
+    weights = valid.astype(jnp.float32)
+    # Precision "highest", since accelerators may round the operands of a float32 matmul to bfloat16.
+    einsum = functools.partial(jnp.einsum, precision="highest")
+    total = einsum("ren,rnfb,rnf->reb", members, frames, weights)
+    count = einsum("ren,rnf->re", members, weights)
+    return einsum("ren,reb->rnb", members, total / jnp.maximum(count, 1.0)[..., None])

@@ -1,4 +1,4 @@
-"""The Transformer trunk that several encoders share, and the shorthands for its sizes."""
+"""Transformer trunk shared by several encoders, and the table of its standard sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmjax.sharding import shard
 from mmjax.tokens import Tokens
 
 VARIANTS = {
-    # name: (width, depth, heads, hidden), of An Image is Worth 16x16 Words (Dosovitskiy et al., 2021), Scaling Vision
+    # name: (width, depth, heads, hidden), from An Image is Worth 16x16 Words (Dosovitskiy et al., 2021), Scaling Vision
     # Transformers (Zhai et al., 2022) and Getting ViT in Shape (Alabdulmohsin et al., 2023).
     "mu": (32, 1, 2, 128),
     "Ti": (192, 12, 3, 768),
@@ -31,21 +31,21 @@ VARIANTS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Sizes of a trunk: a variant by name, or width, depth and heads; what is given beside a variant overrides it.
+    """Options of a Transformer trunk: a named variant, or width, depth and heads. Explicit sizes override the variant.
 
     Attributes:
-      variant: a name in `VARIANTS`, like "S", and for a ViT its patch too, "S/16".
-      width: of the tokens.
+      variant: key of `VARIANTS`, like "S"; for a ViT with the patch size, "S/16".
+      width: token width.
       depth: number of layers.
-      heads: of each attention; they divide `width`.
-      hidden: width inside the MLPs, 4 x `width` by default.
-      dropout: rate on each residual branch.
-      drop_path: stochastic depth, the rate at the last layer.
-      rematerialise: what the backward pass computes again instead of keeping, for all layers or a list with one for
-        each: "none" keeps all, "dots" the results of matrix products, "dots_except_mlp" these without the MLPs' hidden
-        units, "offload" the results in the memory of the host, "full" each layer's input only.
-      scan: one loop over the layers, which compiles fast whatever the depth; False unrolls it: on a CPU a step takes a
-        fifth less time.
+      heads: number of attention heads; divides `width`.
+      hidden: hidden width of the MLPs, 4 x `width` by default.
+      dropout: dropout rate of each residual branch.
+      drop_path: stochastic depth rate of the last layer; the rate grows linearly from 0 at the first layer.
+      rematerialise: activations to save for the backward pass, one policy or a list with one per layer: "none" saves
+        all, "dots" matmul outputs, "dots_except_mlp" matmul outputs except the hidden units of MLPs, "offload" matmul
+        outputs in host memory, "full" layer inputs only. All else is recomputed.
+      scan: run the layers as one loop, so that compile time does not grow with depth. False unrolls the loop, which
+        makes a step on a CPU a fifth faster.
     """
 
     variant: str = ""
@@ -62,7 +62,7 @@ class TransformerConfig:
         name = self.variant.partition("/")[0]
         if name and name not in VARIANTS:
             raise ValueError(
-                f"unknown variant {self.variant!r}; known are {', '.join(VARIANTS)}, like 'S/16' for a ViT"
+                f"unknown variant {self.variant!r}; choose one of {', '.join(VARIANTS)}, or 'S/16' for a ViT"
             )
         width, depth, heads, hidden = VARIANTS.get(name, (None, None, None, None))
         if self.width:
@@ -74,11 +74,11 @@ class TransformerConfig:
                     raise ValueError(f"{field} is missing; set variant, or width, depth and heads")
                 object.__setattr__(self, field, size)
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} does not divide into {self.heads} heads; choose other heads")
+            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads; choose a divisor")
 
 
 class Transformer(nnx.Module):
-    """A stack of blocks and a last LayerNorm, from tokens to tokens of the same width."""
+    """Stack of Transformer blocks with a final LayerNorm; maps tokens to tokens of the same width."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         def make(rngs):
@@ -95,7 +95,8 @@ class Transformer(nnx.Module):
         self.norm = LayerNorm(config.width)
 
     def __call__(self, tokens: Tokens, rng: Randomness | None) -> Tokens:
-        # On a mesh that splits tokens they are split from here on.
+        """Applies the blocks; `rng` is None outside training."""
+        # Shard the tokens over the mesh axis `sequence` from here on.
         tokens = tokens.with_values(shard(tokens.values, "batch", "tokens", "width"))
         tokens = self.blocks(tokens, rng=rng)
         return tokens.with_values(self.norm(tokens.values))

@@ -14,36 +14,41 @@ from mmjax.tokens import Tokens
 
 
 class Attention(nnx.Module):
-    """Multi-head attention from `queries` to `keys`, with projections in and out.
+    """Multi-head attention from `queries` to `keys`, with input and output projections.
 
     Args:
-      width: of the queries and of the result.
-      heads: divides `width`.
-      key_width: width of the keys, if it differs.
+      width: width of the queries and of the output.
+      heads: number of heads; divides `width`.
+      key_width: width of the keys; defaults to `width`.
+
+    Raises:
+      ValueError: if `heads` does not divide `width`.
     """
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, key_width: int | None = None):
         if width % heads:
-            raise ValueError(f"width {width} does not divide into {heads} heads; choose heads that divide the width")
+            raise ValueError(f"width {width} is not divisible by {heads} heads; choose a divisor")
         self.heads = heads
         key_width = key_width or width
         self.query = Linear(width, width, axes=("embed", "heads"), rngs=rngs)
-        # A bias on keys shifts all logits of a query alike and would never get a gradient.
+        # A key bias would shift all logits of a query equally: softmax cancels it, so its gradient is always 0.
         self.key = Linear(key_width, width, axes=("embed", "heads"), bias=False, rngs=rngs)
         self.value = Linear(key_width, width, axes=("embed", "heads"), rngs=rngs)
         self.out = Linear(width, width, axes=("heads", "embed"), rngs=rngs)
 
     def __call__(self, queries: Tokens, keys: Tokens) -> Float[Array, "batch queries width"]:
-        def split(x):
+        """Returns the attention output; 0 for queries without a visible key, if `keys` is not `queries`."""
+
+        def split_heads(x):
             x = x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
             return shard(x, "batch", "tokens", "heads", "none")
 
-        query = split(self.query(queries.values))
-        key, value = split(self.key(keys.values)), split(self.value(keys.values))
+        query = split_heads(self.query(queries.values))
+        key, value = split_heads(self.key(keys.values)), split_heads(self.value(keys.values))
         segments = visible_segments(queries, keys)
         mixed = attend(query, key, value, *segments)
         out = self.out(mixed.reshape(*queries.values.shape[:-1], -1))
         if keys is not queries:
-            # Without a visible key the result is 0, not the bias of the projection. Tokens always see themselves.
+            # Zero the output bias for queries without a visible key. In self-attention, each token sees itself.
             out = jnp.where(same_segment(*segments).any(axis=-1, keepdims=True), out, 0)
         return shard(out, "batch", "tokens", "width")

@@ -1,6 +1,7 @@
-"""Attention among tokens that are split over devices: as a ring, or by exchanging tokens for heads.
+"""Attention over tokens that are split across devices: ring attention and all-to-all (Ulysses) attention.
 
-Both run inside `jax.shard_map` on what one device holds: some tokens of all examples of its share.
+Both functions run inside `jax.shard_map` on the local arrays of one device. The shapes below are local: `queries` and
+`keys` count the tokens of one device.
 """
 
 from __future__ import annotations
@@ -11,106 +12,116 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from mmjax.layers.attention.kernels import same_segment
-from mmjax.layers.attention.softmax import NEVER
+from mmjax.layers.attention.shapes import Key, KeyIds, Query, QueryIds
+from mmjax.layers.attention.softmax import MASKED_LOGIT
 from mmjax.sharding import num_chunks, ring_scan
 
-BLOCK = 2**24
-"""So many logits does a device compute at once at most: 64 MiB."""
+MAX_LOGITS = 2**24
+"""Maximum number of logits that a device holds at once (64 MiB in float32)."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def ring_attention(axes: tuple[str, ...], query, key, value, query_segments, key_segments):
+def ring_attention(
+    axes: tuple[str, ...], query: Query, key: Key, value: Key, query_segments: QueryIds, key_segments: KeyIds
+) -> Query:
     """Ring attention (Liu et al., Ring Attention with Blockwise Transformers for Near-Infinite Context, 2023).
 
-    Keys and values go around; each device adds up what its queries see of them. In the derivative they go around once
-    more and bring their gradients home, so that no device ever keeps the keys of all.
+    Keys and values rotate around the ring, while each device accumulates the attention of its queries with an online
+    softmax. In the backward pass they rotate once more together with their gradients. No device ever holds the keys of
+    all devices.
 
     Args:
-      axes: mesh axes that the tokens are split over.
-      query, key, value, query_segments, key_segments: as in `mmjax.layers.attention.kernels`, of this device.
+      axes: mesh axes that split the tokens.
+      query, key, value, query_segments, key_segments: as for `mmjax.layers.attention.kernels.xla_attention`, local.
     """
     return _forward(axes, query, key, value, query_segments, key_segments)[0]
 
 
-def _logits(query, query_segments, visitor):
+def _masked_logits(query: Query, query_segments: QueryIds, visitor: Any) -> tuple[Array, Array]:
+    """Returns logits [batch, heads, queries, keys] of the visiting keys and their mask [batch, 1, queries, keys]."""
     visible = same_segment(query_segments, visitor["segments"])[:, None]
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, visitor["key"], preferred_element_type=jnp.float32)
-    return jnp.where(visible, logits * query.shape[-1] ** -0.5, NEVER), visible
+    return jnp.where(visible, logits * query.shape[-1] ** -0.5, MASKED_LOGIT), visible
 
 
-def _go_around(meet: Callable, carry: Any, visitor: Any, query, key, axes):
+def _rotate(update: Callable, carry: Any, visitor: Any, query, key, axes):
+    """Calls `update(carry, visitor)` with the keys of every device, in pieces of at most `MAX_LOGITS` logits."""
     batch, queries, heads, _ = query.shape
-    chunks = num_chunks(key.shape[1], batch * heads * queries, BLOCK)
-    return ring_scan(meet, carry, visitor, axes, chunks=chunks, axis=1)
+    pieces = num_chunks(key.shape[1], batch * heads * queries, MAX_LOGITS)
+    return ring_scan(update, carry, visitor, axes, chunks=pieces, axis=1)
 
 
-def _rows(x):
-    """[batch, heads, queries] beside [batch, queries, heads, depth]."""
+def _expand(x: Float[Array, "batch heads queries"]) -> Float[Array, "batch queries heads 1"]:
     return x.swapaxes(1, 2)[..., None]
 
 
 def _forward(axes, query, key, value, query_segments, key_segments):
     batch, queries, heads, _ = query.shape
 
-    def meet(sums, visitor):
-        top, total, mixed = sums
-        logits, visible = _logits(query, query_segments, visitor)
-        new_top = jnp.maximum(top, logits.max(axis=-1))
-        weights = jnp.where(visible, jnp.exp(logits - new_top[..., None]), 0.0)
-        shrink = jnp.exp(top - new_top)
-        seen = visitor["value"]
-        more = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(seen.dtype), seen, preferred_element_type=jnp.float32)
-        return (new_top, total * shrink + weights.sum(axis=-1), mixed * _rows(shrink) + more), visitor
+    def update(carry, visitor):
+        # Online softmax: rescale the running sums whenever the running maximum grows.
+        maximum, total, mixed = carry
+        logits, visible = _masked_logits(query, query_segments, visitor)
+        new_maximum = jnp.maximum(maximum, logits.max(axis=-1))
+        weights = jnp.where(visible, jnp.exp(logits - new_maximum[..., None]), 0.0)
+        rescale = jnp.exp(maximum - new_maximum)
+        v = visitor["value"]
+        added = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (new_maximum, total * rescale + weights.sum(axis=-1), mixed * _expand(rescale) + added), visitor
 
-    row = (batch, heads, queries)
-    start = jnp.full(row, NEVER), jnp.zeros(row), jnp.zeros(query.shape, jnp.float32)
+    shape = (batch, heads, queries)
+    carry = jnp.full(shape, MASKED_LOGIT), jnp.zeros(shape), jnp.zeros(query.shape, jnp.float32)
     visitor = {"key": key, "value": value, "segments": key_segments}
-    (top, total, mixed), _ = _go_around(meet, start, visitor, query, key, axes)
+    (maximum, total, mixed), _ = _rotate(update, carry, visitor, query, key, axes)
     total = jnp.where(total > 0, total, 1.0)
-    mixed = (mixed / _rows(total)).astype(value.dtype)
-    return mixed, (query, key, value, query_segments, key_segments, mixed, top + jnp.log(total))
+    mixed = (mixed / _expand(total)).astype(value.dtype)
+    return mixed, (query, key, value, query_segments, key_segments, mixed, maximum + jnp.log(total))
 
 
-def _backward(axes, saved, pull):
-    query, key, value, query_segments, key_segments, mixed, norm = saved
+def _backward(axes, saved, cotangent):
+    query, key, value, query_segments, key_segments, mixed, log_normaliser = saved
     scale = query.shape[-1] ** -0.5
-    # What the softmax takes off each slope: the sum of its row (Dao et al., FlashAttention, 2022).
-    mean = (pull.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1).swapaxes(1, 2)
+    # sum_k weights * d(weights) equals sum_d cotangent * output (Dao et al., FlashAttention, 2022).
+    mean = (cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1).swapaxes(1, 2)
 
-    def product(form, *factors):
-        return jnp.einsum(form, *factors, preferred_element_type=jnp.float32)
+    def einsum(equation, *operands):
+        return jnp.einsum(equation, *operands, preferred_element_type=jnp.float32)
 
-    def meet(of_query, visitor):
-        logits, visible = _logits(query, query_segments, visitor)
-        weights = jnp.where(visible, jnp.exp(logits - norm[..., None]), 0.0)
-        slopes = weights * (product("bqhd,bkhd->bhqk", pull, visitor["value"]) - mean[..., None]) * scale
-        weights, slopes = weights.astype(value.dtype), slopes.astype(query.dtype)
-        of_key = visitor["of_key"] + product("bhqk,bqhd->bkhd", slopes, query)
-        of_value = visitor["of_value"] + product("bhqk,bqhd->bkhd", weights, pull)
-        of_query += product("bhqk,bkhd->bqhd", slopes, visitor["key"])
-        return of_query, {**visitor, "of_key": of_key, "of_value": of_value}
+    def update(query_grad, visitor):
+        logits, visible = _masked_logits(query, query_segments, visitor)
+        weights = jnp.where(visible, jnp.exp(logits - log_normaliser[..., None]), 0.0)
+        weight_grads = einsum("bqhd,bkhd->bhqk", cotangent, visitor["value"])
+        logit_grads = weights * (weight_grads - mean[..., None]) * scale
+        weights, logit_grads = weights.astype(value.dtype), logit_grads.astype(query.dtype)
+        key_grad = visitor["key_grad"] + einsum("bhqk,bqhd->bkhd", logit_grads, query)
+        value_grad = visitor["value_grad"] + einsum("bhqk,bqhd->bkhd", weights, cotangent)
+        query_grad += einsum("bhqk,bkhd->bqhd", logit_grads, visitor["key"])
+        return query_grad, {**visitor, "key_grad": key_grad, "value_grad": value_grad}
 
     visitor = {"key": key, "value": value, "segments": key_segments}
-    visitor |= {"of_key": jnp.zeros(key.shape, jnp.float32), "of_value": jnp.zeros(value.shape, jnp.float32)}
-    of_query, visitor = _go_around(meet, jnp.zeros(query.shape, jnp.float32), visitor, query, key, axes)
-    gradients = of_query, visitor["of_key"], visitor["of_value"]
+    visitor |= {"key_grad": jnp.zeros(key.shape, jnp.float32), "value_grad": jnp.zeros(value.shape, jnp.float32)}
+    query_grad, visitor = _rotate(update, jnp.zeros(query.shape, jnp.float32), visitor, query, key, axes)
+    gradients = query_grad, visitor["key_grad"], visitor["value_grad"]
     return *(g.astype(x.dtype) for g, x in zip(gradients, (query, key, value), strict=True)), None, None
 
 
 ring_attention.defvjp(_forward, _backward)
 
 
-def all_to_all_attention(axes: tuple[str, ...], compute: Callable, query, key, value, query_segments, key_segments):
-    """Each device gets all tokens of some of its heads, and gives the result back by tokens.
+def all_to_all_attention(
+    axes: tuple[str, ...], compute, query: Query, key: Key, value: Key, query_segments: QueryIds, key_segments: KeyIds
+) -> Query:
+    """All-to-all sequence parallelism (Jacobs et al., DeepSpeed Ulysses, 2023).
 
-    Jacobs et al., DeepSpeed Ulysses (2023).
+    Exchanges a split over tokens for a split over heads, runs `compute` on all tokens, and exchanges the output back.
 
     Args:
-      axes: mesh axes that the tokens are split over; their size divides the heads.
+      axes: mesh axes that split the tokens; their total size divides the number of heads.
       compute: a kernel of `mmjax.layers.attention.kernels`.
-      query, key, value, query_segments, key_segments: as there, of this device.
+      query, key, value, query_segments, key_segments: as for `mmjax.layers.attention.kernels.xla_attention`, local.
     """
     exchange = functools.partial(jax.lax.all_to_all, axis_name=axes, tiled=True)
     query, key, value = (exchange(x, split_axis=2, concat_axis=1) for x in (query, key, value))

@@ -1,4 +1,4 @@
-"""Softmax over what may be seen, with a derivative that keeps the result alone."""
+"""Masked softmax with a memory-saving custom derivative."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-NEVER = -1e30
-"""The logit of a key that may not be seen. Finite, so that a row without any key gives no NaN."""
+MASKED_LOGIT = -1e30
+"""Logit of a masked key. Finite, since -inf would give NaN in rows without any visible key."""
 
 
 @jax.custom_vjp
 def masked_softmax(logits: Float[Array, "*rows keys"], visible: Bool[Array, ...]) -> Float[Array, "*rows keys"]:
-    """Softmax over the visible keys; exactly 0 elsewhere, and in rows that see no key at all.
+    """Softmax over the visible keys; exactly 0 for masked keys and in rows without any visible key.
 
-    JAX's own derivative would keep four arrays of the size of the logits and two masks for the backward pass. This one
-    keeps the weights.
+    The custom derivative saves only the weights. JAX's own derivative would save four arrays of the size of the logits
+    and two masks.
 
     Args:
-      visible: has the rank of `logits` and broadcasts to it.
+      logits: float32.
+      visible: same rank as `logits`, broadcast to its shape.
     """
-    return visible_softmax(logits, visible)
+    return masked_softmax_forward(logits, visible)
 
 
-def visible_softmax(logits: jax.Array, visible: jax.Array) -> jax.Array:
-    """The same without a derivative, for kernels that have their own."""
-    logits = jnp.where(visible, logits, NEVER)
+def masked_softmax_forward(logits: Float[Array, "*rows keys"], visible: Bool[Array, ...]) -> Float[Array, "*rows keys"]:
+    """`masked_softmax` without a custom derivative, for kernels that define their own."""
+    logits = jnp.where(visible, logits, MASKED_LOGIT)
     weights = jnp.where(visible, jnp.exp(logits - logits.max(axis=-1, keepdims=True)), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
     return weights / jnp.where(total > 0, total, 1.0)
@@ -36,10 +37,12 @@ def _forward(logits, visible):
     return weights, weights
 
 
-def to_logits(weights: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The derivative with respect to the logits: the weights are 0 where nothing is seen, and so is what comes back."""
-    mean = (weights * gradient).sum(axis=-1, keepdims=True)
-    return weights * (gradient - mean)
+def softmax_vjp(
+    weights: Float[Array, "*rows keys"], cotangent: Float[Array, "*rows keys"]
+) -> Float[Array, "*rows keys"]:
+    """Gradient of the logits from the softmax output and its cotangent; 0 where `weights` is 0, so for masked keys."""
+    mean = (weights * cotangent).sum(axis=-1, keepdims=True)
+    return weights * (cotangent - mean)
 
 
-masked_softmax.defvjp(_forward, lambda weights, gradient: (to_logits(weights, gradient), None))
+masked_softmax.defvjp(_forward, lambda weights, cotangent: (softmax_vjp(weights, cotangent), None))

@@ -105,7 +105,7 @@ class _Mixed(Wrapper):
         share = draw(rng.seeds).astype(jnp.float32)
         # What one of the two lacks says nothing of its target, and neither does what cannot be blended.
         there = {name: x.present for name, x in batch.inputs.items()}
-        mixed = rng.fold_in("rate").keep(1.0 - self.config.rate, ())
+        mixed = rng.fold_in("rate").keep_mask(1.0 - self.config.rate, ())
         for name, present in there.items():
             mixed &= present == partner.inputs[name].present
         mixed &= jnp.stack([there[name] for name in self.mixable]).any(axis=0)
