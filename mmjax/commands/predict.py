@@ -55,7 +55,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     given = _given(flags, list(experiment.modalities))
     inputs = read_inputs(experiment.modalities, given, experiment.packing)
     predictor = Predictor(experiment.objective, experiment.mesh, experiment.targets)
-    answers = predictor.run(state.evaluated, inputs)
+    answers = predictor.run(state.eval_parameters, inputs)
     check_answers(answers, given, experiment.modalities)
     if flags.json:
         print(json.dumps(answers))

@@ -125,10 +125,10 @@ def _aligner(workdir: pathlib.Path) -> Any:
     from mmjax.training.state import parameters_hash
 
     experiment, state = restore(workdir)
-    identity = f"{workdir} at step {int(state.step)}, parameters {parameters_hash(state.evaluated)[:16]}"
+    identity = f"{workdir} at step {int(state.step)}, parameters {parameters_hash(state.eval_parameters)[:16]}"
     return Aligner(
         experiment.objective,
-        state.evaluated,
+        state.eval_parameters,
         experiment.mesh,
         experiment.modalities,
         experiment.targets,
