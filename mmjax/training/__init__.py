@@ -1,7 +1,7 @@
 """Train step, training loop and the registries of training techniques.
 
 Techniques plug in at four points, each with a registry: loss transforms (`LOSS_TRANSFORMS`), gradient estimators
-(`ESTIMATORS`), Optax transforms (`TRANSFORMS`) and loop hooks (`HOOKS`). A technique is one file and one registry entry.
+(`ESTIMATORS`), Optax transforms (`TRANSFORMS`) and loop hooks (`HOOKS`). A technique is one file and one entry.
 """
 
 from mmjax.training.estimators import ESTIMATORS

@@ -82,7 +82,7 @@ class Accumulated:
     def _split(self, tree: Any, rows: int) -> Any:
         """Splits [B, ...] into [microbatches, B / microbatches, ...]; each microbatch has rows of every device.
 
-        Examples packed into one of the R rows stay grouped, in arrays [R, ...] as in arrays [B, ...].
+        Examples packed into one of the R rows stay together, in arrays [R, ...] as in arrays [B, ...].
         """
 
         def split(x):
