@@ -120,13 +120,13 @@ def _prepare_source(flags: absl_flags.FlagValues) -> None:
 
 
 def _aligner(workdir: pathlib.Path) -> Any:
-    from mmjax.evaluation.aligner import Aligner
+    from mmjax.evaluation.pair_embedder import PairEmbedder
     from mmjax.runs.run import restore
     from mmjax.training.state import parameters_hash
 
     experiment, state = restore(workdir)
     identity = f"{workdir} at step {int(state.step)}, parameters {parameters_hash(state.eval_parameters)[:16]}"
-    return Aligner(
+    return PairEmbedder(
         experiment.objective,
         state.eval_parameters,
         experiment.mesh,

@@ -57,7 +57,7 @@ def _to_bfloat16(state: Any, count: jax.Array | None) -> Any:
     return jax.tree.unflatten(tree, rounded)
 
 
-def stochastic_round(x: Float[Array, "..."], index: int, count: Int[Array, ""]) -> BFloat16[Array, "..."]:
+def stochastic_round(x: Float[Array, "*shape"], index: int, count: Int[Array, ""]) -> BFloat16[Array, "*shape"]:
     """Rounds float32 to one of the two neighbouring bfloat16 values; the nearer one is more probable.
 
     Args:

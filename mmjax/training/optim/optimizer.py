@@ -19,7 +19,7 @@ from mmjax.training.optim.moments import in_bfloat16
 from mmjax.training.optim.schedules import Schedule, call_optax
 
 NO_DECAY = (r"(^|/)(bias|scale|log_temperature)$", r"(^|/)(queries|query)$")
-"""Regular expressions of parameters without weight decay: biases, scales and learned queries multiply no input."""
+"""Parameters without weight decay (regular expressions): not weight matrices, so decay does not regularise them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
