@@ -110,15 +110,15 @@ class _Mixed(Wrapper):
     mixable: tuple[str, ...] = ()
 
     def prepare(self, batch: Batch) -> Batch:
-        """Mixes the batch; the targets of examples and partners are weighted by their shares."""
+        """Mixes the whole batch and adds the partner targets; shares become target weights."""
         batch = self.inner.prepare(batch).zero_absent()
         # The partner is the previous example: batches are shuffled, and only neighbouring devices communicate.
         partner = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0) if x.ndim else x, batch)
         rng = Randomness.make(self.seed, batch.step, batch.ids).fold_in("mixing")
         draw = jax.vmap(lambda seed: jax.random.beta(jax.random.key(seed), self.config.alpha, self.config.alpha))
         share = draw(rng.seeds).astype(jnp.float32)
-        # Mix only pairs that have the same inputs present, at least one of them mixable: an input that one of the two
-        # lacks, or that cannot be mixed, carries no information about its partner's target.
+        # Mix only pairs with the same inputs present, at least one of them mixable; otherwise a mixture may carry no
+        # information about one of the two targets.
         present = {name: x.present for name, x in batch.inputs.items()}
         mixed = rng.fold_in("rate").keep(1.0 - self.config.rate, ())
         for name, flags in present.items():
