@@ -322,7 +322,7 @@ class Experiment:
     def chances(self) -> dict[str, float | None]:
         """{task: the loss of a model that knows nothing but how often each answer comes}, None where nobody knows."""
         tasks = nnx.merge(self.graph, self.variables).tasks
-        return {name: task.chance(max(1, round(self.examples_per_step))) for name, task in tasks.items()}
+        return {name: task.chance_loss(max(1, round(self.examples_per_step))) for name, task in tasks.items()}
 
     def _rows(self, batch_size: int, where: str = "train.batch_size") -> np.ndarray:
         """The rows of a batch of so many examples that this process loads."""

@@ -371,7 +371,7 @@ def check_packing(part: Part) -> None:
         case = Case(part, parameters=like.parameters, packed=True)
     except UserError as error:
         # Refused for a reason, in one line.
-        assert part.table == "loss_transform" and "does not know packed inputs" in str(error)
+        assert part.table == "loss_transform" and "does not support packed inputs" in str(error)
         return
     packed, alone = make_packed_batches(case.specs)
     truth = case.gradients(alone)

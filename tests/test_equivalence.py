@@ -95,7 +95,9 @@ def gradients(batch: Batch, mesh_config: MeshConfig | None = None, microbatches:
     mesh = experiment().mesh if mesh_config is None else make_mesh(mesh_config)
     placed_parameters = jax.device_put(parameters(), parameter_shardings(mesh, experiment().variables))
     with jax.default_matmul_precision("highest"), jax.set_mesh(mesh):
-        return jax.device_get(trainer(microbatches).measure(placed_parameters, place_batch(mesh, batch, SIZE)))
+        return jax.device_get(
+            trainer(microbatches).gradients_and_metrics(placed_parameters, place_batch(mesh, batch, SIZE))
+        )
 
 
 @functools.cache

@@ -149,7 +149,7 @@ def test_where_nobody_can_tell_the_report_says_so(tmp_path, capsys):
 
 
 def test_a_run_embeds_as_its_contrastive_task_does(tmp_path):
-    from mmjax.evaluation.aligner import Aligner
+    from mmjax.evaluation.pair_embedder import PairEmbedder
     from mmjax.experiment import Experiment
 
     source = write_rows(tmp_path / "in", 80, {})
@@ -158,7 +158,7 @@ def test_a_run_embeds_as_its_contrastive_task_does(tmp_path):
     recipe = importlib.import_module("configs.prepared").get_config(str(folder))
     experiment = Experiment(recipe)
     state = experiment.init_state()
-    aligner = Aligner(
+    aligner = PairEmbedder(
         experiment.objective, state.parameters, experiment.mesh, experiment.modalities, experiment.targets, "a run"
     )
     assert aligner.pairs == [("said", "seen")]

@@ -162,10 +162,10 @@ def test_evaluation_does_not_blend():
 
 
 def test_tasks_that_compare_examples_are_refused():
-    with pytest.raises(UserError, match="a blend of two examples is no pair of pairs; leave out the tasks"):
+    with pytest.raises(UserError, match="mixing does not support the contrastive tasks pairs; remove these tasks"):
         Mixup(Mixup.Config())(Nothing(coupled=["pairs"]))
 
 
 def test_nothing_that_can_be_blended_is_refused():
-    with pytest.raises(UserError, match="none of the inputs facts, words can be blended; leave the mixing out"):
+    with pytest.raises(UserError, match="none of the inputs facts, words can be mixed; remove the mixing"):
         Mixup(Mixup.Config())(Nothing(specs={name: SPECS[name] for name in ("words", "facts")}))

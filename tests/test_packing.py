@@ -568,10 +568,10 @@ def test_eight_devices_give_what_one_gives_and_the_loss_falls():
         one, eight = experiment(4), experiment(4, devices=jax.devices())
         state = one.init_state()
         batch = next(iter(one.train_batches(0)))
-        truth = one.trainer.measure(state.parameters, batch)
+        truth = one.trainer.gradients_and_metrics(state.parameters, batch)
         parameters = jax.device_put(jax.device_get(state.parameters), eight.shardings.parameters)
         with jax.set_mesh(eight.mesh):
-            found = eight.trainer.measure(parameters, next(iter(eight.train_batches(0))))
+            found = eight.trainer.gradients_and_metrics(parameters, next(iter(eight.train_batches(0))))
     assert_close(found, truth)
     step, losses = one.compile_step(), []
     batches = one.train_batches(0)
@@ -627,7 +627,7 @@ def test_a_plan_counts_examples_and_not_the_slots_that_stay_empty(capsys):
         ({"train": {"accumulate": 3}}, "train.accumulate: 3 microbatches on 1 parts of the mesh do not divide 32"),
         (
             {"train": {"loss_transforms": [{"kind": "mixup"}], "drop": ["pair"]}},
-            "train.loss_transforms: mixing does not know packed inputs",
+            "train.loss_transforms: mixing does not support packed inputs",
         ),
     ],
 )

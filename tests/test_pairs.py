@@ -116,7 +116,7 @@ def test_losses_and_gradients_are_those_of_the_definition(kind, mesh):
 @pytest.mark.parametrize("mesh", ["one device", "data=8", "data=4 x fsdp=2"])
 @pytest.mark.parametrize("kind", pairs.LOSSES)
 def test_small_blocks_give_the_same(kind, mesh, monkeypatch):
-    monkeypatch.setattr(pairs, "BLOCK", 4 * SIZE if mesh == "one device" else 2)
+    monkeypatch.setattr(pairs, "MAX_BLOCK", 4 * SIZE if mesh == "one device" else 2)
     check(kind, MESHES[mesh])
 
 
@@ -128,7 +128,7 @@ def test_ranks_count_the_wrong_partners_before_the_best_right_one(mesh):
     config = MESHES[mesh]
     with jax.default_matmul_precision("highest"), jax.set_mesh(make_mesh(config or MeshConfig(), devices_of(config))):
         sides = (jnp.asarray(first, jnp.float32), jnp.asarray(second, jnp.float32))
-        found = jax.jit(pairs.worse_than_others)(*sides, jnp.asarray(there), jnp.asarray(labels))
+        found = jax.jit(pairs.retrieval_ranks)(*sides, jnp.asarray(there), jnp.asarray(labels))
     scores, here = first @ second.T, np.flatnonzero(there)
     for counted, matrix in zip(found, (scores, scores.T), strict=True):
         for i in here:
@@ -153,7 +153,7 @@ def test_groups_make_rings_short_and_are_not_large(sizes, groups):
     mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
     def local(x):
-        around, group = pairs._groups(AXES)
+        around, group = pairs._split_axes(AXES)
         found.append((around, jax.lax.axis_size(group) if group else 1))
         return x
 

@@ -88,7 +88,7 @@ def predict(trained_run):
     """A function from arguments to answers, which restores the run once."""
     experiment, state = restore(trained_run)
     predictor = Predictor(experiment.objective, experiment.mesh, experiment.targets)
-    return lambda **arguments: predictor.run(state.evaluated, read_inputs(experiment.modalities, arguments))
+    return lambda **arguments: predictor.run(state.eval_parameters, read_inputs(experiment.modalities, arguments))
 
 
 def printed(capsys, *words: str) -> str:
@@ -157,7 +157,7 @@ def test_preprocessing_is_that_of_the_workdir(tmp_path, trained_run, examples, p
     experiment, state = restore(workdir)
     predictor = Predictor(experiment.objective, experiment.mesh, experiment.targets)
     inputs = read_inputs(experiment.modalities, {"image": examples[0].image})
-    assert predictor.run(state.evaluated, inputs)["digit"] != predict(image=examples[0].image)["digit"]
+    assert predictor.run(state.eval_parameters, inputs)["digit"] != predict(image=examples[0].image)["digit"]
 
 
 def test_the_original_tokenizer_is_not_needed_after_training(capsys, monkeypatch, digits_cache, tmp_path):

@@ -80,7 +80,7 @@ def test_answers_are_in_the_unit_of_the_target():
     "options, said",
     [
         ({"target": "hieght"}, "tasks.height.target: the data has no target 'hieght'; did you mean 'height'?"),
-        ({"target": "label"}, "tasks.height.target: 'label' is not one float32 number; choose a target that is"),
+        ({"target": "label"}, "tasks.height.target: 'label' is not a float32 scalar; choose a target that is"),
         ({"delta": 0.0}, "tasks.height.delta: "),
     ],
 )

@@ -87,7 +87,7 @@ def test_a_run_that_had_stopped_early_makes_no_further_step_when_it_is_started_a
         steps = []
         with contextlib.suppress(StopIteration):
             loop.run(lambda state, batch, steps=steps: steps.append(batch), iter([]))
-        assert (loop.stop is not None) == stopped
+        assert (loop.stop_reason is not None) == stopped
         assert steps == []
 
 

@@ -61,7 +61,7 @@ def gradients(folder: pathlib.Path, config) -> None:
     with jax.default_matmul_precision("highest"):
         state = experiment.init_state()
         with contextlib.closing(experiment.train_batches(0)) as batches, jax.set_mesh(experiment.mesh):
-            measured, states = experiment.trainer.measure(state.parameters, next(batches))
+            measured, states = experiment.trainer.gradients_and_metrics(state.parameters, next(batches))
             whole = jax.jit(lambda x: x, out_shardings=jax.NamedSharding(experiment.mesh, jax.P()))
             measured = whole(measured)
     found["loss"] = np.float64(jax.device_get(states["loss"]).compute())

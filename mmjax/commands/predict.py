@@ -47,7 +47,7 @@ def define_more_flags(flags: absl_flags.FlagValues, words: list[str], asks_help:
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
-    from mmjax.evaluation.predictor import Predictor, check_answers, read_inputs
+    from mmjax.evaluation.predictor import Predictor, check_predictions, read_inputs
     from mmjax.runs.run import restore
 
     workdir = pathlib.Path(flags.workdir)
@@ -55,8 +55,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     given = _given(flags, list(experiment.modalities))
     inputs = read_inputs(experiment.modalities, given, experiment.packing)
     predictor = Predictor(experiment.objective, experiment.mesh, experiment.targets)
-    answers = predictor.run(state.evaluated, inputs)
-    check_answers(answers, given, experiment.modalities)
+    answers = predictor.run(state.eval_parameters, inputs)
+    check_predictions(answers, given, experiment.modalities)
     if flags.json:
         print(json.dumps(answers))
         return

@@ -126,15 +126,15 @@ def _prepare_source(flags: absl_flags.FlagValues) -> None:
 
 def _load_aligner(workdir: pathlib.Path) -> Any:
     """Loads the model of a run as a `PairScorer`."""
-    from mmjax.evaluation.aligner import Aligner
+    from mmjax.evaluation.pair_embedder import PairEmbedder
     from mmjax.runs.run import restore
     from mmjax.training.state import parameters_hash
 
     experiment, state = restore(workdir)
-    identity = f"{workdir} at step {int(state.step)}, parameters {parameters_hash(state.evaluated)[:16]}"
-    return Aligner(
+    identity = f"{workdir} at step {int(state.step)}, parameters {parameters_hash(state.eval_parameters)[:16]}"
+    return PairEmbedder(
         experiment.objective,
-        state.evaluated,
+        state.eval_parameters,
         experiment.mesh,
         experiment.modalities,
         experiment.targets,

@@ -1,4 +1,4 @@
-"""Evaluation: metrics of a split, and of every subset of the modalities."""
+"""Evaluation on a split, also for every subset of the inputs."""
 
 from mmjax.evaluation.evaluator import EvaluateConfig, EvaluationHook, Evaluator
 from mmjax.evaluation.subsets import subset_name, subsets

@@ -1,4 +1,4 @@
-"""Metrics of a split: jit once, add the states of the batches, finalise."""
+"""Evaluation of a split: jit once, add the metric states of all batches, compute the metrics."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mmjax.training.objective import Objective, Parameters
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """The section `evaluate`.
+    """The config section `evaluate`.
 
     Attributes:
-      every: data steps from one evaluation on "validation" to the next; 0 evaluates at the end only.
-      splits: what is evaluated after the last step.
-      subsets: whether each of them is evaluated with every subset of the inputs.
-      use: which checkpoint `mmjax evaluate` and `mmjax predict` read, the newest or the best.
-      batch_size: examples at once; the training batch by default.
+      every: evaluation interval on "validation" in data steps; 0 evaluates only at the end.
+      splits: splits to evaluate after the last step.
+      subsets: evaluate these splits with every subset of the inputs.
+      use: checkpoint that `mmjax evaluate` and `mmjax predict` restore, "latest" or "best".
+      batch_size: examples per batch; defaults to the training batch size.
     """
 
     every: NonNegative = 0
@@ -38,58 +38,65 @@ class EvaluateConfig:
 
 
 class Evaluator:
-    """Evaluates parameters on a split.
+    """Evaluates parameters on a split, without dropout.
 
-    Coupled tasks (contrastive ones) are measured within each batch, so their numbers depend on its size.
+    Metrics of coupled (contrastive) tasks are computed within each batch, so they depend on the batch size.
 
     Args:
-      objective: whose tasks are measured, without dropout.
-      mesh: where.
-      batches: gives the batches of a split on the mesh, the last one padded with absent examples.
+      objective: objective of the run.
+      mesh: device mesh.
+      batches: function from split name to its batches on the mesh, the last one padded with absent examples.
     """
 
     def __init__(self, objective: Objective, mesh: Mesh, batches: Callable[[str], Iterable[Batch]]):
-        def measure(parameters: Parameters, batch: Batch) -> States:
+        def states(parameters: Parameters, batch: Batch) -> States:
             return objective(parameters, batch, train=False)[1]
 
         self.mesh, self.batches = mesh, batches
-        self.measure = jax.jit(measure, out_shardings=replicated(mesh))
-        # One computation for all metrics: with one for each number, the devices of a CPU have more in flight than XLA
-        # allows, and several processes then wait for each other for ever.
+        self.states = jax.jit(states, out_shardings=replicated(mesh))
+        # Merge all metrics in one computation. With one per metric, CPU devices exceed XLA's limit of computations in
+        # flight, and multi-process runs deadlock.
         self.merge = jax.jit(merge)
 
     def run(self, parameters: Parameters, split: str, without: Collection[str] = ()) -> dict[str, float]:
-        """The split's metrics by name, with the named inputs absent."""
+        """Metrics of a split, `{name: value}`, with the inputs `without` set to absent."""
         return self.run_each(parameters, split, [without])[0]
 
     def run_each(
-        self, parameters: Parameters, split: str, absences: Sequence[Collection[str]]
+        self, parameters: Parameters, split: str, ablations: Sequence[Collection[str]]
     ) -> list[dict[str, float]]:
-        """The same for several sets of absent inputs, with each batch loaded once."""
-        totals: list[States | None] = [None] * len(absences)
+        """Metrics of a split for several sets of absent inputs; each batch is loaded once."""
+        totals: list[States | None] = [None] * len(ablations)
         with jax.set_mesh(self.mesh):
             for batch in self.batches(split):
-                for number, without in enumerate(absences):
-                    states, total = self.measure(parameters, batch.without(without)), totals[number]
-                    totals[number] = states if total is None else self.merge(total, states)
-                # Without this all batches would be sent ahead: inputs fill the devices' memory, and on a CPU more
-                # computations that wait for each other are in flight than there are threads.
+                for index, without in enumerate(ablations):
+                    states, total = self.states(parameters, batch.without(without)), totals[index]
+                    totals[index] = states if total is None else self.merge(total, states)
+                # Limit asynchronous dispatch: otherwise inputs of many batches fill the device memory, and on CPU more
+                # interdependent computations are in flight than there are threads.
                 jax.block_until_ready(totals)
         return [finalise(jax.device_get(total or {})) for total in totals]
 
 
 class EvaluationHook(Hook):
-    """Evaluates on the validation split while training goes on."""
+    """Evaluates periodically on the validation split and logs the metrics.
+
+    Args:
+      evaluator: evaluator of the run.
+      every: interval in data steps, in addition to the last step; 0 for never.
+      log: metrics log, or None in processes that do not write.
+      split: split to evaluate.
+    """
 
     def __init__(self, evaluator: Evaluator, every: int, log: MetricsLog | None, split: str = "validation"):
         self.evaluator, self.every, self.log, self.split = evaluator, every, log, split
 
     def after_step(self, loop: Loop) -> None:
-        # What is there after a step was measured at this step: a checkpoint is judged by it.
-        loop.latest.pop(self.split, None)
+        # Keep metrics only for the step that was evaluated: they select the best checkpoint.
+        loop.latest_metrics.pop(self.split, None)
         if not self.every or (loop.step % self.every and not loop.done):
             return
-        row = self.evaluator.run(loop.state.evaluated, self.split)
-        loop.latest[self.split] = row
+        row = self.evaluator.run(loop.state.eval_parameters, self.split)
+        loop.latest_metrics[self.split] = row
         if self.log:
             self.log.write(loop.step, self.split, row)

@@ -1,4 +1,4 @@
-"""Subsets of the modalities, by name."""
+"""Subsets of the inputs and their names."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Collection
 
 
 def subset_name(names: Collection[str]) -> str:
-    """The name of a subset, like "audio+image": in alphabetical order, so that each has one name."""
+    """Name of a subset, for example "audio+image"; sorted, so that it is unique."""
     return "+".join(sorted(names))
 
 
 def subsets(names: Collection[str]) -> list[tuple[str, ...]]:
-    """All subsets but the empty one, the smallest first."""
+    """All non-empty subsets, smallest first."""
     names = sorted(names)
     return [subset for size in range(1, len(names) + 1) for subset in itertools.combinations(names, size)]

@@ -68,9 +68,9 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
             if log:
                 log.close()
         trained = time.perf_counter() - started
-        if loop.stop:
-            console.print(f"stopped at step {loop.step}: {loop.stop}")
-        interrupted = loop.stop is not None and not loop.done and loop.stop.startswith("the machine")
+        if loop.stop_reason:
+            console.print(f"stopped at step {loop.step}: {loop.stop_reason}")
+        interrupted = loop.stop_reason is not None and not loop.done and loop.stop_reason.startswith("the machine")
         if interrupted:
             checkpoints.close()
             raise SystemExit(f"mmjax: stopped at step {loop.step} with a checkpoint; run the same command to go on")
@@ -82,7 +82,7 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
             "steps": loop.step,
             "parameters": count_elements(state.parameters),
             "parameters_hash": parameters_hash(state.parameters),
-            **evaluate_splits(experiment, state.evaluated, experiment.config.evaluate.splits, console),
+            **evaluate_splits(experiment, state.eval_parameters, experiment.config.evaluate.splits, console),
             **provenance(),
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "seconds": {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)},
@@ -147,10 +147,10 @@ def evaluate(
         raise UserError("--without", f"{','.join(without)} leaves no input", "leave one of them in")
     result: dict[str, Any] = {"step": int(state.data_step), "without": sorted(set(without))}
     if all_subsets:
-        return result | evaluate_splits(experiment, state.evaluated, splits, console, all_subsets=True)
+        return result | evaluate_splits(experiment, state.eval_parameters, splits, console, all_subsets=True)
     present = subset_name([name for name in experiment.specs if name not in without])
     for split in splits:
-        result[split] = experiment.evaluator.run(state.evaluated, split, without)
+        result[split] = experiment.evaluator.run(state.eval_parameters, split, without)
         print_metrics(console, f"{split}, step {result['step']:,}, with {present}", result[split])
     return result
 

@@ -1,6 +1,6 @@
-"""Tasks: a head, a loss and metrics. A new one is a file here and a line in `TASKS`; see `mmjax.tasks.base.Task`."""
+"""Tasks: head, loss and metrics. To add one, write a subclass of `Task` in its own file and register it in `TASKS`."""
 
-from mmjax.tasks.base import Task, count_present
+from mmjax.tasks.base import Task, presence
 from mmjax.tasks.classification import Classification
 from mmjax.tasks.contrastive import Contrastive
 from mmjax.tasks.regression import Regression
@@ -11,4 +11,4 @@ TASKS = {
     "regression": Regression,
 }
 
-__all__ = ["TASKS", "Task", "count_present"]
+__all__ = ["TASKS", "Task", "presence"]

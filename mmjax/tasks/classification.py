@@ -1,4 +1,4 @@
-"""Classification of an example from tokens: cross-entropy, with accuracy, precision, recall and F1."""
+"""Classification with cross-entropy loss; accuracy, macro precision, macro recall and macro F1."""
 
 from __future__ import annotations
 
@@ -10,31 +10,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from mmjax.config import Count, Rate
 from mmjax.errors import UserError, nearest
 from mmjax.layers import AttentionPooling, LayerNorm, Linear, mean_pool
-from mmjax.tasks.base import Task, TaskConfig, check_reads, count_present
+from mmjax.tasks.base import Task, TaskConfig, check_reads, presence
 from mmjax.tasks.metrics import ClassCounts, Ratio, States
 from mmjax.tokens import Batch, TargetSpec, Tokens
 
 
 class Classification(Task):
-    """Pools the tokens that it reads and tells which of the target's classes the example has.
+    """Classifies pooled tokens with a linear head and softmax cross-entropy.
 
-    Targets are class indices [B], or probabilities [B, classes] (soft targets).
+    Targets are class indices `[B]` or class probabilities `[B, classes]` (soft targets).
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(TaskConfig):
-        """What is read and how.
+        """Options of `Classification`.
 
         Attributes:
-          reads: name of the tokens: an encoder's name, "fused", or "encoders.NAME" for what comes before the fusion.
-          target: name of the dataset's target; the task's own name by default.
-          pooling: the mean of the tokens, or a learned query that attends to them.
-          heads: of that query.
-          label_smoothing: share of the target that is spread evenly over all classes (Szegedy et al., 2016).
+          reads: tokens to read: "fused", an encoder's name, or "encoders.NAME" for encoder outputs before the fusion.
+          target: name of the dataset's target; defaults to the task's name.
+          pooling: mean pooling, or attention pooling with a learned query.
+          heads: attention heads of attention pooling.
+          label_smoothing: probability mass spread uniformly over all classes (Szegedy et al., Rethinking the Inception
+            Architecture for Computer Vision, 2016).
         """
 
         reads: str = "fused"
@@ -65,40 +67,44 @@ class Classification(Task):
     def primary_metric(self) -> str:
         return "accuracy"
 
-    def weights(self, batch: Batch) -> jax.Array:
-        return batch.targets[self.target].weight * count_present(batch, self.config.reads)
+    def weights(self, batch: Batch) -> Float[Array, " batch"]:
+        return batch.targets[self.target].weight * presence(batch, self.config.reads)
 
-    def features(self, outputs: dict[str, Tokens]) -> jax.Array:
-        """Logits [B, classes], float32."""
+    def features(self, outputs: dict[str, Tokens]) -> Float[Array, "batch classes"]:
+        """Logits, float32."""
         tokens = outputs[self.config.reads]
         pooled = mean_pool(tokens) if self.pool is None else self.pool(tokens)
         return self.head(self.norm(pooled))
 
-    def _soft(self, batch: Batch) -> jax.Array:
+    def _probabilities(self, batch: Batch) -> Float[Array, "batch classes"]:
+        """Target probabilities; one-hot for class indices."""
         values = batch.targets[self.target].values
         return values if values.ndim == 2 else jax.nn.one_hot(values, len(self.classes))
 
-    def losses(self, features: jax.Array, batch: Batch) -> jax.Array:
-        soft = self._soft(batch)
-        soft = soft * (1.0 - self.config.label_smoothing) + self.config.label_smoothing / len(self.classes)
-        return -(soft * jax.nn.log_softmax(features)).sum(axis=-1)
+    def losses(self, features: Float[Array, "batch classes"], batch: Batch) -> Float[Array, " batch"]:
+        """Cross-entropy with label smoothing."""
+        smoothing = self.config.label_smoothing
+        targets = self._probabilities(batch) * (1.0 - smoothing) + smoothing / len(self.classes)
+        return -(targets * jax.nn.log_softmax(features)).sum(axis=-1)
 
-    def metrics(self, features: jax.Array, batch: Batch) -> States:
+    def metrics(self, features: Float[Array, "batch classes"], batch: Batch) -> States:
+        """Accuracy, and macro precision, recall and F1; the label of a soft target is its argmax."""
         weights = self.weights(batch)
-        predictions, labels = features.argmax(axis=-1), self._soft(batch).argmax(axis=-1)
+        predictions, labels = features.argmax(axis=-1), self._probabilities(batch).argmax(axis=-1)
         return {
             "accuracy": Ratio.of((predictions == labels).astype(jnp.float32), weights),
             "by_class": ClassCounts.of(predictions, labels, weights, len(self.classes)),
         }
 
-    def predictions(self, features: jax.Array) -> list[dict[str, Any]]:
-        """The most probable class, with the five most probable ones under "top"."""
+    def predictions(self, features: Float[Array, "batch classes"]) -> list[dict[str, Any]]:
+        """The most probable class per example; "top" has the five most probable."""
         predictions = []
         for row in np.asarray(jax.nn.softmax(features, axis=-1)):
             best = np.argsort(-row, kind="stable")[:5]
-            top = [{"answer": self.classes[number], "probability": float(row[number])} for number in best]
+            top = [{"answer": self.classes[index], "probability": float(row[index])} for index in best]
             predictions.append({**top[0], "top": top})
         return predictions
 
-    def chance(self, batch_size: int) -> float:
+    def chance_loss(self, batch_size: int) -> float:
+        """Cross-entropy of the uniform distribution, log(classes)."""
         return math.log(len(self.classes))

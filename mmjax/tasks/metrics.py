@@ -1,6 +1,6 @@
-"""Metrics as additive states: the state of a whole split is the sum of the states of its parts, exactly.
+"""Metrics with additive states: the state of a split is exactly the sum of the states of its batches.
 
-So devices, microbatches and batches merge by adding, and absent examples by adding 0. `compute` runs on the host.
+States of devices, microbatches and batches merge by addition; absent examples add 0. `compute` runs on the host.
 """
 
 from __future__ import annotations
@@ -13,37 +13,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import metrics
+from jaxtyping import Array, Float, Int
 
 States = dict[str, metrics.Metric]
+PerExample = Float[Array, " batch"]
+Labels = Int[Array, " batch"]
 
 
 class Additive(metrics.Metric):
-    """A metric whose merge is the sum of all its fields."""
+    """Base class of metrics whose states merge by adding all fields."""
 
     def merge(self, other):
+        """Adds the fields of two states."""
         return jax.tree.map(jnp.add, self, other)
 
     def reduce(self):
+        """Sums stacked states over the leading axis."""
         return jax.tree.map(lambda x: x.sum(axis=0), self)
 
     def compute_values(self) -> dict[str, float]:
-        """Numbers by suffix of the name ("" for the metric's own name); none where nothing was counted."""
+        """Values by name; "" stands for the name of the state itself. {} if the total weight is 0."""
         raise NotImplementedError
 
 
 @flax.struct.dataclass
 class Ratio(Additive):
-    """A weighted mean: the sum of values over the sum of weights."""
+    """Weighted mean: weighted sum of values / sum of weights."""
 
     total: Any
     weight: Any
 
     @classmethod
-    def of(cls, values: jax.Array, weights: jax.Array) -> Ratio:
-        """From one value and one weight an example; a value of weight 0 may be anything finite."""
+    def of(cls, values: PerExample, weights: PerExample) -> Ratio:
+        """Sums values and weights over the batch; values of weight 0 must be finite."""
         return cls((values * weights).sum(dtype=jnp.float32), weights.sum(dtype=jnp.float32))
 
     def compute(self):
+        """The weighted mean."""
         return float(self.total) / float(self.weight)
 
     def compute_values(self):
@@ -52,9 +58,14 @@ class Ratio(Additive):
 
 @flax.struct.dataclass
 class ClassCounts(Additive):
-    """Right and wrong answers of each class, for macro precision, recall and F1.
+    """Per-class counts for macro precision, recall and F1.
 
-    The mean goes over the classes that occur among answers or labels, as in scikit-learn; 0 / 0 counts as 0.
+    The macro average covers the classes that occur in predictions or labels, as in scikit-learn; 0 / 0 counts as 0.
+
+    Attributes:
+      hits: true positives `[classes]`.
+      predicted: predictions per class `[classes]`.
+      labelled: labels per class `[classes]`.
     """
 
     hits: Any
@@ -62,35 +73,35 @@ class ClassCounts(Additive):
     labelled: Any
 
     @classmethod
-    def of(cls, predictions: jax.Array, labels: jax.Array, weights: jax.Array, classes: int) -> ClassCounts:
-        """From class indices [B] and weights [B]."""
-        said = jax.nn.one_hot(predictions, classes) * weights[:, None]
-        true = jax.nn.one_hot(labels, classes)
-        return cls((said * true).sum(0), said.sum(0), (true * weights[:, None]).sum(0))
+    def of(cls, predictions: Labels, labels: Labels, weights: PerExample, classes: int) -> ClassCounts:
+        """Counts class indices over the batch, weighted."""
+        predicted = jax.nn.one_hot(predictions, classes) * weights[:, None]
+        labelled = jax.nn.one_hot(labels, classes)
+        return cls((predicted * labelled).sum(0), predicted.sum(0), (labelled * weights[:, None]).sum(0))
 
     def compute(self):
+        """Same as `compute_values`."""
         return self.compute_values()
 
     def compute_values(self):
-        hits, said, true = (np.asarray(x, np.float64) for x in (self.hits, self.predicted, self.labelled))
-        seen = (said > 0) | (true > 0)
-        if not seen.any():
+        counts = np.array([self.hits, self.predicted, self.labelled], np.float64)
+        hits, predicted, labelled = counts[:, (counts[1] > 0) | (counts[2] > 0)]
+        if not hits.size:
             return {}
-        hits, said, true = hits[seen], said[seen], true[seen]
-        precision = np.divide(hits, said, out=np.zeros_like(hits), where=said > 0)
-        recall = np.divide(hits, true, out=np.zeros_like(hits), where=true > 0)
-        both = precision + recall
-        f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(hits), where=both > 0)
+        precision = np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0)
+        recall = np.divide(hits, labelled, out=np.zeros_like(hits), where=labelled > 0)
+        total = precision + recall
+        f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(hits), where=total > 0)
         return {"precision": float(precision.mean()), "recall": float(recall.mean()), "f1": float(f1.mean())}
 
 
 def merge(first: Any, second: Any) -> Any:
-    """Adds two trees of states."""
+    """Adds two pytrees of states leaf by leaf."""
     return jax.tree.map(jnp.add, first, second)
 
 
 def finalise(states: Mapping[str, metrics.Metric]) -> dict[str, float]:
-    """Numbers by name from states by name; what counted nothing gives no row."""
+    """Computes the metrics of all states, `{name: value}`; states of weight 0 are left out."""
     row = {}
     for name, state in states.items():
         for suffix, value in state.compute_values().items():

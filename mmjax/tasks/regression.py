@@ -1,4 +1,4 @@
-"""Regression: one number for each example."""
+"""Scalar regression with squared or Huber loss; MAE, RMSE and R²."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ import dataclasses
 from typing import Annotated, Any, ClassVar
 
 import flax
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from mmjax.config import AtLeast
 from mmjax.errors import UserError, nearest
 from mmjax.layers import LayerNorm, Linear, mean_pool
-from mmjax.tasks.base import Task, TaskConfig, check_reads, count_present
-from mmjax.tasks.metrics import Additive, Ratio, States
+from mmjax.tasks.base import Task, TaskConfig, check_reads, presence
+from mmjax.tasks.metrics import Additive, PerExample, Ratio, States
 from mmjax.tokens import Batch, TargetSpec, Tokens
 
 
 @flax.struct.dataclass
-class Errors(Additive):
-    """The root of the mean squared error, and the share of the target's variance that is explained (R squared).
+class RegressionErrors(Additive):
+    """Weighted sums for the root mean squared error and the coefficient of determination R².
 
-    Sums of targets and their squares are taken from the spec's mean on, where nothing cancels.
+    Targets are centred on the mean of their `TargetSpec` before summation, which avoids cancellation in the variance.
+
+    Attributes:
+      squares: sum of squared errors.
+      values, values_squared: sums of the centred targets and of their squares.
+      weight: sum of the weights.
     """
 
     squares: Any
@@ -32,12 +37,13 @@ class Errors(Additive):
     weight: Any
 
     @classmethod
-    def of(cls, errors: jax.Array, values: jax.Array, weights: jax.Array) -> Errors:
-        """From an error, a centred target and a weight for each example."""
+    def of(cls, errors: PerExample, values: PerExample, weights: PerExample) -> RegressionErrors:
+        """Sums errors and centred targets over the batch."""
         products = errors * errors, values, values * values, jnp.ones_like(values)
         return cls(*((product * weights).sum(dtype=jnp.float32) for product in products))
 
     def compute(self):
+        """Same as `compute_values`."""
         return self.compute_values()
 
     def compute_values(self):
@@ -46,30 +52,30 @@ class Errors(Additive):
         )
         if not weight > 0:
             return {}
-        found = {"root_mean_square_error": float(np.sqrt(squares / weight))}
+        results = {"root_mean_square_error": float(np.sqrt(squares / weight))}
         variance = values_squared - values * values / weight
-        # Of equal targets there is nothing to explain.
-        return found | ({"r2": 1.0 - squares / variance} if variance > 1e-6 * values_squared else {})
+        # R² is undefined for constant targets.
+        return results | ({"r2": 1.0 - squares / variance} if variance > 1e-6 * values_squared else {})
 
 
 class Regression(Task):
-    """Pools the tokens that it reads and answers with a number [B]; the loss is that of the standardised error.
+    """Predicts a scalar from mean-pooled tokens, with squared or Huber loss on standardised targets.
 
-    Inside, targets have the mean 0 and the deviation 1 of the training split, where the dataset knows them; answers and
-    metrics are in the target's own unit.
+    Targets are standardised with the mean and standard deviation of the training split if the dataset provides them.
+    Predictions and metrics are in the target's unit.
     """
 
     example: ClassVar[TargetSpec | None] = TargetSpec((), "float32", mean=3.0, std=2.0)
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(TaskConfig):
-        """What is read and what an error costs.
+        """Options of `Regression`.
 
         Attributes:
-          reads: name of the tokens: an encoder's name, "fused", or "encoders.NAME" for what comes before the fusion.
-          target: name of the dataset's target; the task's own name by default.
-          delta: None for half the square of the error; else beyond so many deviations the loss grows linearly, so that
-            outliers count less (Huber, 1964).
+          reads: tokens to read: "fused", an encoder's name, or "encoders.NAME" for encoder outputs before the fusion.
+          target: name of the dataset's target; defaults to the task's name.
+          delta: threshold of the Huber loss in standard deviations, beyond which the loss is linear (Huber, Robust
+            Estimation of a Location Parameter, 1964); None for half the squared error.
         """
 
         reads: str = "fused"
@@ -86,7 +92,7 @@ class Regression(Task):
             raise UserError(where, f"the data has no target {self.target!r}", nearest(self.target, targets))
         spec = targets[self.target]
         if spec.shape or spec.dtype != "float32":
-            raise UserError(where, f"{self.target!r} is not one float32 number", "choose a target that is")
+            raise UserError(where, f"{self.target!r} is not a float32 scalar", "choose a target that is")
         self.mean, self.std = spec.mean, spec.std
         self.norm = LayerNorm(widths[config.reads])
         self.head = Linear(widths[config.reads], 1, rngs=rngs)
@@ -95,33 +101,37 @@ class Regression(Task):
     def primary_metric(self) -> str:
         return "root_mean_square_error"
 
-    def weights(self, batch: Batch) -> jax.Array:
-        return batch.targets[self.target].weight * count_present(batch, self.config.reads)
+    def weights(self, batch: Batch) -> Float[Array, " batch"]:
+        return batch.targets[self.target].weight * presence(batch, self.config.reads)
 
-    def features(self, outputs: dict[str, Tokens]) -> jax.Array:
-        """The standardised answers [B], float32."""
+    def features(self, outputs: dict[str, Tokens]) -> Float[Array, " batch"]:
+        """Standardised predictions, float32."""
         return self.head(self.norm(mean_pool(outputs[self.config.reads])))[:, 0]
 
-    def _errors(self, features: jax.Array, batch: Batch) -> jax.Array:
+    def _errors(self, features: Float[Array, " batch"], batch: Batch) -> Float[Array, " batch"]:
+        """Prediction minus target, in standard deviations."""
         return features - (batch.targets[self.target].values - self.mean) / self.std
 
-    def losses(self, features: jax.Array, batch: Batch) -> jax.Array:
+    def losses(self, features: Float[Array, " batch"], batch: Batch) -> Float[Array, " batch"]:
+        """Half the squared error, or Huber loss, of the standardised predictions."""
         errors, delta = self._errors(features, batch), self.config.delta
         if delta is None:
             return 0.5 * errors * errors
-        size = jnp.abs(errors)
-        return jnp.where(size <= delta, 0.5 * errors * errors, delta * (size - 0.5 * delta))
+        magnitude = jnp.abs(errors)
+        return jnp.where(magnitude <= delta, 0.5 * errors * errors, delta * (magnitude - 0.5 * delta))
 
-    def metrics(self, features: jax.Array, batch: Batch) -> States:
+    def metrics(self, features: Float[Array, " batch"], batch: Batch) -> States:
+        """Mean absolute error, root mean squared error and R², in the target's unit."""
         weights, errors = self.weights(batch), self._errors(features, batch) * self.std
         return {
             "mean_absolute_error": Ratio.of(jnp.abs(errors), weights),
-            "errors": Errors.of(errors, batch.targets[self.target].values - self.mean, weights),
+            "errors": RegressionErrors.of(errors, batch.targets[self.target].values - self.mean, weights),
         }
 
-    def predictions(self, features: jax.Array) -> list[dict[str, Any]]:
+    def predictions(self, features: Float[Array, " batch"]) -> list[dict[str, Any]]:
+        """The predicted value per example, in the target's unit."""
         return [{"answer": float(value) * self.std + self.mean} for value in np.asarray(features)]
 
-    def chance(self, batch_size: int) -> float:
-        """Of always answering the mean, of targets without outliers."""
+    def chance_loss(self, batch_size: int) -> float:
+        """Squared-error loss of always predicting the mean: half the unit variance. Ignores `delta`."""
         return 0.5

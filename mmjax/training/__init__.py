@@ -1,7 +1,7 @@
-"""Training: the step, the loop, and the tables of what can be plugged into them.
+"""Train step, training loop and the registries of training techniques.
 
-Four plug points, each a table: loss transforms (`LOSS_TRANSFORMS`), gradient estimators (`ESTIMATORS`), Optax
-transforms (`TRANSFORMS`) and loop hooks (`HOOKS`). A technique is one file and one line in one of them.
+Techniques plug in at four points, each with a registry: loss transforms (`LOSS_TRANSFORMS`), gradient estimators
+(`ESTIMATORS`), Optax transforms (`TRANSFORMS`) and loop hooks (`HOOKS`). A technique is one file and one entry.
 """
 
 from mmjax.training.estimators import ESTIMATORS

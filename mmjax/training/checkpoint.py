@@ -1,4 +1,4 @@
-"""Checkpoints with Orbax: the whole state in one piece, with what `predict` needs beside it."""
+"""Checkpoints of the train state with Orbax."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mmjax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """The section `checkpoint`.
+    """The config section `checkpoint`.
 
     Attributes:
-      every: data steps from one checkpoint to the next; the last step is saved always.
-      keep: how many of the newest stay.
-      best: a metric of the validation split, like "answer/accuracy"; the checkpoint where it was best stays as well.
-      mode: whether the largest or the smallest value is best.
+      every: checkpoint interval in data steps; the last step is always saved.
+      keep: number of latest checkpoints to keep.
+      best: validation metric, for example "answer/accuracy", whose best checkpoint is kept too.
+      mode: "max" if larger values of `best` are better, "min" if smaller.
     """
 
     every: Count = 1000
@@ -37,10 +37,10 @@ class CheckpointConfig:
 
 
 class Checkpoints:
-    """The checkpoints of a workdir. Each appears under its final name only when it is whole.
+    """The checkpoints of a workdir, committed atomically: a checkpoint gets its final name once it is complete.
 
-    Parameters, optimiser, average, steps and metrics' window are one item, so that no crash can part them; the data's
-    place is the data step, since a batch is a function of it.
+    Parameters, optimiser state, EMA, step counters and metric window are one Orbax item, so a crash cannot separate
+    them. The position in the data is the data step alone, since a batch is a function of it.
     """
 
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig, *, read_only: bool = False):
@@ -58,11 +58,11 @@ class Checkpoints:
         verbosity = logging.get_verbosity()
         try:
             if read_only:
-                # Orbax warns of what is asked for here, and standard error is for what is wrong.
+                # Orbax logs a warning for options that are set on purpose here.
                 logging.set_verbosity(logging.ERROR)
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
-                # Without it Orbax leaves the metrics out of the checkpoint.
+                # Without `best_fn` Orbax does not save the metrics.
                 best_fn=(lambda metrics: metrics[config.best]) if config.best else None,
                 best_mode=config.mode,
                 save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
@@ -76,22 +76,24 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
+        """The newest step, or None."""
         return self.manager.latest_step()
 
     def best(self) -> int | None:
-        """The step whose recorded validation metric is best, or None."""
+        """The step with the best validation metric, or None."""
         if not self.config.best or not self.manager.all_steps():
             return None
-        found = {}
-        for step in self.manager.all_steps():
-            metrics = self.manager.metrics(step)
-            if metrics:
-                found[step] = metrics[self.config.best]
-        sign = 1 if self.config.mode == "max" else -1
-        return max(found, key=lambda step: sign * found[step]) if found else None
+        metrics = {step: self.manager.metrics(step) for step in self.manager.all_steps()}
+        scores = {step: row[self.config.best] for step, row in metrics.items() if row}
+        best = max if self.config.mode == "max" else min
+        return best(scores, key=lambda step: scores[step], default=None)
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-        """Starts to save and returns once the arrays are copied; a step that is there already is left alone."""
+        """Starts an asynchronous save and returns once the arrays are copied. A step that is already saved is skipped.
+
+        Raises:
+          UserError: if `metrics` lacks the metric `checkpoint.best`.
+        """
         if step in self.manager.all_steps():
             return
         if self.config.best and metrics is not None and self.config.best not in metrics:
@@ -100,53 +102,57 @@ class Checkpoints:
         self.manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics if self.config.best else None)
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """Restores onto the shardings of `abstract`, whatever mesh the checkpoint was written from."""
+        """Restores a step with the shardings of `abstract`, which may differ from those at saving."""
         return self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
     def preemption_service(self) -> bool:
-        """Whether JAX's preemption service runs; without it Orbax never reports a preemption."""
+        """True if JAX's preemption service is running; without it Orbax never reports a preemption."""
         from jax._src import distributed
 
         return distributed.global_state.preemption_sync_manager is not None
 
     def wait(self) -> None:
+        """Blocks until pending saves are committed."""
         self.manager.wait_until_finished()
 
     def close(self) -> None:
+        """Closes the Orbax manager."""
         self.manager.close()
 
 
 class CheckpointHook(Hook):
-    """Saves every so many steps, at the end, and when the machine is about to be taken away.
+    """Saves a checkpoint at the configured interval, at the end of the run, and on preemption.
 
     Args:
-      before: called before a checkpoint begins, to bring files that belong to it onto the disk.
+      checkpoints: destination.
+      before_save: called before each save, to flush files that must not lag behind the checkpoint.
     """
 
-    def __init__(self, checkpoints: Checkpoints, before: Callable[[], None]):
-        self.checkpoints, self.before = checkpoints, before
-        self.terminated = False
-        self.handler: Any = None
-        self.watched = False
+    def __init__(self, checkpoints: Checkpoints, before_save: Callable[[], None]):
+        self.checkpoints, self.before_save = checkpoints, before_save
+        self.sigterm_received = False
+        self.previous_handler: Any = None
+        self.handles_sigterm = False
 
     def start(self, loop: Loop) -> None:
-        def on_signal(number, frame):
-            self.terminated = True
+        def on_sigterm(signum, frame):
+            self.sigterm_received = True
 
-        # JAX's preemption service has its own handler of the signal, which ours would replace.
-        self.watched = not self.checkpoints.preemption_service()
-        if self.watched:
-            self.handler = signal.signal(signal.SIGTERM, on_signal)
+        # JAX's preemption service installs its own SIGTERM handler, which must not be replaced.
+        self.handles_sigterm = not self.checkpoints.preemption_service()
+        if self.handles_sigterm:
+            self.previous_handler = signal.signal(signal.SIGTERM, on_sigterm)
 
     def after_step(self, loop: Loop) -> None:
-        # Several hosts agree through the preemption service, where it runs; one host knows by itself.
-        if self.checkpoints.manager.reached_preemption(loop.step) or (self.terminated and jax.process_count() == 1):
-            loop.stop = "the machine is being taken away"
-        if loop.step % self.checkpoints.config.every == 0 or loop.done or loop.stop:
-            self.before()
-            self.checkpoints.save(loop.step, loop.state, loop.latest.get("validation"))
+        # Several processes agree on a step through the preemption service; SIGTERM suffices for a single one.
+        preempted = self.checkpoints.manager.reached_preemption(loop.step)
+        if preempted or (self.sigterm_received and jax.process_count() == 1):
+            loop.stop_reason = "the machine is being preempted"
+        if loop.step % self.checkpoints.config.every == 0 or loop.done or loop.stop_reason:
+            self.before_save()
+            self.checkpoints.save(loop.step, loop.state, loop.latest_metrics.get("validation"))
 
     def finish(self, loop: Loop) -> None:
         self.checkpoints.wait()
-        if self.watched:
-            signal.signal(signal.SIGTERM, self.handler)
+        if self.handles_sigterm:
+            signal.signal(signal.SIGTERM, self.previous_handler)

@@ -1,4 +1,4 @@
-"""The one loop: take a batch, make a step, call the hooks. What else happens in a run is a hook."""
+"""Training loop: next batch, train step, hooks. Everything else in a run is a hook."""
 
 from __future__ import annotations
 
@@ -9,49 +9,50 @@ from mmjax.training.state import TrainState
 
 
 class Hook:
-    """Something that happens beside training: one of the four plug points.
+    """Base class of loop hooks, one of the four plug points.
 
-    Hooks are called in their order, which matters: evaluation comes before the checkpoint that keeps its result.
+    Hooks run in list order, which matters: evaluation comes before the checkpoint that records its metrics.
     """
 
     def start(self, loop: Loop) -> None:
-        """Before the first step of this process, with the restored state."""
+        """Called before the first step of this process, with the restored state."""
 
     def after_step(self, loop: Loop) -> None:
-        """After each step; `loop.state` may be read until the next step, which donates it."""
+        """Called after each step. `loop.state` is readable until the next step, which donates its buffers."""
 
     def finish(self, loop: Loop) -> None:
-        """After the last step, also when the loop was stopped early."""
+        """Called after the last step, also after an early stop or an exception."""
 
 
 class Loop:
-    """A run between two points of the data.
+    """Training loop from the restored data step to `steps`.
 
     Attributes:
-      state: the newest state.
-      step: batches seen, equal to `state.data_step` without waiting for the device.
-      steps: where the run ends.
-      latest: the newest row of metrics of each split, set by the hooks that make them; of other splits than "train"
-        only after the step at which it was measured.
-      stop: set by a hook to end the run after this step, with the reason.
+      state: current train state.
+      step: number of batches seen; equals `state.data_step` but is known without waiting for the device.
+      steps: data step at which the run ends.
+      latest_metrics: newest metrics row by split, set by hooks. Splits other than "train" are present only after a step
+        that evaluated them.
+      stop_reason: reason to end the run after the current step, set by a hook; None to continue.
     """
 
     def __init__(self, state: TrainState, steps: int, hooks: Sequence[Hook]):
         self.state, self.steps, self.hooks = state, steps, hooks
         self.step = int(state.data_step)
-        self.latest: dict[str, dict[str, float]] = {}
-        self.stop: str | None = None
+        self.latest_metrics: dict[str, dict[str, float]] = {}
+        self.stop_reason: str | None = None
 
     @property
     def done(self) -> bool:
+        """True once all steps are done."""
         return self.step >= self.steps
 
     def run(self, train_step: Callable[[TrainState, Batch], TrainState], batches: Iterator[Batch]) -> TrainState:
-        """Trains to the end, or until a hook stops it; `batches` starts at `self.step`."""
+        """Trains until the last step or until a hook stops the run; `batches` must start at data step `self.step`."""
         for hook in self.hooks:
             hook.start(self)
         try:
-            while not self.done and self.stop is None:
+            while not self.done and self.stop_reason is None:
                 self.state = train_step(self.state, next(batches))
                 self.step += 1
                 for hook in self.hooks:

@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard: each row of a run once, also after it was resumed."""
+"""Metrics log: metrics.jsonl and TensorBoard, without duplicate rows after a resume."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mmjax.files import write_atomically
 
 
 class MetricsLog:
-    """Writes rows `{"step", "split", "name": value…}`; made by the one process that writes.
+    """Appends rows `{"step", "split", NAME: value, ...}`. Construct it in one process only.
 
     Args:
-      workdir: where `metrics.jsonl` and `tensorboard/` are.
-      step: the restored data step; rows after it are cut off, since they will be made again.
+      workdir: folder of `metrics.jsonl` and `tensorboard/`.
+      step: the restored data step; later rows are deleted, since the resumed run writes them again.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int):
@@ -25,7 +25,7 @@ class MetricsLog:
         if self.path.exists():
             rows = []
             for line in self.path.read_text().splitlines(keepends=True):
-                # A line without its end was cut off by a kill.
+                # Drop a last line without newline: its write was interrupted.
                 if line.endswith("\n") and json.loads(line)["step"] <= step:
                     rows.append(line)
             write_atomically(self.path, "".join(rows))
@@ -33,7 +33,7 @@ class MetricsLog:
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Adds a row; numbers that are not finite become null, as JSON has no other name for them."""
+        """Appends a row; values that are not finite become null, since JSON has no NaN or infinity."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self.file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
         self.file.flush()
@@ -41,17 +41,17 @@ class MetricsLog:
             self.board.add_scalar(f"{split}/{name}", value, step)
 
     def sync(self) -> None:
-        """On the disk before a checkpoint is: a resumed run does not make earlier rows again."""
+        """Flushes to disk. Call before a checkpoint: a run resumed from it does not write earlier rows again."""
         os.fsync(self.file.fileno())
         self.board.flush()
 
     def close(self) -> None:
+        """Closes both files."""
         self.file.close()
         self.board.close()
 
 
 def read_rows(workdir: pathlib.Path, split: str | None = None) -> list[dict]:
-    """The rows of a workdir, of one split or of all."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    """Reads the rows of `metrics.jsonl`, optionally of one split only."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if split is None or row["split"] == split]

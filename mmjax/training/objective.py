@@ -1,7 +1,7 @@
-"""The objective: L = sum over tasks of w_i(step) * (sum of losses / sum of weights), in parts that estimators can use.
+"""Training objective: sum over tasks i of w_i(step) * (sum of weighted losses / sum of weights).
 
-The sums of weights, `weight_sums`, are counted over the whole batch before any microbatch is looked at: the mean of
-the means of microbatches is another number as soon as examples are missing.
+The sums of weights, `weight_sums`, are computed over the whole batch before it is split into microbatches: a mean of
+microbatch means differs from the mean over the batch as soon as examples are missing.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from mmjax.tokens import Batch, InputSpec
 from mmjax.training.optim.schedules import Schedule
 
 Parameters = Any
-"""Plain nested dicts of arrays."""
+"""Nested dict of arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The loss of a model on a batch, as a pure function of parameters.
+    """The loss of a model on a batch, as a pure function of the parameters.
 
-    A loss transform makes a `Wrapper` around another objective.
+    Loss transforms subclass `Wrapper`, an objective around another objective.
 
     Attributes:
-      graph: the model without its parameters, from `nnx.split`.
-      factors: {task: w_i}, schedules over the data step.
-      seed: of dropout and stochastic depth.
-      coupled: tasks whose losses look at several examples at once.
-      layout: the section `mesh`, which says how what is computed is split.
-      specs: {name: what an input is}.
+      graph: graph definition of the model, from `nnx.split`.
+      task_weights: `{task: w_i}`, schedules over the data step.
+      seed: seed of dropout and stochastic depth.
+      coupled: names of the tasks with `Task.coupled`.
+      layout: config section `mesh`, which sets the sharding of activations.
+      specs: `{name: InputSpec}` of the inputs.
     """
 
     graph: Any
@@ -49,20 +49,21 @@ class Objective:
     specs: Mapping[str, InputSpec] = dataclasses.field(default_factory=dict)
 
     def model(self, parameters: Parameters) -> Model:
+        """The model with the given parameters."""
         return nnx.merge(self.graph, parameters)
 
     def prepare(self, batch: Batch) -> Batch:
-        """What a training step makes of its batch before any of it is cut off: here nothing."""
+        """Preprocesses the whole batch before it is split into microbatches. Identity by default."""
         return batch
 
     def weight_sums(self, parameters: Parameters, batch: Batch) -> dict[str, jax.Array]:
-        """{task: the sum of its weights over the batch}."""
+        """Sum of the example weights per task over the whole batch, float32."""
         tasks = self.model(parameters).tasks
         batch = batch.zero_absent()
         return {name: tasks[name].weights(batch).sum(dtype=jnp.float32) for name in self.task_weights}
 
     def features(self, parameters: Parameters, batch: Batch, train: bool = True) -> dict[str, Any]:
-        """{task: what its head makes of each example}, with dropout if `train`."""
+        """Per-task head outputs, `{task: [B, ...]}`; with dropout and stochastic depth if `train`."""
         rng = Randomness.make(self.seed, batch.step, batch.ids) if train else None
         with use_mesh_config(self.layout):
             return self.model(parameters).features(batch, rng)
@@ -75,25 +76,33 @@ class Objective:
         weight_sums: Mapping[str, jax.Array],
         names: Collection[str] | None = None,
     ) -> tuple[jax.Array, States]:
-        """The part of the named tasks (default: all) and of these examples in the loss, and the metrics' states."""
+        """Contribution of some tasks and examples to the loss, and their metric states.
+
+        Args:
+          parameters: model parameters.
+          features: per-task head outputs for the examples of `batch`.
+          batch: the whole batch or a microbatch.
+          weight_sums: sums of the weights over the whole batch, from `weight_sums`.
+          names: tasks to include; default all.
+        """
         tasks = self.model(parameters).tasks
         batch = batch.zero_absent()
         loss, states = jnp.zeros(()), {}
         for name in self.task_weights if names is None else names:
             weights, total = tasks[name].weights(batch), weight_sums[name]
             with use_mesh_config(self.layout):
-                summed = (tasks[name].losses(features[name], batch) * weights).sum()
+                loss_sum = (tasks[name].losses(features[name], batch) * weights).sum()
                 metrics = tasks[name].metrics(features[name], batch)
-            factor = self.task_weights[name](batch.step)
-            # A task without any example adds 0, whatever its sum is.
-            loss += factor * jnp.where(total > 0, summed / jnp.where(total > 0, total, 1.0), 0.0)
-            states[f"{name}/loss"] = Ratio(summed, weights.sum(dtype=jnp.float32))
+            # A task without valid examples contributes exactly 0.
+            mean = jnp.where(total > 0, loss_sum / jnp.where(total > 0, total, 1.0), 0.0)
+            loss += self.task_weights[name](batch.step) * mean
+            states[f"{name}/loss"] = Ratio(loss_sum, weights.sum(dtype=jnp.float32))
             for metric, state in metrics.items():
                 states[f"{name}/{metric}"] = state
         return loss, jax.lax.stop_gradient(states)
 
     def __call__(self, parameters: Parameters, batch: Batch, train: bool = True) -> tuple[jax.Array, States]:
-        """The loss of a whole batch and the metrics' states, "loss" among them."""
+        """Loss of a whole batch, and metric states including "loss"."""
         features = self.features(parameters, batch, train)
         loss, states = self.loss(parameters, features, batch, self.weight_sums(parameters, batch))
         return loss, {**states, "loss": Ratio(jax.lax.stop_gradient(loss), jnp.ones(()))}
@@ -101,18 +110,18 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper(Objective):
-    """An objective around another one: what a subclass does not override is the inner one's.
+    """Base class of loss transforms: delegates to the `inner` objective whatever a subclass does not override.
 
-    Made with `around`, so that it has the graph, factors and all else of the inner one.
+    Construct it with `around`, which copies the graph, task weights and all other fields of the inner objective.
     """
 
     inner: Any = None
 
     @classmethod
-    def around(cls, objective: Objective, **own: Any) -> Wrapper:
-        """Wraps `objective`; `own` are the subclass's further fields."""
+    def around(cls, objective: Objective, **options: Any) -> Wrapper:
+        """Wraps `objective`; `options` are the fields that the subclass adds."""
         fields = {field.name: getattr(objective, field.name) for field in dataclasses.fields(Objective)}
-        return cls(**fields, inner=objective, **own)
+        return cls(**fields, inner=objective, **options)
 
     def prepare(self, batch):
         return self.inner.prepare(batch)
@@ -127,9 +136,13 @@ class Wrapper(Objective):
         return self.inner.loss(parameters, features, batch, weight_sums, names)
 
 
-def refuse_packed(objective: Objective, technique: str) -> None:
-    """Raises a UserError where examples share rows, for a technique that takes a row of an input for an example."""
+def reject_packed(objective: Objective, technique: str) -> None:
+    """Rejects packed inputs, for a technique that needs one example per row.
+
+    Raises:
+      UserError: if an input is packed.
+    """
     packed = sorted(name for name, spec in objective.specs.items() if spec.axes)
     if packed:
-        problem = f"{technique} does not know packed inputs, as {', '.join(packed)}"
-        raise UserError("train.loss_transforms", problem, "leave it out, or set data.packing.slots = 1")
+        problem = f"{technique} does not support packed inputs such as {', '.join(packed)}"
+        raise UserError("train.loss_transforms", problem, "remove it, or set data.packing.slots = 1")

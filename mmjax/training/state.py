@@ -1,4 +1,4 @@
-"""What a training step changes: parameters, their average, optimiser, two counters, metrics since the last log."""
+"""Train state: parameters, EMA, optimiser state, step counters and the metric states since the last log row."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mmjax.tokens import pytree
 
 @pytree
 class TrainState:
-    """The state of a run; everything that a resumed run needs.
+    """The complete state of a run, as checkpointed and restored.
 
     Attributes:
       parameters: nested dict of float32 arrays.
-      optimizer: the state of the Optax optimiser.
-      ema: exponential moving average of the parameters, or {} if the run keeps none.
-      step: [] int32, updates made.
-      data_step: [] int32, batches seen; larger than `step` where updates were skipped.
-      window: states of the metrics since the last log, so that a resumed run logs the same rows.
+      optimizer: Optax optimiser state.
+      ema: exponential moving average of the parameters, or {} without EMA.
+      step: [] int32, number of updates.
+      data_step: [] int32, number of batches seen; exceeds `step` by the number of skipped updates.
+      window: metric states accumulated since the last log row, so that a resumed run logs the same rows.
     """
 
     parameters: Any
@@ -32,13 +32,13 @@ class TrainState:
     window: Any
 
     @property
-    def evaluated(self) -> Any:
-        """The parameters that evaluation uses: the average if there is one."""
+    def eval_parameters(self) -> Any:
+        """Parameters for evaluation: the EMA if the run keeps one."""
         return self.ema if self.ema else self.parameters
 
 
 def parameters_hash(parameters: Any) -> str:
-    """SHA-256 over the names, shapes and bytes of all parameters, which are gathered from all processes."""
+    """SHA-256 of the names, shapes, dtypes and bytes of all parameters, gathered from all processes."""
     digest = hashlib.sha256()
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(parameters), key=lambda item: str(item[0])):
         if not leaf.is_fully_addressable:

@@ -1,4 +1,4 @@
-"""The one training step: `train_step(state, batch) -> state`, pure, jitted once, with donated state."""
+"""Train step: `train_step(state, batch) -> state`, pure, jitted once, with donated state."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ Estimator = Callable[[Objective, Parameters, Batch], tuple[Parameters, States]]
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """The step and what it is made of.
+    """Train step and its components.
 
     Attributes:
-      estimator: makes gradients and metrics from objective, parameters and batch.
-      ema: decay of the moving average of the parameters, or None.
-      log_every: the metrics' window starts anew after so many data steps.
+      objective: loss and metrics.
+      estimator: computes gradients and metric states from objective, parameters and batch.
+      optimizer: Optax optimiser.
+      ema: decay of the exponential moving average of the parameters, or None.
+      log_every: data steps after which the metric window is reset.
     """
 
     objective: Objective
@@ -39,8 +41,8 @@ class Trainer:
     log_every: int = 1
 
     def init(self, parameters: Parameters, batch: Batch) -> TrainState:
-        """The state before the first step; `batch` gives the shapes of the metrics only."""
-        _, states = jax.eval_shape(self.measure, parameters, batch)
+        """Initial train state; `batch` only determines the shapes of the metric states."""
+        _, states = jax.eval_shape(self.gradients_and_metrics, parameters, batch)
         return TrainState(
             parameters=parameters,
             optimizer=self.optimizer.init(parameters),
@@ -51,35 +53,37 @@ class Trainer:
         )
 
     @functools.cached_property
-    def measure(self) -> Callable[[Parameters, Batch], tuple[Parameters, States]]:
-        """Gradients and metrics' states. Jitted, since tracing a model takes seconds and three callers need it."""
-        return jax.jit(self._measure)
+    def gradients_and_metrics(self) -> Callable[[Parameters, Batch], tuple[Parameters, States]]:
+        """Function from parameters and batch to gradients and metric states.
 
-    def _measure(self, parameters: Parameters, batch: Batch) -> tuple[Parameters, States]:
+        Jitted so that its callers share one trace; tracing a model takes seconds.
+        """
+        return jax.jit(self._gradients_and_metrics)
+
+    def _gradients_and_metrics(self, parameters: Parameters, batch: Batch) -> tuple[Parameters, States]:
         gradients, states = self.estimator(self.objective, parameters, self.objective.prepare(batch))
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(norm)
-        # A broken step leaves no trace in the metrics but its count.
+        # Steps with a gradient that is not finite are counted but excluded from all other metrics.
         states = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), states)
-        one = jnp.ones(())
         states["optimizer/gradient_norm"] = Ratio(jnp.where(finite, norm, 0.0), finite.astype(jnp.float32))
-        states["optimizer/skipped"] = Ratio(1.0 - finite, one)
+        states["optimizer/skipped"] = Ratio(1.0 - finite, jnp.ones(()))
         return gradients, states
 
     def step(self, state: TrainState, batch: Batch) -> TrainState:
-        """One update; where a gradient is not finite, nothing changes but the counters of data."""
-        gradients, states = self.measure(state.parameters, batch)
+        """One update. If the gradient norm is not finite, only `data_step` and `window` change."""
+        gradients, states = self.gradients_and_metrics(state.parameters, batch)
         finite = states["optimizer/skipped"].total == 0
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
         ema = {}
         if self.ema:
-            # The first steps count more, so that the random start is soon forgotten.
+            # Warm up the decay, so that the EMA forgets the random initialisation quickly.
             decay = jnp.minimum(self.ema, (1.0 + state.step) / (10.0 + state.step))
-            ema = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), state.ema, parameters)
+            ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state.ema, parameters)
         fresh = state.data_step % self.log_every == 0
         window = jax.tree.map(lambda old: jnp.where(fresh, jnp.zeros_like(old), old), state.window)
-        # The guard stands here because a hook would come after the old state was donated.
+        # The guard is part of the step because hooks run after the old state has been donated.
         new = (parameters, optimizer, ema, state.step + 1)
         old = (state.parameters, state.optimizer, state.ema, state.step)
         parameters, optimizer, ema, step = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
@@ -87,32 +91,34 @@ class Trainer:
 
 
 def state_shardings(mesh: Mesh, trainer: Trainer, variables: nnx.State, shapes: TrainState) -> TrainState:
-    """Where each array of the state lives: what mirrors a parameter, as moments do, lives where the parameter does.
+    """Shardings of the train state: EMA and optimiser moments are sharded like their parameters, the rest replicated.
 
     Args:
-      variables: the model's parameters with their logical axes, abstract or real.
-      shapes: the abstract state.
+      mesh: device mesh.
+      trainer: trainer of the state.
+      variables: model parameters with their logical axes, abstract or concrete.
+      shapes: abstract train state.
     """
     whole = replicated(mesh)
-    of_parameters = parameter_shardings(mesh, variables, trainer.objective.layout.rules)
+    parameters = parameter_shardings(mesh, variables, trainer.objective.layout.rules)
     parameter_shapes = jax.tree.map(lambda shape: shape.shape, shapes.parameters)
 
     def mirror(leaf: Any, sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
-        # Factored moments have fewer dimensions than their parameter and are small: they stay whole.
+        # Factored moments have fewer dimensions than their parameter and are small: replicate them.
         return sharding if tuple(leaf.shape) == tuple(shape) else whole
 
     optimizer = optax.tree_map_params(
         trainer.optimizer,
         mirror,
         shapes.optimizer,
-        of_parameters,
+        parameters,
         jax.tree.map(_Shape, parameter_shapes, is_leaf=lambda x: isinstance(x, tuple)),
         transform_non_params=lambda _: whole,
     )
     return TrainState(
-        parameters=of_parameters,
+        parameters=parameters,
         optimizer=optimizer,
-        ema=of_parameters if trainer.ema else {},
+        ema=parameters if trainer.ema else {},
         step=whole,
         data_step=whole,
         window=jax.tree.map(lambda _: whole, shapes.window),
@@ -120,33 +126,33 @@ def state_shardings(mesh: Mesh, trainer: Trainer, variables: nnx.State, shapes: 
 
 
 class _Shape(tuple):
-    """A shape that is a leaf of a tree, which a plain tuple is not."""
+    """A shape as a pytree leaf, which a plain tuple is not."""
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """What the compiler of a training step is told on this kind of device."""
+    """XLA compiler options for the train step, by device kind."""
     device = mesh.devices.flat[0]
     if device.platform != "tpu":
         return {}
-    # Layers that are unrolled call the same code instead of having a copy each: for 48 of them a fifth of the code,
-    # and less time and memory to compile it.
+    # Unrolled layers share one function instead of a copy each: for 48 layers a fifth of the code, with less
+    # compilation time and memory.
     options = {"xla_tpu_enable_deduplicated_calls": "ENABLED"}
     if mesh.shape["tensor"] == 1:
-        # What is split over `fsdp` alone XLA would multiply slice by slice, as the slices go around, and sum gradients
-        # up in the same way: many small products, in two and a half times the time. This is the size in MiB from which
-        # on it does; for products that are split over `tensor` it is worth it.
+        # Disable windowed einsum, which pays off only for matmuls sharded over `tensor`. For parameters sharded over
+        # `fsdp` alone, XLA would multiply slice by slice around a ring and reduce gradients in the same way: many small
+        # matmuls that take 2.5 times as long. The option is the minimum size in MiB.
         options["xla_jf_spmd_threshold_for_windowed_einsum_mib"] = str(2**31 - 1)
     if device.device_kind in ("TPU v5 lite", "TPU v5", "TPU v6 lite"):
-        # These have 64 or 128 MiB of vector memory, of which XLA gives a product 16: twice that makes larger tiles.
+        # These chips have 64 or 128 MiB of VMEM, of which XLA gives a matmul 16 MiB; 32 MiB allow larger tiles.
         options["xla_tpu_scoped_vmem_limit_kib"] = "32768"
     if device.device_kind in ("TPU v5", "TPU v6 lite"):
-        # On a v5e XLA gathers parameters beside products by itself, and a TPU7x has other cores for it; here it has to
-        # be told.
-        options |= dict.fromkeys(_GATHERS_BESIDE_PRODUCTS, "true")
+        # Overlap all-gathers of parameters with matmuls. XLA does so by default on v5e, and TPU7x has separate cores
+        # for collectives.
+        options |= dict.fromkeys(_ASYNC_ALL_GATHER_OPTIONS, "true")
     return options
 
 
-_GATHERS_BESIDE_PRODUCTS = (
+_ASYNC_ALL_GATHER_OPTIONS = (
     "xla_enable_async_all_gather",
     "xla_tpu_enable_async_collective_fusion",
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
@@ -156,7 +162,11 @@ _GATHERS_BESIDE_PRODUCTS = (
 
 
 def compile_step(trainer: Trainer, mesh: Mesh, shardings: TrainState) -> Callable[[TrainState, Batch], TrainState]:
-    """The jitted step, traced under the mesh, so that `shard` holds."""
+    """Jits the train step; it is traced under `mesh`, which the constraints of `mmjax.sharding.shard` need.
+
+    Returns:
+      `step(state, batch) -> state`, with a method `lower` for ahead-of-time compilation.
+    """
     options = compiler_options(mesh)
     jitted = jax.jit(trainer.step, donate_argnums=0, out_shardings=shardings, compiler_options=options)
 

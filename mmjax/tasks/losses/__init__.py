@@ -1,1 +1,1 @@
-"""Losses that Optax does not have."""
+"""Losses that Optax does not provide."""

@@ -1,20 +1,21 @@
-"""Losses and ranks over all pairs of a batch, B x B of them, of which a device holds no more than a block at a time.
+"""Contrastive losses and retrieval ranks over all B x B pairs of a batch, one block of logits in memory at a time.
 
-The rows, one side of the pairs, stay where they are. The columns, the other side, go around in a ring and take along
-what they add up, so that one pass serves both directions. The derivative goes around once more and computes the blocks
-again. A derivative made by JAX would keep every visitor of the first pass: all features, on each device.
+The rows (features of the first modality) stay on their device. The columns (features of the second modality) travel
+around a ring of devices together with their partial sums, so one pass serves both directions. The backward pass goes
+around the ring once more and recomputes the blocks. Automatic differentiation would save every visitor of the forward
+ring: all features, on each device.
 
-On a mesh with several axes devices form groups. All of a group hold the rows of the group, so that the columns of each
-have to visit one device of every group only, and what a group has added up is added up once more in the end: on 16 x 16
-devices 16 and 16 steps instead of 256, as in products of matrices that are split both ways (van de Geijn and Watts,
-SUMMA, 1997).
+On a mesh with several axes, devices form groups. All devices of a group hold the rows of the whole group, so columns
+visit only one device per group, and partial sums are reduced over the group at the end: on 16 x 16 devices 16 and 16
+steps instead of 256, as in matrix products that are split both ways (van de Geijn and Watts, SUMMA: Scalable Universal
+Matrix Multiplication Algorithm, 1997).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,105 +23,161 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.sharding import map_row_shards, num_chunks, ring_scan, row_axes
 
-NEVER = -1e30
-"""The logit of a pair that is not there."""
+MASKED_LOGIT = -1e30
+"""Logit of masked pairs."""
 
-BLOCK = 2**22
-"""So many logits does a device compute at once at most: 16 MiB."""
+MAX_BLOCK = 2**22
+"""Maximum number of logits in a block on one device: 16 MiB of float32."""
 
 Axes = tuple[str, ...]
-Side = dict[str, Any]
-"""Arrays over the rows or the columns: "features" [b, width], "there" [b], "labels" [b], and what a pass adds."""
+Vector = Float[Array, " b"]
+Block = Float[Array, "rows columns"]
+Mask = Bool[Array, "rows columns"]
+
+
+class Side(NamedTuple):
+    """The rows or the columns of a block of pairs.
+
+    Attributes:
+      features: float32, L2-normalised.
+      valid: True for examples that take part.
+      labels: equal labels mark positive pairs.
+    """
+
+    features: Float[Array, "b width"]
+    valid: Bool[Array, " b"]
+    labels: Int[Array, " b"]
+
+
+class SoftmaxSums(NamedTuple):
+    """Running sums over the logits of each row or column, as in an online softmax.
+
+    Attributes:
+      max: maximum of the logits.
+      exp_sum: sum of exp(logit - max).
+      positive_sum: sum of the logits of positive pairs.
+      num_positives: number of positive pairs.
+    """
+
+    max: Vector
+    exp_sum: Vector
+    positive_sum: Vector
+    num_positives: Vector
+
+
+class SoftmaxResiduals(NamedTuple):
+    """Residuals of the backward pass for each row or column.
+
+    Attributes:
+      logsumexp: log of the softmax denominator.
+      positive_weight: 1 / number of positive pairs; 0 without any.
+    """
+
+    logsumexp: Vector
+    positive_weight: Vector
+
+
+Upstream = tuple[SoftmaxResiduals, Vector]
+"""Residuals and cotangents of the rows or the columns."""
 
 
 class Softmax:
-    """Cross-entropy in both directions, for several positives their mean.
+    """Cross-entropy in both directions, averaged over the positives of an example.
 
     Radford et al., Learning Transferable Visual Models From Natural Language Supervision (2021); Khosla et al.,
     Supervised Contrastive Learning (2020).
     """
 
     @staticmethod
-    def start(size: int) -> Side:
-        """Sums of a row or a column before its first pair: each [size]."""
+    def init(size: int) -> SoftmaxSums:
+        """Sums of `size` rows or columns before the first block."""
         zero = jnp.zeros(size, jnp.float32)
-        return {"top": jnp.full(size, NEVER), "total": zero, "right": zero, "partners": zero}
+        return SoftmaxSums(jnp.full(size, MASKED_LOGIT), zero, zero, zero)
 
     @staticmethod
-    def merge(sums: Side, axes: Axes) -> Side:
-        """The sums over all devices along mesh axes."""
-        top = jax.lax.pmax(sums["top"], axes)
-        sums = {**sums, "total": sums["total"] * jnp.exp(sums["top"] - top)}
-        return {name: top if name == "top" else jax.lax.psum(each, axes) for name, each in sums.items()}
+    def merge(sums: SoftmaxSums, axes: Axes) -> SoftmaxSums:
+        """Reduces the sums over mesh axes."""
+        new_max = jax.lax.pmax(sums.max, axes)
+        sums = sums._replace(exp_sum=sums.exp_sum * jnp.exp(sums.max - new_max))
+        return SoftmaxSums(new_max, *(jax.lax.psum(each, axes) for each in sums[1:]))
 
     @classmethod
-    def gather(cls, logits, positive, there, rows: Side, columns: Side) -> tuple[Side, Side]:
-        logits = jnp.where(there, logits, NEVER)
-        return cls._gather(logits, positive, there, rows, 1), cls._gather(logits, positive, there, columns, 0)
+    def accumulate(
+        cls, logits: Block, positive: Mask, valid: Mask, rows: SoftmaxSums, columns: SoftmaxSums
+    ) -> tuple[SoftmaxSums, SoftmaxSums]:
+        """Adds a block to the sums of its rows and columns."""
+        logits = jnp.where(valid, logits, MASKED_LOGIT)
+        return cls._accumulate(logits, positive, valid, rows, 1), cls._accumulate(logits, positive, valid, columns, 0)
 
     @staticmethod
-    def _gather(logits, positive, there, sums: Side, axis: int) -> Side:
-        top = jnp.maximum(sums["top"], logits.max(axis))
-        weights = jnp.where(there, jnp.exp(logits - jnp.expand_dims(top, axis)), 0.0)
-        return {
-            "top": top,
-            "total": sums["total"] * jnp.exp(sums["top"] - top) + weights.sum(axis),
-            "right": sums["right"] + jnp.where(positive, logits, 0.0).sum(axis),
-            "partners": sums["partners"] + positive.sum(axis, dtype=jnp.float32),
-        }
+    def _accumulate(logits: Block, positive: Mask, valid: Mask, sums: SoftmaxSums, axis: int) -> SoftmaxSums:
+        new_max = jnp.maximum(sums.max, logits.max(axis))
+        weights = jnp.where(valid, jnp.exp(logits - jnp.expand_dims(new_max, axis)), 0.0)
+        return SoftmaxSums(
+            max=new_max,
+            exp_sum=sums.exp_sum * jnp.exp(sums.max - new_max) + weights.sum(axis),
+            positive_sum=sums.positive_sum + jnp.where(positive, logits, 0.0).sum(axis),
+            num_positives=sums.num_positives + positive.sum(axis, dtype=jnp.float32),
+        )
 
     @classmethod
-    def finish(cls, rows: Side, columns: Side) -> tuple[jax.Array, Side, Side]:
-        """Losses of the rows, and what the derivative has to know of rows and columns."""
-        (first, rows), (second, columns) = cls._finish(rows), cls._finish(columns)
-        return 0.5 * (first + second), rows, columns
+    def finish(cls, rows: SoftmaxSums, columns: SoftmaxSums) -> tuple[Vector, SoftmaxResiduals, SoftmaxResiduals]:
+        """Losses of the examples, and the residuals of rows and columns."""
+        (first, row_residuals), (second, column_residuals) = cls._finish(rows), cls._finish(columns)
+        return 0.5 * (first + second), row_residuals, column_residuals
 
     @staticmethod
-    def _finish(sums: Side) -> tuple[jax.Array, Side]:
-        norm = sums["top"] + jnp.log(jnp.where(sums["total"] > 0, sums["total"], 1.0))
-        share = jnp.where(sums["partners"] > 0, 1.0 / jnp.maximum(sums["partners"], 1.0), 0.0)
-        return jnp.where(share > 0, norm - sums["right"] * share, 0.0), {"norm": norm, "share": share}
+    def _finish(sums: SoftmaxSums) -> tuple[Vector, SoftmaxResiduals]:
+        logsumexp = sums.max + jnp.log(jnp.where(sums.exp_sum > 0, sums.exp_sum, 1.0))
+        weight = jnp.where(sums.num_positives > 0, 1.0 / jnp.maximum(sums.num_positives, 1.0), 0.0)
+        losses = jnp.where(weight > 0, logsumexp - sums.positive_sum * weight, 0.0)
+        return losses, SoftmaxResiduals(logsumexp, weight)
 
     @classmethod
-    def slopes(cls, logits, positive, there, rows: Side, columns: Side) -> jax.Array:
-        """The derivative of the sum of `pull` times losses with respect to the logits."""
-        logits = jnp.where(there, logits, NEVER)
-        return 0.5 * (cls._slopes(logits, positive, there, rows, 1) + cls._slopes(logits, positive, there, columns, 0))
+    def logit_grads(cls, logits: Block, positive: Mask, valid: Mask, rows: Upstream, columns: Upstream) -> Block:
+        """Gradient of the sum of cotangent * loss with respect to the logits."""
+        logits = jnp.where(valid, logits, MASKED_LOGIT)
+        return 0.5 * (cls._grads(logits, positive, valid, rows, 1) + cls._grads(logits, positive, valid, columns, 0))
 
     @staticmethod
-    def _slopes(logits, positive, there, side: Side, axis: int) -> jax.Array:
-        norm, share, pull = (jnp.expand_dims(side[name], axis) for name in ("norm", "share", "pull"))
-        chosen = jnp.where(there & (share > 0), jnp.exp(logits - norm), 0.0)
-        return pull * (chosen - jnp.where(positive, share, 0.0))
+    def _grads(logits: Block, positive: Mask, valid: Mask, side: Upstream, axis: int) -> Block:
+        (logsumexp, weight), cotangent = jax.tree.map(lambda x: jnp.expand_dims(x, axis), side)
+        probabilities = jnp.where(valid & (weight > 0), jnp.exp(logits - logsumexp), 0.0)
+        return cotangent * (probabilities - jnp.where(positive, weight, 0.0))
 
 
 class Sigmoid:
-    """Each pair by itself; the loss of an example is that of its row.
+    """Binary cross-entropy of each pair; the loss of an example is the sum over its row.
 
-    Zhai et al., Sigmoid Loss for Language Image Pre-Training (2023).
+    Zhai et al., Sigmoid Loss for Language Image Pre-Training (2023). Columns need neither sums nor residuals.
     """
 
     @staticmethod
-    def start(size: int) -> Side:
-        return {"loss": jnp.zeros(size, jnp.float32)}
+    def init(size: int) -> Vector:
+        """Zero losses of `size` rows."""
+        return jnp.zeros(size, jnp.float32)
 
     @staticmethod
-    def merge(sums: Side, axes: Axes) -> Side:
-        return {"loss": jax.lax.psum(sums["loss"], axes)}
+    def merge(losses: Vector, axes: Axes) -> Vector:
+        """Reduces the losses over mesh axes."""
+        return jax.lax.psum(losses, axes)
 
     @staticmethod
-    def gather(logits, positive, there, rows: Side, columns: Side) -> tuple[Side, Side]:
+    def accumulate(logits: Block, positive: Mask, valid: Mask, rows: Vector, columns: Any) -> tuple[Vector, Any]:
+        """Adds a block to the losses of its rows."""
         signed = jnp.where(positive, logits, -logits)
-        return {"loss": rows["loss"] - jnp.where(there, jax.nn.log_sigmoid(signed), 0.0).sum(1)}, columns
+        return rows - jnp.where(valid, jax.nn.log_sigmoid(signed), 0.0).sum(1), columns
 
     @staticmethod
-    def finish(rows: Side, columns: Side) -> tuple[jax.Array, Side, Side]:
-        return rows["loss"], {}, {}
+    def finish(rows: Vector, columns: Any) -> tuple[Vector, None, None]:
+        """Losses of the examples; no residuals."""
+        return rows, None, None
 
     @staticmethod
-    def slopes(logits, positive, there, rows: Side, columns: Side) -> jax.Array:
+    def logit_grads(logits: Block, positive: Mask, valid: Mask, rows: tuple[None, Vector], columns: Any) -> Block:
+        """Gradient of the sum of cotangent * loss with respect to the logits; see `Softmax.logit_grads`."""
         sign = jnp.where(positive, 1.0, -1.0)
-        return -rows["pull"][:, None] * jnp.where(there, sign * jax.nn.sigmoid(-sign * logits), 0.0)
+        return -rows[1][:, None] * jnp.where(valid, sign * jax.nn.sigmoid(-sign * logits), 0.0)
 
 
 LOSSES = {"softmax": Softmax, "sigmoid": Sigmoid}
@@ -133,152 +190,159 @@ def pair_losses(
     second: Float[Array, "batch width"],
     temperature: Float[Array, ""],
     bias: Float[Array, ""],
-    there: Bool[Array, " batch"],
+    valid: Bool[Array, " batch"],
     labels: Int[Array, " batch"],
 ) -> Float[Array, " batch"]:
-    """The loss of each example against all others of the batch, whose rows all devices of the mesh share.
+    """Contrastive loss of each example against the whole batch, split over all devices of the mesh.
 
     Args:
-      kind: a name in `LOSSES`.
-      first, second: features of length 1, float32.
+      kind: a key of `LOSSES`.
+      first, second: L2-normalised features, float32.
       temperature, bias: the logit of a pair is temperature * cosine + bias.
-      there: whether the example takes part; the others are neither positives nor negatives, and their loss is 0.
-      labels: pairs whose labels are equal are positive.
+      valid: False for examples that are neither positives nor negatives; their loss is 0.
+      labels: pairs with equal labels are positive.
     """
-    return _forward(kind, first, second, temperature, bias, there, labels)[0]
+    return _forward(kind, first, second, temperature, bias, valid, labels)[0]
 
 
-def _block(rows: Side, columns: Side) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of all pairs [rows, columns]: their cosines, which are positive, and which are there at all."""
-    cosines = jnp.einsum("iw,jw->ij", rows["features"], columns["features"], preferred_element_type=jnp.float32)
-    there = rows["there"][:, None] & columns["there"][None, :]
-    return cosines, there & (rows["labels"][:, None] == columns["labels"][None, :]), there
+def _block(rows: Side, columns: Side) -> tuple[Block, Mask, Mask]:
+    """Cosine similarities, mask of positive pairs, mask of valid pairs."""
+    cosines = jnp.einsum("iw,jw->ij", rows.features, columns.features, preferred_element_type=jnp.float32)
+    valid = rows.valid[:, None] & columns.valid[None, :]
+    return cosines, valid & (rows.labels[:, None] == columns.labels[None, :]), valid
 
 
-def _groups(axes: Axes) -> tuple[Axes, Axes]:
-    """Splits the mesh axes of a batch into those that the ring leads over and those of a group, the fastest ones.
+def _split_axes(axes: Axes) -> tuple[Axes, Axes]:
+    """Splits the mesh axes of a batch into ring axes and group axes; group axes are the fastest-varying ones.
 
-    The fewer steps the better: so many as there are groups, and so many as a group has devices. But a device holds the
-    rows of a group, so that groups are not much larger than their number.
+    Minimises the number of steps: the number of groups plus the group size. Since a device holds the rows of its whole
+    group, the group size squared is at most 4 times the number of devices.
     """
     count = jax.lax.axis_size(axes)
     sizes = {cut: jax.lax.axis_size(axes[cut:]) for cut in range(len(axes), 0, -1)}
-    few = [cut for cut, size in sizes.items() if size**2 <= 4 * count]
-    cut = min(few, key=lambda cut: sizes[cut] + count // sizes[cut], default=len(axes))
+    allowed = [cut for cut, size in sizes.items() if size**2 <= 4 * count]
+    cut = min(allowed, key=lambda cut: sizes[cut] + count // sizes[cut], default=len(axes))
     return axes[:cut], axes[cut:]
 
 
-def _gathered(rows: Side, group: Axes) -> Side:
-    """Those of all devices of a group, one after the other."""
-    return jax.tree.map(lambda x: jax.lax.all_gather(x, group, tiled=True), rows)
+def _gather_group(tree: Any, group: Axes) -> Any:
+    """All-gathers arrays over the devices of a group along the first axis."""
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, group, tiled=True), tree)
 
 
-def _own(sums: Any, group: Axes, size: int) -> Any:
-    """Of arrays over the rows of a group, those of this device."""
+def _local_rows(tree: Any, group: Axes, size: int) -> Any:
+    """Slices the `size` rows of this device out of arrays over the rows of its group."""
     start = jax.lax.axis_index(group) * size
-    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), sums)
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), tree)
 
 
-def _go_around(meet: Callable, carry: Any, rows: Side, columns: Side, axes: Axes) -> tuple[Any, Side]:
-    beside, size = (side["there"].shape[0] for side in (rows, columns))
-    return ring_scan(meet, carry, columns, axes, chunks=num_chunks(size, beside, BLOCK))
+def _ring(body: Callable, carry: Any, visitor: Any, axes: Axes, num_rows: int) -> tuple[Any, Any]:
+    """Runs `ring_scan` over `axes`; columns are cut into chunks so that no block exceeds `MAX_BLOCK` logits."""
+    num_columns = len(jax.tree.leaves(visitor)[0])
+    return ring_scan(body, carry, visitor, axes, chunks=num_chunks(num_columns, num_rows, MAX_BLOCK))
 
 
-def _forward(kind, first, second, temperature, bias, there, labels):
+def _forward(kind, first, second, temperature, bias, valid, labels):
     loss = LOSSES[kind]
 
-    def local(axes, first, second, temperature, bias, there, labels):
-        size, (around, group) = first.shape[0], _groups(axes)
-        rows = _gathered({"features": first, "there": there, "labels": labels}, group)
+    def local(axes, first, second, temperature, bias, valid, labels):
+        size, (ring_axes, group) = first.shape[0], _split_axes(axes)
+        rows = _gather_group(Side(first, valid, labels), group)
 
-        def meet(sums, visitor):
-            cosines, positive, there = _block(rows, visitor)
+        def body(row_sums, visitor):
+            columns, column_sums = visitor
+            cosines, positive, valid = _block(rows, columns)
             logits = temperature * cosines + bias
-            sums, of_columns = loss.gather(logits, positive, there, sums, visitor["sums"])
-            return sums, {**visitor, "sums": of_columns}
+            row_sums, column_sums = loss.accumulate(logits, positive, valid, row_sums, column_sums)
+            return row_sums, (columns, column_sums)
 
-        columns = {"features": second, "there": there, "labels": labels, "sums": loss.start(size)}
-        sums, columns = _go_around(meet, loss.start(len(rows["there"])), rows, columns, around)
-        return loss.finish(_own(loss.merge(sums, group), group, size), columns["sums"])
+        visitor = Side(second, valid, labels), loss.init(size)
+        row_sums, (_, column_sums) = _ring(body, loss.init(len(rows.valid)), visitor, ring_axes, len(rows.valid))
+        return loss.finish(_local_rows(loss.merge(row_sums, group), group, size), column_sums)
 
-    given = (first, second, temperature, bias, there, labels)
-    losses, rows, columns = map_row_shards(local, row_axes(first.shape[0]), given)
-    return losses, (*given, rows, columns)
+    inputs = (first, second, temperature, bias, valid, labels)
+    losses, *residuals = map_row_shards(local, row_axes(first.shape[0]), inputs)
+    return losses, (*inputs, *residuals)
 
 
-def _backward(kind, saved, pull):
+def _backward(kind, saved, cotangent):
     loss = LOSSES[kind]
 
-    def local(axes, first, second, temperature, bias, there, labels, rows, columns, pull):
-        around, group = _groups(axes)
-        rows = _gathered({"features": first, "there": there, "labels": labels, **rows, "pull": pull}, group)
+    def local(axes, first, second, temperature, bias, valid, labels, row_residuals, column_residuals, cotangent):
+        ring_axes, group = _split_axes(axes)
+        rows, row_state = _gather_group((Side(first, valid, labels), (row_residuals, cotangent)), group)
 
-        def meet(sums, visitor):
-            cosines, positive, there = _block(rows, visitor)
-            slopes = loss.slopes(temperature * cosines + bias, positive, there, rows, visitor)
-            of_first, of_temperature, of_bias = sums
-            of_first += temperature * slopes @ visitor["features"]
-            of_second = visitor["of_second"] + temperature * slopes.T @ rows["features"]
-            sums = of_first, of_temperature + (slopes * cosines).sum(), of_bias + slopes.sum()
-            return sums, {**visitor, "of_second": of_second}
+        def body(grads, visitor):
+            columns, column_state, grad_second = visitor
+            cosines, positive, valid = _block(rows, columns)
+            logit_grads = loss.logit_grads(temperature * cosines + bias, positive, valid, row_state, column_state)
+            grad_first, grad_temperature, grad_bias = grads
+            grad_first += temperature * logit_grads @ columns.features
+            grad_second += temperature * logit_grads.T @ rows.features
+            grads = grad_first, grad_temperature + (logit_grads * cosines).sum(), grad_bias + logit_grads.sum()
+            return grads, (columns, column_state, grad_second)
 
-        columns = {"features": second, "there": there, "labels": labels, **columns, "pull": pull}
-        columns["of_second"] = jnp.zeros_like(second)
-        zero = jnp.zeros(())
-        sums, columns = _go_around(meet, (jnp.zeros_like(rows["features"]), zero, zero), rows, columns, around)
-        of_first, *of_scalars = sums
-        of_first = jax.lax.psum_scatter(of_first, group, tiled=True)
-        return of_first, columns["of_second"], *(jax.lax.psum(x, axes) for x in of_scalars)
+        visitor = Side(second, valid, labels), (column_residuals, cotangent), jnp.zeros_like(second)
+        zeros = jnp.zeros_like(rows.features), jnp.zeros(()), jnp.zeros(())
+        (grad_first, *scalars), (*_, grad_second) = _ring(body, zeros, visitor, ring_axes, len(rows.valid))
+        grad_first = jax.lax.psum_scatter(grad_first, group, tiled=True)
+        return grad_first, grad_second, *(jax.lax.psum(x, axes) for x in scalars)
 
-    gradients = map_row_shards(local, row_axes(saved[0].shape[0]), (*saved, pull))
+    gradients = map_row_shards(local, row_axes(saved[0].shape[0]), (*saved, cotangent))
     return (*gradients, None, None)
 
 
 pair_losses.defvjp(_forward, _backward)
 
 
-def worse_than_others(
+def retrieval_ranks(
     first: Float[Array, "batch width"],
     second: Float[Array, "batch width"],
-    there: Bool[Array, " batch"],
+    valid: Bool[Array, " batch"],
     labels: Int[Array, " batch"],
     *,
-    only_own: bool = False,
+    unique_labels: bool = False,
 ) -> tuple[Int[Array, " batch"], Int[Array, " batch"]]:
-    """How many wrong partners are at least as near as the nearest right one, for each row and for each column.
+    """Retrieval rank (0 is best) of the best positive, for each row and for each column.
 
-    With `only_own`, which says that no two labels are equal, the right one needs no search.
+    The rank is the number of negatives with at least the similarity of the best positive: ties count against the model,
+    so a model with constant features does not reach rank 0. Ranks of examples that are not valid are meaningless.
 
-    Ties count against the model: one that gives everything the same place finds nothing. The two numbers of an example
-    that is not there are without meaning.
+    Args:
+      first, second, valid, labels: as in `pair_losses`.
+      unique_labels: True if all labels differ; the only positive is then on the diagonal and needs no search.
     """
 
-    def local(axes, first, second, there, labels):
-        size, (around, group) = first.shape[0], _groups(axes)
-        rows = _gathered({"features": first, "there": there, "labels": labels}, group)
+    def local(axes, first, second, valid, labels):
+        size, (ring_axes, group) = first.shape[0], _split_axes(axes)
+        rows = _gather_group(Side(first, valid, labels), group)
 
-        def find(best, visitor):
-            cosines, positive, _ = _block(rows, visitor)
-            right = jnp.where(positive, cosines, NEVER)
-            columns = jnp.maximum(visitor["best"], right.max(0))
-            return jnp.maximum(best, right.max(1)), {**visitor, "best": columns}
+        def find_best(row_best, visitor):
+            columns, column_best = visitor
+            cosines, positive, _ = _block(rows, columns)
+            positives = jnp.where(positive, cosines, MASKED_LOGIT)
+            return jnp.maximum(row_best, positives.max(1)), (columns, jnp.maximum(column_best, positives.max(0)))
 
-        def count(worse, visitor):
-            cosines, positive, there = _block(rows, visitor)
-            wrong = jnp.where(there & ~positive, cosines, 2 * NEVER)
-            columns = visitor["worse"] + (wrong >= visitor["best"][None, :]).sum(0, dtype=jnp.int32)
-            return worse + (wrong >= best[:, None]).sum(1, dtype=jnp.int32), {**visitor, "worse": columns}
+        def count_negatives(row_ranks, visitor):
+            columns, best, column_ranks = visitor
+            cosines, positive, valid = _block(rows, columns)
+            negatives = jnp.where(valid & ~positive, cosines, 2 * MASKED_LOGIT)
+            column_ranks += (negatives >= best[None, :]).sum(0, dtype=jnp.int32)
+            row_ranks += (negatives >= row_best[:, None]).sum(1, dtype=jnp.int32)
+            return row_ranks, (columns, best, column_ranks)
 
-        def start(value, dtype):
-            return jnp.full(len(rows["there"]), value, dtype), jnp.full(size, value, dtype)
+        def init(value, dtype):
+            return jnp.full(len(rows.valid), value, dtype), jnp.full(size, value, dtype)
 
-        of_rows, of_columns = start(NEVER, jnp.float32)
-        columns = {"features": second, "there": there, "labels": labels, "best": of_columns}
-        best, columns = _go_around(find, of_rows, rows, columns, () if only_own else around)
-        best = jax.lax.pmax(best, group)
-        of_rows, of_columns = start(0, jnp.int32)
-        worse, columns = _go_around(count, of_rows, rows, {**columns, "worse": of_columns}, around)
-        return _own(jax.lax.psum(worse, group), group, size), columns["worse"]
+        row_best, column_best = init(MASKED_LOGIT, jnp.float32)
+        visitor = Side(second, valid, labels), column_best
+        search_axes = () if unique_labels else ring_axes
+        row_best, visitor = _ring(find_best, row_best, visitor, search_axes, len(rows.valid))
+        row_best = jax.lax.pmax(row_best, group)
+        row_ranks, column_ranks = init(0, jnp.int32)
+        visitor = *visitor, column_ranks
+        row_ranks, (*_, column_ranks) = _ring(count_negatives, row_ranks, visitor, ring_axes, len(rows.valid))
+        return _local_rows(jax.lax.psum(row_ranks, group), group, size), column_ranks
 
-    given = jax.lax.stop_gradient((first, second))
-    return map_row_shards(local, row_axes(first.shape[0]), (*given, there, labels))
+    features = jax.lax.stop_gradient((first, second))
+    return map_row_shards(local, row_axes(first.shape[0]), (*features, valid, labels))

@@ -1,6 +1,6 @@
 """Gradient estimators: `(objective, parameters, batch) -> gradients, metrics`.
 
-Random draws need no key: they depend on the batch's ids and step and on the objective's seed.
+They take no PRNG key: random draws depend on the example ids and step of the batch and on the objective's seed.
 """
 
 from mmjax.training.estimators.accumulated import Accumulated

@@ -1,4 +1,4 @@
-"""The gradient of the whole batch."""
+"""Gradient of the whole batch in one pass."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from mmjax.training.objective import Objective, Parameters
 
 
 class Plain:
-    """The gradient of the whole batch at once."""
+    """Computes the gradient of the whole batch in one forward and backward pass."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        pass
+        """No options."""
 
     def __init__(self, config: Config):
         self.microbatches = 1
 
     def __call__(self, objective: Objective, parameters: Parameters, batch: Batch) -> tuple[Parameters, States]:
-        gradients, states = jax.grad(objective, has_aux=True)(parameters, batch)
-        return gradients, states
+        return jax.grad(objective, has_aux=True)(parameters, batch)

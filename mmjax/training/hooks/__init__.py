@@ -1,4 +1,4 @@
-"""Loop hooks: what runs beside the training step."""
+"""Loop hooks: callbacks of the training loop, by `kind`."""
 
 from mmjax.training.hooks.early_stopping import EarlyStopping
 

@@ -1,4 +1,7 @@
-"""Early stopping: a hook that ends the run when a validation metric has stopped improving (Prechelt, 1998)."""
+"""Early stopping: ends the run when a validation metric stops improving.
+
+Prechelt, Early Stopping - But When? (1998).
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,24 @@ from mmjax.training.loop import Hook, Loop
 
 
 class EarlyStopping(Hook):
-    """Stops after `patience` evaluations in a row without a new best value.
+    """Stops the run after `patience` consecutive evaluations without improvement.
 
-    A resumed run reads its history from the rows of metrics that were kept, so it stops where it would have.
+    A resumed run replays the logged metrics, so it stops at the same step as an uninterrupted run.
+
+    Args:
+      config: options.
+      history: metrics rows of the run before this process, as in `metrics.jsonl`.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """When to stop.
+        """Options of `EarlyStopping`.
 
         Attributes:
-          metric: of the validation split, for example "answer/accuracy".
-          patience: evaluations in a row without a new best value.
-          mode: whether the largest or the smallest value is best.
-          min_delta: the smallest change that counts.
+          metric: validation metric, for example "answer/accuracy".
+          patience: consecutive evaluations without improvement after which the run stops.
+          mode: "max" if larger values are better, "min" if smaller.
+          min_delta: minimum change that counts as an improvement.
         """
 
         metric: str
@@ -35,18 +42,15 @@ class EarlyStopping(Hook):
 
     def __init__(self, config: Config, history: list[dict]):
         self.config, self.history = config, history
-        self.best, self.waited, self.seen = -math.inf, 0, 0
+        self.best, self.waited = -math.inf, 0
 
     def _add(self, row: dict) -> None:
         if self.config.metric not in row:
-            raise UserError(
-                "train.hooks",
-                f"no validation metric is named {self.config.metric!r}",
-                "set evaluate.every and a metric",
-            )
-        # The log writes what is not finite as null; neither is an improvement.
-        measured = row[self.config.metric]
-        value = (math.nan if measured is None else measured) * (1 if self.config.mode == "max" else -1)
+            problem = f"no validation metric is named {self.config.metric!r}"
+            raise UserError("train.hooks", problem, "set evaluate.every, and metric to a validation metric")
+        # The log stores values that are not finite as null; NaN never counts as an improvement.
+        value = math.nan if row[self.config.metric] is None else row[self.config.metric]
+        value *= 1 if self.config.mode == "max" else -1
         if value > self.best + self.config.min_delta:
             self.best, self.waited = value, 0
         else:
@@ -57,16 +61,16 @@ class EarlyStopping(Hook):
             if row["split"] == "validation" and row["step"] <= loop.step:
                 self._add(row)
         self._stop_if_due(loop)
-        self.latest = loop.latest.get("validation")
+        self.last_row = loop.latest_metrics.get("validation")
 
     def after_step(self, loop: Loop) -> None:
-        row = loop.latest.get("validation")
-        if row is None or row is self.latest:
+        row = loop.latest_metrics.get("validation")
+        if row is None or row is self.last_row:
             return
-        self.latest = row
+        self.last_row = row
         self._add(row)
         self._stop_if_due(loop)
 
     def _stop_if_due(self, loop: Loop) -> None:
         if self.waited >= self.config.patience:
-            loop.stop = f"{self.config.metric} has not improved for {self.waited} evaluations"
+            loop.stop_reason = f"{self.config.metric} has not improved for {self.waited} evaluations"

@@ -1,4 +1,4 @@
-"""Loss transforms: objective to objective."""
+"""Loss transforms, which wrap an objective in another objective, by `kind`."""
 
 from mmjax.training.loss_transforms.adversarial import Adversarial
 from mmjax.training.loss_transforms.mixing import CutMix, Mixup

@@ -1,7 +1,7 @@
-"""Optimiser, schedules, and the Optax transforms that a config can put before the optimiser, by `kind`.
+"""Optimiser, schedules, and the Optax transforms applied to gradients before the optimiser, by `kind`.
 
-A transform is a class with a nested dataclass `Config` whose instances, called with it, give an
-`optax.GradientTransformation`; in its own file, with a line in `TRANSFORMS`.
+A transform is a class with a nested dataclass `Config` and a method `__call__(config) -> optax.GradientTransformation`.
+To add one, write it in its own file and register it in `TRANSFORMS`.
 """
 
 from mmjax.training.optim.adaptive_clip import AdaptiveClip

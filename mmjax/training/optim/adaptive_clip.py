@@ -8,14 +8,17 @@ import optax
 
 
 class AdaptiveClip:
-    """Clips each unit's gradient to a share of its weights' norm (Brock et al., High-Performance ..., NFNets, 2021)."""
+    """Adaptive gradient clipping: limits the gradient norm of each unit relative to the norm of its weights.
+
+    Brock et al., High-Performance Large-Scale Image Recognition Without Normalization (2021).
+    """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How much.
+        """Options of `AdaptiveClip`.
 
         Attributes:
-          clipping: the largest norm of a unit's gradient, as a share of the norm of its weights.
+          clipping: maximum ratio of gradient norm to weight norm, per unit.
         """
 
         clipping: float = 0.01

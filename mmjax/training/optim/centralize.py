@@ -8,11 +8,14 @@ import optax
 
 
 class Centralize:
-    """Subtracts the mean from each weight's gradient (Yong et al., Gradient Centralization, 2020)."""
+    """Gradient centralisation: subtracts its mean from the gradient of each weight matrix.
+
+    Yong et al., Gradient Centralization: A New Optimization Technique for Deep Neural Networks (2020).
+    """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        pass
+        """No options."""
 
     def __call__(self, config: Config) -> optax.GradientTransformation:
         return optax.centralize()

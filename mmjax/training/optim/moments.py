@@ -1,4 +1,4 @@
-"""An optimiser whose state lies in bfloat16 between the steps, half of what it needs in float32."""
+"""Optimiser state in bfloat16 with stochastic rounding: half the memory of float32."""
 
 from __future__ import annotations
 
@@ -7,64 +7,71 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, BFloat16, Float, Int
 
 from mmjax.layers.randomness import hash_bits
 
 
 class RoundedState(NamedTuple):
-    """The state of the optimiser within, and how many updates there were."""
+    """State of `in_bfloat16`.
+
+    Attributes:
+      inner: state of the wrapped optimiser, bfloat16 in place of float32 arrays.
+      count: [] int32, number of updates.
+    """
 
     inner: Any
     count: Any
 
 
 def in_bfloat16(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Keeps all float32 arrays of the state of `inner` in bfloat16; computes in float32.
+    """Stores the float32 arrays of the state of `inner` in bfloat16 and updates them in float32.
 
-    They are rounded up or down with the probability that makes the mean right. Rounded to the nearest, the second
-    moment of Adam would never move again: a step changes it by a thousandth, and bfloat16 has 8 bits. The draws depend
-    on the element and the number of the update alone, so they are the same on any mesh.
+    Stochastic rounding is unbiased. Under round-to-nearest, the second moment of Adam stalls: a step changes it by one
+    part in 1,000, and bfloat16 has 8 bits of precision. The random bits depend only on array, element and update count,
+    so they are the same on any mesh.
     """
 
     def init(parameters):
-        return RoundedState(_down(inner.init(parameters), None), jnp.zeros((), jnp.int32))
+        return RoundedState(_to_bfloat16(inner.init(parameters), None), jnp.zeros((), jnp.int32))
 
     def update(updates, state, parameters=None):
-        updates, after = inner.update(updates, _up(state.inner), parameters)
-        return updates, RoundedState(_down(after, state.count), state.count + 1)
+        updates, inner_state = inner.update(updates, _to_float32(state.inner), parameters)
+        return updates, RoundedState(_to_bfloat16(inner_state, state.count), state.count + 1)
 
     return optax.GradientTransformation(init, update)
 
 
-def _up(state: Any) -> Any:
+def _to_float32(state: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32) if x.ndim and x.dtype == jnp.bfloat16 else x, state)
 
 
-def _down(state: Any, count: jax.Array | None) -> Any:
-    """The state in bfloat16; without a count, at the beginning, rounded to the nearest."""
+def _to_bfloat16(state: Any, count: jax.Array | None) -> Any:
+    """Rounds the state stochastically, or to nearest if `count` is None (initial state)."""
     leaves, tree = jax.tree.flatten(state)
     rounded = []
-    for number, leaf in enumerate(leaves):
+    for index, leaf in enumerate(leaves):
         if leaf.ndim and leaf.dtype == jnp.float32:
-            leaf = leaf.astype(jnp.bfloat16) if count is None else stochastic_round(leaf, number, count)
+            leaf = leaf.astype(jnp.bfloat16) if count is None else stochastic_round(leaf, index, count)
         rounded.append(leaf)
     return jax.tree.unflatten(tree, rounded)
 
 
-def stochastic_round(x: jax.Array, number: int, count: jax.Array) -> jax.Array:
-    """`x`, float32, in bfloat16: one of the two neighbours, the nearer one with the larger probability.
+def stochastic_round(x: Float[Array, "*shape"], index: int, count: Int[Array, ""]) -> BFloat16[Array, "*shape"]:
+    """Rounds float32 to one of the two neighbouring bfloat16 values; the nearer one is more probable.
 
     Args:
-      number: of the array, so that arrays have draws of their own.
-      count: of the update.
+      x: float32 values.
+      index: index of the array; seeds its random bits.
+      count: update count; seeds the random bits too.
     """
-    index, stride = jnp.zeros(x.shape, jnp.uint32), 1
+    element, stride = jnp.zeros(x.shape, jnp.uint32), 1
     for axis in reversed(range(x.ndim)):
-        index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
+        element += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
         stride *= x.shape[axis]
-    seed = hash_bits(hash_bits(count.astype(jnp.uint32)) ^ jnp.uint32(number))
-    draws = hash_bits(hash_bits(index ^ seed) + seed) & jnp.uint32(0xFFFF)
+    seed = hash_bits(hash_bits(count.astype(jnp.uint32)) ^ jnp.uint32(index))
+    draws = hash_bits(hash_bits(element ^ seed) + seed) & jnp.uint32(0xFFFF)
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    # bfloat16 is the upper half of float32: what stands in the lower half is the chance to be rounded away from zero.
-    up = jax.lax.bitcast_convert_type((bits + draws) & jnp.uint32(0xFFFF0000), jnp.float32)
-    return jnp.where(jnp.isfinite(x), up, x).astype(jnp.bfloat16)
+    # bfloat16 is the upper half of float32; the lower half is the probability of rounding away from zero.
+    rounded = jax.lax.bitcast_convert_type((bits + draws) & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)

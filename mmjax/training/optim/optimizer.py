@@ -1,4 +1,4 @@
-"""The optimiser: any of Optax by name, with a schedule, weight decay where it belongs, and transforms before it."""
+"""Optimiser: any Optax optimiser by name, with schedule, weight-decay mask, gradient clipping and transforms."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from mmjax.training.optim.moments import in_bfloat16
 from mmjax.training.optim.schedules import Schedule, call_optax
 
 NO_DECAY = (r"(^|/)(bias|scale|log_temperature)$", r"(^|/)(queries|query)$")
-"""Parameters that are not maps of their input: shrinking them does not make a model simpler."""
+"""Parameters without weight decay (regular expressions): not weight matrices, so decay does not regularise them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The section `optimizer`; every further key is an argument of the Optax function `name`.
+    """The config section `optimizer`; further keys are arguments of the Optax function `name`.
 
     Attributes:
-      name: a function of Optax that takes `learning_rate`: "adamw", "lion", "adafactor", "sgd", …
-      weight_decay: decoupled, times the learning rate, where the optimiser has it, else added to the gradients.
-      no_decay: regular expressions of parameter names, like "encoders/image/…/bias", that do not decay.
-      moments: what the optimiser's state is kept in; "bfloat16" halves it, with stochastic rounding.
-      clip: gradients of a larger global norm are scaled down to this; None leaves them.
-      transforms: what changes gradients before the optimiser, each {"kind": a name in `TRANSFORMS`, …}.
+      name: an Optax optimiser with an argument `learning_rate`: "adamw", "lion", "adafactor", "sgd", ...
+      weight_decay: weight decay, decoupled and scaled by the learning rate if the optimiser supports it, else L2
+        regularisation added to the gradients.
+      no_decay: regular expressions of parameter names, for example "encoders/image/.*/bias", without weight decay.
+      moments: dtype of the optimiser state; "bfloat16" halves its memory, with stochastic rounding.
+      clip: maximum global norm of the gradients; None disables clipping.
+      transforms: Optax transforms applied to the gradients before the optimiser, each {"kind": a key of `TRANSFORMS`,
+        options}.
     """
 
     name: str = "adamw"
@@ -51,22 +53,21 @@ class OptimizerConfig:
 
 
 def path_name(path) -> str:
-    """The name of a leaf of the parameters: its keys, joined by "/"."""
+    """Name of a parameter: the keys of its pytree path joined by "/"."""
     return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
 
 
 def make_optimizer(section: Any, schedule: Schedule) -> optax.GradientTransformation:
-    """Makes the optimiser from the section `optimizer` and the schedule of the learning rate.
+    """Builds the optimiser from the config section `optimizer` and the learning-rate schedule.
 
     Raises:
-      UserError: where Optax has no such optimiser, or the optimiser no such argument.
+      UserError: if Optax has no such optimiser, or the optimiser has no such argument.
     """
     if not hasattr(section, "items"):
         raise UserError("optimizer", f"{section!r} is not a section", "give a dict with the key 'name'")
-    own = {field.name for field in dataclasses.fields(OptimizerConfig)}
-    given = dict(section.items())
-    config = build(OptimizerConfig, {key: value for key, value in given.items() if key in own}, "optimizer")
-    options = {key: value for key, value in given.items() if key not in own}
+    fields = {field.name for field in dataclasses.fields(OptimizerConfig)}
+    config = build(OptimizerConfig, {key: value for key, value in section.items() if key in fields}, "optimizer")
+    options = {key: value for key, value in section.items() if key not in fields}
     function = getattr(optax, config.name, None)
     known = inspect.signature(function).parameters if callable(function) else {}
     if "learning_rate" not in known:
@@ -76,36 +77,43 @@ def make_optimizer(section: Any, schedule: Schedule) -> optax.GradientTransforma
         raise UserError("optimizer.learning_rate", "the schedule sets the learning rate", "set schedule.peak")
     for key in options:
         if key not in known:
-            raise UserError(
-                f"optimizer.{key}", f"unknown key {key!r}", nearest(key, {*own, *known} - {"learning_rate"})
-            )
+            keys = {*fields, *known} - {"learning_rate"}
+            raise UserError(f"optimizer.{key}", f"unknown key {key!r}", nearest(key, keys))
 
-    def decays(parameters):
+    def decay_mask(parameters):
         return jax.tree_util.tree_map_with_path(
             lambda path, _: not any(re.search(pattern, path_name(path)) for pattern in config.no_decay), parameters
         )
 
-    parts = [choose(TRANSFORMS, part, f"optimizer.transforms[{i}]") for i, part in enumerate(config.transforms)]
-    chain = [transform()(options) for transform, options in parts]
+    chosen = [choose(TRANSFORMS, item, f"optimizer.transforms[{i}]") for i, item in enumerate(config.transforms)]
+    chain = [transform()(transform_config) for transform, transform_config in chosen]
     if config.clip is not None:
         chain.append(optax.clip_by_global_norm(config.clip))
     after = []
     if "weight_decay" in known:
         options["weight_decay"] = config.weight_decay
         if "mask" in known:
-            options["mask"] = decays
+            options["mask"] = decay_mask
     elif "weight_decay_rate" in known and config.weight_decay:
-        # Adafactor's own is not times the learning rate: what suits AdamW would wipe the parameters out.
-        after = [decoupled_decay(config.weight_decay, schedule, decays)]
+        # Adafactor's own decay is not scaled by the learning rate: values that suit AdamW would decay parameters to 0.
+        after = [decoupled_decay(config.weight_decay, schedule, decay_mask)]
     elif config.weight_decay:
-        chain.append(optax.add_decayed_weights(config.weight_decay, mask=decays))
+        chain.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
     optimizer = call_optax(config.name, {"learning_rate": schedule, **options}, "optimizer")
     chain.append(in_bfloat16(optimizer) if config.moments == "bfloat16" else optimizer)
     return optax.chain(*chain, *after)
 
 
 def decoupled_decay(rate: float, schedule: Schedule, mask: Callable[[Any], Any]) -> optax.GradientTransformation:
-    """Shrinks parameters by `rate` times the learning rate (Loshchilov and Hutter, Decoupled Weight Decay, 2019)."""
+    """Decoupled weight decay: subtracts rate x learning rate x parameter.
+
+    Loshchilov and Hutter, Decoupled Weight Decay Regularization (2019).
+
+    Args:
+      rate: weight decay.
+      schedule: learning-rate schedule.
+      mask: function from parameters to a pytree of bools, True where decay applies.
+    """
 
     def init(parameters):
         return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))

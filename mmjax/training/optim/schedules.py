@@ -1,7 +1,7 @@
-"""Schedules: numbers that depend on the step, for learning rates and for the weights of tasks.
+"""Schedules of the learning rate and of task weights.
 
-A config names one by `kind`, from `SCHEDULES` or "optax.NAME" for any schedule of Optax with that one's arguments; a
-plain number is constant. Each starts with `warmup` steps in which it grows linearly from 0 to `peak`.
+A config gives a number (constant), or a section whose `kind` is a key of `SCHEDULES`, or "optax.NAME" for any Optax
+schedule with its arguments. Schedules in `SCHEDULES` start with a linear warmup from 0 to `peak`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Schedule = Callable[[Any], jax.Array | float]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """What all schedules have.
+    """Options common to all schedules.
 
     Attributes:
-      peak: the value after the warmup.
-      warmup: steps from 0 to `peak`.
-      steps: the step at which `end` is reached; the run's last step by default.
-      end: the value there and afterwards.
+      peak: value after the warmup.
+      warmup: steps of linear warmup from 0 to `peak`.
+      steps: step at which `end` is reached; defaults to the last step of the run.
+      end: final value.
     """
 
     peak: Annotated[float, AtLeast(0.0)] = 1.0
@@ -39,7 +39,7 @@ class ScheduleConfig:
 
 
 class Constant:
-    """`peak` after the warmup."""
+    """Constant at `peak` after the warmup."""
 
     Config = ScheduleConfig
 
@@ -48,7 +48,10 @@ class Constant:
 
 
 class Cosine:
-    """Half a cosine from `peak` to `end` (Loshchilov and Hutter, SGDR, 2017)."""
+    """Cosine decay from `peak` to `end`.
+
+    Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts (2017).
+    """
 
     Config = ScheduleConfig
 
@@ -58,7 +61,7 @@ class Cosine:
 
 
 class Linear:
-    """A line from `peak` to `end`."""
+    """Linear decay from `peak` to `end`."""
 
     Config = ScheduleConfig
 
@@ -67,7 +70,7 @@ class Linear:
 
 
 class Exponential:
-    """A constant factor a step from `peak` to `end`, which is 1 % of `peak` by default."""
+    """Exponential decay from `peak` to `end`, or to 1 % of `peak` if `end` is 0."""
 
     Config = ScheduleConfig
 
@@ -77,15 +80,15 @@ class Exponential:
 
 
 class Step:
-    """Multiplies by `factor` at each of the `boundaries`, which are steps after the warmup."""
+    """Step decay: multiplies by `factor` at each of the `boundaries`."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(ScheduleConfig):
-        """Where and by how much.
+        """Options of `Step`.
 
         Attributes:
-          boundaries: steps after the warmup.
-          factor: what the value is multiplied by at each of them.
+          boundaries: steps of the decay, counted from the end of the warmup.
+          factor: multiplier at each boundary.
         """
 
         boundaries: tuple[Count, ...] = ()
@@ -105,20 +108,22 @@ SCHEDULES = {
 
 
 def make_schedule(section: Any, where: str, steps: int) -> Schedule:
-    """Makes a schedule from a section of the config, or from a number.
+    """Builds a schedule from a config section or a number.
 
     Args:
+      section: section or number.
+      where: key of the section, for error messages.
       steps: length of the run.
 
     Raises:
-      UserError: as `mmjax.config.build` does, and where the warmup is longer than the schedule.
+      UserError: like `mmjax.config.build`, and if the warmup is not shorter than the schedule.
     """
     if isinstance(section, (int, float)) and not isinstance(section, bool):
         if not 0 <= section < math.inf:
-            raise UserError(where, f"{section!r} is out of range", "give a finite number that is not negative")
+            raise UserError(where, f"{section!r} is out of range", "give a finite number of at least 0")
         return optax.constant_schedule(float(section))
     if not hasattr(section, "items"):
-        raise UserError(where, f"{section!r} is no schedule", "give a number, or a dict with the key 'kind'")
+        raise UserError(where, f"{section!r} is not a schedule", "give a number, or a dict with the key 'kind'")
     kind = section.get("kind")
     if isinstance(kind, str) and kind.startswith("optax."):
         options = {key: value for key, value in section.items() if key != "kind"}
@@ -126,7 +131,7 @@ def make_schedule(section: Any, where: str, steps: int) -> Schedule:
     cls, config = choose(SCHEDULES, section, where)
     end = config.steps or steps
     if config.warmup >= end:
-        raise UserError(f"{where}.warmup", f"{config.warmup} is not below the {end} steps", "make the warmup shorter")
+        raise UserError(f"{where}.warmup", f"{config.warmup} is not below the {end} steps", "shorten the warmup")
     body = cls()(config, end - config.warmup)
     if not config.warmup:
         return body
@@ -134,7 +139,11 @@ def make_schedule(section: Any, where: str, steps: int) -> Schedule:
 
 
 def call_optax(name: str, options: dict[str, Any], where: str) -> Any:
-    """Calls a public function of Optax by name; a misspelt name or argument is the user's error."""
+    """Calls a public Optax function by name.
+
+    Raises:
+      UserError: on an unknown name, an unknown or missing argument, or a value that is not finite or has a wrong type.
+    """
     function = getattr(optax, name, None)
     if not callable(function):
         raise UserError(where, f"Optax has no {name!r}", nearest(name, [n for n in dir(optax) if n[0] != "_"]))
@@ -142,18 +151,18 @@ def call_optax(name: str, options: dict[str, Any], where: str) -> Any:
     for key in options:
         if key not in known:
             raise UserError(f"{where}.{key}", f"optax.{name} has no argument {key!r}", nearest(key, known))
-        number = isinstance(known[key].default, float) or known[key].annotation in (float, jax.typing.ArrayLike)
-        if number and isinstance(options[key], (str, bool, dict, list)):
-            # Optax would not look at it before the first step.
-            kind = type(options[key]).__name__
-            raise UserError(f"{where}.{key}", f"{options[key]!r} is a {kind}", "give a number")
+        numeric = isinstance(known[key].default, float) or known[key].annotation in (float, jax.typing.ArrayLike)
+        if numeric and isinstance(options[key], (str, bool, dict, list)):
+            # Optax would fail at the first step only.
+            problem = f"{options[key]!r} is a {type(options[key]).__name__}"
+            raise UserError(f"{where}.{key}", problem, "give a number")
         if isinstance(options[key], float) and not math.isfinite(options[key]):
             raise UserError(f"{where}.{key}", f"{options[key]!r} is not finite", "give a finite number")
     missing = [key for key, value in known.items() if value.default is value.empty and key not in options]
     missing = [key for key in missing if known[key].kind is not inspect.Parameter.VAR_KEYWORD]
     if missing:
-        raise UserError(f"{where}.{missing[0]}", "is missing", f"optax.{name} needs it")
+        raise UserError(f"{where}.{missing[0]}", "is missing", f"optax.{name} requires it")
     try:
         return function(**options)
     except (TypeError, ValueError) as error:
-        raise UserError(where, f"optax.{name} refuses: {error}", "see the documentation of Optax") from error
+        raise UserError(where, f"optax.{name} failed: {error}", "see the Optax documentation") from error
