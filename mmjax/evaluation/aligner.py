@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from mmjax.data.buffer_pool import BufferPool
 from mmjax.data.packing import Packing
-from mmjax.data.rows import OwnRows, Rows
+from mmjax.data.rows import PaddedRows, Rows
 from mmjax.errors import UserError
 from mmjax.modalities import Modality
 from mmjax.sharding import batch_rows, batch_shards, place_batch, replicated
@@ -99,9 +99,9 @@ class Aligner:
 
     def _inputs(self, rows: Sequence[Mapping[str, Any]], size: int) -> dict[str, Input]:
         made: Rows = (
-            self._packing.shared_rows(None, size, BufferPool(), slots=1)
+            self._packing.packed_rows(None, size, BufferPool(), slots=1)
             if self._packing
-            else OwnRows(self._modalities, size, BufferPool())
+            else PaddedRows(self._modalities, size, BufferPool())
         )
         for place, row in enumerate(rows):
             for name in self._modalities:

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mmjax.data.draws import draws
+from mmjax.data.stable_rng import stable_rng
 from mmjax.prepare.examined import Examined, Finding
 from mmjax.prepare.leave_one_out import LeaveOneOutRidge
 
@@ -110,7 +110,7 @@ def labelled(examined: Examined) -> Iterator[Labelled]:
             continue
         labels = np.searchsorted(classes, [str(names[row]) for row in rows])
         # Sources often list class by class: each part is a fair sample of all.
-        order = np.argsort(draws(f"{column.name}:parts".encode()).random(len(rows)), kind="stable")
+        order = np.argsort(stable_rng(f"{column.name}:parts".encode()).random(len(rows)), kind="stable")
         for part in map(np.sort, np.array_split(order, -(-len(rows) // _MOST))):
             if inputs := _inputs(examined, rows[part]):
                 yield Labelled(column.name, classes, rows[part], labels[part], inputs)
