@@ -246,7 +246,7 @@ class TestSampling:
             ({"by": "colour"}, "data.sampling.by: the index has no column 'colour'"),
             (
                 {"weights": {"sene": 1}},
-                "data.sampling.weights.sene: the column 'dataset' has no value 'sene'; did you mean",
+                "data.sampling.weights.sene: the column 'dataset' has no value 'sene'; did",
             ),
             ({"weights": {"seen": 1}}, "data.sampling.weights.read: is missing; give it a weight"),
             ({"epochs": {"seen": 0, "read": 0, "other": 0}}, "data.sampling.epochs: all weights are 0 at some step"),

@@ -115,8 +115,8 @@ class Pipeline:
 
         Returns:
           An iterator of batches of NumPy arrays with the examples of these rows. Close it, or use it in a `with`
-          statement. An example's id is index + epoch * split size, so ids are unique within a batch, even if the batch
-          is larger than the split.
+          statement. An example's id is index + epoch * split size, with the epoch wrapped to keep ids within int32. Ids
+          are therefore unique within a batch, even if the batch is larger than the split.
         """
         batch_function = self._train_function(split, batch_size, rows)
         return self._iterate(batch_function, start_step, MAX_STEP, self.workers)
@@ -199,22 +199,12 @@ class Pipeline:
         make_rows: Callable[[int, BufferPool], Rows] = functools.partial(PaddedRows, self.modalities)
         if self.packing:
             batch_size, slots = self.packing.rows(batch_size), self.packing.config.slots
-            make_rows = functools.partial(
-                self.packing.packed_rows, self._planned_lengths(split, self.packing), slots=slots
-            )
+            lengths = self._planned_lengths(split, self.packing)
+            make_rows = functools.partial(self.packing.packed_rows, lengths, slots=slots)
         rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
-        targets = dict(self.dataset.targets)
+        names, targets = list(self.modalities), dict(self.dataset.targets)
         return BatchFunction(
-            source,
-            list(self.modalities),
-            make_rows,
-            targets,
-            sampler,
-            rows,
-            slots,
-            self.seed,
-            modality_dropout,
-            augment,
+            source, names, make_rows, targets, sampler, rows, slots, self.seed, modality_dropout, augment
         )
 
     def _iterate(self, batch_function: BatchFunction, start: int, stop: int, workers: int) -> BatchIterator:

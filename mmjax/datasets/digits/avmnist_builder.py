@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from mmjax.data.stable_rng import shuffled_cycle, stable_rng
 from mmjax.datasets.digits import arithmetic, speech
 from mmjax.datasets.digits.digit_files import DigitFiles, Recording, read_images, read_recordings
-from mmjax.datasets.digits.paired_digits import USES_IN_A_COPY, VERSIONS, features, latents
+from mmjax.datasets.digits.paired_digits import USES_PER_COPY, VERSIONS, features, latents
 from mmjax.datasets.digits.speakers import SPLITS, Speakers
 from mmjax.datasets.digits.voices import utterance
 from mmjax.errors import UserError
@@ -59,7 +59,7 @@ class RawData:
     def copies(self, task: str, split: str) -> int:
         """Returns the number of copies that uses every image and every recording, at most `MAX_COPIES`."""
         pools: list[Sequence[Any]] = [*self.images[split].values(), *self.recordings[split].values()]
-        needed = -(-max(len(pool) for pool in pools) // USES_IN_A_COPY[task])
+        needed = -(-max(len(pool) for pool in pools) // USES_PER_COPY[task])
         return min(needed, MAX_COPIES[task][split])
 
 

@@ -39,7 +39,7 @@ TARGETS: dict[str, dict[str, TargetSpec]] = {
     "matched": {"digit": _DIGIT},
 }
 
-USES_IN_A_COPY = {"arithmetic": 60, "matched": 1}
+USES_PER_COPY = {"arithmetic": 60, "matched": 1}
 """Occurrences of each digit in `latents(task, 1)`, the same for image and audio."""
 
 
