@@ -47,9 +47,8 @@ class SequentialSampler:
 class MixtureSampler:
     """Samples from shuffled, repeated groups; each group fills a quota of every batch.
 
-    The total of a group's quotas is its weighted share of all rows so far, rounded to within one row, plus or minus one
-    row for each group before it. Proportions are therefore exact over a run. Each epoch of a group contains each of its
-    records once.
+    The total of the quotas of group k (0, 1, …) never differs by more than k + 1 rows from its exact weighted share, so
+    proportions are exact over a run. Each epoch of a group contains each of its records once.
 
     Example: `batch_size` is 4, group "a" has 3 records and weight 1, group "b" has 6 records and weight 2. The share of
     "a" is 4/3 rows per step:
@@ -83,7 +82,7 @@ class MixtureSampler:
         self._positions = [np.zeros(len(groups), np.int64)]
         self._remainders = [np.full(len(groups), 0.5)]
         self._cached_chunk: tuple[int, Any, Any] = (-1, None, None)
-        # A sum of non-negative piecewise-linear schedules reaches 0 at a breakpoint if anywhere.
+        # The sum of the schedules is piecewise linear and non-negative: if it is 0 anywhere, it is 0 at a breakpoint.
         breakpoints = np.unique(np.concatenate([schedule[:, 0] for schedule in self._schedules]))
         if not (self._weights_at(breakpoints).sum(0) > 0).all():
             raise ValueError("all weights are 0 at some step; give at least one group a positive weight")
@@ -95,9 +94,8 @@ class MixtureSampler:
         if len(quotas) > 1:
             # Mix the groups across rows: adjacent rows are on one device, which would otherwise see a single dataset.
             key = [self._seed % 2**64, _ROW_KEY]
-            permutation = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, step, 0])).permutation(
-                len(group)
-            )
+            rng = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, step, 0]))
+            permutation = rng.permutation(len(group))
             group, position = group[permutation], position[permutation]
         group, position = group[rows], position[rows]
         sizes = np.array([len(indices) for indices in self._indices])
