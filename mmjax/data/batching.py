@@ -69,20 +69,20 @@ class BatchFunction:
         errors: list[str] = []
         rngs = _BatchRNG(self._seed, int(step))
         indices, epochs = self._sampler(int(step), self._rows)
-        slots = np.flatnonzero(indices >= 0).tolist()
-        for slot, index in zip(slots, indices[slots].tolist(), strict=True):
+        valid = np.flatnonzero(indices >= 0).tolist()
+        for i, index in zip(valid, indices[valid].tolist(), strict=True):
             # One record at a time, so that the memory of a decoded image is reused.
-            record, position = self._read(index, errors), int(self._positions[slot])
+            record, position = self._read(index, errors), int(self._positions[i])
             # The epoch wraps around before the id overflows int32.
-            ids[slot] = index + size * (int(epochs[slot]) % (MAX_STEP // size))
+            ids[i] = index + size * (int(epochs[i]) % (MAX_STEP // size))
             for name, raw in self._select_inputs(record, position, rngs).items():
                 try:
-                    rows.put(name, slot, index, self._apply_augmentations(name, raw, position, rngs))
+                    rows.put(name, i, index, self._apply_augmentations(name, raw, position, rngs))
                 except Exception as error:
                     errors.append(f"{name} of record {index}: {type(error).__name__}: {error}")
             for name, value in record.targets.items():
                 if value is not None and name in targets:
-                    targets[name].values[slot], targets[name].weight[slot] = value, 1.0
+                    targets[name].values[i], targets[name].weight[i] = value, 1.0
         return Batch(rows.inputs, targets, ids, np.asarray(step, np.int32)), tuple(errors)
 
     def _read(self, index: int, errors: list[str]) -> Record:

@@ -26,10 +26,10 @@ class PackedSampler:
     """Samples slots: row r of a batch holds up to E examples, which occupy slots 0, 1, … of the row.
 
     Args:
-      stream: the examples, in "batches" of one window: step k is window k.
+      stream: sampler of the examples, whose step k is window k.
       lengths: int [records, inputs], the elements that each record occupies in each input.
       budgets: int [inputs], the elements per row.
-      slots: E.
+      slots: E, the maximum number of examples per row.
       window: examples per window.
       rows: rows per data step.
       seed: seed of the row permutation.
@@ -50,11 +50,11 @@ class PackedSampler:
         if (lengths > budgets).any():
             raise AssertionError("a record is longer than a row")
         self._stream, self._seed = stream, seed
-        # A slot is one more resource: an example needs 1 of a row's E.
+        # Slots are an additional resource: an example needs 1 of a row's E slots.
         self._needs = np.concatenate([lengths, np.ones((len(lengths), 1), np.int64)], axis=1).astype(np.int32)
         self._budgets = np.append(budgets, slots).astype(np.int32)
         self._slots, self._window, self._rows, self._windows = slots, window, rows, windows
-        # First row of each chunk planned so far, and of the next one.
+        # Global row number at which each planned chunk starts, and the next one.
         self._starts = [0]
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 

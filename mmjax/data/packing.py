@@ -120,7 +120,7 @@ class Packing:
         seed: int,
         windows: int | None = None,
     ) -> PackedSampler:
-        """Returns a sampler that packs the examples of `stream`, whose "batches" are windows."""
+        """Returns a sampler that packs the examples of `stream`, whose step k is window k."""
         config, names = self.config, list(planned_lengths)
         lengths = np.stack([planned_lengths[name] for name in names], axis=1)
         budgets = np.array([config.budgets[name] for name in names])
