@@ -25,7 +25,7 @@ from collections.abc import Iterable
 import numpy as np
 import PIL.Image
 
-from mmjax.datasets.digits.digit_files import find, raw_folder, read_images, read_recordings
+from mmjax.datasets.digits.digit_files import find_digit_files, raw_folder, read_images, read_recordings
 
 ROOT = pathlib.Path(__file__).parents[1]
 TILE = 72
@@ -131,7 +131,7 @@ def write_rows(folder: pathlib.Path, rows: list[dict[str, object]]) -> None:
 
 def digits(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator, count: int = 1500) -> Plant:
     """Pictures of digits, their sounds and sentences: single faults, whole copies, wrong labels, shuffled pairs."""
-    files = find(data)
+    files = find_digit_files(data)
     (pixels, labels) = read_images(*next(iter(files.images.items())))
     with tempfile.TemporaryDirectory() as scratch:
         sounds = list(read_recordings(list(files.recordings), pathlib.Path(scratch)))
@@ -255,7 +255,7 @@ def photographs(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generat
 def recordings(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator, count: int = 800) -> Plant:
     """Recordings alone, with copies."""
     with tempfile.TemporaryDirectory() as scratch:
-        sounds = list(read_recordings(list(find(data).recordings), pathlib.Path(scratch)))
+        sounds = list(read_recordings(list(find_digit_files(data).recordings), pathlib.Path(scratch)))
     chosen = [sounds[at] for at in rng.permutation(len(sounds))[:count]]
     (folder / "files").mkdir(parents=True)
     rows: list[dict[str, object]] = []
@@ -278,7 +278,7 @@ def recordings(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generato
 
 def pictures(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator, count: int = 1500) -> Plant:
     """Pictures of digits alone, with wrong labels."""
-    pixels, labels = read_images(*next(iter(find(data).images.items())))
+    pixels, labels = read_images(*next(iter(find_digit_files(data).images.items())))
     (folder / "files").mkdir(parents=True)
     rows: list[dict[str, object]] = []
     for at in rng.permutation(len(pixels))[:count]:

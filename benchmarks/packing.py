@@ -71,7 +71,9 @@ def main(_) -> None:
         packing = Packing(config, {name: modalities[name] for name in names})
         start = time.perf_counter()
         planned_lengths = packing.planned_lengths(Sizes(EXAMPLES.value), "train", EXAMPLES.value)  # type: ignore[arg-type]
-        order = packing.order(stream, planned_lengths, 16 * SLOTS.value, seed=0, windows=EXAMPLES.value // WINDOW.value)
+        order = packing.sampler(
+            stream, planned_lengths, 16 * SLOTS.value, seed=0, windows=EXAMPLES.value // WINDOW.value
+        )
         steps = order.steps
         seconds = time.perf_counter() - start
         # Of a tenth of the epoch, whole steps.

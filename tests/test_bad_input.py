@@ -136,7 +136,7 @@ WRONG_RECIPES = {
     "config.data.inputs.text.tokenizer = 'bites'": "data.inputs.text: unknown tokenizer 'bites'; give",
     "config.data.inputs.text.tokenizer = 'not/there.json'": "data.inputs.text: tokenizer file 'not/there.json'",
     "config.data.modality_dropout.imgae = 0.1": "data.modality_dropout.imgae: the data has no input 'imgae'; did you",
-    "config.data.missing_fraction = {'digti': 0.1}": "data.missing_fraction.digti: there is no input or target 'digti'",
+    "config.data.missing_fraction = {'digti': 0.1}": "data.missing_fraction.digti: unknown input or target 'digti'",
     "config.model.encoders = {}": "encoders is empty",
     "config.model.encoders.imgae = {'kind': 'vit', 'variant': 'mu/4'}": "the data has no input 'imgae'",
     "config.model.encoders.image.kind = 'vti'": "model.encoders.image.kind: unknown kind 'vti'; did you mean 'vit'?",
@@ -163,7 +163,7 @@ WRONG_RECIPES = {
     "config.train.loss_transforms = [{'kind': 'adversary'}]": "train.loss_transforms[0].kind: unknown kind",
     "config.train.hooks = [{'kind': 'early_stoping'}]": "train.hooks[0].kind: unknown kind 'early_stoping'",
     # What would be missed hours later only.
-    "config.evaluate.splits = ['test', 'acents']": "evaluate.splits[1]: there is no split 'acents'; did you mean 'acc",
+    "config.evaluate.splits = ['test', 'acents']": "evaluate.splits[1]: unknown split 'acents'; did you mean 'acc",
     "config.evaluate.use = 'bset'": "evaluate.use: 'bset' is not a choice; did you mean 'best'?",
     "config.evaluate.use = 'best'": "evaluate.use: 'best' has no meaning without checkpoint.best",
     "config.evaluate.every = 9; config.checkpoint.every = 9; config.checkpoint.best = 'digit/acuracy'": (
@@ -194,7 +194,7 @@ def test_a_wrong_recipe_is_refused(capsys, tmp_path, line, expected):
         ("--config.train.steps=0", "train.steps: 0 is out of range"),
         ("--config.optimizer.name=adamv", "optimizer.name: Optax has no optimiser 'adamv'"),
         ("--config.mesh.fsdp=3", "mesh: data=-1 x fsdp=3 does not divide 8 device(s)"),
-        ("--config.evaluate.splits=['tset']", "evaluate.splits[0]: there is no split 'tset'; did you mean 'test'?"),
+        ("--config.evaluate.splits=['tset']", "evaluate.splits[0]: unknown split 'tset'; did you mean 'test'?"),
     ],
 )
 def test_a_wrong_override_is_refused(capsys, tmp_path, override, expected):

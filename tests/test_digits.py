@@ -132,7 +132,8 @@ class TestCache:
 
 
 def test_the_table_of_datasets_imports_quickly():
-    code = "import sys, mmjax.data; print([m for m in ('grain', 'tensorflow_datasets', 'sklearn') if m in sys.modules])"
+    slow = ("grain", "tensorflow_datasets", "sklearn")
+    code = f"import sys, mmjax.datasets; print([m for m in {slow} if m in sys.modules])"
     assert run(code).communicate(timeout=60)[0].strip() == "[]"
     assert DATASETS["digits"] is Digits
 
@@ -183,7 +184,7 @@ class TestSpeech:
     def test_what_is_spoken_does_not_depend_on_how_many_processes_run_at_once(self, monkeypatch):
         from mmjax.datasets.digits import speech
 
-        monkeypatch.setattr(speech, "_UTTERANCES_IN_A_PROCESS", 4)
+        monkeypatch.setattr(speech, "_UTTERANCES_PER_PROCESS", 4)
         utterances = [speech.Utterance(word) for word in arithmetic.WORDS]
         progress: list[int] = []
         beside = speech.synthesise(utterances, progress.append)
@@ -192,7 +193,7 @@ class TestSpeech:
         assert sum(progress) == 10
 
     @pytest.mark.parametrize(
-        ("voice", "problem"), [("en+nosuch", "no variant"), ("en-gb", "refuses"), ("xx", "refuses")]
+        ("voice", "problem"), [("en+nosuch", "no variant"), ("en-gb", "has no voice"), ("xx", "has no voice")]
     )
     def test_a_voice_that_there_is_not_is_a_user_error(self, voice, problem):
         from mmjax.datasets.digits.speech import Utterance, synthesise

@@ -49,7 +49,7 @@ def test_tables_show_every_metric(capsys, trained_run):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--split=tset"], "--split: there is no split 'tset'; did you mean 'test'?"),
+        (["--split=tset"], "--split: unknown split 'tset'; did you mean 'test'?"),
         (["--without=adio"], "--without: the run has no input 'adio'; did you mean 'audio'?"),
         (["--without=audio,image,text"], "leaves no input"),
         (["--without=audio", "--subsets"], "--without: cannot be joined with --subsets"),

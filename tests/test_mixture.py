@@ -175,22 +175,25 @@ class TestMixture:
         "of, said",
         [
             ({}, "data: of is empty; name at least one dataset"),
-            ({"a/b": {"name": "words"}}, "data: of has a dataset named 'a/b'; give names without a slash"),
+            ({"a/b": {"name": "words"}}, "data: of has a dataset named 'a/b'; use a non-empty name without a slash"),
             ({"a": {"name": "wrods"}}, "data.of.a.name: unknown dataset 'wrods'; did you mean 'words'?"),
             ({"a": {"name": "words", "sizes": 3}}, "data.of.a.sizes: unknown key 'sizes'; did you mean 'size'?"),
-            ({"a": {"name": "words", "rename": {"wrods": "x"}}}, "data.of.a.rename.wrods: there is no 'wrods'"),
+            (
+                {"a": {"name": "words", "rename": {"wrods": "x"}}},
+                "data.of.a.rename.wrods: unknown input or target 'wrods'",
+            ),
             (
                 {"a": {"name": "words"}, "b": {"name": "words", "classes": 4}},
-                "data.of.b: 'label' of 'b' is not what it is in 'a'; give it another name",
+                "data.of.b: 'label' of 'b' differs from 'label' of 'a'; rename one",
             ),
             (
                 {"a": {"name": "words", "columns": ["x"]}, "b": {"name": "words", "columns": ["y"]}},
-                "data.of.b: 'words' of 'b' is not what it is in 'a'; give it another name",
+                "data.of.b: 'words' of 'b' differs from 'words' of 'a'; rename one",
             ),
-            ({"a": {"name": "mixture", "of": {"b": {"name": "words"}}}}, "data.of.a.name: a mixture of mixtures has"),
+            ({"a": {"name": "mixture", "of": {"b": {"name": "words"}}}}, "data.of.a.name: mixtures cannot be nested"),
             (
                 {"a": {"name": "both", "rename": {"label": "amount"}}},
-                "data.of.a.rename: two would be named 'amount'; give each a name of its own",
+                "data.of.a.rename: two would be named 'amount'; choose unique names",
             ),
         ],
     )
@@ -240,14 +243,20 @@ class TestSampling:
     @pytest.mark.parametrize(
         "section, said",
         [
-            ({"by": "colour"}, "data.sampling.by: nothing is known of 'colour' before a record is read"),
-            ({"weights": {"sene": 1}}, "data.sampling.weights.sene: the column 'dataset' has no 'sene'; did you mean"),
+            ({"by": "colour"}, "data.sampling.by: the index has no column 'colour'"),
+            (
+                {"weights": {"sene": 1}},
+                "data.sampling.weights.sene: the column 'dataset' has no value 'sene'; did",
+            ),
             ({"weights": {"seen": 1}}, "data.sampling.weights.read: is missing; give it a weight"),
             ({"epochs": {"seen": 0, "read": 0, "other": 0}}, "data.sampling.epochs: all weights are 0 at some step"),
             ({"weights": {"seen": 0, "read": 0, "other": 0}}, "data.sampling.weights: all weights are 0 at some step"),
-            ({"weights": {"seen": "x"}}, "data.sampling: weights.seen = 'x' is no weight over time; give a number"),
-            ({"weights": {"seen": [[5, 1], [5, 2]]}}, "data.sampling: weights.seen = [[5, 1], [5, 2]] is no weight"),
-            ({"weights": {"seen": 1}, "temperature": 2}, "data.sampling: temperature, weights and epochs exclude"),
+            (
+                {"weights": {"seen": "x"}},
+                "data.sampling: weights.seen = 'x' is not a weight or weight schedule; give a number",
+            ),
+            ({"weights": {"seen": [[5, 1], [5, 2]]}}, "data.sampling: weights.seen = [[5, 1], [5, 2]] is not a weight"),
+            ({"weights": {"seen": 1}, "temperature": 2}, "data.sampling: temperature, weights and epochs are mutually"),
             ({"temperature": 0.5}, "data.sampling.temperature: "),
         ],
     )
@@ -282,11 +291,11 @@ class TestFilter:
     @pytest.mark.parametrize(
         "filters, said",
         [
-            ({"label": {"at_least": 3}}, "data.filter.label: the column has words, which have no bounds; use one_of"),
-            ({"label": {"none_of": ["7"]}}, "data.filter.label: the column never has '7'; known are '0', '1', '2'"),
-            ({"length": {"one_of": ["a"]}}, "data.filter.length: the column never has 'a'; known are"),
-            ({"height": {"at_least": 3}}, "data.filter.height: nothing is known of 'height' before a record is read"),
-            ({"length": {"at_least": 99}}, "data.filter: no record of 'train' is left; ask for less"),
+            ({"label": {"at_least": 3}}, "data.filter.label: at_least and at_most need a numeric column; use one_of"),
+            ({"label": {"none_of": ["7"]}}, "data.filter.label: the column has no value '7'; known are '0', '1', '2'"),
+            ({"length": {"one_of": ["a"]}}, "data.filter.length: the column has no value 'a'; known are"),
+            ({"height": {"at_least": 3}}, "data.filter.height: the index has no column 'height'"),
+            ({"length": {"at_least": 99}}, "data.filter: no record of split 'train' passes the filters"),
         ],
     )
     def test_a_filter_that_cannot_be_is_refused(self, filters, said):

@@ -381,8 +381,8 @@ MUTATIONS = [
     Mutation(
         "a resumed run begins with the first batch",
         "data/pipeline.py",
-        "return self._iterate(batch_of, start_step, LARGEST_STEP, self.workers)",
-        "return self._iterate(batch_of, 0, LARGEST_STEP, self.workers)",
+        "return self._iterate(batch_function, start_step, MAX_STEP, self.workers)",
+        "return self._iterate(batch_function, 0, MAX_STEP, self.workers)",
         ("tests/test_pipeline.py",),
     ),
     Mutation(

@@ -34,7 +34,7 @@ def test_shares_are_the_exact_ones_to_within_one_record_for_each_group_before(we
     given_so_far = collections.Counter()
     due = dict.fromkeys(GROUPS, fractions.Fraction(0))
     for step in range(_CHUNK + 200):
-        share = order.share(step)
+        share = order.quotas(step)
         assert sum(share.values()) == 16 and min(share.values()) >= 0
         given_so_far.update(share)
         at = {

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax.data.dataset import Record, dropped
+from mmjax.data.dataset import Record, sample_dropped
 from mmjax.data.pipeline import Pipeline, fingerprint, prefetch_to_device
 from mmjax.errors import UserError
 from mmjax.modalities import Audio, Image, Text
@@ -117,7 +117,7 @@ class TestTraining:
             "if __name__ == '__main__':\n"
             "    for workers in (0, 2):\n"
             "        pipe = t.pipeline(t.Toy(broken=(7,)), modality_dropout=t.ABSENT, workers=workers)\n"
-            "        print([t.fingerprint(batch) for batch in t.take(pipe, 6, start=3)], pipe.broken)\n"
+            "        print([t.fingerprint(batch) for batch in t.take(pipe, 6, start=3)], pipe.num_broken)\n"
         )
         folder = __file__.rpartition("/")[0]
         result = subprocess.run(
@@ -191,7 +191,7 @@ class TestTrouble:
         pipe = pipeline(Toy(broken=(5, 6)))
         batch = pipe.batch_at("train", 37, 0)
         gone = np.isin(batch.ids, [5, 6])
-        assert pipe.broken == 2 and gone.sum() == 2
+        assert pipe.num_broken == 2 and gone.sum() == 2
         assert not any(x.present[gone].any() for x in batch.inputs.values())
         assert not any(target.weight[gone].any() for target in batch.targets.values())
         assert batch.inputs["picture"].present[~gone].all()
@@ -206,7 +206,7 @@ class TestTrouble:
         pipe = pipeline(Odd())
         batch = pipe.batch_at("train", 37, 0)
         slot = int(np.flatnonzero(batch.ids == 3)[0])
-        assert pipe.broken == 2
+        assert pipe.num_broken == 2
         assert [bool(batch.inputs[name].present[slot]) for name in ("picture", "sound", "words")] == [
             False,
             False,
@@ -251,14 +251,14 @@ class TestTrouble:
 class TestDropped:
     def test_the_rate_of_one_input_does_not_move_the_draws_of_another(self):
         def drops(rates):
-            return [dropped(rates, ["a", "b", "c"], np.random.default_rng(i)) & {"a"} for i in range(50)]
+            return [sample_dropped(rates, ["a", "b", "c"], np.random.default_rng(i)) & {"a"} for i in range(50)]
 
         assert drops({"a": 0.3, "b": 0.0}) == drops({"a": 0.3, "b": 0.2})
 
     def test_what_is_not_there_is_neither_dropped_nor_kept(self):
         for i in range(50):
-            assert dropped({"a": 0.9, "b": 0.9}, ["b"], np.random.default_rng(i)) == set()
-            assert dropped({"a": 0.9}, [], np.random.default_rng(i)) == set()
+            assert sample_dropped({"a": 0.9, "b": 0.9}, ["b"], np.random.default_rng(i)) == set()
+            assert sample_dropped({"a": 0.9}, [], np.random.default_rng(i)) == set()
 
 
 class TestPrefetch:

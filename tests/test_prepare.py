@@ -144,7 +144,7 @@ def test_the_pipeline_makes_batches_of_a_prepared_folder(prepared):
     pipeline = Pipeline(dataset, modalities, seed=0)
     batch = next(iter(pipeline.evaluation_batches("train", 32)))
     count = len(dataset.source("train"))
-    assert pipeline.broken == 0 and (batch.ids >= 0).sum() == count
+    assert pipeline.num_broken == 0 and (batch.ids >= 0).sum() == count
     lacking = [number for number in range(count) if dataset.source("train")[number].inputs["sound"] is None]
     assert np.flatnonzero(~batch.inputs["sound"].present[:count]).tolist() == lacking
 
@@ -839,7 +839,7 @@ def test_tables_that_are_torn_are_refused_with_the_line(tmp_path):
 
 
 def test_a_folder_that_nobody_prepared_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no prepared data; prepare it: mmjax prepare"):
+    with pytest.raises(UserError, match="is not a prepared dataset; run mmjax prepare"):
         Prepared(Prepared.Config(path=str(tmp_path)))
 
 

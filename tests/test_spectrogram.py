@@ -10,7 +10,7 @@ from flax import nnx
 
 from mmjax.config import build
 from mmjax.data.buffer_pool import BufferPool
-from mmjax.data.rows import OwnRows, SharedRows
+from mmjax.data.rows import PackedRows, PaddedRows
 from mmjax.encoders.spectrogram_transformer import STRIDES, SpectrogramTransformer
 from mmjax.errors import UserError
 from mmjax.layers import Precision, Randomness
@@ -94,9 +94,9 @@ def test_packed_recordings_get_the_tokens_that_they_get_alone(reduction, seconds
     # The longest is cut; one ends in the middle of a chunk, one with a chunk, one is shorter than a window.
     lengths = [2900, chunk + 3, 2 * chunk, 30, 13 * HOP, 1500]
     raws = [(draws.normal(0, 0.1, length).astype(np.float32), RATE) for length in lengths]
-    alone = OwnRows({"sound": audio}, len(raws), BufferPool())
+    alone = PaddedRows({"sound": audio}, len(raws), BufferPool())
     spec, planned_lengths = audio.packed_spec(120), {"sound": audio.lengths({"seconds": np.array(lengths) / RATE}, 120)}
-    together = SharedRows({"sound": audio}, {"sound": spec}, planned_lengths, len(raws), BufferPool(), slots=3)
+    together = PackedRows({"sound": audio}, {"sound": spec}, planned_lengths, len(raws), BufferPool(), slots=3)
     for number, raw in enumerate(raws):
         for rows in (alone, together):
             rows.put("sound", number, number, raw)

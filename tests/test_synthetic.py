@@ -32,7 +32,7 @@ def test_records_have_the_sizes_asked_for_and_are_the_same_each_time():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"image": [8, 8]}, "is no picture"), ({"classes": 1}, "out of range"), ({"letters": -1}, "out of range")],
+    [({"image": [8, 8]}, "is not an image size"), ({"classes": 1}, "out of range"), ({"letters": -1}, "out of range")],
 )
 def test_sizes_that_make_no_data_are_refused(options, message):
     with pytest.raises(UserError, match=message):

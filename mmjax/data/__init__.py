@@ -1,1 +1,1 @@
-"""The input pipeline: order, sampling, packing, batching."""
+"""Input pipeline: index sampling, filtering, packing, batching."""

@@ -1,7 +1,7 @@
-"""Arrays of zeros in memory that arrays before have used, for batches, which are all alike.
+"""Buffer pool: zero-filled arrays that reuse the memory of earlier batches.
 
-The kernel clears each new page, and a virtual machine may have to ask its host for it: of the time that batches of
-pictures take, this saves a twentieth, and a fifth where worker processes make them.
+Batches all have the same shapes. The kernel clears each new page, and a virtual machine may have to request it from its
+host. Reusing buffers saves 5 % of the time to build image batches, 20 % in worker processes.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 
-_LEAST_BYTES = 2**20
+_MIN_POOLED_BYTES = 2**20
 
 
 class BufferPool:
-    """Hands out arrays, and takes their memory back when the last array, view or device buffer that has it is gone."""
+    """Allocates arrays, and reclaims a buffer when its last array, view or device buffer is garbage-collected."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = {}
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """As `numpy.zeros`."""
+        """Returns a zero array, like `numpy.zeros`. Arrays below 1 MiB are not pooled."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        if size < _LEAST_BYTES:
+        if size < _MIN_POOLED_BYTES:
             return np.zeros(shape, dtype)
         free = self._free.setdefault(size, [])
         try:
-            # Threads may ask at once, so that looking before would not help.
+            # Threads may pop at the same time, so checking the length first would be a race.
             block = free.pop()
         except IndexError:
             block = np.zeros(size, np.uint8)
@@ -39,12 +39,12 @@ class BufferPool:
         return np.asarray(owner).view(dtype).reshape(shape)
 
     def __reduce__(self) -> tuple[type[BufferPool], tuple[()]]:
-        # Another process has memory of its own.
+        # Unpickles as an empty pool: another process cannot share these buffers.
         return BufferPool, ()
 
 
 class _Owner:
-    """The base of an array and of all its views. (Were it an array, NumPy would name the block as that of views.)"""
+    """Base object of an array and all its views. NumPy collapses `.base` through arrays, so this is not an array."""
 
     def __init__(self, block: np.ndarray):
         self.__array_interface__ = block.__array_interface__

@@ -1,4 +1,4 @@
-"""What every dataset offers, whatever it holds and however it is stored."""
+"""Interface of datasets: `Dataset`, `Source`, `Record`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mmjax.tokens import TargetSpec
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One example as it is stored.
+    """One stored example.
 
     Attributes:
-      inputs: {name: raw data of the input's modality}, None where the example lacks it.
-      targets: {name: value of the shape and dtype of its TargetSpec}, None where the example lacks it.
+      inputs: {input name: raw data of its modality}, None for a missing input.
+      targets: {target name: value with the shape and dtype of its TargetSpec}, None for a missing target.
     """
 
     inputs: Mapping[str, Any]
@@ -27,60 +27,62 @@ class Record:
 
 
 class Source(Protocol):
-    """The records of one split, by their number. It can be pickled, as worker processes read it too."""
+    """Random access to the records of one split. Must be picklable: worker processes read it too."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Returns the number of records."""
 
-    def __getitem__(self, index: int) -> Record: ...
+    def __getitem__(self, index: int) -> Record:
+        """Returns the record at `index`."""
 
 
 class Dataset(Protocol):
-    """A dataset, made from its nested `Config`. Making one is quick; `prepare` and `source` do the work."""
+    """A dataset, built from its nested `Config`. Construction is cheap; `prepare` and `source` do the work."""
 
     def __init__(self, config: Any): ...
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The names of the splits; "train" is the first."""
+        """Split names, "train" first."""
 
     @property
     def inputs(self) -> Mapping[str, str]:
-        """{name of an input: its kind, a key of `mmjax.modalities.MODALITIES`}."""
+        """{input name: modality, a key of `mmjax.modalities.MODALITIES`}."""
 
     @property
     def targets(self) -> Mapping[str, TargetSpec]:
-        """{name of a target: its shape, dtype and classes}."""
+        """{target name: its shape, dtype and classes}."""
 
     def prepare(self) -> pathlib.Path:
-        """Makes the files that `source` reads, unless they are there, and returns their folder."""
+        """Writes the files that `source` reads, unless they exist, and returns their folder."""
 
     def source(self, split: str) -> Source:
-        """The records of a split, prepared first if need be. Raises UserError if there is no such split."""
+        """Returns the records of a split, prepared first if necessary. Raises UserError if the split is unknown."""
 
     def ceilings(self, split: str) -> dict[str, dict[str, float]]:
-        """{target: {subset of inputs, as "audio+image": the best accuracy it allows}}, {} where nobody knows."""
+        """{target: {input subset such as "audio+image": upper bound of accuracy}}; {} without a known bound."""
 
 
 def check_split(split: str, splits: Collection[str], where: str = "split") -> None:
     """Raises UserError at `where` unless `split` is one of `splits`."""
     if split not in splits:
-        raise UserError(where, f"there is no split {split!r}", nearest(split, splits))
+        raise UserError(where, f"unknown split {split!r}", nearest(split, splits))
 
 
-def dropped(rates: Mapping[str, float], present: Collection[str], draws: np.random.Generator) -> set[str]:
-    """Draws which of the present inputs of an example to drop, but never all of them.
+def sample_dropped(rates: Mapping[str, float], present: Collection[str], rng: np.random.Generator) -> set[str]:
+    """Samples the inputs of an example to drop (modality dropout), never all of them.
 
-    Each input is dropped with its rate, independently. Where that would leave none, one of the present inputs, drawn
-    uniformly, stays; this lowers the rates in effect, by a product of all of them.
+    Each input is dropped independently with its rate. If that drops every present input, one of them, drawn uniformly,
+    is kept; this lowers the effective rates by at most the product of the rates of the present inputs.
 
     Args:
-      rates: {name of an input: probability}. Inputs that are not named stay.
-      present: the names of the inputs that the example has.
-      draws: makes one number for each rate, in alphabetical order, and one more, whatever the outcome.
+      rates: {input name: drop probability}. Other inputs are kept.
+      present: names of the inputs that the example has.
+      rng: consumes one draw per rate, in alphabetical order, plus one, whatever the outcome.
     """
     names = sorted(rates)
-    numbers = draws.random(len(names) + 1)
-    drop = {name for name, number in zip(names, numbers, strict=False) if number < rates[name] and name in present}
+    uniforms = rng.random(len(names) + 1)
+    drop = {name for name, uniform in zip(names, uniforms, strict=False) if uniform < rates[name] and name in present}
     if present and drop == set(present):
-        drop.discard(sorted(present)[int(numbers[-1] * len(present))])
+        drop.discard(sorted(present)[int(uniforms[-1] * len(present))])
     return drop

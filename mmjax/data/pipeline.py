@@ -1,7 +1,7 @@
-"""From records to batches: a batch is a pure function of (seed, data step), and nothing else.
+"""Input pipeline from records to batches: a batch is a pure function of (seed, data step).
 
-Hosts, worker processes, threads and devices only decide who computes which rows of it. So there is no state to save: a
-run that resumes asks for the batches from its data step on. `mmjax.data.samplers` says which records are in a batch.
+Hosts, worker processes, threads and devices only divide the computation of its rows. The pipeline therefore has no
+state to checkpoint: a resumed run requests batches from its data step on. `mmjax.data.samplers` selects the records.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from mmjax.data.batching import LARGEST_STEP, BatchFunction
+from mmjax.data.batching import MAX_STEP, BatchFunction
 from mmjax.data.buffer_pool import BufferPool
 from mmjax.data.dataset import Dataset, Source, check_split
 from mmjax.data.packed_sampler import PackedSampler
 from mmjax.data.packing import Packing
-from mmjax.data.rows import OwnRows, Rows
+from mmjax.data.rows import PaddedRows, Rows
 from mmjax.data.samplers import IndexSampler, SequentialSampler
 from mmjax.data.sampling import FilterConfig, SamplingConfig, make_sampler
 from mmjax.errors import UserError, nearest
@@ -29,32 +29,32 @@ from mmjax.modalities import Modality
 from mmjax.modalities.augmentation import Augmentation
 from mmjax.tokens import Batch, InputSpec
 
-# After this many records, more broken ones than whole ones mean a fault of the dataset and not of a few files.
-_ENOUGH_RECORDS = 100
-_BROKEN_RECORDS_TO_LOG = 10
+# From this many records on, errors in more than half of them stop the run: the dataset is at fault, not a few files.
+_MIN_RECORDS_TO_JUDGE = 100
+_MAX_LOGGED_ERRORS = 10
 
 
 class Pipeline:
-    """Makes a dataset's records into batches.
+    """Builds training and evaluation batches from a dataset's records.
 
     Args:
-      dataset: where the records come from.
-      modalities: {name of an input: the modality that processes it}; inputs that are not named are left out.
-      seed: of the order of the training split and of modality dropout.
-      modality_dropout: {name of an input: rate}, applied in training and drawn from (seed, data step, row). No
-        example loses all of its inputs; see `mmjax.data.dataset.dropped`.
-      augment: {name of an input: what changes its raw data in training, in order}, drawn from the same.
-      sampling, filters: which records training sees how often; see `mmjax.data.sampling`.
-      packing: how examples share rows; None gives each a row of its own.
-      workers: the number of processes that make training batches; 0 makes them in a thread of this process.
-      prefetch: how many batches are made ahead.
+      dataset: source of the records.
+      modalities: {input name: modality that processes it}; other inputs of the dataset are ignored.
+      seed: seed of shuffling, modality dropout and augmentation.
+      modality_dropout: {input name: dropout rate} in training; draws depend on (seed, data step, position in the
+        batch). No example loses all of its inputs; see `mmjax.data.dataset.sample_dropped`.
+      augment: {input name: augmentations, applied in order to its raw data in training}; draws depend on the same.
+      sampling: sampling proportions of training; None samples uniformly. See `mmjax.data.sampling`.
+      filters: {index column: filter} of training.
+      packing: packs several examples into each row; None uses one row per example.
+      workers: number of processes that make training batches; 0 uses a thread of this process.
+      prefetch: number of batches to make ahead.
 
     Attributes:
-      broken: how many records or inputs of records, of those in the batches handed out, could not be read or decoded.
-        They count as absent.
+      num_broken: number of unreadable records and inputs in the batches yielded so far. They are absent from the batch.
 
     Raises:
-      UserError: if `modalities` or `absent` names an input that there is not.
+      UserError: if `modalities` or `modality_dropout` names an unknown input.
     """
 
     def __init__(
@@ -80,28 +80,24 @@ class Pipeline:
                 raise UserError(
                     f"data.modality_dropout.{name}", f"the model has no input {name!r}", nearest(name, modalities)
                 )
-        self.dataset, self.modalities, self.seed, self.modality_dropout = (
-            dataset,
-            dict(modalities),
-            seed,
-            dict(modality_dropout or {}),
-        )
-        self.augment, self.workers, self.prefetch = dict(augment or {}), workers, prefetch
+        self.dataset, self.modalities, self.seed = dataset, dict(modalities), seed
+        self.modality_dropout, self.augment = dict(modality_dropout or {}), dict(augment or {})
+        self.workers, self.prefetch = workers, prefetch
         self.sampling, self.filters, self.packing = sampling, dict(filters or {}), packing
-        self.broken = 0
-        self._seen = 0
+        self.num_broken = 0
+        self._num_records = 0
         self._sources: dict[str, Source] = {}
-        self._planned: dict[str, dict[str, np.ndarray]] = {}
+        self._lengths_cache: dict[str, dict[str, np.ndarray]] = {}
 
     @property
     def specs(self) -> dict[str, InputSpec]:
-        """{name of an input: its shape, dtype and mask}."""
+        """{input name: shape, dtype and mask rank of its values}."""
         if self.packing:
             return self.packing.specs
         return {name: modality.spec for name, modality in self.modalities.items()}
 
     def size(self, split: str) -> int:
-        """The number of examples of a split. Raises a UserError where it has none, or they cannot be packed."""
+        """Returns the number of examples of a split. Raises UserError if it is empty or cannot be packed."""
         if self.packing:
             self._planned_lengths(split, self.packing)
         return len(self._source(split))
@@ -109,45 +105,43 @@ class Pipeline:
     def train_batches(
         self, split: str, batch_size: int, start_step: int = 0, rows: Sequence[int] | np.ndarray | None = None
     ) -> BatchIterator:
-        """The batches of data steps `start_step`, `start_step` + 1, … without end.
+        """Iterates endlessly over the batches of data steps `start_step`, `start_step` + 1, …
 
         Args:
-          split: the name of the split.
-          batch_size: of the global batch, B.
-          start_step: the first data step.
-          rows: which of the rows to make, all by default; another process makes the others. There are B of them, or
-            B / slots where examples are packed.
+          split: split name.
+          batch_size: size of the global batch, B.
+          start_step: first data step.
+          rows: rows of the global batch to make, by default all. A batch has B rows, or B / slots if packed.
 
         Returns:
           An iterator of batches of NumPy arrays with the examples of these rows. Close it, or use it in a `with`
-          statement. An example's id is its number in the split plus a multiple of the split's size that grows with the
-          epoch, so that ids differ within a batch even where the batch exceeds the split.
+          statement. An example's id is index + epoch * split size, with the epoch wrapped to keep ids within int32. Ids
+          are therefore unique within a batch, even if the batch is larger than the split.
         """
-        batch_of = self._train_function(split, batch_size, rows)
-        return self._iterate(batch_of, start_step, LARGEST_STEP, self.workers)
+        batch_function = self._train_function(split, batch_size, rows)
+        return self._iterate(batch_function, start_step, MAX_STEP, self.workers)
 
     def batch_at(self, split: str, batch_size: int, step: int, rows: Sequence[int] | np.ndarray | None = None) -> Batch:
-        """The batch that `train_batches` yields for data step `step`, made here and now."""
-        batch, troubles = self._train_function(split, batch_size, rows)(step)
-        self._note(batch, troubles)
+        """Returns the batch that `train_batches` yields for data step `step`, computed synchronously."""
+        batch, errors = self._train_function(split, batch_size, rows)(step)
+        self._count_errors(batch, errors)
         return batch
 
     def evaluation_batches(
         self, split: str, batch_size: int, rows: Sequence[int] | np.ndarray | None = None, workers: int = 0
     ) -> BatchIterator:
-        """The examples of a split in their order, once; an example's id is its number.
+        """Iterates once over the examples of a split in order; an example's id is its index.
 
-        Where examples are packed, the order is that of the plan, and the metrics of the split are the same. The last
-        batch is filled up with examples of id -1, without inputs, whose targets weigh 0. `Batch.step` counts
-        the batches. Arguments as in `train_batches`; starting worker processes takes seconds, so `workers` pays only
-        for large splits.
+        Packing changes the order but not the metrics of the split. The last batch is padded with examples of id -1,
+        which have no inputs and target weight 0. `Batch.step` is the index of the batch. Arguments are those of
+        `train_batches`; worker processes take seconds to start, so `workers` pays off only for large splits.
         """
         size = len(self._source(split))
         if not self.packing:
-            once, steps = SequentialSampler(size, batch_size), -(-size // batch_size)
-            return self._iterate(self._function(split, once, batch_size, rows, {}, {}), 0, steps, workers)
+            sampler, steps = SequentialSampler(size, batch_size), -(-size // batch_size)
+            return self._iterate(self._function(split, sampler, batch_size, rows, {}, {}), 0, steps, workers)
         window = self.packing.config.window
-        packed = self.packing.order(
+        packed = self.packing.sampler(
             SequentialSampler(size, window),
             self._planned_lengths(split, self.packing),
             batch_size,
@@ -157,17 +151,17 @@ class Pipeline:
         return self._iterate(self._function(split, packed, batch_size, rows, {}, {}), 0, packed.steps, workers)
 
     def examples_per_step(self, split: str, batch_size: int) -> float:
-        """How many examples a training batch has, on average where examples are packed."""
+        """Returns the number of examples of a training batch; the mean if packed."""
         if not self.packing:
             return batch_size
-        return self._packed_order(split, batch_size, self.packing).examples_per_row * self.packing.rows(batch_size)
+        return self._packed_sampler(split, batch_size, self.packing).examples_per_row * self.packing.rows(batch_size)
 
     def _source(self, split: str) -> Source:
         if split not in self._sources:
             check_split(split, self.dataset.splits)
             source = self.dataset.source(split)
             if not len(source):
-                raise UserError("data", f"the split {split!r} has no examples", "choose another, or prepare it anew")
+                raise UserError("data", f"the split {split!r} has no examples", "choose another, or prepare it again")
             self._sources[split] = source
         return self._sources[split]
 
@@ -178,75 +172,74 @@ class Pipeline:
                 if hasattr(augmentation, "open"):
                     augmentation.open()
         if self.packing:
-            order: IndexSampler = self._packed_order(split, batch_size, self.packing)
+            sampler: IndexSampler = self._packed_sampler(split, batch_size, self.packing)
         else:
-            order = self._stream(split, batch_size)
-        return self._function(split, order, batch_size, rows, self.modality_dropout, self.augment)
+            sampler = self._sampler(split, batch_size)
+        return self._function(split, sampler, batch_size, rows, self.modality_dropout, self.augment)
 
-    def _stream(self, split: str, batch_size: int) -> IndexSampler:
+    def _sampler(self, split: str, batch_size: int) -> IndexSampler:
         size = len(self._source(split))
         return make_sampler(self.dataset, split, size, batch_size, self.seed, self.sampling, self.filters)
 
-    def _packed_order(self, split: str, batch_size: int, packing: Packing) -> PackedSampler:
+    def _packed_sampler(self, split: str, batch_size: int, packing: Packing) -> PackedSampler:
         if self.sampling and any(not isinstance(weight, int | float) for weight in self.sampling.weights.values()):
-            problem = "weights over time go by data steps, and examples are packed by windows"
+            problem = "packing does not support weight schedules, which count data steps instead of windows"
             raise UserError("data.sampling.weights", problem, "give each group one number")
-        stream = self._stream(split, packing.config.window)
-        return packing.order(stream, self._planned_lengths(split, packing), batch_size, self.seed)
+        stream = self._sampler(split, packing.config.window)
+        return packing.sampler(stream, self._planned_lengths(split, packing), batch_size, self.seed)
 
     def _planned_lengths(self, split: str, packing: Packing) -> dict[str, np.ndarray]:
-        if split not in self._planned:
-            self._planned[split] = packing.planned_lengths(self.dataset, split, len(self._source(split)))
-        return self._planned[split]
+        if split not in self._lengths_cache:
+            self._lengths_cache[split] = packing.planned_lengths(self.dataset, split, len(self._source(split)))
+        return self._lengths_cache[split]
 
-    def _function(self, split, order, batch_size, rows, modality_dropout, augment) -> BatchFunction:
+    def _function(self, split, sampler, batch_size, rows, modality_dropout, augment) -> BatchFunction:
         _check_batch_size(batch_size)
         source, slots = self._source(split), 1
-        make_rows: Callable[[int, BufferPool], Rows] = functools.partial(OwnRows, self.modalities)
+        make_rows: Callable[[int, BufferPool], Rows] = functools.partial(PaddedRows, self.modalities)
         if self.packing:
             batch_size, slots = self.packing.rows(batch_size), self.packing.config.slots
-            make_rows = functools.partial(
-                self.packing.shared_rows, self._planned_lengths(split, self.packing), slots=slots
-            )
+            lengths = self._planned_lengths(split, self.packing)
+            make_rows = functools.partial(self.packing.packed_rows, lengths, slots=slots)
         rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
-        targets = dict(self.dataset.targets)
+        names, targets = list(self.modalities), dict(self.dataset.targets)
         return BatchFunction(
-            source, list(self.modalities), make_rows, targets, order, rows, slots, self.seed, modality_dropout, augment
+            source, names, make_rows, targets, sampler, rows, slots, self.seed, modality_dropout, augment
         )
 
-    def _iterate(self, batch_of: BatchFunction, start: int, stop: int, workers: int) -> BatchIterator:
+    def _iterate(self, batch_function: BatchFunction, start: int, stop: int, workers: int) -> BatchIterator:
         import grain
 
-        # Each element is a whole batch, so how elements are shared out cannot change what is in one.
-        batches = grain.MapDataset.range(start, stop).map(batch_of)
+        # Each element is a whole batch, so its content cannot depend on the assignment of elements to workers.
+        batches = grain.MapDataset.range(start, stop).map(batch_function)
         if workers:
-            # Grain hands its absl flags to the workers, which fails where nobody has parsed them.
+            # Grain passes its absl flags to the workers, which fails for unparsed flags.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
-            ahead = max(1, -(-self.prefetch // workers))
-            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
+            buffer_size = max(1, -(-self.prefetch // workers))
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer_size)
             iterable = batches.to_iter_dataset(_read_options(1, 1)).mp_prefetch(options)
         else:
-            # One thread: most of the work holds the interpreter's lock, and two together took 1.4 times as long as one.
+            # One thread: most of the work holds the GIL, and two threads took 1.4 times as long as one.
             iterable = batches.to_iter_dataset(_read_options(min(1, self.prefetch), self.prefetch))
-        return BatchIterator(iter(iterable), self._note)
+        return BatchIterator(iter(iterable), self._count_errors)
 
-    def _note(self, batch: Batch, troubles: Sequence[str]) -> None:
-        """Counts what was broken in a batch that is handed out, and gives up where most of the data is."""
-        self._seen += int((batch.ids >= 0).sum())
-        for trouble in troubles:
-            if self.broken < _BROKEN_RECORDS_TO_LOG:
-                logging.warning("Broken data, taken as absent: %s", trouble)
-            self.broken += 1
-        if troubles and self._seen >= _ENOUGH_RECORDS and self.broken * 2 > self._seen:
-            raise RuntimeError(f"{self.broken} inputs of {self._seen} records are broken; the last: {troubles[-1]}")
+    def _count_errors(self, batch: Batch, errors: Sequence[str]) -> None:
+        """Logs and counts unreadable inputs. Raises RuntimeError if they outnumber half of the records."""
+        self._num_records += int((batch.ids >= 0).sum())
+        for error in errors:
+            if self.num_broken < _MAX_LOGGED_ERRORS:
+                logging.warning("Unreadable input, treated as absent: %s", error)
+            self.num_broken += 1
+        if errors and self._num_records >= _MIN_RECORDS_TO_JUDGE and self.num_broken * 2 > self._num_records:
+            raise RuntimeError(f"{self.num_broken} read errors in {self._num_records} records; the last: {errors[-1]}")
 
 
 class BatchIterator:
-    """An iterator of batches that holds threads or processes until it is closed."""
+    """Iterator over batches. Owns threads or processes until it is closed."""
 
-    def __init__(self, iterator: Any, note: Callable[[Batch, Sequence[str]], None]):
-        self._iterator, self._note = iterator, note
+    def __init__(self, iterator: Any, count_errors: Callable[[Batch, Sequence[str]], None]):
+        self._iterator, self._count_errors = iterator, count_errors
 
     def __iter__(self) -> BatchIterator:
         return self
@@ -254,12 +247,12 @@ class BatchIterator:
     def __next__(self) -> Batch:
         if self._iterator is None:
             raise StopIteration
-        batch, troubles = next(self._iterator)
-        self._note(batch, troubles)
+        batch, errors = next(self._iterator)
+        self._count_errors(batch, errors)
         return batch
 
     def close(self) -> None:
-        """Ends the threads or processes; may be called twice."""
+        """Stops the threads or processes. Idempotent."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -273,18 +266,18 @@ class BatchIterator:
 
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise UserError("train.batch_size", f"{batch_size} examples make no batch", "give at least 1")
+        raise UserError("train.batch_size", f"{batch_size} is too small", "give at least 1")
 
 
 def _read_options(threads: int, buffer: int):
     import grain
 
-    # The default buffer holds 500 elements, which are whole batches here.
+    # Grain's default buffer of 500 elements is too large: an element is a whole batch.
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
 
 
 def fingerprint(batch: Batch) -> str:
-    """The sha256 of everything in a batch: names, shapes, dtypes and bytes."""
+    """Returns the SHA-256 of a batch: names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(batch)[0]:
         array = np.ascontiguousarray(leaf)
@@ -293,30 +286,30 @@ def fingerprint(batch: Batch) -> str:
 
 
 def prefetch_to_device(
-    batches: Iterable[Batch], place: Callable[[Batch], Batch], size: int = 2
+    batches: Iterable[Batch], transfer: Callable[[Batch], Batch], size: int = 2
 ) -> Generator[Batch, None, None]:
-    """Yields `place(batch)` for each batch, having called it `size` batches ahead.
+    """Yields `transfer(batch)` for each batch, keeping up to `size` transfers in flight.
 
-    `place` starts a transfer and returns at once, as `jax.device_put` does, so that transfers overlap the steps before
-    them. An exception of `batches` is raised after the batches before it. `batches` is closed at the end, however it
-    comes; close the generator if you leave it early.
+    `transfer` must be asynchronous, like `jax.device_put`, so that transfers overlap earlier steps. An exception from
+    `batches` is raised after all batches before it are yielded. `batches` is closed when the generator ends or is
+    closed; close the generator if you stop early.
     """
     source = iter(batches)
-    ahead: collections.deque[Batch] = collections.deque()
+    queue: collections.deque[Batch] = collections.deque()
     failure: BaseException | None = None
     exhausted = False
     try:
         while True:
-            while not exhausted and len(ahead) < size:
+            while not exhausted and len(queue) < size:
                 try:
-                    ahead.append(place(next(source)))
+                    queue.append(transfer(next(source)))
                 except StopIteration:
                     exhausted = True
                 except Exception as error:
                     failure, exhausted = error, True
-            if not ahead:
+            if not queue:
                 break
-            yield ahead.popleft()
+            yield queue.popleft()
         if failure is not None:
             raise failure
     finally:

@@ -1,4 +1,4 @@
-"""Where the inputs of a batch's examples go: a row for each, or one that several share."""
+"""Writers of batch inputs: one example per row (`PaddedRows`), or several packed into a row (`PackedRows`)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,28 @@ from mmjax.tokens import Input, InputSpec
 
 
 class Rows(Protocol):
-    """The inputs of a batch while it is made."""
+    """Inputs of a batch under construction."""
 
-    def put(self, name: str, place: int, number: int, raw: Any) -> None:
-        """Processes an input of the example at this place of the batch, the record of this number.
+    def put(self, name: str, position: int, index: int, raw: Any) -> None:
+        """Processes input `name` of record `index` and writes it at `position` of the batch.
 
-        Examples come in the order of their places. Raises ValueError, and leaves the input absent, if it is broken.
+        Calls must come in ascending order of `position`. Raises ValueError, and leaves the input absent, if `raw` is
+        invalid.
         """
 
     @property
     def inputs(self) -> dict[str, Input]:
-        """All of them, absent where nothing was put."""
+        """{name: Input}, absent where nothing was written."""
 
 
-class OwnRows:
-    """Each example has a row of its own."""
+class PaddedRows:
+    """One row per example.
+
+    Args:
+      modalities: {input name: modality that processes it}.
+      count: number of examples, B.
+      buffers: allocator of the values.
+    """
 
     def __init__(self, modalities: Mapping[str, Modality], count: int, buffers: BufferPool):
         self._modalities = modalities
@@ -38,25 +45,25 @@ class OwnRows:
         mask = np.zeros((count, *spec.shape[: spec.mask_rank]), bool)
         return Input(buffers.zeros((count, *spec.shape), spec.dtype), mask)
 
-    def put(self, name: str, place: int, number: int, raw: Any) -> None:
-        value, mask = self._modalities[name].process(raw)
-        into = self.inputs[name]
-        if value.shape != into.values.shape[1:] or mask.shape != into.mask.shape[1:]:
-            raise ValueError(f"values {value.shape} with mask {mask.shape} do not fit the input's specification")
-        check_finite(value)
-        into.values[place], into.mask[place] = value, mask
+    def put(self, name: str, position: int, index: int, raw: Any) -> None:
+        values, mask = self._modalities[name].process(raw)
+        output = self.inputs[name]
+        if values.shape != output.values.shape[1:] or mask.shape != output.mask.shape[1:]:
+            raise ValueError(f"values {values.shape} with mask {mask.shape} do not match the input spec")
+        check_finite(values)
+        output.values[position], output.mask[position] = values, mask
 
 
-class SharedRows:
-    """Examples share rows: an example's elements follow those of the example before it.
+class PackedRows:
+    """Rows of up to E examples, whose elements follow one another.
 
     Args:
-      modalities: {name of an input: what makes elements of it}.
-      specs: {name: the form of a row}.
-      rooms: {name: int [records], how many elements were planned for each}; without, a row is planned for one example.
-      count: of the examples.
-      slots: E, examples that share a row.
-      memory: what the values are written into.
+      modalities: {input name: packable modality that processes it}.
+      specs: {input name: spec of a row}.
+      planned_lengths: {input name: int [records], elements planned for each record}; None plans a whole row for each.
+      count: number of examples, B = rows * E.
+      buffers: allocator of the values.
+      slots: E, the maximum number of examples per row.
     """
 
     def __init__(
@@ -82,24 +89,26 @@ class SharedRows:
             for name, spec in specs.items()
         }
 
-    def put(self, name: str, place: int, number: int, raw: Any) -> None:
-        into, modality = self.inputs[name], self._modalities[name]
-        budget = into.mask.shape[1]
-        room = budget if self._planned_lengths is None else int(self._planned_lengths[name][number])
+    def put(self, name: str, position: int, index: int, raw: Any) -> None:
+        output, modality = self.inputs[name], self._modalities[name]
+        budget = output.mask.shape[1]
+        planned = budget if self._planned_lengths is None else int(self._planned_lengths[name][index])
         values, positions = modality.process_packed(raw, budget)
-        if len(values) > room:
-            # Augmentation has made it larger than it was when it was planned.
-            values, positions = modality.process_packed(raw, room)
-        if values.shape[1:] != into.values.shape[2:] or len(values) > room:
-            raise ValueError(f"{values.shape} do not fit into {room} of the input's specification")
+        if len(values) > planned:
+            # Augmentation has enlarged the input beyond its planned length.
+            values, positions = modality.process_packed(raw, planned)
+        if values.shape[1:] != output.values.shape[2:] or len(values) > planned:
+            raise ValueError(f"elements {values.shape} do not match the input spec or exceed the planned {planned}")
         check_finite(values)
-        row, slot = divmod(place, self._slots)
-        begin = self._filled[name][row]
-        here = row, slice(begin, begin + len(values))
-        into.values[here], into.mask[here], into.positions[here], into.segments[here] = values, True, positions, slot
+        row, slot = divmod(position, self._slots)
+        start = self._filled[name][row]
+        span = row, slice(start, start + len(values))
+        output.values[span], output.mask[span] = values, True
+        output.positions[span], output.segments[span] = positions, slot
         self._filled[name][row] += len(values)
 
 
 def check_finite(values: np.ndarray) -> None:
+    """Raises ValueError if a float array contains NaN or infinity."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError("values that are not finite")
+        raise ValueError("non-finite values")

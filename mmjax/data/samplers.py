@@ -1,8 +1,9 @@
-"""Which records are in a batch: a pure function of (seed, data step), made from the numbers of the records alone.
+"""Index samplers: map a data step to the record indices of its batch.
 
-The training split is shared out into groups, one or many: the datasets of a mixture, the classes of a label. Each
-group is Grain's shuffled range that repeats for ever, shuffled anew in each epoch, and gives each batch its share of
-the rows. The shares may change with the data step; how far each group has come follows from them.
+A sampler is a pure function of (seed, data step), so it has no state to checkpoint. The training split is divided into
+one or more groups, such as the datasets of a mixture or the classes of a label. Each group is an endless stream of its
+records, reshuffled in every epoch, and fills a quota of rows in each batch. Quotas follow weights that may change over
+data steps. A group's position in its stream is the sum of its earlier quotas.
 """
 
 from __future__ import annotations
@@ -14,147 +15,158 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# Separates the draw of the places in a batch from others that use the same seed.
-_PLACES = 0x706C616365732121
-# Steps whose shares are computed together. Sums of shares are rounded alike only if they always begin at the same step.
+# Philox key of the row permutation, so that its draws differ from others with the same seed.
+_ROW_KEY = 0x706C616365732121
+# Steps whose quotas are computed together. Chunks begin at fixed steps, so that cumulative sums round reproducibly.
 _CHUNK = 1024
-_ROUNDING = 1e-9
+# Absorbs float error, so that a cumulative sum just below an integer is not rounded down.
+_EPSILON = 1e-9
 
 Breakpoints = Sequence[tuple[float, float]]
-"""A weight over time: (data step, weight) in the order of steps, linear in between and constant beyond."""
+"""Piecewise-linear weight schedule: (data step, weight), sorted by step, constant beyond both ends."""
 
 
 class IndexSampler(Protocol):
-    """What a batch holds. It can be pickled, as worker processes ask it too."""
+    """Maps (data step, rows) to record indices. Must be picklable: worker processes call it too."""
 
     def __call__(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns, for these rows of the data step's batch, the number of the record, -1 for none, and its epoch."""
+        """Returns (record index, epoch) for the given rows of the step's batch; index -1 is padding."""
 
 
 class SequentialSampler:
-    """Records 0, 1, … in their order, and padding after the last."""
+    """Yields records 0, 1, … once in order, then padding."""
 
     def __init__(self, size: int, batch_size: int):
         self._size, self._batch_size = size, batch_size
 
     def __call__(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        numbers = step * self._batch_size + rows
-        return np.where(numbers < self._size, numbers, -1), np.zeros_like(numbers)
+        indices = step * self._batch_size + rows
+        return np.where(indices < self._size, indices, -1), np.zeros_like(indices)
 
 
 class MixtureSampler:
-    """Groups that are shuffled and repeated, each with its share of every batch.
+    """Samples from shuffled, repeated groups; each group fills a quota of every batch.
 
-    A group whose share is w has been given the nearest whole number to the sum of w * batch_size so far, give or take
-    one for each group before it: over a run shares are exact, and within an epoch of a group each of its records comes
-    once.
+    The total of the quotas of group k (0, 1, …) never differs by more than k + 1 rows from its exact weighted share, so
+    proportions are exact over a run. Each epoch of a group contains each of its records once.
+
+    Example: `batch_size` is 4, group "a" has 3 records and weight 1, group "b" has 6 records and weight 2. The share of
+    "a" is 4/3 rows per step:
+
+        step   share of "a" so far   quota of "a", "b"   positions in "a"   positions in "b"
+        0      1.33                  1, 3                0                  0 1 2
+        1      2.67                  2, 2                1 2                3 4
+        2      4.00                  1, 3                3                  5 6 7
+
+    Position p in a group of n records is entry p % n of the permutation of epoch p // n: position 3 in "a" and
+    positions 6 and 7 in "b" belong to epoch 1.
 
     Args:
-      groups: {name: numbers of its records}, none of them empty.
-      weights: {name: weight over time}, which need not add up to 1.
-      batch_size: of the global batch.
-      seed: of the orders.
+      groups: {group name: record indices}, all non-empty.
+      weights: {group name: weight schedule}; weights need not sum to 1.
+      batch_size: rows of the global batch.
+      seed: seed of all permutations.
 
     Raises:
-      ValueError: if all weights are 0 at some time.
+      ValueError: if all weights are 0 at some step.
     """
 
     def __init__(
         self, groups: Mapping[str, np.ndarray], weights: Mapping[str, Breakpoints], batch_size: int, seed: int
     ) -> None:
         self._names = list(groups)
-        self._records = [np.asarray(numbers, np.int64) for numbers in groups.values()]
-        self._weights = [np.asarray(weights[name], np.float64).reshape(-1, 2) for name in self._names]
+        self._indices = [np.asarray(indices, np.int64) for indices in groups.values()]
+        self._schedules = [np.asarray(weights[name], np.float64).reshape(-1, 2) for name in self._names]
         self._batch_size, self._seed = batch_size, seed
-        self._counts = [np.zeros(len(groups), np.int64)]
-        self._owed = [np.full(len(groups), 0.5)]
-        self._shares: tuple[int, Any, Any] = (-1, None, None)
-        # The sum of lines is a line: it is 0 nowhere unless it is at a corner.
-        corners = np.unique(np.concatenate([points[:, 0] for points in self._weights]))
-        if not (self._weights_at(corners).sum(0) > 0).all():
-            raise ValueError("all weights are 0 at some step; give one of them a weight")
+        # State at the start of each chunk known so far: positions in the groups, and rounding remainders.
+        self._positions = [np.zeros(len(groups), np.int64)]
+        self._remainders = [np.full(len(groups), 0.5)]
+        self._cached_chunk: tuple[int, Any, Any] = (-1, None, None)
+        # The sum of the schedules is piecewise linear and non-negative: if it is 0 anywhere, it is 0 at a breakpoint.
+        breakpoints = np.unique(np.concatenate([schedule[:, 0] for schedule in self._schedules]))
+        if not (self._weights_at(breakpoints).sum(0) > 0).all():
+            raise ValueError("all weights are 0 at some step; give at least one group a positive weight")
 
     def __call__(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        begins, counts = self._batch(step)
-        group = np.repeat(np.arange(len(counts)), counts)
-        position = np.arange(self._batch_size) - np.repeat(np.cumsum(counts) - counts - begins, counts)
-        if len(counts) > 1:
-            # Devices hold neighbouring rows: none of them is to have a dataset of its own.
-            key = [self._seed % 2**64, _PLACES]
-            places = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, step, 0])).permutation(len(group))
-            group, position = group[places], position[places]
+        starts, quotas = self._starts_and_quotas(step)
+        group = np.repeat(np.arange(len(quotas)), quotas)
+        position = np.arange(self._batch_size) - np.repeat(np.cumsum(quotas) - quotas - starts, quotas)
+        if len(quotas) > 1:
+            # Mix the groups across rows: adjacent rows are on one device, which would otherwise see a single dataset.
+            key = [self._seed % 2**64, _ROW_KEY]
+            rng = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, step, 0]))
+            permutation = rng.permutation(len(group))
+            group, position = group[permutation], position[permutation]
         group, position = group[rows], position[rows]
-        sizes = np.array([len(records) for records in self._records])
-        found = [
-            self._records[which][self._shuffled(which)[place]]
-            for which, place in zip(group.tolist(), position.tolist(), strict=True)
-        ]
-        return np.array(found, np.int64), position // sizes[group]
+        sizes = np.array([len(indices) for indices in self._indices])
+        records = [self._indices[g][self._stream(g)[p]] for g, p in zip(group.tolist(), position.tolist(), strict=True)]
+        return np.array(records, np.int64), position // sizes[group]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_orders"}
+        return {name: value for name, value in self.__dict__.items() if name != "_streams"}
 
-    def share(self, step: int) -> dict[str, int]:
-        """How many rows of the batch each group gives."""
-        return dict(zip(self._names, self._batch(step)[1].tolist(), strict=True))
+    def quotas(self, step: int) -> dict[str, int]:
+        """Returns {group name: rows of the step's batch}."""
+        return dict(zip(self._names, self._starts_and_quotas(step)[1].tolist(), strict=True))
 
     @functools.cached_property
-    def _orders(self) -> dict[int, Sequence[int]]:
+    def _streams(self) -> dict[int, Sequence[int]]:
         return {}
 
-    def _shuffled(self, which: int) -> Sequence[int]:
-        """The order of a group's records: position in all its epochs: number within the group."""
-        if which not in self._orders:
-            # Grain takes two seconds to import, and seeds of 32 bits.
+    def _stream(self, group: int) -> Sequence[int]:
+        """Maps a position in the group's endless stream to an index into the group."""
+        if group not in self._streams:
+            # Imported here because Grain takes two seconds to import.
             import grain
 
-            seed = (self._seed + (zlib.crc32(self._names[which].encode()) if which else 0)) % 2**32
-            order = grain.MapDataset.range(len(self._records[which])).seed(seed).shuffle().repeat(None)
-            self._orders[which] = order
-        return self._orders[which]
+            # Grain accepts 32-bit seeds.
+            seed = (self._seed + (zlib.crc32(self._names[group].encode()) if group else 0)) % 2**32
+            stream = grain.MapDataset.range(len(self._indices[group])).seed(seed).shuffle().repeat(None)
+            self._streams[group] = stream
+        return self._streams[group]
 
     def _weights_at(self, steps: np.ndarray) -> np.ndarray:
-        """[groups, steps]."""
-        return np.stack([np.interp(steps, points[:, 0], points[:, 1]) for points in self._weights])
+        """Interpolates the weight schedules; [groups, steps]."""
+        return np.stack([np.interp(steps, schedule[:, 0], schedule[:, 1]) for schedule in self._schedules])
 
-    def _batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """How many records each group has given before this step, and how many it gives in it."""
+    def _starts_and_quotas(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns each group's stream position before the step and its quota in the step, both [groups]."""
         if len(self._names) == 1:
             return np.array([step * self._batch_size]), np.array([self._batch_size])
         chunk, offset = divmod(step, _CHUNK)
-        if self._shares[0] != chunk:
-            while len(self._counts) <= chunk:
-                _, counts, owed = self._split(len(self._counts) - 1)
-                self._counts.append(self._counts[-1] + counts.sum(1))
-                self._owed.append(owed)
-            begins, counts, _ = self._split(chunk)
-            self._shares = (chunk, begins, counts)
-        _, begins, counts = self._shares
-        return begins[:, offset], counts[:, offset]
+        if self._cached_chunk[0] != chunk:
+            while len(self._positions) <= chunk:
+                _, quotas, remainders = self._compute_chunk(len(self._positions) - 1)
+                self._positions.append(self._positions[-1] + quotas.sum(1))
+                self._remainders.append(remainders)
+            starts, quotas, _ = self._compute_chunk(chunk)
+            self._cached_chunk = (chunk, starts, quotas)
+        _, starts, quotas = self._cached_chunk
+        return starts[:, offset], quotas[:, offset]
 
-    def _split(self, chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The rows of a chunk's batches, shared out to one group after the other.
+    def _compute_chunk(self, chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Assigns the rows of a chunk's batches, group by group.
 
-        Of what the groups before it have left, a group gets its weight among those that remain. It is owed the rest of
-        each rounding, so that it gets at most what is left and never less than nothing.
+        Each group takes its share of the free rows: its weight relative to the groups not yet assigned. The rounding
+        remainder carries over to the next step, so a quota is never negative and never exceeds the free rows.
 
         Returns:
-          begins, counts: int [groups, steps].
-          owed: [groups], after the chunk.
+          starts, quotas: int64 [groups, steps].
+          remainders: float64 [groups], after the chunk.
         """
         weights = self._weights_at(np.arange(chunk * _CHUNK, (chunk + 1) * _CHUNK))
-        remaining = np.cumsum(weights[::-1], axis=0)[::-1]
-        left = np.full(_CHUNK, self._batch_size, np.int64)
-        counts, owed = np.zeros(weights.shape, np.int64), self._owed[chunk].copy()
-        for which in range(len(weights)):
-            if which == len(weights) - 1:
-                counts[which] = left
+        unassigned = np.cumsum(weights[::-1], axis=0)[::-1]
+        free = np.full(_CHUNK, self._batch_size, np.int64)
+        quotas, remainders = np.zeros(weights.shape, np.int64), self._remainders[chunk].copy()
+        for group in range(len(weights)):
+            if group == len(weights) - 1:
+                quotas[group] = free
                 break
-            share = np.divide(weights[which], remaining[which], out=np.zeros(_CHUNK), where=remaining[which] > 0)
-            due = owed[which] + np.cumsum(left * share)
-            given = np.floor(due + _ROUNDING).astype(np.int64)
-            counts[which] = np.diff(given, prepend=0)
-            owed[which] = due[-1] - given[-1]
-            left = left - counts[which]
-        begins = self._counts[chunk][:, None] + np.cumsum(counts, axis=1) - counts
-        return begins, counts, owed
+            share = np.divide(weights[group], unassigned[group], out=np.zeros(_CHUNK), where=unassigned[group] > 0)
+            exact = remainders[group] + np.cumsum(free * share)
+            rounded = np.floor(exact + _EPSILON).astype(np.int64)
+            quotas[group] = np.diff(rounded, prepend=0)
+            remainders[group] = exact[-1] - rounded[-1]
+            free = free - quotas[group]
+        starts = self._positions[chunk][:, None] + np.cumsum(quotas, axis=1) - quotas
+        return starts, quotas, remainders

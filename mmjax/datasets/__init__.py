@@ -1,19 +1,18 @@
-"""Datasets: what there is to learn from.
+"""Datasets, selected by name in `DATASETS`.
 
-A dataset is chosen by its name in `DATASETS`; it is a class with a nested frozen dataclass `Config` and these members,
-which `mmjax.data.dataset.Dataset` describes:
+A dataset is a class with a nested frozen dataclass `Config` and these members; see `mmjax.data.dataset.Dataset`:
 
-    prepare() -> pathlib.Path                     makes the files, once
-    splits -> tuple[str, ...]                     names of the splits, "train" first
-    inputs -> {name: kind}                        kinds are those of `mmjax.modalities.MODALITIES`
+    prepare() -> pathlib.Path                     writes the files once
+    splits -> tuple[str, ...]                     split names, "train" first
+    inputs -> {name: modality}                    modalities are keys of `mmjax.modalities.MODALITIES`
     targets -> {name: TargetSpec}
     source(split) -> Source                       len(source), and source[i] -> Record(inputs, targets)
     ceilings(split) -> {target: {subset: accuracy}}
-    dataset_options -> {input: options}                     of its modality, that the data decides; may be left out
-    inputs_of(split) -> {names}                   where a split never has some of the inputs; may be left out
-    columns(split) -> {name: array}               what is known of each record before it is read; may be left out
+    dataset_options -> {input: options}           optional: modality options that the data determines
+    inputs_of(split) -> {names}                   optional: inputs that occur in the split
+    columns(split) -> {name: array}               optional: index columns, available without reading records
 
-Importing this package is quick: what takes seconds to import is imported where it is used.
+Importing this package is fast: slow dependencies are imported where they are used.
 """
 
 from __future__ import annotations
@@ -56,25 +55,29 @@ __all__ = [
 
 
 def make_dataset(section: Any, shared: type[Shared], where: str = "data") -> tuple[Shared, Dataset]:
-    """Makes the dataset that a section of the config names; nothing is prepared yet.
+    """Builds the dataset named in a config section, without preparing it.
 
     Args:
-      section: `name`, keys of `shared`, and the dataset's own.
-      shared: a dataclass of the keys that all datasets have here, `name` among them.
+      section: `name`, other keys of `shared`, and keys of the dataset's `Config`.
+      shared: dataclass of the keys common to all datasets, including `name`.
+      where: config path of the section, for error messages.
+
+    Returns:
+      (shared config, dataset).
 
     Raises:
-      UserError: where the section is wrong.
+      UserError: if the section is invalid.
     """
     if not isinstance(section, Mapping):
         raise UserError(where, f"{section!r} is not a section", "give a dict with the key 'name'")
-    keys = {field.name for field in dataclasses.fields(shared)}  # type: ignore[arg-type]
-    config: Any = build(shared, {key: value for key, value in section.items() if key in keys}, where)
+    shared_keys = {field.name for field in dataclasses.fields(shared)}  # type: ignore[arg-type]
+    config: Any = build(shared, {key: value for key, value in section.items() if key in shared_keys}, where)
     if config.name not in DATASETS:
         raise UserError(f"{where}.name", f"unknown dataset {config.name!r}", nearest(config.name, DATASETS))
     cls: Any = DATASETS[config.name]
-    own = {field.name for field in dataclasses.fields(cls.Config)}
+    dataset_keys = {field.name for field in dataclasses.fields(cls.Config)}
     for key in section:
-        if key not in keys | own:
+        if key not in shared_keys | dataset_keys:
             raise unknown_key(key, where, shared, cls.Config)
-    own_config = build(cls.Config, {key: value for key, value in section.items() if key in own}, where)
-    return config, Mixture(own_config, make_dataset) if cls is Mixture else cls(own_config)
+    dataset_config = build(cls.Config, {key: value for key, value in section.items() if key in dataset_keys}, where)
+    return config, Mixture(dataset_config, make_dataset) if cls is Mixture else cls(dataset_config)

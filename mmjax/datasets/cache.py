@@ -1,4 +1,4 @@
-"""Prepared data in a folder of the user's: made once, whole or not at all, by one process while others wait."""
+"""Cache of prepared data: each folder is written once, atomically, by one process while others wait."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _CHECKSUM_FILE = "checksum.sha256"
 def prepare_once(
     folder: pathlib.Path,
     write: Callable[[pathlib.Path], pathlib.Path],
-    summarise: Callable[[pathlib.Path], str],
+    compute_checksum: Callable[[pathlib.Path], str],
 ) -> pathlib.Path:
-    """Returns `folder`, made by `write` unless it is there.
+    """Returns `folder`, after calling `write` if it does not exist.
 
-    The data is written beside `folder` and renamed to it at the end, so a `folder` that exists is finished. One process
-    writes, the others on the machine wait for it.
+    The data is written to a sibling folder that is renamed at the end, so an existing `folder` is always complete. One
+    process writes; others on the same machine wait for it.
 
     Args:
-      folder: where the prepared data belongs.
-      write: is given an empty folder, and returns the folder in it that holds the finished data.
-      summarise: makes the checksum of the finished data, which is kept with it; for example `records_checksum`.
+      folder: final location of the prepared data.
+      write: writes into a given empty folder and returns the subfolder with the finished data.
+      compute_checksum: maps the finished folder to its checksum, which is stored in it; for example `records_checksum`.
 
     Raises:
       UserError: if the folder cannot be written.
@@ -38,43 +38,43 @@ def prepare_once(
     if folder.exists():
         return folder
     try:
-        _make(folder.parent)
+        _make_folder(folder.parent)
         with _locked(folder.with_name(folder.name + ".lock")):
             if not folder.exists():
-                # Whoever left a partial folder is gone, since we hold its lock.
+                # A partial folder is stale: the process that wrote it no longer holds the lock.
                 partial = folder.with_name(folder.name + ".partial")
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
                 finished = write(partial)
-                (finished / _CHECKSUM_FILE).write_text(summarise(finished) + "\n")
+                (finished / _CHECKSUM_FILE).write_text(compute_checksum(finished) + "\n")
                 finished.rename(folder)
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT):
             raise
-        remedy = "set the config's `cache` or the variable MMJAX_CACHE to a folder with space that you may write"
+        remedy = "set data.cache or the variable MMJAX_CACHE to a writable folder with enough space"
         raise UserError("data.cache", f"{str(folder)!r} cannot be written: {error.strerror}", remedy) from None
     return folder
 
 
-def _make(folder: pathlib.Path) -> None:
+def _make_folder(folder: pathlib.Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:
-        # So say file systems that take no folders at all, like /proc.
-        raise PermissionError(errno.EACCES, "no folder can be made there") from error
+        # File systems that do not support new folders, such as /proc, raise FileNotFoundError.
+        raise PermissionError(errno.EACCES, "cannot create a folder") from error
 
 
 def checksum(folder: pathlib.Path) -> str:
-    """The checksum of prepared data, as it was when it was prepared."""
+    """Reads the checksum stored at preparation."""
     return (folder / _CHECKSUM_FILE).read_text().strip()
 
 
 def records_checksum(folder: pathlib.Path) -> str:
-    """sha256 over all records that TFDS wrote to a folder, split by split, in their order.
+    """Computes the SHA-256 of all records that TFDS wrote to a folder, split by split, in order.
 
-    It covers what is in the records and not the bytes of the files: protocol buffers write the fields of a record in an
-    order that changes from process to process.
+    The checksum covers record contents instead of file bytes: the order of a record's fields in its serialised protocol
+    buffer varies between processes.
     """
     import tensorflow_datasets as tfds
 
@@ -92,7 +92,7 @@ def records_checksum(folder: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Holds an exclusive lock that the operating system releases when the process ends, however it ends."""
+    """Holds an exclusive file lock, which the operating system releases even if the process is killed."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""Several datasets as one: each record has the inputs and targets of its own dataset, and lacks those of the others."""
+"""Mixture of datasets: each record has the inputs and targets of its dataset; the others are missing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mmjax.tokens import TargetSpec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartConfig:
-    """What a mixture says of one of its datasets; every other key is the dataset's own.
+    """Options of one dataset in a mixture, in addition to the dataset's own keys.
 
     Attributes:
       name: a name in `mmjax.datasets.DATASETS`.
-      rename: {name of an input or target in the dataset: its name in the mixture}. Equal names mean the same input, or
-        the same target: give what differs another name.
+      rename: {input or target in the dataset: its name in the mixture}. Inputs or targets with equal names are merged;
+        rename those that differ.
     """
 
     name: str
@@ -30,18 +30,18 @@ class PartConfig:
 
 
 class Mixture:
-    """Datasets with different inputs and targets in one run.
+    """Combines datasets with different inputs and targets in one run.
 
-    Its splits are those of its datasets, each after all of them together: "test" holds the records of every "test", and
-    "NAME/test" those of one dataset. How often each is seen in training is for the section `data.sampling` to say.
+    Split "test" holds the records of the "test" splits of all datasets; "NAME/test" holds those of dataset NAME. The
+    section `data.sampling` sets the sampling proportions of training.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """The datasets.
+        """Options of `Mixture`.
 
         Attributes:
-          of: {a name of your own: {"name": a name in `mmjax.datasets.DATASETS`, and that one's keys}}.
+          of: {name of your choice: {"name": a name in `mmjax.datasets.DATASETS`, and keys of that dataset}}.
         """
 
         of: dict[str, dict[str, Any]]
@@ -51,144 +51,155 @@ class Mixture:
                 raise ValueError("of is empty; name at least one dataset")
             for name in self.of:
                 if not name or "/" in name:
-                    raise ValueError(f"of has a dataset named {name!r}; give names without a slash")
+                    raise ValueError(f"of has a dataset named {name!r}; use a non-empty name without a slash")
 
     def __init__(self, config: Config, make_dataset: Callable[..., tuple[Any, Any]]):
         self._parts = {name: _Part(name, section, make_dataset) for name, section in config.of.items()}
-        # A table has the same columns everywhere; what standardises them may differ, and is that of the first dataset.
-        inputs = self._together("inputs", lambda part, own: (part.dataset.inputs[own], part.form_of(own)))
-        targets = self._together("targets", lambda part, own: _form(part.dataset.targets[own]))
-        self.inputs: Mapping[str, str] = {name: part.dataset.inputs[own] for name, (part, own) in inputs.items()}
+        # Merged inputs and targets may differ in their statistics, but in nothing else; the first dataset's are used.
+        inputs = self._merge("inputs", lambda part, name: (part.dataset.inputs[name], part.format_options(name)))
+        targets = self._merge("targets", lambda part, name: _without_statistics(part.dataset.targets[name]))
+        self.inputs: Mapping[str, str] = {new: part.dataset.inputs[name] for new, (part, name) in inputs.items()}
         self.targets: Mapping[str, TargetSpec] = {
-            name: part.dataset.targets[own] for name, (part, own) in targets.items()
+            new: part.dataset.targets[name] for new, (part, name) in targets.items()
         }
 
     @property
     def dataset_options(self) -> Mapping[str, Mapping[str, Any]]:
-        """Those of the first dataset that has the input."""
-        found: dict[str, Mapping[str, Any]] = {}
+        """{input: modality options of the first dataset with this input}."""
+        merged: dict[str, Mapping[str, Any]] = {}
         for part in self._parts.values():
-            for own, dataset_options in part.dataset_options.items():
-                found.setdefault(part.rename.get(own, own), dataset_options)
-        return found
+            for name, options in part.dataset_options.items():
+                merged.setdefault(part.new_name(name), options)
+        return merged
 
     @property
     def splits(self) -> tuple[str, ...]:
-        each = {name: part.dataset.splits for name, part in self._parts.items()}
-        together = list(dict.fromkeys(split for splits in each.values() for split in splits))
-        return (*together, *(f"{name}/{split}" for name, splits in each.items() for split in splits))
+        """Combined splits such as "test", then those of each dataset such as "NAME/test"."""
+        by_part = {name: part.dataset.splits for name, part in self._parts.items()}
+        combined = list(dict.fromkeys(split for splits in by_part.values() for split in splits))
+        return (*combined, *(f"{name}/{split}" for name, splits in by_part.items() for split in splits))
 
     def prepare(self) -> pathlib.Path:
-        """Prepares each dataset where it belongs; returns the cache folder."""
+        """Prepares every dataset in its own folder, and returns the cache folder."""
         for part in self._parts.values():
             part.dataset.prepare()
         return cache_folder()
 
     def source(self, split: str) -> Source:
-        return _Sources([part.source(own) for part, own in self._of(split)])
+        return _ConcatSource([part.source(part_split) for part, part_split in self._resolve(split)])
 
     def columns(self, split: str) -> Mapping[str, np.ndarray]:
-        """The column "dataset", and the numbers that all datasets with an input know of it: NaN in the others."""
-        parts = self._of(split)
-        sizes = [len(part.source(own)) for part, own in parts]
-        found = {"dataset": np.repeat([part.name for part, _ in parts], sizes)}
-        each = [part.measures(own) for part, own in parts]
-        for name in dict.fromkeys(name for known in each for name in known):
-            having = [name.partition("/")[0] in part.names for part, _ in parts]
-            if all(name in known for known, has in zip(each, having, strict=True) if has):
-                columns = [known.get(name, np.full(size, np.nan)) for known, size in zip(each, sizes, strict=True)]
-                found[name] = np.concatenate(columns)
-        return found
+        """Returns the column "dataset" and the numeric columns of each input that all datasets with this input provide.
+
+        Records of datasets without the input have NaN.
+        """
+        parts = self._resolve(split)
+        sizes = [len(part.source(part_split)) for part, part_split in parts]
+        columns = {"dataset": np.repeat([part.name for part, _ in parts], sizes)}
+        measures = [part.measures(part_split) for part, part_split in parts]
+        for name in dict.fromkeys(name for known in measures for name in known):
+            has_input = [name.partition("/")[0] in part.input_names for part, _ in parts]
+            if all(name in known for known, has in zip(measures, has_input, strict=True) if has):
+                arrays = [known.get(name, np.full(size, np.nan)) for known, size in zip(measures, sizes, strict=True)]
+                columns[name] = np.concatenate(arrays)
+        return columns
 
     def inputs_of(self, split: str) -> set[str]:
-        """The inputs that examples of a split can have: those of its datasets."""
-        return {part.rename.get(own, own) for part, _ in self._of(split) for own in part.dataset.inputs}
+        """Returns the inputs that occur in a split."""
+        return {name for part, _ in self._resolve(split) for name in part.input_names}
 
     def ceilings(self, split: str) -> dict[str, dict[str, float]]:
-        """Those of the dataset, for a split of one dataset; a mixture's own are unknown."""
-        parts = self._of(split)
+        """Returns the ceilings of a single dataset's split; {} for combined splits, which have no known bound."""
+        parts = self._resolve(split)
         if len(parts) > 1:
             return {}
-        ((part, own),) = parts
-        return {part.rename.get(target, target): known for target, known in part.dataset.ceilings(own).items()}
+        ((part, part_split),) = parts
+        return {part.new_name(target): bounds for target, bounds in part.dataset.ceilings(part_split).items()}
 
-    def _of(self, split: str) -> list[tuple[_Part, str]]:
-        """The datasets of a split, with the names that they have for it."""
+    def _resolve(self, split: str) -> list[tuple[_Part, str]]:
+        """Returns (dataset, its split name) for each dataset of a split."""
         check_split(split, self.splits)
-        name, slash, own = split.rpartition("/")
+        name, slash, part_split = split.rpartition("/")
         if slash:
-            return [(self._parts[name], own)]
+            return [(self._parts[name], part_split)]
         return [(part, split) for part in self._parts.values() if split in part.dataset.splits]
 
-    def _together(self, members: str, look: Callable[[_Part, str], Any]) -> dict[str, tuple[_Part, str]]:
-        """{name in the mixture: the first dataset that has it, its name there}, of the inputs or of the targets.
+    def _merge(self, member: str, describe: Callable[[_Part, str], Any]) -> dict[str, tuple[_Part, str]]:
+        """Merges the inputs or targets (`member`) of all datasets.
+
+        Returns:
+          {name in the mixture: (first dataset that has it, its name in this dataset)}.
 
         Raises:
-          UserError: where what `look` sees differs between datasets that have one name.
+          UserError: if `describe` differs between datasets with the same name.
         """
-        found: dict[str, tuple[_Part, str]] = {}
+        merged: dict[str, tuple[_Part, str]] = {}
         for part in self._parts.values():
-            for own in getattr(part.dataset, members):
-                name = part.rename.get(own, own)
-                first, theirs = found.setdefault(name, (part, own))
-                if look(part, own) != look(first, theirs):
-                    problem = f"{name!r} of {part.name!r} is not what it is in {first.name!r}"
-                    remedy = f'give it another name: rename = {{"{own}": "{part.name}_{own}"}}'
+            for name in getattr(part.dataset, member):
+                new = part.new_name(name)
+                first, first_name = merged.setdefault(new, (part, name))
+                if describe(part, name) != describe(first, first_name):
+                    problem = f"{new!r} of {part.name!r} differs from {new!r} of {first.name!r}"
+                    remedy = f'rename one: rename = {{"{name}": "{part.name}_{name}"}}'
                     raise UserError(f"data.of.{part.name}", problem, remedy)
-        return found
+        return merged
 
 
-def _form(spec: TargetSpec) -> TargetSpec:
+def _without_statistics(spec: TargetSpec) -> TargetSpec:
     return dataclasses.replace(spec, mean=0.0, std=1.0)
 
 
 class _Part:
-    """One of the datasets, with its names in the mixture."""
+    """One dataset of a mixture, and its names in the mixture."""
 
     def __init__(self, name: str, section: Mapping[str, Any], make_dataset: Callable[..., tuple[Any, Any]]):
         where = f"data.of.{name}"
         config, dataset = make_dataset(section, PartConfig, where)
         if isinstance(dataset, Mixture):
-            raise UserError(f"{where}.name", "a mixture of mixtures has no use", "name their datasets here")
-        self.name, self.dataset, self.rename = name, dataset, config.rename
+            raise UserError(f"{where}.name", "mixtures cannot be nested", "list the datasets directly")
+        self.name, self.dataset, self._rename = name, dataset, config.rename
         self.dataset_options: Mapping[str, Mapping[str, Any]] = getattr(dataset, "dataset_options", {})
         known = [*dataset.inputs, *dataset.targets]
-        for old in self.rename:
+        for old in self._rename:
             if old not in known:
-                raise UserError(f"{where}.rename.{old}", f"there is no {old!r} to rename", nearest(old, known))
+                raise UserError(f"{where}.rename.{old}", f"unknown input or target {old!r}", nearest(old, known))
         for names in (dataset.inputs, dataset.targets):
-            renamed = [self.rename.get(own, own) for own in names]
+            renamed = [self.new_name(old) for old in names]
             for new in renamed:
                 if renamed.count(new) > 1:
-                    raise UserError(f"{where}.rename", f"two would be named {new!r}", "give each a name of its own")
+                    raise UserError(f"{where}.rename", f"two would be named {new!r}", "choose unique names")
+
+    def new_name(self, name: str) -> str:
+        """Returns the name in the mixture of an input or target."""
+        return self._rename.get(name, name)
 
     @property
-    def names(self) -> list[str]:
-        """Those of its inputs, in the mixture."""
-        return [self.rename.get(own, own) for own in self.dataset.inputs]
+    def input_names(self) -> list[str]:
+        """Names of the inputs in the mixture."""
+        return [self.new_name(name) for name in self.dataset.inputs]
 
     def measures(self, split: str) -> dict[str, np.ndarray]:
-        """{"INPUT/MEASURE": numbers} of the records of a split, by the names in the mixture."""
+        """Returns {"INPUT/MEASURE": float64 [records]}, the numeric index columns, by names in the mixture."""
         columns: Mapping[str, np.ndarray] = getattr(self.dataset, "columns", lambda split: {})(split)
-        found = {}
-        for name, values in columns.items():
-            own, slash, measure = name.partition("/")
-            if slash and own in self.dataset.inputs and np.asarray(values).dtype.kind in "biuf":
-                found[f"{self.rename.get(own, own)}/{measure}"] = np.asarray(values, float)
-        return found
+        measures = {}
+        for column, values in columns.items():
+            name, slash, measure = column.partition("/")
+            if slash and name in self.dataset.inputs and np.asarray(values).dtype.kind in "biuf":
+                measures[f"{self.new_name(name)}/{measure}"] = np.asarray(values, float)
+        return measures
 
-    def form_of(self, own: str) -> dict[str, Any]:
-        """What the facts of an input say of its form, and not of its values."""
-        return {name: fact for name, fact in self.dataset_options.get(own, {}).items() if name not in ("mean", "std")}
+    def format_options(self, name: str) -> dict[str, Any]:
+        """Returns the dataset options of an input except its statistics."""
+        return {key: value for key, value in self.dataset_options.get(name, {}).items() if key not in ("mean", "std")}
 
     def source(self, split: str) -> Source:
         source = self.dataset.source(split)
-        return _Renamed(source, self.rename) if self.rename else source
+        return _RenamedSource(source, self._rename) if self._rename else source
 
 
 @dataclasses.dataclass(frozen=True)
-class _Renamed:
-    """A source whose inputs and targets have other names."""
+class _RenamedSource:
+    """Source with renamed inputs and targets."""
 
     source: Source
     names: Mapping[str, str]
@@ -197,18 +208,15 @@ class _Renamed:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Record:
-        return self._renamed(self.source[index])
-
-    def _renamed(self, record: Record) -> Record:
-        new = self.names
+        record, new = self.source[index], self.names
         return Record(
             {new.get(name, name): value for name, value in record.inputs.items()},
             {new.get(name, name): value for name, value in record.targets.items()},
         )
 
 
-class _Sources:
-    """Several sources, one after the other."""
+class _ConcatSource:
+    """Concatenation of sources."""
 
     def __init__(self, sources: Sequence[Source]):
         self._sources = list(sources)
@@ -218,5 +226,5 @@ class _Sources:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Record:
-        which = int(np.searchsorted(self._ends, index, side="right"))
-        return self._sources[which][index - int(self._ends[which]) + len(self._sources[which])]
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self._sources[part][index - int(self._ends[part]) + len(self._sources[part])]

@@ -1,4 +1,4 @@
-"""A folder that `mmjax prepare` made, as a dataset to train on."""
+"""Dataset from a folder written by `mmjax prepare`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mmjax.prepare.splits import sort_splits
 from mmjax.tokens import TargetSpec
 
 VERSION = 1
-"""Of the form of `manifest.json`."""
+"""Format version of `manifest.json`."""
 
 
 class Prepared:
-    """What `mmjax prepare` made of files of the user's; its columns are the inputs and targets."""
+    """User data converted by `mmjax prepare`. Its columns are the inputs and targets."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Where the data is.
+        """Options of `Prepared`.
 
         Attributes:
-          path: the folder, `--output` of `mmjax prepare`.
+          path: folder of the prepared data, `--output` of `mmjax prepare`.
         """
 
         path: str
@@ -49,7 +49,7 @@ class Prepared:
 
     @property
     def dataset_options(self) -> Mapping[str, Mapping[str, Any]]:
-        """{input: options of its modality that follow from the training split}."""
+        """{input: modality options computed from the training split}."""
         return self.manifest.get("facts", {})
 
     @property
@@ -63,11 +63,11 @@ class Prepared:
 
     @property
     def checksum(self) -> str:
-        """sha256 of all records."""
+        """SHA-256 of all records."""
         return self.manifest["checksum"]
 
     def prepare(self) -> pathlib.Path:
-        """Returns the folder, in which everything is."""
+        """Returns the folder; the data is already prepared."""
         return self._folder
 
     def source(self, split: str) -> PreparedSource:
@@ -75,7 +75,7 @@ class Prepared:
         return PreparedSource(self._folder, split, self.inputs, tuple(self.targets))
 
     def columns(self, split: str) -> Mapping[str, np.ndarray]:
-        """All columns of the index: see `mmjax.prepare.statistics.index_columns`."""
+        """Returns all index columns; see `mmjax.prepare.statistics.index_columns`."""
         check_split(split, self.splits)
         if split not in self._columns:
             self._columns[split] = self._read_columns(split)
@@ -85,53 +85,55 @@ class Prepared:
         try:
             import pyarrow.parquet
         except ImportError:
-            raise UserError("data", "reading an index needs pyarrow", "pip install 'mmjax[data]'") from None
+            raise UserError("data", "reading an index requires pyarrow", "pip install 'mmjax[data]'") from None
         table = pyarrow.parquet.read_table(self._folder / "index" / f"{split}.parquet")
         return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
 
     def ceilings(self, split: str) -> dict[str, dict[str, float]]:
-        """Nobody knows."""
+        """Returns {}: no known upper bound."""
         return {}
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """What `manifest.json` of a prepared folder holds.
+    """Reads `manifest.json` of a prepared folder.
 
     Raises:
-      UserError: if there is none, or one of another version.
+      UserError: if the file is missing, unreadable or of another version.
     """
-    path, remedy = folder / "manifest.json", "prepare it: mmjax prepare --source=PLACE --output=FOLDER"
+    path, remedy = folder / "manifest.json", "run mmjax prepare --source=PATH --output=FOLDER"
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError:
-        problem = f"{str(folder)!r} is not finished" if folder.with_name(folder.name + ".partial").exists() else ""
-        raise UserError("data.path", problem or f"{str(folder)!r} holds no prepared data", remedy) from None
+        partial = folder.with_name(folder.name + ".partial").exists()
+        problem = "is only partially prepared" if partial else "is not a prepared dataset"
+        raise UserError("data.path", f"{str(folder)!r} {problem}", remedy) from None
     except (OSError, ValueError) as error:
         raise UserError("data.path", f"{str(path)!r} cannot be read: {error}", remedy) from None
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
-        raise UserError("data.path", f"{str(path)!r} is not of version {VERSION}", "prepare it anew")
+        raise UserError("data.path", f"{str(path)!r} is not of version {VERSION}", "prepare the data again")
     return manifest
 
 
 def read_statistics(folder: pathlib.Path) -> dict[str, Any]:
-    """What `statistics.json` of a prepared folder holds."""
+    """Reads `statistics.json` of a prepared folder."""
     return json.loads((folder / "statistics.json").read_text())
 
 
 class PreparedSource:
-    """The records of one split.
+    """Records of one split.
 
     Args:
-      folder: what `mmjax prepare` made.
-      inputs: {name: kind}.
-      targets: names.
+      folder: folder of the prepared data.
+      split: split name.
+      inputs: {input name: modality}.
+      targets: target names.
     """
 
     def __init__(self, folder: pathlib.Path, split: str, inputs: Mapping[str, str], targets: tuple[str, ...]):
         self._folder, self._split, self._inputs, self._targets = folder, split, dict(inputs), targets
 
     def __getstate__(self) -> dict[str, Any]:
-        # Worker processes open the files themselves.
+        # Open files are not picklable; worker processes reopen them.
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_opened")}
 
     def __len__(self) -> int:
@@ -147,13 +149,13 @@ class PreparedSource:
         return Record(inputs, {name: stored[name] if present[name] else None for name in self._targets})
 
     def stored(self, index: int) -> dict[str, Any]:
-        """Everything that is stored of a record: its key, and what is present, too."""
+        """Returns all stored fields of a record, including "key" and "present"."""
         return self._opened[0][index]
 
     @functools.cached_property
     def _opened(self) -> tuple[Any, dict[str, Any]]:
-        """(records, {input: its kind})."""
-        # The decoders take long to import.
+        """(records, {input name: kind that decodes it})."""
+        # Imported here because the decoders are slow to import.
         from mmjax.prepare.kinds import KINDS
 
         return Records(self._folder, self._split), {name: KINDS[kind]() for name, kind in self._inputs.items()}

@@ -1,7 +1,7 @@
-"""Reads the records that TFDS wrote to ArrayRecord files, several times as fast as TFDS does.
+"""Fast reader of TFDS records in ArrayRecord files, several times as fast as TFDS.
 
-TFDS finds out anew for every field of every record how it was stored; here that is found out once. Known are the
-features that our own builders and `mmjax prepare` store.
+TFDS inspects the encoding of every field for every record; this reader inspects it once per dataset. It supports only
+the features that mmjax's builders and `mmjax prepare` write.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from typing import Any
 
 import numpy as np
 
-Read = Callable[[Any], Any]
-"""Makes a value of {name of a stored field: tf.train.Feature}."""
+FieldReader = Callable[[Any], Any]
+"""Maps {field name: tf.train.Feature} to the value of one feature."""
 
 
 class Records:
-    """The records of one split, each a dict as the features say.
+    """Records of one split, each a dict with the structure of the dataset's features.
 
-    A text is bytes, texts are a list of them, a class is its number, a tensor a NumPy array that cannot be written to.
-    An image is the bytes of its file, since decoding is for whom `restore`s it.
+    Value types: Text is bytes, a sequence of Text a list of bytes, ClassLabel an int, Tensor a read-only NumPy array.
+    Image is the encoded file; `restore` of its kind in `mmjax.prepare.kinds` decodes it.
 
     Args:
-      folder: of the prepared dataset.
-      split: one that it has.
+      folder: folder of the dataset.
+      split: split name.
 
     Raises:
-      TypeError: if the dataset has a feature of another kind.
+      TypeError: if the dataset has an unsupported feature.
     """
 
     def __init__(self, folder: pathlib.Path, split: str):
-        # Both take seconds to import.
+        # Imported here because both packages take seconds to import.
         import tensorflow_datasets as tfds
         from array_record.python.array_record_data_source import ArrayRecordDataSource
         from tensorflow_datasets.proto import tf_example_pb2
@@ -39,7 +39,7 @@ class Records:
         builder = tfds.builder_from_directory(str(folder))
         self._stored = ArrayRecordDataSource(builder.info.splits[split].file_instructions)
         self._parse = tf_example_pb2.Example.FromString
-        self._read = _reads(tfds, builder.info.features, "")
+        self._read = _field_reader(tfds, builder.info.features, "")
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -54,12 +54,12 @@ class Records:
         return self._read(self._parse(stored).features.feature)
 
 
-def _reads(tfds: Any, feature: Any, name: str) -> Read:
-    """What makes the value of a feature whose fields' names begin with `name`."""
+def _field_reader(tfds: Any, feature: Any, name: str) -> FieldReader:
+    """Returns a reader of a feature that is stored under the field name `name`, a prefix for nested features."""
     if isinstance(feature, tfds.features.FeaturesDict):
         prefix = f"{name}/" if name else ""
-        parts = {key: _reads(tfds, part, prefix + key) for key, part in feature.items()}
-        return lambda fields: {key: read(fields) for key, read in parts.items()}
+        readers = {key: _field_reader(tfds, child, prefix + key) for key, child in feature.items()}
+        return lambda fields: {key: read(fields) for key, read in readers.items()}
     if isinstance(feature, (tfds.features.Text, tfds.features.Image)):
         return lambda fields: fields[name].bytes_list.value[0]
     if isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.Text):
@@ -85,4 +85,4 @@ def _reads(tfds: Any, feature: Any, name: str) -> Read:
             return lambda fields: bool(fields[name].int64_list.value[0])
         if encoding == "none" and not shape and dtype.kind == "f":
             return lambda fields: fields[name].float_list.value[0]
-    raise TypeError(f"{name!r} is stored as {feature}, which is not known here: write it as a tensor in bytes")
+    raise TypeError(f"{name!r} has the unsupported feature {feature}; use a Tensor with encoding='bytes'")

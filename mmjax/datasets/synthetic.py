@@ -1,7 +1,7 @@
-"""Random pictures, sentences and sounds of any size, made in memory: for steps on a machine that has no data.
+"""Synthetic dataset: random images, text and audio of any size, generated in memory, for machines without data.
 
-A recipe that names it can be planned (`mmjax plan`) and measured (`benchmarks/step.py`) anywhere, and trained to see
-that everything works. There is nothing in it to learn: put a real dataset in its place.
+A recipe with synthetic data can be planned (`mmjax plan`), benchmarked (`benchmarks/step.py`) and smoke-tested
+anywhere. The labels do not depend on the inputs, so a model cannot generalise.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ RATE = 16_000
 
 
 class Synthetic:
-    """Inputs `image`, `text` and `audio`, target `label`: all random, a few examples again and again."""
+    """Random inputs `image`, `text` and `audio` with target `label`; a split repeats a few examples."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Sizes of the raw data, before its modalities make arrays of it.
+        """Sizes of the raw data, before processing by the modalities.
 
         Attributes:
           image: (height, width, channels) in pixels.
-          letters: of a sentence.
-          recording: length of a sound in seconds.
-          classes: of the label.
-          examples: different ones in each split.
+          letters: characters per text.
+          recording: audio duration in seconds.
+          classes: number of classes of the label.
+          examples: examples per split.
         """
 
         image: tuple[Count, ...] = (32, 32, 3)
@@ -45,7 +45,7 @@ class Synthetic:
 
         def __post_init__(self):
             if len(self.image) != 3 or self.image[2] > 4:
-                raise ValueError(f"image = {self.image} is no picture; give (height, width, 1 to 4 channels)")
+                raise ValueError(f"image = {self.image} is not an image size; give (height, width, 1 to 4 channels)")
 
     def __init__(self, config: Config):
         self.config = config
@@ -63,7 +63,7 @@ class Synthetic:
         return {"label": TargetSpec((), "int32", tuple(map(str, range(self.config.classes))))}
 
     def prepare(self) -> pathlib.Path:
-        """Nothing is kept in files."""
+        """Returns the cache folder; synthetic data has no files."""
         return cache_folder()
 
     def source(self, split: str) -> SyntheticSource:
@@ -71,13 +71,13 @@ class Synthetic:
         return SyntheticSource(self.config, SPLITS.index(split))
 
     def ceilings(self, split: str) -> dict[str, dict[str, float]]:
-        """There is nothing to learn."""
+        """Returns {}: no known upper bound."""
         return {}
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSource:
-    """Each record is a function of its split and its number."""
+    """Records of one split, each a function of (split, index)."""
 
     config: Synthetic.Config
     split: int
@@ -86,8 +86,8 @@ class SyntheticSource:
         return self.config.examples
 
     def __getitem__(self, index: int) -> Record:
-        draws = np.random.Generator(np.random.Philox(key=[index, self.split + 1]))
-        image = draws.integers(0, 256, self.config.image, np.uint8)
-        text = draws.integers(ord("a"), ord("z") + 1, self.config.letters, np.uint8).tobytes().decode()
-        samples = draws.integers(-(2**12), 2**12, max(1, round(self.config.recording * RATE)), np.int16)
+        rng = np.random.Generator(np.random.Philox(key=[index, self.split + 1]))
+        image = rng.integers(0, 256, self.config.image, np.uint8)
+        text = rng.integers(ord("a"), ord("z") + 1, self.config.letters, np.uint8).tobytes().decode()
+        samples = rng.integers(-(2**12), 2**12, max(1, round(self.config.recording * RATE)), np.int16)
         return Record({"image": image, "text": text, "audio": (samples, RATE)}, {"label": index % self.config.classes})

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from mmjax.data.buffer_pool import BufferPool
 from mmjax.data.packing import Packing
-from mmjax.data.rows import OwnRows, Rows
+from mmjax.data.rows import PaddedRows, Rows
 from mmjax.errors import UserError
 from mmjax.evaluation.inference_batch import inference_batch
 from mmjax.modalities import Modality
@@ -100,9 +100,9 @@ class PairEmbedder:
     def _inputs(self, rows: Sequence[Mapping[str, Any]], size: int) -> dict[str, Input]:
         """Preprocesses raw data into inputs with `size` rows, padded with absent examples."""
         batch_rows: Rows = (
-            self._packing.shared_rows(None, size, BufferPool(), slots=1)
+            self._packing.packed_rows(None, size, BufferPool(), slots=1)
             if self._packing
-            else OwnRows(self._modalities, size, BufferPool())
+            else PaddedRows(self._modalities, size, BufferPool())
         )
         for index, row in enumerate(rows):
             for name in self._modalities:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from mmjax.data.buffer_pool import BufferPool
 from mmjax.data.packing import Packing
-from mmjax.data.rows import OwnRows
+from mmjax.data.rows import PaddedRows
 from mmjax.errors import UserError, nearest
 from mmjax.evaluation.inference_batch import inference_batch
 from mmjax.modalities import Modality
@@ -44,7 +44,7 @@ def read_inputs(
     if not arguments:
         raise UserError("mmjax predict", "no input is given", f"give {known}")
     buffers = BufferPool()
-    rows = packing.shared_rows(None, 1, buffers, slots=1) if packing else OwnRows(modalities, 1, buffers)
+    rows = packing.packed_rows(None, 1, buffers, slots=1) if packing else PaddedRows(modalities, 1, buffers)
     for name, argument in arguments.items():
         where = f"--{name}"
         raw = modalities[name].read(argument, where)

@@ -1,1 +1,1 @@
-"""Digits that are seen, heard and asked about: the generated dataset and AV-MNIST."""
+"""Digit datasets of image, audio and text: `digits` (generated) and `avmnist` (MNIST and recorded speech)."""

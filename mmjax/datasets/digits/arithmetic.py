@@ -1,7 +1,7 @@
-"""The arithmetic task: a digit that is seen, a digit that is heard, and a sentence that says what to do with them.
+"""Arithmetic task: the image shows digit a, the audio says digit b, the text names an operation; predict the result.
 
-Image, audio and text each reveal one of three latents (a, b, operation), and the answer needs all of them, so a model
-that ignores a modality is found out: `ceilings` computes the best accuracy that each subset of the inputs allows.
+Each input reveals one of the latents (a, b, operation), and the answer needs all three. A model that ignores an input
+cannot exceed the accuracy that `ceilings` computes for the other inputs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """What to do with the digit that is seen, a, and the digit that is heard, b, and how people ask for it."""
+    """Operation on the image digit a and the audio digit b, and the sentences that ask for it."""
 
     compute: Callable[[int, int], int]
     phrasings: tuple[str, ...]
 
 
-# Each phrasing fits 32 bytes with an end token, and says by itself which operation is meant.
+# Each phrasing fits into 32 bytes with an end token and identifies its operation unambiguously.
 OPERATIONS: dict[str, Operation] = {
     "plus": Operation(
         lambda a, b: a + b,
@@ -51,13 +51,13 @@ OPERATIONS: dict[str, Operation] = {
     ),
 }
 
-# How people name one digit, by its word or its numeral.
+# Sentences that name one digit, by its word or its numeral.
 DIGIT_PHRASINGS = ("{word}", "the digit {word}", "this is a {word}", "number {word}", "it says {word}", "digit {digit}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One example's latents: digits a (seen) and b (heard), the operation's name, and which phrasing asks for it."""
+    """Latents of one example: image digit a, audio digit b, operation name, and index of the phrasing."""
 
     a: int
     b: int
@@ -66,15 +66,17 @@ class Question:
 
     @property
     def text(self) -> str:
+        """Sentence that asks for the operation."""
         return OPERATIONS[self.operation].phrasings[self.phrasing]
 
     @property
     def answer(self) -> str:
+        """Class name of the result."""
         return answer(self.a, self.b, self.operation)
 
 
 def answer(a: int, b: int, operation: str) -> str:
-    """The answer's class name, for example "-3"."""
+    """Returns the class name of the result, for example "-3"."""
     return str(OPERATIONS[operation].compute(a, b))
 
 
@@ -84,10 +86,10 @@ ANSWERS: tuple[str, ...] = tuple(
 
 
 def balanced_questions(copies: int) -> list[Question]:
-    """Every (a, b, operation) `copies` times, so that a split has no sampling error in them; phrasings take turns."""
+    """Returns every (a, b, operation) `copies` times, with rotating phrasings: splits are exactly balanced."""
     combinations = list(itertools.product(range(10), range(10), OPERATIONS))
     return [
-        # Consecutive combinations begin with other phrasings, so that few copies still show all of them equally often.
+        # Offset by a + b: even with few copies, all phrasings are equally frequent.
         Question(a, b, name, (copy + a + b) % len(OPERATIONS[name].phrasings))
         for copy in range(copies)
         for a, b, name in combinations
@@ -95,13 +97,13 @@ def balanced_questions(copies: int) -> list[Question]:
 
 
 def digit_sentence(digit: int, phrasing: int) -> str:
-    """A sentence that names one digit, for the matched task."""
+    """Returns a sentence that names one digit, for the matched task."""
     return DIGIT_PHRASINGS[phrasing % len(DIGIT_PHRASINGS)].format(word=WORDS[digit], digit=digit)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One row of a joint distribution: what each input reveals, the answer, and how probable they are together."""
+    """Entry of a joint distribution: {input: revealed latent}, the answer, and their joint probability."""
 
     revealed: Mapping[str, Hashable]
     answer: Hashable
@@ -109,34 +111,34 @@ class Outcome:
 
 
 def arithmetic_outcomes() -> list[Outcome]:
-    """The joint distribution of the arithmetic task: all 600 combinations equally probable."""
+    """Returns the joint distribution of the arithmetic task: 600 equally probable combinations."""
     questions = balanced_questions(1)
-    share = fractions.Fraction(1, len(questions))
-    return [Outcome({"image": q.a, "audio": q.b, "text": q.operation}, q.answer, share) for q in questions]
+    probability = fractions.Fraction(1, len(questions))
+    return [Outcome({"image": q.a, "audio": q.b, "text": q.operation}, q.answer, probability) for q in questions]
 
 
 def matched_outcomes() -> list[Outcome]:
-    """The joint distribution of the matched task: every input shows the same digit."""
+    """Returns the joint distribution of the matched task: every input reveals the same digit."""
     return [Outcome({"image": d, "audio": d, "text": d}, d, fractions.Fraction(1, 10)) for d in range(10)]
 
 
 def ceilings(outcomes: Iterable[Outcome]) -> dict[str, float]:
-    """The accuracy of the best possible predictor that sees only some inputs, for each non-empty subset of them.
+    """Computes the Bayes-optimal accuracy for each non-empty subset of the inputs.
 
-    The best predictor answers what is most probable given what it sees, so its accuracy is the sum over observations of
-    the largest joint probability of an answer. Fractions keep it exact: 1.0 is 1.0.
+    The Bayes-optimal classifier predicts the most probable answer given its observation. Its accuracy is the sum over
+    observations of the maximum joint probability over answers. Fractions avoid rounding errors.
 
     Returns:
-      {subset: accuracy in [0, 1]}, a subset being its inputs' names in alphabetical order joined by "+".
+      {subset: accuracy in [0, 1]}; a subset is its input names in alphabetical order, joined by "+".
     """
     outcomes = list(outcomes)
     names = sorted(outcomes[0].revealed)
-    result = {}
+    accuracies = {}
     for count in range(1, len(names) + 1):
         for subset in itertools.combinations(names, count):
             joint: dict[tuple, collections.Counter] = collections.defaultdict(collections.Counter)
             for outcome in outcomes:
-                seen = tuple(outcome.revealed[name] for name in subset)
-                joint[seen][outcome.answer] += outcome.probability  # type: ignore[assignment]
-            result["+".join(subset)] = float(sum(max(answers.values()) for answers in joint.values()))
-    return result
+                observation = tuple(outcome.revealed[name] for name in subset)
+                joint[observation][outcome.answer] += outcome.probability  # type: ignore[assignment]
+            accuracies["+".join(subset)] = float(sum(max(answers.values()) for answers in joint.values()))
+    return accuracies

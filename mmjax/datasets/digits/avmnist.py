@@ -1,10 +1,10 @@
-"""Real handwriting and real voices: MNIST's pictures paired with recordings of spoken digits, and our sentences.
+"""AV-MNIST dataset: MNIST images paired with recordings of spoken digits, and generated sentences.
 
-After AV-MNIST (Liang et al., MultiBench, 2021), with both tasks of `digits`. Nothing is downloaded: the user brings
-MNIST's idx files and recordings named DIGIT_SPEAKER_INDEX.wav, as those of the Free Spoken Digit Dataset are.
+After AV-MNIST (Liang et al., MultiBench, 2021), with both tasks of `digits`. Nothing is downloaded: the user provides
+MNIST's idx files and recordings named DIGIT_SPEAKER_INDEX.wav, such as the Free Spoken Digit Dataset.
 
-Splits: `train`; `test`, the speakers held out; and `validation`, other speakers held out, for every choice that is to
-be made before anybody looks at `test`. No speaker and no picture is in two splits.
+Splits: `train`; `validation`, held-out speakers for model selection; and `test`, other held-out speakers. Neither
+speakers nor images overlap between splits.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Annotated
 from mmjax.config import Within
 from mmjax.datasets import cache
 from mmjax.datasets.digits import speech
-from mmjax.datasets.digits.digit_files import DigitFiles, find, raw_folder
+from mmjax.datasets.digits.digit_files import DigitFiles, find_digit_files, raw_folder
 from mmjax.datasets.digits.paired_digits import VERSIONS, PairedConfig, PairedDigits
 from mmjax.datasets.digits.speakers import SPLITS, Speakers, choose_speakers
 from mmjax.files import cache_folder
 
 
 class Avmnist(PairedDigits):
-    """MNIST's digits with recordings of spoken digits, one of two tasks; the files are the user's own.
+    """AV-MNIST from the user's files, with task "arithmetic" or "matched".
 
-    Raw inputs: image uint8 [28, 28], light on black; audio (int16 [n], the recording's own rate); text, at most 31
-    bytes.
+    Raw inputs: image uint8 [28, 28], light on black; audio (int16 [n], sample rate of the recording in Hz); text, at
+    most 31 bytes.
     """
 
     name = "avmnist"
@@ -37,15 +37,15 @@ class Avmnist(PairedDigits):
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(PairedConfig):
-        """Which digits, from where, and who speaks in which split.
+        """Options of `Avmnist`, in addition to those of `PairedConfig`.
 
         Attributes:
-          path: folder with the idx files and the recordings, in folders of their own or not; by default $MMJAX_DATA, or
-            else the folder `raw` in the cache folder.
-          held_out: the speaker or speakers of test; by default the last in alphabetical order.
-          validation: the speaker or speakers of validation; by default the last of the others. [] holds nobody back and
-            leaves the split out: for the last training, after all choices.
-          synthetic: share of the training examples whose digit espeak-ng says instead, in many voices.
+          path: folder with the idx files and the recordings, at any depth up to 5; by default $MMJAX_DATA, or else
+            `raw` in the cache folder.
+          held_out: test speaker or speakers; by default the last in alphabetical order.
+          validation: validation speaker or speakers; by default the last of the others. [] removes the validation
+            split, for the final training after model selection.
+          synthetic: fraction of training examples with audio synthesised by espeak-ng, in many voices.
         """
 
         path: str = ""
@@ -55,51 +55,50 @@ class Avmnist(PairedDigits):
 
         def __post_init__(self):
             if self.held_out is not None and not self.held_out:
-                raise ValueError("held_out names nobody; name a speaker, or leave it out")
+                raise ValueError("held_out is empty; name a speaker, or remove the key")
 
     @property
     def splits(self) -> tuple[str, ...]:
-        chosen = self.config.validation
-        return SPLITS if chosen is None or chosen else ("train", "test")
+        speakers = self.config.validation
+        return SPLITS if speakers is None or speakers else ("train", "test")
 
     @functools.cached_property
     def files(self) -> DigitFiles:
-        """The raw files. Raises UserError, saying what to put where, if they are not there."""
-        return find(raw_folder(self.config.path))
+        """Raw files. Raises UserError if files are missing."""
+        return find_digit_files(raw_folder(self.config.path))
 
     def prepare(self) -> pathlib.Path:
-        """Makes the records with TFDS, unless they are in the cache, and returns their folder.
+        """Writes the records with TFDS, unless they are cached, and returns their folder.
 
         Raises:
           UserError: if the raw files are missing or damaged, a speaker is unknown, espeakng-loader is needed and not
             installed, or the cache cannot be written.
         """
         if self.config.synthetic and not self._folder.exists():
-            # Before anything is written.
+            # Fail before anything is written.
             speech.check_installed()
         return cache.prepare_once(self._folder, self._write_records, cache.records_checksum)
 
     @functools.cached_property
     def speakers(self) -> Speakers:
-        """Who speaks in which split. Raises UserError, as `choose_speakers` does."""
-        everybody = [recording.speaker for recording in self.files.recordings]
-        return choose_speakers(everybody, self.config.held_out, self.config.validation)
+        """Speakers of each split. Raises UserError like `choose_speakers`."""
+        names = [recording.speaker for recording in self.files.recordings]
+        return choose_speakers(names, self.config.held_out, self.config.validation)
 
     @functools.cached_property
     def _folder(self) -> pathlib.Path:
-        # Another file, another speaker: another folder.
+        # The folder name changes with the raw files, the speaker splits and the synthetic fraction.
         identity = json.dumps([self.files.fingerprint, self.speakers, self.config.synthetic])
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return cache_folder(self.config.cache) / self.name / self.config.task / f"{VERSIONS[self.name]}-{key}"
 
     def _write_records(self, folder: pathlib.Path) -> pathlib.Path:
         def make_builder():
-            # TFDS takes seconds to import; who reads prepared records does without this.
+            # Imported here because reading prepared records does not need the builder.
             from mmjax.datasets.digits import avmnist_builder
 
-            material = avmnist_builder.gather(self.files, self.speakers, folder / "unpacked")
             return avmnist_builder.AvmnistBuilder(
-                material=material,
+                raw_data=avmnist_builder.load_raw_data(self.files, self.speakers, folder / "unpacked"),
                 synthetic=self.config.synthetic,
                 data_dir=str(folder),
                 config=self.config.task,

@@ -1,6 +1,6 @@
-"""Makes the records of `avmnist`: which picture, which recording and which sentence go together; TFDS writes them.
+"""TFDS builder of `avmnist`: pairs images, recordings and sentences into records.
 
-This file imports TFDS; only preparation imports it.
+Imports TFDS, so only preparation imports this module.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmjax.data.draws import draws, turns
+from mmjax.data.stable_rng import shuffled_cycle, stable_rng
 from mmjax.datasets.digits import arithmetic, speech
 from mmjax.datasets.digits.digit_files import DigitFiles, Recording, read_images, read_recordings
-from mmjax.datasets.digits.paired_digits import USES_IN_A_COPY, VERSIONS, features, latents
+from mmjax.datasets.digits.paired_digits import USES_PER_COPY, VERSIONS, features, latents
 from mmjax.datasets.digits.speakers import SPLITS, Speakers
 from mmjax.datasets.digits.voices import utterance
 from mmjax.errors import UserError
 from mmjax.modalities.audio import Waveform
 from mmjax.modalities.filters import resample
 
-# How often each (a, b, operation), or each digit, occurs at most: with fewer files less often, see `copies`.
-LARGEST_COPIES = {
+# Maximum copies of each (a, b, operation), or of each digit; small raw data needs fewer, see `RawData.copies`.
+MAX_COPIES = {
     "arithmetic": {"train": 40, "validation": 2, "test": 5},
     "matched": {"train": 2400, "validation": 200, "test": 500},
 }
 
-# Of the pictures of a digit; where there are test files of their own, test takes none of the others.
-_SHARES = {"validation": 1 / 12, "test": 1 / 6}
+# Fraction of a digit's images per split. If MNIST's test files exist, "test" consists of them alone.
+_FRACTIONS = {"validation": 1 / 12, "test": 1 / 6}
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
-    """The raw data in memory, shared out.
+class RawData:
+    """Raw images and recordings in memory, divided into splits.
 
     Attributes:
-      pixels: uint8 [count, height, width].
-      images: {split: {digit: numbers of images}}.
-      waveforms: {name of a recording: (int16 [n], rate)}.
+      pixels: uint8 [N, H, W], all images.
+      images: {split: {digit: indices into `pixels`}}.
+      waveforms: {recording name: (int16 [n], sample rate in Hz)}.
       recordings: {split: {digit: recordings}}.
     """
 
@@ -53,123 +53,138 @@ class Material:
 
     @property
     def rate(self) -> int:
-        """The most frequent rate of the recordings, in Hz."""
+        """Most frequent sample rate of the recordings, in Hz."""
         return collections.Counter(rate for _, rate in self.waveforms.values()).most_common(1)[0][0]
 
     def copies(self, task: str, split: str) -> int:
-        """As many as it takes to use every picture and every recording, up to the largest number."""
+        """Returns the number of copies that uses every image and every recording, at most `MAX_COPIES`."""
         pools: list[Sequence[Any]] = [*self.images[split].values(), *self.recordings[split].values()]
-        needed = -(-max(len(pool) for pool in pools) // USES_IN_A_COPY[task])
-        return min(needed, LARGEST_COPIES[task][split])
+        needed = -(-max(len(pool) for pool in pools) // USES_PER_COPY[task])
+        return min(needed, MAX_COPIES[task][split])
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """One example before it is made: numbers of the picture and names as in `Material`.
+class ExamplePlan:
+    """Components of one example.
 
     Attributes:
-      said: what espeak-ng says in the recording's place, or None.
+      image_index: index into `RawData.pixels`.
+      recording: spoken digit.
+      utterance: synthetic speech that replaces the recording, or None.
+      text: sentence.
+      targets: {target name: class name}.
     """
 
-    picture: int
+    image_index: int
     recording: Recording
-    said: speech.Utterance | None
+    utterance: speech.Utterance | None
     text: str
     targets: dict[str, str]
 
 
-def gather(files: DigitFiles, speakers: Speakers, folder: pathlib.Path) -> Material:
-    """Reads everything and shares it out.
+def load_raw_data(files: DigitFiles, speakers: Speakers, folder: pathlib.Path) -> RawData:
+    """Reads all images and recordings and divides them into splits.
 
     Args:
-      folder: where to unpack archives.
+      files: raw files.
+      speakers: speakers of each split.
+      folder: folder for unpacked archives.
 
     Raises:
-      UserError: if a file is damaged, or a split has no picture or no recording of some digit.
+      UserError: if a file is damaged, or a split lacks images or recordings of some digit.
     """
-    pixels, images = _share_images(files)
+    pixels, images = _split_images(files)
     recordings = {
         split: {
-            digit: [each for each in files.recordings if each.speaker in names and each.digit == digit]
+            digit: [take for take in files.recordings if take.speaker in names and take.digit == digit]
             for digit in range(10)
         }
         for split, names in speakers._asdict().items()
         if names
     }
-    for split, of_digits in recordings.items():
-        for digit, pool in of_digits.items():
+    for split, by_digit in recordings.items():
+        for digit, pool in by_digit.items():
             if not pool:
-                who = ", ".join(map(repr, getattr(speakers, split)))
-                problem = f"{who} in {split} never say{'s' if len(getattr(speakers, split)) == 1 else ''} {digit}"
+                names = ", ".join(map(repr, getattr(speakers, split)))
+                problem = f"split {split!r} (speakers: {names}) has no recording of the digit {digit}"
                 raise UserError("data.held_out", problem, "add the recordings, or choose other speakers")
-    wanted = [each for of_digits in recordings.values() for pool in of_digits.values() for each in pool]
-    waveforms = {recording.name: waveform for recording, waveform in read_recordings(wanted, folder)}
-    return Material(pixels, {split: images[split] for split in recordings}, waveforms, recordings)
+    needed = [take for by_digit in recordings.values() for pool in by_digit.values() for take in pool]
+    waveforms = {recording.name: waveform for recording, waveform in read_recordings(needed, folder)}
+    return RawData(pixels, {split: images[split] for split in recordings}, waveforms, recordings)
 
 
-def _share_images(files: DigitFiles) -> tuple[np.ndarray, dict[str, dict[int, list[int]]]]:
-    """Returns (pixels, {split: {digit: numbers}}).
+def _split_images(files: DigitFiles) -> tuple[np.ndarray, dict[str, dict[int, list[int]]]]:
+    """Deduplicates the images and divides them into splits by the SHA-256 of their pixels.
 
-    What an image shows decides its split, and not its place in the file: files may be sorted, and no image that is in
-    them twice comes into two splits.
+    The split does not depend on the order of the files, which may be sorted, and duplicates cannot leak across splits.
+
+    Returns:
+      (pixels uint8 [N, H, W], {split: {digit: indices into pixels}}).
     """
     tests = [read_images(*pair) for pair in files.test_images.items()]
     parts = tests + [read_images(*pair) for pair in files.images.items()]
     shapes = {images.shape[1:] for images, _ in parts}
     if len(shapes) > 1:
-        raise UserError("data.path", f"images of sizes {sorted(shapes)}", "put images of one size there")
+        raise UserError("data.path", f"images have different sizes: {sorted(shapes)}", "provide images of one size")
     pixels = np.concatenate([images for images, _ in parts])
     digits = np.concatenate([labels for _, labels in parts])
-    own_test = np.arange(len(digits)) < sum(len(labels) for _, labels in tests)
+    from_test_files = np.arange(len(digits)) < sum(len(labels) for _, labels in tests)
     splits: dict[str, dict[int, list[int]]] = {split: {} for split in SPLITS}
-    # The first of several that are equal stays, which is the one of the test files.
+    # Keep the first of several duplicates; test files come first, so their images stay in the test split.
     distinct: dict[bytes, int] = {}
-    for number, image in enumerate(pixels):
-        distinct.setdefault(hashlib.sha256(image.tobytes()).digest(), number)
+    for index, image in enumerate(pixels):
+        distinct.setdefault(hashlib.sha256(image.tobytes()).digest(), index)
     order = [distinct[key] for key in sorted(distinct)]
     for digit in range(10):
-        numbers = [number for number in order if digits[number] == digit]
-        test = [number for number in numbers if own_test[number]]
-        rest = [number for number in numbers if not own_test[number]]
+        indices = [index for index in order if digits[index] == digit]
+        test = [index for index in indices if from_test_files[index]]
+        rest = [index for index in indices if not from_test_files[index]]
         if not files.test_images:
-            count = max(1, round(len(rest) * _SHARES["test"]))
+            count = max(1, round(len(rest) * _FRACTIONS["test"]))
             test, rest = rest[:count], rest[count:]
-        count = max(1, round(len(numbers) * _SHARES["validation"]))
+        count = max(1, round(len(indices) * _FRACTIONS["validation"]))
         for split, pool in zip(SPLITS, (rest[count:], rest[:count], test), strict=True):
             if not pool:
-                problem = f"{len(numbers)} different images of the digit {digit} do not fill three splits"
-                raise UserError("data.path", problem, "put more images there")
+                problem = f"{len(indices)} distinct images of the digit {digit} are too few for three splits"
+                raise UserError("data.path", problem, "add more images")
             splits[split][digit] = pool
     return pixels, splits
 
 
-def plan(task: str, split: str, material: Material, synthetic: float = 0.0) -> list[Plan]:
-    """All examples of a split, with every combination of latents equally often."""
+def plan_examples(task: str, split: str, raw_data: RawData, synthetic: float = 0.0) -> list[ExamplePlan]:
+    """Plans all examples of a split, with every combination of latents equally often.
 
-    def key(purpose: str, digit: int = 0) -> bytes:
-        return hashlib.sha256(f"{task}:{split}:{purpose}:{digit}".encode()).digest()
+    Args:
+      task: "arithmetic" or "matched".
+      split: split name.
+      raw_data: images and recordings.
+      synthetic: fraction of training examples with synthetic speech.
+    """
 
-    examples = latents(task, material.copies(task, split))
-    images = {digit: turns(pool, draws(key("image", digit))) for digit, pool in material.images[split].items()}
+    def rng(purpose: str, digit: int = 0) -> np.random.Generator:
+        return stable_rng(hashlib.sha256(f"{task}:{split}:{purpose}:{digit}".encode()).digest())
+
+    examples = latents(task, raw_data.copies(task, split))
+    images = {digit: shuffled_cycle(pool, rng("image", digit)) for digit, pool in raw_data.images[split].items()}
     recordings = {
-        digit: turns(pool, draws(key("recording", digit))) for digit, pool in material.recordings[split].items()
+        digit: shuffled_cycle(pool, rng("recording", digit)) for digit, pool in raw_data.recordings[split].items()
     }
-    drawn = draws(key("synthetic")).random((len(examples), 5))
-    share = synthetic if split == "train" else 0.0
+    uniforms = rng("synthetic").random((len(examples), 5))
+    fraction = synthetic if split == "train" else 0.0
     return [
-        Plan(
-            picture=next(images[example.seen]),
-            recording=next(recordings[example.heard]),
-            said=utterance(arithmetic.WORDS[example.heard], "train", draw[1:]) if draw[0] < share else None,
+        ExamplePlan(
+            image_index=next(images[example.image_digit]),
+            recording=next(recordings[example.audio_digit]),
+            utterance=utterance(arithmetic.WORDS[example.audio_digit], "train", u[1:]) if u[0] < fraction else None,
             text=example.text,
             targets=example.targets,
         )
-        for example, draw in zip(examples, drawn, strict=True)
+        for example, u in zip(examples, uniforms, strict=True)
     ]
 
 
 class AvmnistBuilder(tfds.core.GeneratorBasedBuilder):
-    """Handwritten digits, recordings of spoken digits, and sentences about them; see `Avmnist`."""
+    """TFDS builder of handwritten digits, recordings of spoken digits, and sentences; see `Avmnist`."""
 
     name = "avmnist"
     VERSION = tfds.core.Version(VERSIONS["avmnist"])
@@ -178,24 +193,24 @@ class AvmnistBuilder(tfds.core.GeneratorBasedBuilder):
         tfds.core.BuilderConfig(name="matched", description="The same digit seen, heard and written."),
     ]
 
-    # Nothing is downloaded. TFDS would look for a file of checksums by a package that it does not require.
+    # Nothing is downloaded. Without this, TFDS looks for a checksum file through a package that it does not require.
     url_infos: ClassVar[dict[str, Any]] = {}
 
-    # Is called with the number of utterances spoken, or of examples written, since the last call.
+    # Progress callback, called with the number of utterances or records finished since its last call.
     advance: Callable[[int], None] = staticmethod(lambda count: None)
 
-    def __init__(self, *, material: Material, synthetic: float = 0.0, config: str, **options: Any):
-        self._material = material
-        self._plans = {split: plan(config, split, material, synthetic) for split in material.images}
+    def __init__(self, *, raw_data: RawData, synthetic: float = 0.0, config: str, **options: Any):
+        self._raw_data = raw_data
+        self._plans = {split: plan_examples(config, split, raw_data, synthetic) for split in raw_data.images}
         super().__init__(config=config, **options)
 
     @property
     def size(self) -> int:
-        """The number of examples of all splits, and of utterances."""
-        return sum(len(plans) + sum(each.said is not None for each in plans) for plans in self._plans.values())
+        """Total progress: number of examples and utterances of all splits."""
+        return sum(len(plans) + sum(plan.utterance is not None for plan in plans) for plans in self._plans.values())
 
     def _info(self) -> tfds.core.DatasetInfo:
-        stored = features(tfds, self.builder_config.name, self._material.pixels.shape[1:]) | {
+        stored = features(tfds, self.builder_config.name, self._raw_data.pixels.shape[1:]) | {
             "rate": tfds.features.Scalar(dtype=np.int32),
             "speaker": tfds.features.Text(),
             "recording": tfds.features.Text(),
@@ -208,32 +223,32 @@ class AvmnistBuilder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, download_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        said = [each.said for plans in self._plans.values() for each in plans if each.said]
-        spoken = iter(speech.synthesise(said, self.advance) if said else [])
-        # Only train has some, so that its order is all that matters.
-        return {split: self._generate_examples(split, spoken) for split in self._plans}
+        utterances = [plan.utterance for plans in self._plans.values() for plan in plans if plan.utterance]
+        waveforms = iter(speech.synthesise(utterances, self.advance) if utterances else [])
+        # Only train has utterances, so all splits can share the iterator.
+        return {split: self._generate_examples(split, waveforms) for split in self._plans}
 
-    def _generate_examples(self, split: str, spoken: Iterator[np.ndarray]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for number, each in enumerate(self._plans[split]):
-            samples, rate = self._material.waveforms[each.recording.name]
-            if each.said:
-                rate = self._material.rate
-                # Recorded and synthetic speech must not differ in what a lower rate leaves out.
-                lower = resample(next(spoken).astype(np.float32), speech.RATE, rate)
-                samples = np.rint(lower.clip(-32768, 32767)).astype(np.int16)
-            key = f"{split}-{number:06}"
+    def _generate_examples(self, split: str, waveforms: Iterator[np.ndarray]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for index, plan in enumerate(self._plans[split]):
+            samples, rate = self._raw_data.waveforms[plan.recording.name]
+            if plan.utterance:
+                rate = self._raw_data.rate
+                # Match the bandwidth of the recordings, which would otherwise give synthetic speech away.
+                resampled = resample(next(waveforms).astype(np.float32), speech.RATE, rate)
+                samples = np.rint(resampled.clip(-32768, 32767)).astype(np.int16)
+            key = f"{split}-{index:06}"
             self.advance(1)
             yield (
                 key,
                 {
                     "key": key,
-                    "image": self._material.pixels[each.picture],
+                    "image": self._raw_data.pixels[plan.image_index],
                     "audio": samples,
                     "rate": rate,
-                    "text": each.text,
-                    "speaker": each.said.voice if each.said else each.recording.speaker,
-                    "recording": "" if each.said else each.recording.name,
-                    "picture": each.picture,
-                    **each.targets,
+                    "text": plan.text,
+                    "speaker": plan.utterance.voice if plan.utterance else plan.recording.speaker,
+                    "recording": "" if plan.utterance else plan.recording.name,
+                    "picture": plan.image_index,
+                    **plan.targets,
                 },
             )

@@ -1,11 +1,11 @@
-"""Digits that are seen, heard and asked about: the dataset of the first example, ready in seconds and never downloaded.
+"""Digits dataset: image, audio and text of digits, generated in seconds without a download.
 
-The pictures are scikit-learn's 8 x 8 handwritten digits, the sounds are spoken by espeak-ng in some sixty voices, and
-the sentences are ours. In the task `arithmetic` every input tells only a part, so that all three are needed; in the
-task `matched` they tell the same thing, for contrastive training and for studying absence.
+Images are scikit-learn's 8 x 8 handwritten digits, audio is synthesised by espeak-ng in some sixty voices, and the
+sentences come from `mmjax.datasets.digits.arithmetic`. In the task `arithmetic` the inputs are complementary, so all
+three are needed; in the task `matched` they are redundant, for contrastive training and studies of missing inputs.
 
-Splits: `train`; `validation` and `test`, whose pictures and voices are not in train (nor in each other); and `accents`,
-with the pictures and voices of test in accents of English that are not in train.
+Splits: `train`; `validation` and `test`, with images and voices of their own; and `accents`, with the images and voices
+of `test` in English accents that do not occur in `train`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["INPUTS", "SPLITS", "TARGETS", "Digits"]
 
 
 class Digits(PairedDigits):
-    """The digits dataset, one of two tasks.
+    """Digits dataset with task "arithmetic" or "matched".
 
     Raw inputs: image uint8 [8, 8], light on black; audio (int16 [n], 16,000 Hz), at most 1 s; text, at most 31 bytes.
     """
@@ -36,19 +36,19 @@ class Digits(PairedDigits):
         self._folder = cache_folder(config.cache) / self.name / config.task / VERSIONS[self.name]
 
     def prepare(self) -> pathlib.Path:
-        """Makes the records with espeak-ng and TFDS, unless they are in the cache, and returns their folder.
+        """Generates the records with espeak-ng and TFDS, unless they are cached, and returns their folder.
 
         Raises:
           UserError: if espeakng-loader is not installed, or the cache cannot be written.
         """
         if not self._folder.exists():
-            # Before anything is written.
+            # Fail before anything is written.
             speech.check_installed()
         return cache.prepare_once(self._folder, self._write_records, cache.records_checksum)
 
     def _write_records(self, folder: pathlib.Path) -> pathlib.Path:
         def make_builder():
-            # TFDS and scikit-learn take seconds to import; who reads prepared records does without the second.
+            # Imported here because scikit-learn takes seconds to import and reading prepared records does not need it.
             from mmjax.datasets.digits import digits_builder
 
             return digits_builder.DigitsBuilder(

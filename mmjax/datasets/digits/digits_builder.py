@@ -1,12 +1,13 @@
-"""Makes the records of `digits`: which picture, which voice and which sentence go together, and TFDS writes them.
+"""TFDS builder of `digits`: pairs images, synthetic speech and sentences into records.
 
-This file imports TFDS and scikit-learn; only preparation imports it.
+Imports TFDS and scikit-learn, so only preparation imports this module.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -14,38 +15,39 @@ import numpy as np
 import sklearn.datasets
 import tensorflow_datasets as tfds
 
-from mmjax.data.draws import between, draws, shuffled
+from mmjax.data.stable_rng import interpolate, shuffled, stable_rng
 from mmjax.datasets.digits import arithmetic, speech
 from mmjax.datasets.digits.paired_digits import VERSIONS, features, latents
 from mmjax.datasets.digits.voices import SPLITS, utterance
 
-# How often each (a, b, operation), or each digit, occurs.
+# Copies of each (a, b, operation), or of each digit.
 COPIES = {
     "arithmetic": {"train": 14, "validation": 1, "test": 2, "accents": 2},
     "matched": {"train": 400, "validation": 50, "test": 100, "accents": 100},
 }
 
-_PICTURES = {"train": slice(0, 120), "validation": slice(120, 140), "test": slice(140, None)}
-_PICTURES["accents"] = _PICTURES["test"]
+# Each digit's images per split, as slices of a random permutation.
+_IMAGES = {"train": slice(0, 120), "validation": slice(120, 140), "test": slice(140, None)}
+_IMAGES["accents"] = _IMAGES["test"]
 
-_LONGEST_PAUSE = 0.1
+_MAX_PAUSE_SECONDS = 0.1
 _GAINS = (0.3, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """One example before it is made.
+class ExamplePlan:
+    """Components of one example.
 
     Attributes:
-      picture: number of the picture in scikit-learn's set.
-      utterance: what espeak-ng says.
-      text: the sentence.
-      targets: {name: the class's name}.
+      image_index: index into scikit-learn's digits.
+      utterance: spoken digit.
+      text: sentence.
+      targets: {target name: class name}.
       pause: silence before the word, in samples.
-      gain: factor of the amplitude.
+      gain: amplitude factor.
     """
 
-    picture: int
+    image_index: int
     utterance: speech.Utterance
     text: str
     targets: dict[str, str]
@@ -53,26 +55,23 @@ class Plan:
     gain: float
 
 
-def plan(task: str, split: str) -> list[Plan]:
-    """All examples of a split, with every combination of latents equally often."""
+def plan_examples(task: str, split: str) -> list[ExamplePlan]:
+    """Plans all examples of a split, with every combination of latents equally often."""
     examples = latents(task, COPIES[task][split])
-    drawn = draws(f"{task}:{split}".encode()).random((len(examples), 6))
-    pictures = {digit: _pictures(split, digit) for digit in range(10)}
-    taken = dict.fromkeys(range(10), 0)
-    result = []
-    for example, draw in zip(examples, drawn, strict=True):
-        # The pictures of a digit take turns, so that none is much more frequent than another.
-        own = pictures[example.seen]
-        picture = own[taken[example.seen] % len(own)]
-        taken[example.seen] += 1
-        spoken = utterance(arithmetic.WORDS[example.heard], split, draw[:4])
-        pause = round(_LONGEST_PAUSE * speech.RATE * draw[4])
-        result.append(Plan(picture, spoken, example.text, example.targets, pause, between(_GAINS, draw[5])))
-    return result
+    uniforms = stable_rng(f"{task}:{split}".encode()).random((len(examples), 6))
+    # Cycle through each digit's images, so that their counts differ by at most 1.
+    images = {digit: itertools.cycle(_image_indices(split, digit)) for digit in range(10)}
+    plans = []
+    for example, u in zip(examples, uniforms, strict=True):
+        spoken = utterance(arithmetic.WORDS[example.audio_digit], split, u[:4])
+        pause = round(_MAX_PAUSE_SECONDS * speech.RATE * u[4])
+        gain = interpolate(_GAINS, u[5])
+        plans.append(ExamplePlan(next(images[example.image_digit]), spoken, example.text, example.targets, pause, gain))
+    return plans
 
 
 class DigitsBuilder(tfds.core.GeneratorBasedBuilder):
-    """Handwritten digits, spoken digits, and sentences about them; see `mmjax.datasets.digits.digits`."""
+    """TFDS builder of handwritten digits, spoken digits, and sentences; see `mmjax.datasets.digits.digits`."""
 
     name = "digits"
     VERSION = tfds.core.Version(VERSIONS["digits"])
@@ -81,15 +80,15 @@ class DigitsBuilder(tfds.core.GeneratorBasedBuilder):
         tfds.core.BuilderConfig(name="matched", description="The same digit seen, heard and written."),
     ]
 
-    # Nothing is downloaded. TFDS would look for a file of checksums by a package that it does not require.
+    # Nothing is downloaded. Without this, TFDS looks for a checksum file through a package that it does not require.
     url_infos: ClassVar[dict[str, Any]] = {}
 
-    # Is called with the number of utterances spoken, or of examples written, since the last call.
+    # Progress callback, called with the number of utterances or records finished since its last call.
     advance: Callable[[int], None] = staticmethod(lambda count: None)
 
     @property
     def size(self) -> int:
-        """The number of examples of all splits, each of which is spoken and written."""
+        """Total progress: each example of all splits counts twice, for synthesis and writing."""
         per_copy = 600 if self.builder_config.name == "arithmetic" else 10
         return 2 * per_copy * sum(COPIES[self.builder_config.name].values())
 
@@ -103,38 +102,38 @@ class DigitsBuilder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, download_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        plans = {split: plan(self.builder_config.name, split) for split in SPLITS}
-        # One list for all splits: what is said before changes what follows, so the order is part of the dataset.
+        plans = {split: plan_examples(self.builder_config.name, split) for split in SPLITS}
+        # One list for all splits: espeak-ng's output depends on earlier utterances, so the order defines the dataset.
         waveforms = iter(
             speech.synthesise([example.utterance for split in plans.values() for example in split], self.advance)
         )
-        spoken = {split: [next(waveforms) for _ in examples] for split, examples in plans.items()}
-        return {split: self._generate_examples(split, plans[split], spoken[split]) for split in plans}
+        by_split = {split: [next(waveforms) for _ in examples] for split, examples in plans.items()}
+        return {split: self._generate_examples(split, plans[split], by_split[split]) for split in plans}
 
-    def _generate_examples(self, split: str, plans: list[Plan], waveforms: list[np.ndarray]):
+    def _generate_examples(self, split: str, plans: list[ExamplePlan], waveforms: list[np.ndarray]):
         images = _scikit_learn().images
-        for number, (example, waveform) in enumerate(zip(plans, waveforms, strict=True)):
+        for index, (example, waveform) in enumerate(zip(plans, waveforms, strict=True)):
             audio = np.concatenate([np.zeros(example.pause), example.gain * waveform])
             if len(audio) > speech.RATE:
                 raise RuntimeError(f"{example.utterance} takes {len(audio) / speech.RATE:.2f} s, more than 1 s")
-            key = f"{split}-{number:05}"
+            key = f"{split}-{index:05}"
             self.advance(1)
             stored = {
                 "key": key,
-                "image": np.rint(images[example.picture] * (255 / 16)).astype(np.uint8),
+                "image": np.rint(images[example.image_index] * (255 / 16)).astype(np.uint8),
                 "audio": np.rint(audio).astype(np.int16),
                 "text": example.text,
                 "voice": example.utterance.voice,
-                "picture": example.picture,
+                "picture": example.image_index,
                 **example.targets,
             }
             yield key, stored
 
 
-def _pictures(split: str, digit: int) -> list[int]:
-    """The numbers of a split's pictures of one digit, in a fixed random order."""
-    numbers = np.flatnonzero(_scikit_learn().target == digit)
-    return shuffled([int(number) for number in numbers], draws(f"pictures:{digit}".encode()))[_PICTURES[split]]
+def _image_indices(split: str, digit: int) -> list[int]:
+    """Returns the image indices of a split's examples of one digit, in a fixed random order."""
+    indices = np.flatnonzero(_scikit_learn().target == digit)
+    return shuffled([int(index) for index in indices], stable_rng(f"pictures:{digit}".encode()))[_IMAGES[split]]
 
 
 @functools.cache

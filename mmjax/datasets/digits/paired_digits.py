@@ -1,7 +1,7 @@
-"""What all datasets share that pair a picture of a digit with a spoken digit and a sentence: tasks, records, writing.
+"""Base class of the digit datasets, which pair an image, a spoken digit and a sentence: tasks, records, writing.
 
-In the task `arithmetic` every input tells only a part, so that all three are needed; in the task `matched` they tell
-the same thing, for contrastive training and for studying absence.
+In the task `arithmetic` the inputs are complementary, so all three are needed; in the task `matched` they are
+redundant, for contrastive training and studies of missing inputs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from mmjax.config import Formerly, Rate
-from mmjax.data.dataset import Record, check_split, dropped
+from mmjax.data.dataset import Record, check_split, sample_dropped
 from mmjax.datasets import cache
 from mmjax.datasets.digits import arithmetic, speech
 from mmjax.datasets.records import Records
@@ -24,7 +24,7 @@ from mmjax.errors import UserError, nearest
 from mmjax.tokens import TargetSpec
 
 VERSIONS = {"digits": "1.0.0", "avmnist": "1.0.1"}
-"""Versions of the stored records; raised whenever they change."""
+"""Versions of the stored records, incremented on every change."""
 
 INPUTS = {"image": "image", "audio": "audio", "text": "text"}
 
@@ -39,21 +39,21 @@ TARGETS: dict[str, dict[str, TargetSpec]] = {
     "matched": {"digit": _DIGIT},
 }
 
-USES_IN_A_COPY = {"arithmetic": 60, "matched": 1}
-"""How often `latents(task, 1)` has each digit in an image; in the audio as often."""
+USES_PER_COPY = {"arithmetic": 60, "matched": 1}
+"""Occurrences of each digit in `latents(task, 1)`, the same for image and audio."""
 
 
 class Latents(NamedTuple):
-    """What an example tells: the digit that is seen, the one that is heard, the sentence, {target: class's name}."""
+    """Latents of an example: image digit, audio digit, sentence, and {target: class name}."""
 
-    seen: int
-    heard: int
+    image_digit: int
+    audio_digit: int
     text: str
     targets: dict[str, str]
 
 
 def latents(task: str, copies: int) -> list[Latents]:
-    """Every (a, b, operation) or every digit `copies` times, so that a split has no sampling error in them."""
+    """Returns every (a, b, operation), or every digit, `copies` times: splits are exactly balanced."""
     if task == "arithmetic":
         return [Latents(q.a, q.b, q.text, _targets(q)) for q in arithmetic.balanced_questions(copies)]
     return [
@@ -74,13 +74,13 @@ def _targets(question: arithmetic.Question) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairedConfig:
-    """Which digits.
+    """Options of the digit datasets.
 
     Attributes:
       task: "arithmetic" (targets answer, image_digit, audio_digit, operation) or "matched" (target digit).
-      cache: where to keep the prepared records; by default $MMJAX_CACHE, or else ~/.cache/mmjax.
-      missing_fraction: {input or target: the fraction of training examples that lack it}, always the same examples;
-        no example loses all of its inputs. The other splits stay whole.
+      cache: folder of the prepared records; by default $MMJAX_CACHE, or else ~/.cache/mmjax.
+      missing_fraction: {input or target: fraction of training examples without it}, the same examples in every epoch.
+        No example loses all of its inputs. Other splits are complete.
     """
 
     task: Literal["arithmetic", "matched"] = "arithmetic"
@@ -89,7 +89,7 @@ class PairedConfig:
 
 
 class PairedDigits:
-    """Base of the datasets of digits. A subclass says where its records lie and writes them, in `prepare`."""
+    """Base class of the digit datasets. Subclasses implement `prepare`, which writes the records."""
 
     name: ClassVar[str]
     all_splits: ClassVar[tuple[str, ...]]
@@ -101,7 +101,7 @@ class PairedDigits:
         for name in config.missing_fraction:
             if name not in known:
                 raise UserError(
-                    f"data.missing_fraction.{name}", f"there is no input or target {name!r}", nearest(name, known)
+                    f"data.missing_fraction.{name}", f"unknown input or target {name!r}", nearest(name, known)
                 )
 
     @property
@@ -118,23 +118,23 @@ class PairedDigits:
 
     @property
     def checksum(self) -> str:
-        """sha256 of the prepared records."""
+        """SHA-256 of the prepared records."""
         return cache.checksum(self.prepare())
 
     def prepare(self) -> pathlib.Path:
-        """Makes the records unless they are in the cache, and returns their folder."""
+        """Writes the records unless they are cached, and returns their folder."""
         raise NotImplementedError
 
     def source(self, split: str) -> PairedSource:
-        """The records of a split."""
+        """Returns the records of a split, prepared first if necessary."""
         check_split(split, self.splits)
         missing_fraction = self.config.missing_fraction if split == "train" else {}
         return PairedSource(self.prepare(), split, tuple(self.targets), missing_fraction)
 
     def ceilings(self, split: str) -> dict[str, dict[str, float]]:
-        """The best accuracy that each subset of the inputs allows, where no example lacks any.
+        """Returns the Bayes-optimal accuracy for each subset of the inputs, without missing inputs.
 
-        Every split has each combination equally often, so that the ceilings of all are the same.
+        All splits have the same ceilings: each contains every combination equally often.
         """
         check_split(split, self.splits)
         if self.config.task == "matched":
@@ -142,12 +142,12 @@ class PairedDigits:
         return {"answer": arithmetic.ceilings(arithmetic.arithmetic_outcomes())}
 
     def _write(self, make_builder: Callable[[], Any]) -> pathlib.Path:
-        """Lets a TFDS builder write its records, and returns their folder.
+        """Writes the records of a TFDS builder with a progress bar, and returns their folder.
 
         Args:
-          make_builder: makes the builder, which has `size`, the work to do, and calls `advance` with what is done.
+          make_builder: returns a builder with the attribute `size`, the total progress, and the callback `advance`.
         """
-        # TFDS takes seconds to import; who has a cache that is ready does without what only preparation needs.
+        # Imported here because only preparation needs these modules, and TFDS takes seconds to import.
         import rich.console
         import rich.progress
         import tensorflow_datasets as tfds
@@ -155,7 +155,7 @@ class PairedDigits:
         console = rich.console.Console(stderr=True)
         progress = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
         tfds.disable_progress_bar()
-        # TFDS prints to standard output, which belongs to the command's result.
+        # Discard TFDS prints: standard output is reserved for the result of the command.
         with progress, contextlib.redirect_stdout(io.StringIO()):
             builder = make_builder()
             bar = progress.add_task(f"Preparing {self.name}/{self.config.task}", total=builder.size)
@@ -165,13 +165,13 @@ class PairedDigits:
 
 
 class PairedSource:
-    """The prepared records of one split.
+    """Prepared records of one split.
 
     Args:
-      folder: what `prepare` returned.
-      split: the split's name.
-      targets: the names of the targets.
-      missing_fraction: {input or target: fraction of examples that lack it}.
+      folder: folder of the records.
+      split: split name.
+      targets: target names.
+      missing_fraction: {input or target: fraction of examples without it}.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class PairedSource:
         self._opened: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Worker processes open the files themselves.
+        # Open files are not picklable; worker processes reopen them.
         return {**self.__dict__, "_opened": None}
 
     def __len__(self) -> int:
@@ -196,21 +196,21 @@ class PairedSource:
     def _record(self, index: int, stored: Mapping[str, Any]) -> Record:
         inputs = {
             "image": stored["image"],
-            # Recordings come in rates of their own; what espeak-ng says has always this one, which is not stored.
+            # Recordings store their sample rate; synthetic speech has a fixed rate, which is not stored.
             "audio": (stored["audio"], int(stored.get("rate", speech.RATE))),
             "text": stored["text"].decode(),
         }
         targets = {name: stored[name] for name in self._targets}
         if self._missing_inputs or self._missing_targets:
-            draws = np.random.Generator(np.random.Philox(key=[index, 0]))
-            gone = dropped(self._missing_inputs, inputs, draws)
-            gone |= {name for name in sorted(self._missing_targets) if draws.random() < self._missing_targets[name]}
-            inputs = {name: None if name in gone else raw for name, raw in inputs.items()}
-            targets = {name: None if name in gone else value for name, value in targets.items()}
+            rng = np.random.Generator(np.random.Philox(key=[index, 0]))
+            missing = sample_dropped(self._missing_inputs, inputs, rng)
+            missing |= {name for name in sorted(self._missing_targets) if rng.random() < self._missing_targets[name]}
+            inputs = {name: None if name in missing else raw for name, raw in inputs.items()}
+            targets = {name: None if name in missing else value for name, value in targets.items()}
         return Record(inputs, targets)
 
     def stored(self, index: int) -> dict[str, Any]:
-        """Everything that is stored of a record: its key, who speaks and the number of its picture too."""
+        """Returns all stored fields of a record, including its key, speaker or voice, and image index."""
         return self._files()[index]
 
     def _files(self):
@@ -220,11 +220,11 @@ class PairedSource:
 
 
 def features(tfds: Any, task: str, image_shape: tuple[int, int]) -> dict[str, Any]:
-    """What TFDS is to store of an example, with images uint8 of one shape [H, W]; `tfds` is the module."""
+    """Returns the common TFDS features of a record with images [H, W]; `tfds` is the slow-to-import module."""
     stored = {
         "key": tfds.features.Text(),
-        # Tensors and not an Image or Audio feature: TFDS needs TensorFlow to write those. Raw bytes, since numbers in a
-        # tf.train.Example take 64 bits each.
+        # Tensor features, because TFDS needs TensorFlow to write Image and Audio features. Raw bytes, because integers
+        # in a tf.train.Example take up to 64 bits each.
         "image": tfds.features.Tensor(shape=image_shape, dtype=np.uint8, encoding="bytes"),
         "audio": tfds.features.Tensor(shape=(None,), dtype=np.int16, encoding="bytes"),
         "text": tfds.features.Text(),

@@ -1,4 +1,4 @@
-"""Speakers and splits of AV-MNIST."""
+"""Speaker splits of AV-MNIST."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class Speakers(NamedTuple):
-    """Who speaks in each split."""
+    """Speakers of each split; the splits are disjoint."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
@@ -19,36 +19,40 @@ class Speakers(NamedTuple):
 
 
 def choose_speakers(
-    everybody: Sequence[str],
+    speakers: Sequence[str],
     held_out: str | tuple[str, ...] | None = None,
     validation: str | tuple[str, ...] | None = None,
 ) -> Speakers:
-    """Shares the speakers out, as `Avmnist.Config` says.
+    """Assigns speakers to splits.
+
+    Args:
+      speakers: names, with or without duplicates.
+      held_out, validation: test and validation speakers; see `Avmnist.Config`.
 
     Raises:
-      UserError: if a speaker is unknown or in two splits, or nobody is left to train on.
+      UserError: if a speaker is unknown or in two splits, or no training speaker remains.
     """
-    names = sorted(set(everybody))
+    names = sorted(set(speakers))
 
-    def chosen(asked: str | tuple[str, ...] | None, where: str, available: list[str]) -> tuple[str, ...]:
-        if asked is None:
+    def select(requested: str | tuple[str, ...] | None, where: str, available: list[str]) -> tuple[str, ...]:
+        if requested is None:
             return tuple(available[-1:])
-        asked = (asked,) if isinstance(asked, str) and asked else tuple(asked)
-        for name in asked:
+        requested = (requested,) if isinstance(requested, str) and requested else tuple(requested)
+        for name in requested:
             if name not in names:
-                raise UserError(where, f"there are no recordings of a speaker {name!r}", nearest(name, names))
-        return tuple(sorted(set(asked)))
+                raise UserError(where, f"no recordings of speaker {name!r}", nearest(name, names))
+        return tuple(sorted(set(requested)))
 
-    test = chosen(held_out, "data.held_out", names)
-    others = [name for name in names if name not in test]
-    held_back = chosen(validation, "data.validation", others)
-    both = sorted(set(test) & set(held_back))
-    if both:
-        problem = f"{both[0]!r} is held out for test too"
-        raise UserError("data.validation", problem, "choose on another speaker, never on one of test")
-    train = tuple(name for name in others if name not in held_back)
-    if not train:
-        problem = f"of {', '.join(map(repr, names))} nobody is left to train on"
-        remedy = "add recordings of others, name fewer in data.held_out, or set data.validation to []"
+    test_speakers = select(held_out, "data.held_out", names)
+    others = [name for name in names if name not in test_speakers]
+    validation_speakers = select(validation, "data.validation", others)
+    overlap = sorted(set(test_speakers) & set(validation_speakers))
+    if overlap:
+        problem = f"speaker {overlap[0]!r} is also a test speaker"
+        raise UserError("data.validation", problem, "choose a speaker that is not in data.held_out")
+    train_speakers = tuple(name for name in others if name not in validation_speakers)
+    if not train_speakers:
+        problem = f"no training speaker remains of {', '.join(map(repr, names))}"
+        remedy = "add recordings of other speakers, hold out fewer in data.held_out, or set data.validation to []"
         raise UserError("data.held_out", problem, remedy)
-    return Speakers(train, held_back, test)
+    return Speakers(train_speakers, validation_speakers, test_speakers)

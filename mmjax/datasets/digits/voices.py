@@ -1,14 +1,14 @@
-"""The voices of espeak-ng that say the digits: which are for training, and what varies from word to word."""
+"""espeak-ng voices of the spoken digits: disjoint variants per split, and ranges of accent, speed and pitch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmjax.data.draws import between, pick
+from mmjax.data.stable_rng import choose, interpolate
 from mmjax.datasets.digits import speech
 
-# Left out of espeak-ng's 104 variants: whispers, robots and monsters; Klatt synthesisers and others that differ from a
-# kept one by hardly anything measurable; and those whose words are too long, end abruptly or are poorly understood.
+# Excluded from espeak-ng's 104 variants: whispers, robots and monsters; Klatt synthesisers and other near-duplicates of
+# an included variant; and variants whose words are too long, end abruptly or are hard to understand.
 VOICES = {
     "train": (  # noqa: SIM905 a list of 42 strings is harder to read
         "Alex Andy Denis Gene Henrique Lee Mario Michael Reed adam announcer antonio aunty boris croak ed edward "
@@ -30,12 +30,13 @@ ACCENTS = {
     "accents": ["en-gb-x-rp", "en-029", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd"],
 }
 
+# Words per minute; espeak-ng's pitch scale, 0 to 99.
 _SPEEDS = (130, 210)
 _PITCHES = (25, 75)
 
 
-def utterance(word: str, split: str, drawn: Sequence[float]) -> speech.Utterance:
-    """The word in one of a split's voices; four numbers in [0, 1) say which, how fast and how high."""
-    accent, variant, speed, pitch = drawn
-    voice = f"{pick(ACCENTS[split], accent)}+{pick(VOICES[split], variant)}"
-    return speech.Utterance(word, voice, round(between(_SPEEDS, speed)), round(between(_PITCHES, pitch)))
+def utterance(word: str, split: str, uniforms: Sequence[float]) -> speech.Utterance:
+    """Maps four uniform draws in [0, 1) to an utterance of `word`: accent and variant of the split, speed, pitch."""
+    accent, variant, speed, pitch = uniforms
+    voice = f"{choose(ACCENTS[split], accent)}+{choose(VOICES[split], variant)}"
+    return speech.Utterance(word, voice, round(interpolate(_SPEEDS, speed)), round(interpolate(_PITCHES, pitch)))

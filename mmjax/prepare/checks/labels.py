@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mmjax.data.draws import draws
+from mmjax.data.stable_rng import stable_rng
 from mmjax.prepare.examined import Examined, Finding
 from mmjax.prepare.leave_one_out import LeaveOneOutRidge
 
@@ -117,7 +117,7 @@ def labelled_rows(examined: Examined) -> Iterator[LabelledRows]:
             continue
         labels = np.searchsorted(classes, [str(names[row]) for row in rows])
         # Shuffle first, since sources often list class by class: each part is then a sample of all classes.
-        order = np.argsort(draws(f"{column.name}:parts".encode()).random(len(rows)), kind="stable")
+        order = np.argsort(stable_rng(f"{column.name}:parts".encode()).random(len(rows)), kind="stable")
         for part in map(np.sort, np.array_split(order, -(-len(rows) // _MAX_ROWS))):
             if inputs := _inputs(examined, rows[part]):
                 yield LabelledRows(column.name, classes, rows[part], labels[part], inputs)
