@@ -91,7 +91,7 @@ WRONG_RECIPES = {
     "config.evaluate.splits = 'test'": "evaluate.splits: 'test' is a str; give a list of string",
     "config.model.encoders.image.kind = ['vit']": "model.encoders.image.kind: ['vit'] is a list",
     "config.data.inputs.image = 5": "data.inputs.image: 5 is a int; give a dict",
-    "config.optimizer = {'name': 'sgd', 'momentum': 'x'}": "optimizer: Optax refuses: ",
+    "config.optimizer = {'name': 'sgd', 'momentum': 'x'}": "optimizer: Optax raises: ",
     "config.optimizer.learning_rate = 3.0": "optimizer.learning_rate: the schedule sets the learning rate; set",
     # Sizes.
     "config.train.steps = -5": "train.steps: -5 is out of range; give a value of at least 1",
@@ -165,17 +165,17 @@ WRONG_RECIPES = {
     # What would be missed hours later only.
     "config.evaluate.splits = ['test', 'acents']": "evaluate.splits[1]: there is no split 'acents'; did you mean 'acc",
     "config.evaluate.use = 'bset'": "evaluate.use: 'bset' is not a choice; did you mean 'best'?",
-    "config.evaluate.use = 'best'": "evaluate.use: 'best' has no meaning without checkpoint.best",
+    "config.evaluate.use = 'best'": "evaluate.use: 'best' requires checkpoint.best",
     "config.evaluate.every = 9; config.checkpoint.every = 9; config.checkpoint.best = 'digit/acuracy'": (
-        "checkpoint.best: no metric is named 'digit/acuracy'; did you mean 'digit/accuracy'?"
+        "checkpoint.best: unknown metric 'digit/acuracy'; did you mean 'digit/accuracy'?"
     ),
     "config.checkpoint.best = 'digit/accuracy'": "checkpoint.best: 'digit/accuracy' is never measured",
     "config.evaluate.every = 9; config.checkpoint.every = 6; config.checkpoint.best = 'digit/accuracy'": (
-        "checkpoint.every: 6 is not a multiple of evaluate.every = 9; make it one"
+        "checkpoint.every: 6 is not a multiple of evaluate.every = 9; make it a multiple"
     ),
     "config.checkpoint.mode = 'maximum'": "checkpoint.mode: 'maximum' is not a choice; did you mean 'max'?",
     "config.evaluate.every = 9; config.train.hooks = [{'kind': 'early_stopping', 'metric': 'digit/lss'}]": (
-        "train.hooks[0].metric: no metric is named 'digit/lss'; did you mean 'digit/loss'?"
+        "train.hooks[0].metric: unknown metric 'digit/lss'; did you mean 'digit/loss'?"
     ),
 }
 
@@ -206,7 +206,7 @@ def test_a_wrong_override_is_refused(capsys, tmp_path, override, expected):
 @pytest.mark.parametrize("command", ["train", "prepare"])
 def test_a_recipe_that_is_not_there_is_refused(capsys, tmp_path, command):
     words = [f"--workdir={tmp_path / 'run'}"] if command == "train" else []
-    assert "there is no file" in refused(capsys, tmp_path, command, f"--config={tmp_path / 'digits.py'}", *words)
+    assert "does not exist" in refused(capsys, tmp_path, command, f"--config={tmp_path / 'digits.py'}", *words)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -372,7 +372,7 @@ def test_a_run_whose_gradients_were_never_finite_fails(tmp_path):
         (["--image={0}/text.wav"], "text.wav' is not a picture; give a PNG, JPEG or WebP file"),
         (["--image={0}"], "cannot be read"),
         ([], "no input is given; give --audio or --image or --text"),
-        (["--picture=x.png"], "--picture: unknown flag; known are '--audio', '--image'"),
+        (["--picture=x.png"], "--picture: unknown flag; choose from '--audio', '--image'"),
         (["--input", "imgae=x.png"], "the run has no input 'imgae'; did you mean 'image'?"),
         (["--input", "image"], "is not NAME=VALUE; write --input audio=VALUE"),
         (["--text=one", "--input", "text=two"], "the input 'text' is given twice"),

@@ -283,8 +283,8 @@ class TestFilter:
         "filters, said",
         [
             ({"label": {"at_least": 3}}, "data.filter.label: the column has words, which have no bounds; use one_of"),
-            ({"label": {"none_of": ["7"]}}, "data.filter.label: the column never has '7'; known are '0', '1', '2'"),
-            ({"length": {"one_of": ["a"]}}, "data.filter.length: the column never has 'a'; known are"),
+            ({"label": {"none_of": ["7"]}}, "data.filter.label: the column never has '7'; choose from '0', '1', '2'"),
+            ({"length": {"one_of": ["a"]}}, "data.filter.length: the column never has 'a'; choose from"),
             ({"height": {"at_least": 3}}, "data.filter.height: nothing is known of 'height' before a record is read"),
             ({"length": {"at_least": 99}}, "data.filter: no record of 'train' is left; ask for less"),
         ],

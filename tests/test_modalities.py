@@ -383,7 +383,7 @@ class TestTable:
         "argument, said",
         [
             ("aeg=3", "--facts: there is no column 'aeg'; did you mean 'age'?"),
-            ("colour=pink", "--facts: colour = 'pink' is no category; known are 'blue', 'green', 'red'"),
+            ("colour=pink", "--facts: colour = 'pink' is no category; choose from 'blue', 'green', 'red'"),
             ("age=x", "--facts: age = 'x' is no number; give one"),
             ("age", "--facts: 'age' gives no value; give COLUMN=VALUE,COLUMN=VALUE"),
             ("age=41,age=42", "--facts: 'age' is there twice; give each column once"),
