@@ -278,12 +278,12 @@ def copied_run(small_run, tmp_path) -> list[str]:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("--config.seed=1", "holds a run with seed = 0, not 1; give another workdir, or the config of that run"),
+        ("--config.seed=1", "contains a run with seed = 0, not 1; give another workdir, or the config of that run"),
         ("--config.train.batch_size=32", "train.batch_size = 16, not 32"),
         ("--config.schedule.peak=0.5", "schedule.peak = 0.004, not 0.5"),
         ("--config.model.encoders.text.width=32", "model.encoders.text.width = 16, not 32"),
         ("--config.data.inputs.text.length=20", "data.inputs.text.length = 16, not 20"),
-        ("--config.train.steps=1", "train.steps: 1 lies before the checkpoint of step 2"),
+        ("--config.train.steps=1", "train.steps: 1 is less than step 2 of the newest checkpoint"),
     ],
 )
 def test_a_workdir_of_another_config_is_refused(capsys, tmp_path, copied_run, override, expected):
@@ -317,23 +317,23 @@ def test_a_workdir_that_is_no_folder_of_a_run_is_refused(capsys, tmp_path):
     for name, expected in {
         "file": "file is a file; give a folder",
         "file/below": "file is a file; give a folder",
-        "other": "is not empty and holds no run; give an empty or a new folder",
+        "other": "is not empty and contains no run; give an empty or a new folder",
         "broken": "config.json is not JSON",
     }.items():
         assert expected in refused(capsys, tmp_path, "train", recipe, f"--workdir={tmp_path / name}")
     line = refused(capsys, tmp_path, "train", recipe, "--workdir=gs://bucket/run")
-    assert "is an address; give a folder; a bucket can be mounted as one" in line
+    assert "is a URL; give a folder; a bucket can be mounted as one" in line
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_a_workdir_without_a_checkpoint_is_refused(capsys, tmp_path, copied_run, command):
     words = ["--text=seven"] if command == "predict" else []
     workdir = tmp_path / "run"
-    assert "holds no run" in refused(capsys, tmp_path, command, f"--workdir={tmp_path / 'rnu'}")
+    assert "contains no run" in refused(capsys, tmp_path, command, f"--workdir={tmp_path / 'rnu'}")
     for name, content in (("bert", '{"model_type": "bert"}'), ("list", "[1]"), ("half", '{"data": {}}')):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(content)
-        assert "is not of a run of mmjax" in refused(capsys, tmp_path, command, f"--workdir={tmp_path / name}")
+        assert "is not the config of an mmjax run" in refused(capsys, tmp_path, command, f"--workdir={tmp_path / name}")
     assert "--workdir: is missing" in refused(capsys, tmp_path, command, *words)
     for child in (workdir / "checkpoints").iterdir():
         shutil.rmtree(child) if child.is_dir() else child.unlink()

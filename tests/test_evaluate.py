@@ -51,7 +51,7 @@ def test_tables_show_every_metric(capsys, trained_run):
     [
         (["--split=tset"], "--split: there is no split 'tset'; did you mean 'test'?"),
         (["--without=adio"], "--without: the run has no input 'adio'; did you mean 'audio'?"),
-        (["--without=audio,image,text"], "leaves no input"),
+        (["--without=audio,image,text"], "masks all inputs"),
         (["--without=audio", "--subsets"], "--without: cannot be joined with --subsets"),
     ],
 )
