@@ -344,7 +344,7 @@ def test_a_workdir_without_a_checkpoint_is_refused(capsys, tmp_path, copied_run,
 
 def test_an_empty_list_of_splits_is_refused(capsys, small_run):
     line = refused(capsys, small_run, "evaluate", f"--workdir={small_run / 'run'}", "--split=")
-    assert "--split: names no split; leave it out" in line
+    assert "--split: is empty; remove the flag" in line
 
 
 def test_a_cache_where_no_folder_can_be_made_is_refused(capsys, monkeypatch, tmp_path):

@@ -128,7 +128,7 @@ def test_two_calls_in_one_process_do_not_meet(recipe, seen):
         ("--config.train.rate=fast", "give a float"),
         ("--config.train.shuffle=perhaps", "give a bool"),
         ("--config.views=3", "'3' is not a list; give a list"),
-        ("--config.train=3", "--config.train: is a section and not a value"),
+        ("--config.train=3", "--config.train: is a section, not a value"),
         ("--config.views[9]=3", "mmjax fake"),
         ("--wrkdir=x", "--wrkdir: unknown flag; did you mean '--workdir'?"),
         ("--split=tset", "did you mean 'test'?"),

@@ -267,9 +267,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step_with_a_checkpoint(enviro
 
 def test_a_process_whose_fellows_do_not_come_says_so():
     port = free_port()
-    problem = (
-        f"--coordinator=127.0.0.1:{port}: process 1 of 2 did not connect within 1 s; start the same command on every"
-    )
+    problem = f"--coordinator=127.0.0.1:{port}: process 1 of 2 did not connect within 1 s; start the same command"
     with pytest.raises(UserError, match=problem):
         initialize(f"127.0.0.1:{port}", 2, 0, start_seconds=1)
 
@@ -352,12 +350,12 @@ def test_the_roll_call_waits_for_all_and_tells_everyone_who_is_missing():
         (
             {},
             {"coordinator": "host:1", "process_count": 2, "process_id": 2},
-            "--process_id: 2 is out of range for 2 processes",
+            "--process_id: 2 is out of range",
         ),
         (
             {},
             {"coordinator": "host:1", "process_count": 0, "process_id": 0},
-            "--process_count: 0 is not a valid number",
+            "--process_count: 0 is not valid",
         ),
         ({"MMJAX_PROCESS_COUNT": "two"}, {}, "MMJAX_PROCESS_COUNT: 'two' is not an integer"),
     ],

@@ -231,7 +231,7 @@ def test_a_wrong_experiment_is_refused_before_anything_is_trained(
 
 def test_an_experiment_has_to_be_named(capsys, experiment):
     assert main(["reproduce"]) == 2
-    assert "no experiment is named; give one folder" in capsys.readouterr().err
+    assert "no experiment is given; give one folder" in capsys.readouterr().err
     assert main(["reproduce", str(experiment) + "x"]) == 2
     assert f"did you mean '{experiment}'?" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ import jax
 from mmjax.errors import UserError
 
 AGREE_SECONDS = 12 * 3600
-"""Seconds to wait for the other processes, long enough to prepare the data. Heartbeats detect a dead process earlier."""
+"""Timeout in seconds, long enough to prepare the data. JAX's heartbeats detect a dead process earlier."""
 
 _barriers = itertools.count()
 

@@ -37,7 +37,7 @@ def roll_call(coordinator_address: str, num_processes: int, process_id: int, sec
 
 
 def _serve(coordinator: str, count: int, seconds: float) -> str | None:
-    """Collects the other processes in process 0 and sends them the outcome: None, or a message that names the missing."""
+    """Waits in process 0 for the others and sends them the outcome: None, or a message that names the missing."""
     deadline = time.monotonic() + seconds
     port = int(coordinator.rpartition(":")[2])
     connections: dict[int, socket.socket] = {}

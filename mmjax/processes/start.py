@@ -121,7 +121,7 @@ def _check(given: dict[str, str | int | None]) -> None:
             raise UserError(flag, f"is missing beside {others}", f"give it, or set {_VARIABLES[flag]}")
     count, index, address = given["--process_count"], given["--process_id"], given["--coordinator"]
     if not isinstance(count, int) or count < 1:
-        raise UserError("--process_count", f"{count} is not a valid number of processes", "give at least 1")
+        raise UserError("--process_count", f"{count} is not valid", "give at least 1")
     if isinstance(index, int) and not 0 <= index < count:
         raise UserError("--process_id", f"{index} is out of range for {count} processes", f"give 0 to {count - 1}")
     if isinstance(address, str) and not (":" in address and address.rpartition(":")[2].isdigit()):
