@@ -220,16 +220,12 @@ class Experiment:
                 watched[f"train.hooks[{index}].metric"] = options.metric
         for where, metric in watched.items():
             if not evaluate.every:
-                raise UserError(
-                    where, f"{metric!r} is never measured because evaluate.every is 0", "set evaluate.every"
-                )
+                raise UserError(where, f"{metric!r} is never measured: evaluate.every is 0", "set evaluate.every")
             if metric not in self.evaluated_metrics:
                 raise UserError(where, f"unknown metric {metric!r}", nearest(metric, self.evaluated_metrics))
         if checkpoint.best and checkpoint.every % evaluate.every:
             problem = f"{checkpoint.every} is not a multiple of evaluate.every = {evaluate.every}"
-            raise UserError(
-                "checkpoint.every", problem, "make it a multiple: checkpoint.best needs metrics at each checkpoint"
-            )
+            raise UserError("checkpoint.every", problem, "make it a multiple: checkpoint.best compares checkpoints")
         if evaluate.use == "best" and not checkpoint.best:
             raise UserError("evaluate.use", "'best' requires checkpoint.best", "set checkpoint.best to a metric")
 

@@ -347,16 +347,8 @@ def test_the_roll_call_waits_for_all_and_tells_everyone_who_is_missing():
         ({}, {"process_count": 2, "process_id": 0}, "--coordinator: is missing beside --process_count, --process_id"),
         ({"MMJAX_COORDINATOR": "host:1"}, {"process_id": 0}, "--process_count: is missing"),
         ({}, {"coordinator": "host", "process_count": 2, "process_id": 0}, "give HOST:PORT of process 0"),
-        (
-            {},
-            {"coordinator": "host:1", "process_count": 2, "process_id": 2},
-            "--process_id: 2 is out of range",
-        ),
-        (
-            {},
-            {"coordinator": "host:1", "process_count": 0, "process_id": 0},
-            "--process_count: 0 is not valid",
-        ),
+        ({}, {"coordinator": "host:1", "process_count": 2, "process_id": 2}, "--process_id: 2 is out of range"),
+        ({}, {"coordinator": "host:1", "process_count": 0, "process_id": 0}, "--process_count: 0 is not valid"),
         ({"MMJAX_PROCESS_COUNT": "two"}, {}, "MMJAX_PROCESS_COUNT: 'two' is not an integer"),
     ],
 )

@@ -16,10 +16,7 @@ COMMANDS = {
     "train": ("mmjax.commands.train", "train a recipe, or resume it from the workdir's newest checkpoint"),
     "evaluate": ("mmjax.commands.evaluate", "evaluate a trained model, also with missing modalities"),
     "predict": ("mmjax.commands.predict", "predict with a trained model on raw files"),
-    "plan": (
-        "mmjax.commands.plan",
-        "predict memory, step time and cost of a recipe on a TPU or GPU cluster that you do not have",
-    ),
+    "plan": ("mmjax.commands.plan", "predict memory, step time and cost of a recipe on TPU or GPU clusters"),
     "prepare": ("mmjax.commands.prepare", "clean, check and shard a dataset"),
     "reproduce": ("mmjax.commands.reproduce", "rerun an experiment and compare it with its recorded result"),
     "doctor": ("mmjax.commands.doctor", "show versions, devices, host, disk and missing packages"),

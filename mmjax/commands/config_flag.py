@@ -60,7 +60,7 @@ class _RecipeParser(absl_flags.ArgumentParser):
 
 
 class _LiteralParser(absl_flags.ArgumentParser):
-    """Parses Python literals, like `--config.data.views="[1, 2]"`, and other text as a string or, for lists, an error."""
+    """Parses a Python literal, like `--config.data.views="[1, 2]"`; other text is a string, or an error for lists."""
 
     def __init__(self, value_type: type):
         super().__init__()

@@ -138,13 +138,9 @@ def _advice(extras: dict[str, bool], devices: list[dict[str, Any]], error: str |
     if error:
         advice.append("JAX found no device: check that no other process holds it, and that the driver fits the extra")
     if Path("/dev/nvidiactl").exists() and "gpu" not in platforms:
-        advice.append(
-            "this machine has an NVIDIA GPU, but JAX does not use it: pip install -c constraints.txt -e '.[cuda]'"
-        )
+        advice.append("JAX does not use this machine's NVIDIA GPU: pip install -c constraints.txt -e '.[cuda]'")
     if (Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()) and "tpu" not in platforms:
-        advice.append(
-            "this machine seems to have a TPU, but JAX does not use it: pip install -c constraints.txt -e '.[tpu]'"
-        )
+        advice.append("a TPU seems present, but JAX does not use it: pip install -c constraints.txt -e '.[tpu]'")
     if not extras["demo"]:
         advice.append("the speech synthesis of the digits demo is missing: pip install -c constraints.txt -e '.[demo]'")
     if not extras["tokenizers"]:

@@ -7,8 +7,8 @@
     mmjax plan --config=configs/digits.py
 
 Compiles the train step of `mmjax train` ahead of time, on any machine and without data, with the TPU compiler of the
-extra `tpu` (for H100 and H200, the GPU compiler of the extra `cuda`). Without --topology it plans for the devices of this
-machine. If the step does not fit in memory, the plan reports the missing bytes and searches for a setting that fits.
+extra `tpu` (for H100 and H200, the GPU compiler of the extra `cuda`). Without --topology it plans for this machine's
+devices. If the step does not fit in memory, the plan reports the missing bytes and searches for a setting that fits.
 
 --json prints one object with at least `fits`, `peak_bytes`, `capacity_bytes`, `model_flops`, `cycles`, `step_seconds`,
 `utilisation`, `examples_per_second`, `collectives` (each with kind, axis, bytes, hidden) and `chips`. Values are per
@@ -34,26 +34,12 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         absl_flags.DEFINE_string, absl_flags.DEFINE_integer, absl_flags.DEFINE_bool, absl_flags.DEFINE_float,
     )  # fmt: skip
     string("topology", None, "devices to plan for, like v5e:16x16, v5p:8x8x4 or h100:4x8", flag_values=flags)
-    integer(
-        "num_slices",
-        1,
-        "number of slices of this topology, connected by the data center network",
-        lower_bound=1,
-        flag_values=flags,
-    )
+    integer("num_slices", 1, "number of slices, connected by the network", lower_bound=1, flag_values=flags)
     integer("batch_per_chip", None, "examples per chip, instead of train.batch_size", lower_bound=1, flag_values=flags)
-    floating(
-        "examples",
-        None,
-        "number of training examples to compute total time and cost for",
-        lower_bound=1,
-        flag_values=flags,
-    )
+    floating("examples", None, "training examples, for the total time and cost", lower_bound=1, flag_values=flags)
     floating("price", None, "price of a chip-hour, in any currency", lower_bound=0, flag_values=flags)
     boolean("search", False, "search for faster settings by compiling them", flag_values=flags)
-    floating(
-        "search_minutes", 20.0, "minutes after which the search compiles nothing new", lower_bound=0, flag_values=flags
-    )
+    floating("search_minutes", 20.0, "time limit for starting new compilations", lower_bound=0, flag_values=flags)
     boolean("json", False, "print one JSON object instead of tables", flag_values=flags)
     string("hlo", None, "file to write the compiled program (HLO text) to", flag_values=flags)
 
@@ -116,9 +102,7 @@ def _devices(flags: absl_flags.FlagValues) -> tuple[str, list[Any]]:
 
     if flags.topology is None:
         if flags.num_slices > 1:
-            raise UserError(
-                "--num_slices", "has no effect without --topology", "give --topology=v6e:16x16, for example"
-            )
+            raise UserError("--num_slices", "has no effect without --topology", "give a topology, like v6e:16x16")
         return "this machine", jax.devices()
     devices = topology_devices(flags.topology, flags.num_slices)
     return (f"{flags.num_slices} x " if flags.num_slices > 1 else "") + flags.topology, devices

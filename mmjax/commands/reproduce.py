@@ -22,16 +22,10 @@ ARGUMENTS = "EXPERIMENT"
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_list("seeds", None, "comma-separated seeds; by default all", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "workdir", None, "parent folder of the runs; by default runs/EXPERIMENT", flag_values=flags
-    )
-    absl_flags.DEFINE_multi_string(
-        "arms", None, "an arm; repeat the flag for several; by default all", flag_values=flags
-    )
+    absl_flags.DEFINE_string("workdir", None, "parent folder; by default runs/EXPERIMENT", flag_values=flags)
+    absl_flags.DEFINE_multi_string("arms", None, "an arm; repeat for several; by default all", flag_values=flags)
     absl_flags.DEFINE_list("folds", None, "comma-separated folds; by default all", flag_values=flags)
-    absl_flags.DEFINE_integer(
-        "jobs", 1, "number of parallel runs, each on its share of the cores", lower_bound=1, flag_values=flags
-    )
+    absl_flags.DEFINE_integer("jobs", 1, "parallel runs, which share out the cores", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_bool("record", False, "record the new result instead of comparing it", flag_values=flags)
 
 
@@ -44,10 +38,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
     folder = pathlib.Path(arguments[0])
     seeds = None if flags.seeds is None else [_seed(text) for text in flags.seeds]
     workdir = pathlib.Path(flags.workdir or pathlib.Path("runs", folder.resolve().name))
-    reproduced = reproduce(
-        folder, seeds, workdir, arms=flags.arms, folds=flags.folds, record=flags.record, jobs=flags.jobs
-    )
-    return 0 if reproduced else 1
+    options = {"arms": flags.arms, "folds": flags.folds, "record": flags.record, "jobs": flags.jobs}
+    return 0 if reproduce(folder, seeds, workdir, **options) else 1
 
 
 def _seed(text: str) -> int:
