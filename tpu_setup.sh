@@ -15,8 +15,8 @@ multiplication on every chip of this machine, and then `mmjax doctor`.
   --data=DIR  folder for datasets and caches (default: $MMJAX_CACHE or ~/.cache/mmjax)
   --help      show this text
 
-It needs Python 3.11 to 3.13 and prefers 3.12; PYTHON=/path/to/python selects another. If none is installed, it installs
-one with apt (Debian and Ubuntu, with sudo).
+Requires Python 3.11 to 3.13 and prefers 3.12; PYTHON=/path/to/python selects another. If none is installed, the script
+installs one with apt (Debian and Ubuntu, with sudo).
 
 On a TPU slice of several hosts, run it on all of them at once, because JAX waits for all chips of the slice:
 
@@ -37,10 +37,10 @@ for argument in "$@"; do
     --tpu | --gpu | --cpu) machine="${argument#--}" ;;
     --data=?*) data="${argument#--data=}" ;;
     --help | -h) usage && exit 0 ;;
-    *) fail "unknown argument '$argument'; known are --tpu, --gpu, --cpu, --data=DIR and --help" ;;
+    *) fail "unknown argument '$argument'; choose from --tpu, --gpu, --cpu, --data=DIR and --help" ;;
   esac
 done
-if [[ $data == \~/* ]]; then # bash leaves ~ as it is after --data=
+if [[ $data == \~/* ]]; then # bash does not expand ~ after --data=
   data="$HOME/${data:2}"
 elif [[ $data != /* ]]; then
   data="$PWD/$data"

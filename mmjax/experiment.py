@@ -225,7 +225,7 @@ class Experiment:
                 raise UserError(where, f"unknown metric {metric!r}", nearest(metric, self.evaluated_metrics))
         if checkpoint.best and checkpoint.every % evaluate.every:
             problem = f"{checkpoint.every} is not a multiple of evaluate.every = {evaluate.every}"
-            raise UserError("checkpoint.every", problem, "make it a multiple: checkpoint.best compares checkpoints")
+            raise UserError("checkpoint.every", f"{problem}, as checkpoint.best requires", "make it a multiple")
         if evaluate.use == "best" and not checkpoint.best:
             raise UserError("evaluate.use", "'best' requires checkpoint.best", "set checkpoint.best to a metric")
 

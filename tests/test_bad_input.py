@@ -171,7 +171,7 @@ WRONG_RECIPES = {
     ),
     "config.checkpoint.best = 'digit/accuracy'": "checkpoint.best: 'digit/accuracy' is never measured",
     "config.evaluate.every = 9; config.checkpoint.every = 6; config.checkpoint.best = 'digit/accuracy'": (
-        "checkpoint.every: 6 is not a multiple of evaluate.every = 9; make it a multiple"
+        "checkpoint.every: 6 is not a multiple of evaluate.every = 9, as checkpoint.best requires"
     ),
     "config.checkpoint.mode = 'maximum'": "checkpoint.mode: 'maximum' is not a choice; did you mean 'max'?",
     "config.evaluate.every = 9; config.train.hooks = [{'kind': 'early_stopping', 'metric': 'digit/lss'}]": (

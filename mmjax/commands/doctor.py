@@ -32,10 +32,12 @@ EXTRAS: dict[str, list[tuple[str, ...]]] = {
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags of `mmjax doctor`."""
     absl_flags.DEFINE_bool("json", False, "print one JSON object instead of a table", flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
+    """Prints the report. Returns 1 if JAX cannot initialise its devices, else 0."""
     report = collect()
     if flags.json:
         print(json.dumps(report, indent=2))

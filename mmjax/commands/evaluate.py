@@ -19,14 +19,16 @@ from mmjax.errors import UserError
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags of `mmjax evaluate`."""
     absl_flags.DEFINE_string("workdir", None, "folder of the run", flag_values=flags, required=True)
-    absl_flags.DEFINE_list("split", None, "comma-separated splits; by default evaluate.splits", flag_values=flags)
-    absl_flags.DEFINE_list("without", [], "comma-separated inputs to mask, like audio,image", flag_values=flags)
+    absl_flags.DEFINE_list("split", None, "splits; by default evaluate.splits of the recipe", flag_values=flags)
+    absl_flags.DEFINE_list("without", [], "inputs to mask, like audio,image", flag_values=flags)
     absl_flags.DEFINE_bool("subsets", False, "evaluate every subset of the inputs", flag_values=flags)
     absl_flags.DEFINE_bool("json", False, "print one JSON object instead of tables", flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Evaluates the run and prints its metrics."""
     from rich.console import Console
 
     from mmjax.runs.run import evaluate

@@ -29,6 +29,7 @@ from mmjax.errors import UserError
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags of `mmjax plan`."""
     define_config(flags)
     string, integer, boolean, floating = (
         absl_flags.DEFINE_string, absl_flags.DEFINE_integer, absl_flags.DEFINE_bool, absl_flags.DEFINE_float,
@@ -45,6 +46,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Prints the plan and, on request, the result of the search."""
     if flags.price is not None and flags.examples is None:
         raise UserError("--price", "has no effect without --examples", "give --examples=1e9, for example")
     if flags.topology is not None:

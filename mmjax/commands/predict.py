@@ -21,10 +21,9 @@ from mmjax.errors import UserError, nearest
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags of `mmjax predict`."""
     absl_flags.DEFINE_string("workdir", None, "folder of the run", flag_values=flags, required=True)
-    absl_flags.DEFINE_multi_string(
-        "input", [], "NAME=VALUE, the same as --NAME=VALUE; repeat the flag for several inputs", flag_values=flags
-    )
+    absl_flags.DEFINE_multi_string("input", [], "NAME=VALUE, the same as --NAME=VALUE", flag_values=flags)
     absl_flags.DEFINE_bool("json", False, "print one JSON object instead of lines", flag_values=flags)
 
 
@@ -46,6 +45,7 @@ def define_dynamic_flags(flags: absl_flags.FlagValues, argv: list[str], show_hel
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Prints the prediction of each task."""
     from mmjax.evaluation.predictor import Predictor, check_answers, read_inputs
     from mmjax.runs.run import restore
 

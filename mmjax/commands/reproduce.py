@@ -21,15 +21,17 @@ ARGUMENTS = "EXPERIMENT"
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    absl_flags.DEFINE_list("seeds", None, "comma-separated seeds; by default all", flag_values=flags)
-    absl_flags.DEFINE_string("workdir", None, "parent folder; by default runs/EXPERIMENT", flag_values=flags)
-    absl_flags.DEFINE_multi_string("arms", None, "an arm; repeat for several; by default all", flag_values=flags)
-    absl_flags.DEFINE_list("folds", None, "comma-separated folds; by default all", flag_values=flags)
+    """Defines the flags of `mmjax reproduce`."""
+    absl_flags.DEFINE_list("seeds", None, "seeds to run; by default all", flag_values=flags)
+    absl_flags.DEFINE_string("workdir", None, "folder of the runs; by default runs/EXPERIMENT", flag_values=flags)
+    absl_flags.DEFINE_multi_string("arms", None, "arm to run; by default all", flag_values=flags)
+    absl_flags.DEFINE_list("folds", None, "folds to run; by default all", flag_values=flags)
     absl_flags.DEFINE_integer("jobs", 1, "parallel runs, which share out the cores", lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_bool("record", False, "record the new result instead of comparing it", flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
+    """Reruns the experiment. Returns 0 if its recorded result is reproduced, else 1."""
     from mmjax.runs.reproduction import reproduce
 
     if len(arguments) != 1:

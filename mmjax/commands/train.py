@@ -2,7 +2,8 @@
 
     mmjax train --config=configs/digits.py --workdir=runs/digits --config.train.steps=500
 
-On several hosts, start the same command on each. Processes of TPU slices and Slurm steps are detected; elsewhere give
+On several hosts, start the same command on each. On TPU slices and in Slurm steps, the processes find each other.
+Elsewhere give the address of process 0, the number of processes and the index of each:
 
     mmjax train --config=... --workdir=/shared/run --coordinator=10.0.0.1:1234 --process_count=2 --process_id=0
 """
@@ -17,6 +18,7 @@ from mmjax.commands.config_flag import define_config
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags of `mmjax train`."""
     define_config(flags)
     absl_flags.DEFINE_string("workdir", None, "folder of the run", flag_values=flags, required=True)
     absl_flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, in multi-process runs", flag_values=flags)
@@ -25,6 +27,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Connects to the other processes, if any, and trains the recipe."""
     from mmjax.processes import initialize
     from mmjax.runs.run import train
 

@@ -13,17 +13,14 @@ from collections.abc import MutableMapping
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 # By default JAX does not cache programs that compile in less than a second, as most programs at start-up do.
-CACHE_EVERYTHING = {
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
+KEEP_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
 
 def enable_compilation_cache(cache: pathlib.Path, environment: MutableMapping[str, str]) -> None:
     """Sets the variables that JAX reads on import, unless the user has set the folder. Call it before importing JAX."""
     if CACHE_VARIABLE not in environment:
         environment[CACHE_VARIABLE] = str(cache / "compiled" / cpu_fingerprint())
-        for name, value in CACHE_EVERYTHING.items():
+        for name, value in KEEP_ALL.items():
             environment.setdefault(name, value)
 
 
