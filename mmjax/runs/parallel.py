@@ -16,8 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from mmjax.runs.run import train
 from mmjax.errors import UserError
+from mmjax.runs.run import train
 
 _PR_SET_PDEATHSIG = 1
 """Option of Linux's prctl: the signal that a process receives when its parent exits."""
@@ -79,9 +79,7 @@ def _title(key: RunKey) -> str:
     return f"{key[0]} seed {key[1]}".strip()
 
 
-def _train_in_parallel(
-    runs: Mapping[RunKey, PlannedRun], jobs: int, console: Console
-) -> dict[RunKey, dict[str, Any]]:
+def _train_in_parallel(runs: Mapping[RunKey, PlannedRun], jobs: int, console: Console) -> dict[RunKey, dict[str, Any]]:
     # Runs share prepared data through the cache, and wait there for data that another run is preparing.
     cores = sorted(os.sched_getaffinity(0))
     core_sets = [cores[index::jobs] for index in range(min(jobs, len(cores)))]

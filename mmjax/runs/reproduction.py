@@ -23,12 +23,12 @@ from mmjax.data.dataset import check_split
 from mmjax.errors import UserError, nearest
 from mmjax.experiment import CHANGEABLE_ON_RESUME, Experiment, plain
 from mmjax.files import write_atomically, write_json
-from mmjax.runs.parallel import PlannedRun, train_all
 from mmjax.recipe import check_key, load_recipe
 from mmjax.reporting.records import BEGINS, ENDS, by_metric, judge, markdown, markdown_of_arms, spread
+from mmjax.runs.parallel import PlannedRun, train_all
 from mmjax.runs.reproduction_config import Cell, ReproductionConfig
-from mmjax.training.metrics_log import read_rows
 from mmjax.runs.workdir import check_same_config
+from mmjax.training.metrics_log import read_rows
 
 
 def reproduce(
@@ -119,13 +119,13 @@ def _load(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(str(path), f"is not JSON: {error}", "correct it") from error
 
 
-def _select(flag: str, requested: Sequence[Any] | None, known: Iterable[Any], folder: pathlib.Path, record: bool) -> list:
-    """Returns the requested values, by default all known ones.
+def _select(flag: str, given: Sequence[Any] | None, known: Iterable[Any], folder: pathlib.Path, record: bool) -> list:
+    """Returns the given values, by default all known ones.
 
     Raises:
-      UserError: if a value is unknown, or if `record` and not all are requested.
+      UserError: if a value is unknown, or if `record` and not all are given.
     """
-    selected = list(known if requested is None else requested)
+    selected = list(known if given is None else given)
     if not selected or not set(selected) <= set(known):
         raise UserError(flag, f"{selected} are not in {folder}", f"choose from {list(known)}")
     if record and set(selected) != set(known):

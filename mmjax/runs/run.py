@@ -16,15 +16,15 @@ from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
 from mmjax.experiment import CHANGEABLE_ON_RESUME, Experiment
 from mmjax.files import write_atomically, write_json
-from mmjax.reporting.overview import count, parts, print_facts, print_metrics, print_subsets
 from mmjax.processes import Watchdog, agree_or_raise
+from mmjax.reporting.overview import count, parts, print_facts, print_metrics, print_subsets
+from mmjax.runs.workdir import check_same_config, check_same_files, provenance, read_config, write_config
 from mmjax.sharding import MeshConfig, spell, whole_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.hooks.log import LogHook
 from mmjax.training.loop import Hook, Loop
 from mmjax.training.metrics_log import MetricsLog, read_rows
 from mmjax.training.state import TrainState, parameters_hash
-from mmjax.runs.workdir import check_same_config, check_same_files, provenance, read_config, write_config
 
 
 def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def restore(workdir: pathlib.Path, mesh: MeshConfig | None = None) -> tuple[Expe
 
     Args:
       workdir: folder of the run.
-      mesh: mesh over all devices; by default a default mesh over as many devices as divide the batch sizes.
+      mesh: mesh over all devices; by default `MeshConfig()` over the most devices that divide the batch sizes.
 
     Returns:
       experiment, state.
@@ -207,7 +207,7 @@ def evaluate_splits(
 
 
 def _fitting_devices(raw: Mapping[str, Any]) -> list[jax.Device]:
-    """Returns as many devices as the run's batch sizes divide over, since they may differ from those of training."""
+    """Returns the most devices that divide the run's batch sizes. Their number may differ from that of training."""
     devices = jax.devices()
     if jax.process_count() > 1:
         return devices
@@ -285,7 +285,7 @@ def _print_overview(
     config, shapes = experiment.config, experiment.shapes
     train, slots = config.train, experiment.data_config.packing.slots
     devices = f"{experiment.mesh.size} {experiment.mesh.devices.flat[0].device_kind} device(s)"
-    facts = {
+    summary = {
         "mesh": f"{spell(dict(experiment.mesh.shape))} on {devices}, {jax.process_count()} process(es)",
         "precision": f"{config.precision.compute} compute, float32 parameters",
         "parameters": f"{count(shapes.parameters):,}",
@@ -301,15 +301,15 @@ def _print_overview(
         "steps": f"{train.steps:,} ({train.steps * experiment.examples_per_step / examples:.1f} epochs)",
     }
     for name, loss in experiment.chance_losses.items():
-        facts[f"chance-level loss ({name})"] = "unknown" if loss is None else f"{loss:.3f}"
+        summary[f"chance-level loss ({name})"] = "unknown" if loss is None else f"{loss:.3f}"
     for name in whole_parameters(experiment.mesh, experiment.shardings.parameters, shapes.parameters):
-        facts[f"warning: {name}"] = "not divisible by mesh.fsdp, so every device stores all of it"
+        summary[f"warning: {name}"] = "not divisible by mesh.fsdp, so every device stores all of it"
     service = checkpoints.preemption_service()
-    facts["preemption"] = (
+    summary["preemption"] = (
         "coordinated across hosts" if service else "saves on SIGTERM" if jax.process_count() == 1 else "not handled"
     )
-    facts["workdir"] = str(workdir) + (f", resumed at step {restored:,}" if restored is not None else "")
-    print_facts(console, "run summary", facts)
+    summary["workdir"] = str(workdir) + (f", resumed at step {restored:,}" if restored is not None else "")
+    print_facts(console, "run summary", summary)
 
 
 def _write_parameters(workdir: pathlib.Path, state: TrainState, writes: bool) -> None:
