@@ -138,7 +138,7 @@ def choose(table: Mapping[str, Any], section: Mapping[str, Any], where: str) -> 
       class, config.
 
     Raises:
-      UserError: if `section` is no dict, `kind` is missing or unknown, or another key is invalid.
+      UserError: if `section` is not a dict, `kind` is missing or unknown, or another key is invalid.
     """
     if not hasattr(section, "items"):
         raise UserError(where, f"{section!r} is not a section", "give a dict with the key 'kind'")

@@ -1,4 +1,4 @@
-"""One-line user errors: what is wrong, where, and what would be right."""
+"""One-line user errors: location, problem and remedy."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class UserError(Exception):
 
     Args:
       where: the config key, flag or file to edit, for example `train.batch_size` or `--image=x.png`.
-      problem: what is wrong, with the bad value.
-      remedy: what would be right.
+      problem: description of the error, with the bad value.
+      remedy: a valid value, or an action that solves the problem.
     """
 
     def __init__(self, where: str, problem: str, remedy: str):

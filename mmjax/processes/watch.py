@@ -67,7 +67,7 @@ class Watchdog:
         self.finished.set()
         self.thread.join(self.heartbeat_timeout)
         first_line = str(error).strip().partition("\n")[0]
-        # SystemExit is no failure: on preemption all processes exit at the same step.
+        # SystemExit is not a failure: on preemption all processes exit at the same step.
         failed = error is not None and not isinstance(error, SystemExit)
         self.ended = f"{type(error).__name__}: {first_line}".removesuffix(": ") if failed else "done"
         with contextlib.suppress(RuntimeError, ValueError):

@@ -72,7 +72,7 @@ def _shorten(value: Any) -> str:
 
 
 def _precedes_config(path: pathlib.Path) -> bool:
-    """Returns True for files that a run killed before config.json was complete leaves behind."""
+    """Returns True for files that a run writes before config.json, and leaves behind if it is killed then."""
     return path.name == "preprocessing" or path.name.startswith(".config.json.")
 
 
