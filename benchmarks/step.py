@@ -24,7 +24,7 @@ from absl import flags as absl_flags
 
 from mmjax.commands.config_flag import define_config
 from mmjax.errors import UserError
-from mmjax.host.compilation_cache import FOLDER, keep_compiled_programs
+from mmjax.host.compilation_cache import CACHE_VARIABLE, enable_compilation_cache
 from mmjax.host.huge_pages import use_huge_pages
 
 # The depths whose host overhead is compared: with scanned layers it must not grow.
@@ -83,9 +83,9 @@ def in_processes(flags: absl_flags.FlagValues, arguments: list[str]) -> dict[str
 
 def _in_a_process(part: str, arguments: list[str], folder: str) -> dict[str, Any]:
     result = pathlib.Path(folder) / f"{part}.json"
-    environment = {name: value for name, value in os.environ.items() if name != FOLDER}
+    environment = {name: value for name, value in os.environ.items() if name != CACHE_VARIABLE}
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    keep_compiled_programs(pathlib.Path(folder), environment)
+    enable_compilation_cache(pathlib.Path(folder), environment)
     own = [f"--part={part}", f"--result={result}", f"--started={time.time()}"]
     done = subprocess.run([sys.executable, __file__, *arguments, *own], env=environment, stdout=sys.stderr)
     if done.returncode == 2:

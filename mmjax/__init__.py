@@ -1,3 +1,3 @@
-"""mmjax trains large multimodal models in JAX, from one config file."""
+"""Trains large multimodal models in JAX from one config file."""
 
 __version__ = "0.1.0"

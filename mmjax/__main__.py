@@ -1,7 +1,7 @@
-"""The command line: `mmjax COMMAND --flags`, or `python -m mmjax COMMAND --flags`.
+"""Command line entry point: `mmjax COMMAND --flags`, or `python -m mmjax COMMAND --flags`.
 
-Exit codes: 0 done; 1 the run failed (with a traceback); 2 the user's input is wrong (one line, no traceback); 130
-interrupted. Commands and their flags are described in `mmjax.commands`.
+Exit codes: 0 success; 1 the run failed (traceback); 2 invalid user input (one line, no traceback); 130 interrupted.
+`mmjax.commands` defines the commands.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from mmjax import __version__
 from mmjax.commands import COMMANDS
 from mmjax.errors import UserError, nearest
 from mmjax.files import cache_folder
-from mmjax.host.compilation_cache import keep_compiled_programs
+from mmjax.host.compilation_cache import enable_compilation_cache
 from mmjax.host.huge_pages import use_huge_pages
 from mmjax.host.quiet import quiet_libraries
-from mmjax.host.simulated_devices import enough_threads
+from mmjax.host.simulated_devices import set_thread_count
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code. Without `arguments`, those of this process."""
+    """Runs one command and returns its exit code. `arguments` defaults to `sys.argv[1:]`."""
     if arguments is None:
         use_huge_pages()
-        keep_compiled_programs(cache_folder(), os.environ)
-        enough_threads(os.environ)
+        enable_compilation_cache(cache_folder(), os.environ)
+        set_thread_count(os.environ)
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
@@ -50,7 +50,7 @@ def _run(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(f"mmjax {__version__}")
         return 0
-    name, argv = argv[0], argv[1:]
+    name, *argv = argv
     if name.startswith("-"):
         raise UserError(f"mmjax {name}", "flags come after the command", "write mmjax COMMAND --flags")
     if name not in COMMANDS:
@@ -60,24 +60,24 @@ def _run(argv: list[str]) -> int:
     flags = absl_flags.FlagValues()
     command.define_flags(flags)
     before_dashes = argv[: argv.index("--")] if "--" in argv else argv
-    asks_help = bool({"-h", "-help", "--help"} & set(before_dashes))
-    if hasattr(command, "define_more_flags"):
-        command.define_more_flags(flags, argv, asks_help)
-    if asks_help:
+    show_help = bool({"-h", "-help", "--help"} & set(before_dashes))
+    if hasattr(command, "define_dynamic_flags"):
+        command.define_dynamic_flags(flags, argv, show_help)
+    if show_help:
         print(_help(name, command, flags))
         return 0
     arguments = _parse(name, flags, argv)
     if arguments and not hasattr(command, "ARGUMENTS"):
         where = f"mmjax {name} {arguments[0]}"
         raise UserError(where, f"unexpected {arguments[0]!r}", "flags are written --name=value")
-    # Grain's worker processes read absl's global flags, which no one else parses here.
+    # Grain's worker processes read absl's global flags, which mmjax does not parse.
     absl_flags.FLAGS.mark_as_parsed()
     return command.run(flags, arguments) or 0
 
 
 def _parse(name: str, flags: absl_flags.FlagValues, argv: list[str]) -> list[str]:
-    """Parses the words after the command into `flags`; returns those that are no flags."""
-    see = f"`mmjax {name} --help` shows the flags"
+    """Parses `argv`, without the command, into `flags`. Returns the positional arguments."""
+    help_hint = f"`mmjax {name} --help` shows the flags"
     try:
         with _argv(["mmjax", *argv]):
             return flags(["mmjax", *argv])[1:]
@@ -86,7 +86,7 @@ def _parse(name: str, flags: absl_flags.FlagValues, argv: list[str]) -> list[str
         section = error.flagname.partition(".")[0].removeprefix("no")
         if section != error.flagname and section in flags:
             remedy = f"give --{section}=configs/NAME.py first"
-            raise UserError(where, f"changes a value of --{section}, which is not given", remedy) from error
+            raise UserError(where, f"overrides a value of --{section}, which is missing", remedy) from error
         known = [f"--{flag}" for flag in flags if "." not in flag]
         raise UserError(where, "unknown flag", nearest(where, known)) from error
     except absl_flags.IllegalFlagValueError as error:
@@ -94,35 +94,36 @@ def _parse(name: str, flags: absl_flags.FlagValues, argv: list[str]) -> list[str
         missing = re.findall(r"Flag --(\S+) must have a value other than None", text)
         if missing:
             flag = f"--{missing[0]}"
-            raise UserError(flag, "is missing", f"give {flag}=VALUE; {see}") from error
+            raise UserError(flag, "is missing", f"give {flag}=VALUE; {help_hint}") from error
         where, _, problem = text.removeprefix("flag ").partition(": ")
-        raise UserError(where, problem, _right_value(flags, where)) from error
+        raise UserError(where, problem, _valid_value(flags, where)) from error
     except absl_flags.Error as error:
-        raise UserError(f"mmjax {name}", str(error), see) from error
+        raise UserError(f"mmjax {name}", str(error), help_hint) from error
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        # What config_flags raises for overrides that it cannot walk, for example `--config.layers[9]=1`.
-        raise UserError(f"mmjax {name}", f"{type(error).__name__}: {error}", see) from error
+        # config_flags raises these for overrides that it cannot resolve, for example `--config.layers[9]=1`.
+        raise UserError(f"mmjax {name}", f"{type(error).__name__}: {error}", help_hint) from error
 
 
-def _right_value(flags: absl_flags.FlagValues, where: str) -> str:
+def _valid_value(flags: absl_flags.FlagValues, where: str) -> str:
+    """Returns a remedy that names the valid values of the flag in `where`, "--NAME=VALUE"."""
     flag, _, value = where.removeprefix("--").partition("=")
     if flag not in flags:
         return "give another value"
     parser = flags[flag].parser
     if isinstance(parser, absl_flags.EnumParser):
         return nearest(value, parser.enum_values)
-    kind = parser.flag_type()
-    return f"give {'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    type_name = parser.flag_type()
+    return f"give {'an' if type_name[0] in 'aeiou' else 'a'} {type_name}"
 
 
 @contextlib.contextmanager
 def _argv(argv: list[str]) -> Iterator[None]:
-    """config_flags looks for overrides in sys.argv: with this, calling `main` from Python is like a command line."""
-    before, sys.argv = sys.argv, argv
+    """Replaces sys.argv, where config_flags looks for overrides, so that `main` can be called from Python."""
+    original, sys.argv = sys.argv, argv
     try:
         yield
     finally:
-        sys.argv = before
+        sys.argv = original
 
 
 def _overview() -> str:
@@ -144,12 +145,12 @@ def _help(name: str, command: ModuleType, flags: absl_flags.FlagValues) -> str:
     usage = f"usage: mmjax {name} {getattr(command, 'ARGUMENTS', '')} [--flags]".replace("  ", " ")
     lines = [usage, "", textwrap.dedent(command.__doc__ or "").strip(), ""]
     for flag in sorted(flags):
-        holder = flags[flag]
-        shown = f"--[no]{flag}" if holder.boolean else f"--{flag}={holder.flag_type().upper()}"
-        choices = getattr(holder.parser, "enum_values", None)
-        default = "" if holder.default is None else f" (default: {holder.default})"
-        choice = f" ({', '.join(choices)})" if choices else ""
-        text = f"{holder.help}{choice}{default}"
+        definition = flags[flag]
+        shown = f"--[no]{flag}" if definition.boolean else f"--{flag}={definition.flag_type().upper()}"
+        choices = getattr(definition.parser, "enum_values", None)
+        default = "" if definition.default is None else f" (default: {definition.default})"
+        listed = f" ({', '.join(choices)})" if choices else ""
+        text = f"{definition.help}{listed}{default}"
         lines += [f"  {shown}", textwrap.indent(textwrap.fill(" ".join(text.split()), 100), " " * 6)]
     return "\n".join(lines).rstrip()
 

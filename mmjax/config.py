@@ -1,8 +1,8 @@
-"""Strict configs: every section of plain values becomes a frozen dataclass, or one clear error.
+"""Strict config parsing: builds frozen dataclasses from sections of plain values.
 
-A recipe, `configs/NAME.py`, returns an `ml_collections.ConfigDict` of plain values. `build` turns a section of it into
-the dataclass of the part that owns it. What is not in the dataclass is an error that names the nearest right key, and
-so is a value of another type or outside its range:
+A recipe, `configs/NAME.py`, returns an `ml_collections.ConfigDict` of plain values. `build` converts one section to the
+`Config` dataclass of the component that owns it. Unknown keys, wrong types and values out of range raise a one-line
+`UserError` that suggests a valid key or value:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
@@ -11,7 +11,7 @@ so is a value of another type or outside its range:
 
     config = build(Config, {"depth": 6}, where="model.encoders.image")
 
-A part that exists in several kinds is chosen by the key `kind` from a plain table, with `choose`.
+`choose` selects a component class by the key `kind` from a table `{kind: class}`.
 """
 
 from __future__ import annotations
@@ -32,23 +32,25 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class AtLeast:
-    """A bound for `Annotated`: the value must be this or more."""
+    """Lower bound for `Annotated`, inclusive."""
 
     bound: float
 
     def check(self, value: float) -> str | None:
+        """Returns the remedy if `value` is out of range, else None."""
         return None if value >= self.bound else f"give a value of at least {self.bound}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Within:
-    """A bound for `Annotated`: the value must lie in [low, high], or [low, high) with `open_end`."""
+    """Range for `Annotated`: [low, high], or [low, high) with `open_end`."""
 
     low: float
     high: float
     open_end: bool = False
 
     def check(self, value: float) -> str | None:
+        """Returns the remedy if `value` is out of range, else None."""
         inside = self.low <= value and (value < self.high if self.open_end else value <= self.high)
         end = ")" if self.open_end else "]"
         return None if inside else f"give a value in [{self.low}, {self.high}{end}"
@@ -56,7 +58,7 @@ class Within:
 
 @dataclasses.dataclass(frozen=True)
 class Formerly:
-    """A mark for `Annotated`: the key had another name, which is now an error that says so."""
+    """Previous name of a config key, for `Annotated`. The old key raises an error that names the new one."""
 
     name: str
 
@@ -68,23 +70,23 @@ Rate = Annotated[float, Within(0.0, 1.0, open_end=True)]
 if TYPE_CHECKING:
     Derived = int
 else:
-    # A count that a recipe may leave out, or None. `__post_init__` fills it in, so whoever reads it finds a number.
+    # A count with default None, which `__post_init__` replaces. Type checkers see an int, as every reader does.
     Derived = Count | None
 DERIVED: Any = None
-"""The default of a `Derived` count."""
+"""Default value of a `Derived` field."""
 
 
 def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
-    """Makes the dataclass `cls` from a section of a config.
+    """Builds the dataclass `cls` from a config section.
 
     Args:
-      cls: a frozen dataclass; its annotations say what is right.
+      cls: frozen dataclass; its annotations define the valid types and ranges.
       section: keys and plain values, for example a `ConfigDict`.
-      where: the section's place in the config, for messages.
+      where: dotted path of the section in the config, for messages.
 
     Raises:
-      UserError: on an unknown or missing key, a wrong type, a value out of range, or what `cls.__post_init__` refuses
-        with a `ValueError` whose text is "problem; remedy".
+      UserError: on an unknown or missing key, a wrong type, a value out of range, or a `ValueError` from
+        `cls.__post_init__`, whose text is "problem; remedy".
     """
     if not isinstance(section, Mapping) and not hasattr(section, "items"):
         raise UserError(where, f"{section!r} is not a section", "give a dict of keys and values")
@@ -107,19 +109,19 @@ def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
 
 
 def unknown_key(key: str, where: str, *classes: type) -> UserError:
-    """The error for a key that none of these dataclasses has; it names the key's new name, or the nearest right one."""
-    place = f"{where}.{key}".lstrip(".")
+    """Returns the error for a key that none of `classes` has, with the key's new name or the most similar key."""
+    path = f"{where}.{key}".lstrip(".")
     for cls in classes:
         for name, hint in _hints(cls).items():
-            if any(isinstance(mark, Formerly) and mark.name == key for mark in getattr(hint, "__metadata__", ())):
-                return UserError(place, f"{key!r} has a new name", f"write {name!r}")
+            if Formerly(key) in getattr(hint, "__metadata__", ()):
+                return UserError(path, f"{key!r} was renamed", f"write {name!r}")
     known = [field.name for cls in classes for field in dataclasses.fields(cls) if field.init]
-    return UserError(place, f"unknown key {key!r}", nearest(key, known))
+    return UserError(path, f"unknown key {key!r}", nearest(key, known))
 
 
 @contextlib.contextmanager
-def refusals(where: str) -> Iterator[None]:
-    """Makes a `ValueError` whose text is "problem; remedy" a `UserError` at `where`; others are bugs and pass."""
+def convert_value_errors(where: str) -> Iterator[None]:
+    """Converts `ValueError("problem; remedy")` to a `UserError` at `where`. Re-raises other errors: they are bugs."""
     try:
         yield
     except ValueError as error:
@@ -130,7 +132,14 @@ def refusals(where: str) -> Iterator[None]:
 
 
 def choose(table: Mapping[str, Any], section: Mapping[str, Any], where: str) -> tuple[Any, Any]:
-    """Returns the class that `section["kind"]` names in `table`, and its `Config` built from the other keys."""
+    """Looks up `section["kind"]` in `table` and builds that class's `Config` from the other keys.
+
+    Returns:
+      class, config.
+
+    Raises:
+      UserError: if `section` is not a dict, `kind` is missing or unknown, or another key is invalid.
+    """
     if not hasattr(section, "items"):
         raise UserError(where, f"{section!r} is not a section", "give a dict with the key 'kind'")
     options = dict(section.items())
@@ -168,12 +177,15 @@ def _describe(annotation: Any) -> str:
 
 
 def _convert(value: Any, annotation: Any, where: str) -> Any:
-    """Returns `value` in the form that `annotation` asks for, or raises a `UserError` at `where`."""
+    """Converts `value` to the type `annotation`.
+
+    Raises:
+      UserError: at `where`, on a wrong type or a value out of range.
+    """
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
 
-    def refuse() -> typing.NoReturn:
-        kind = type(value).__name__
-        raise UserError(where, f"{value!r} is a {kind}", f"give a {_describe(annotation)}")
+    def reject() -> typing.NoReturn:
+        raise UserError(where, f"{value!r} is a {type(value).__name__}", f"give a {_describe(annotation)}")
 
     if annotation is Any:
         return value.to_dict() if hasattr(value, "to_dict") else value
@@ -182,9 +194,8 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
         for bound in args[1:]:
             if isinstance(bound, Formerly):
                 continue
-            advice = bound.check(value)
-            if advice:
-                raise UserError(where, f"{value!r} is out of range", advice)
+            if remedy := bound.check(value):
+                raise UserError(where, f"{value!r} is out of range", remedy)
         return value
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in args):  # True == 1
@@ -197,19 +208,19 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
             try:
                 return _convert(value, option, where)
             except UserError as error:
-                # Inside a nested section the inner message is the useful one.
+                # An error inside a nested section, or in the only alternative to None, is the specific one.
                 if error.where != where or len(args) == 2 and type(None) in args and option is not type(None):
                     raise
-        refuse()
+        reject()
     if origin is tuple:
         if isinstance(value, (str, bytes)) or not isinstance(value, (tuple, list)):
-            refuse()
+            reject()
         return tuple(_convert(item, args[0], f"{where}[{i}]") for i, item in enumerate(value))
     if origin in (dict, Mapping) or annotation in (dict, Mapping):
         if not hasattr(value, "items"):
-            refuse()
-        inner = args[1] if args else Any
-        return {key: _convert(item, inner, f"{where}.{key}") for key, item in value.items()}
+            reject()
+        item_type = args[1] if args else Any
+        return {key: _convert(item, item_type, f"{where}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(annotation):
         return build(annotation, value, where)  # type: ignore[arg-type]
     if annotation is float and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -218,4 +229,4 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
         return float(value)
     if annotation in (int, str, bool, type(None)) and type(value) is annotation:
         return value
-    refuse()
+    reject()

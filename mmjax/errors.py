@@ -1,4 +1,4 @@
-"""Errors that a user can act on: one line that says what, where, and what would be right."""
+"""One-line user errors: location, problem and remedy."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """The user's input is wrong. The command line prints it as one line and exits with code 2.
+    """Invalid user input. The command line prints it as one line and exits with code 2.
 
     Args:
-      where: what the user can edit, for example `train.batch_size` or `--image=x.png`.
-      problem: what is wrong, with the bad value.
-      remedy: what would be right.
+      where: the config key, flag or file to edit, for example `train.batch_size` or `--image=x.png`.
+      problem: description of the error, with the bad value.
+      remedy: a valid value, or an action that solves the problem.
     """
 
     def __init__(self, where: str, problem: str, remedy: str):
@@ -20,10 +20,10 @@ class UserError(Exception):
         super().__init__(" ".join(f"{where}: {problem}; {remedy}".split()))
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns "did you mean X?" where a known word is close, else the list of known words."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns "did you mean X?" if a known name is similar to `name`, else the list of known names as choices."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"known are {', '.join(map(repr, known))}" if known else "none is known here"
+    return f"choose from {', '.join(map(repr, known))}" if known else "no valid name exists"

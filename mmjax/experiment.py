@@ -1,4 +1,4 @@
-"""The one place that puts a config's data, model, step, hooks and evaluation together."""
+"""`Experiment`: builds data, model, train step, hooks and evaluation from one config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmjax.config import AtLeast, Count, Formerly, Rate, Within, build, choose, refusals
+from mmjax.config import AtLeast, Count, Formerly, Rate, Within, build, choose, convert_value_errors
 from mmjax.data.dataset import check_split
 from mmjax.data.packing import Packing, PackingConfig
 from mmjax.data.pipeline import Pipeline, prefetch_to_device
@@ -39,27 +39,27 @@ from mmjax.training.optim.schedules import make_schedule
 from mmjax.training.state import TrainState
 from mmjax.training.step import Trainer, compile_step, state_shardings
 
-CHANGEABLE = ("mesh", "log", "checkpoint", "data.workers", "data.prefetch", "train.steps")
-"""What may differ when a run is resumed: nothing that changes what is computed, but for its end."""
+CHANGEABLE_ON_RESUME = ("mesh", "log", "checkpoint", "data.workers", "data.prefetch", "train.steps")
+"""Config keys that may change on resume. They do not affect the computed values, except for the last step."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The part of the section `data` that all datasets share; every other key is the dataset's own.
+    """Keys of the section `data` that all datasets share. The dataset's own `Config` reads all other keys.
 
     Attributes:
       name: a name in `mmjax.datasets.DATASETS`.
-      inputs: {name of an input: options of its modality}; inputs that no encoder reads need not be named.
-      modality_dropout: {name of an input: the share of training examples that it is hidden from}.
-      augment: {name of an input: what changes its raw training data, a list of {"kind": a name in `AUGMENTATIONS`, …}}.
-      sampling: how large a part of each batch comes from which records; see `mmjax.data.sampling.SamplingConfig`. By
-        default each epoch holds each record once.
-      filter: {column: what it must say for a record to be trained on}; see `mmjax.data.sampling.FilterConfig`.
-      packing: how several examples share each row of the inputs; see `mmjax.data.packing.PackingConfig`. By default
-        each example has a row of its own.
-      workers: processes that load data; 0 loads in a thread of the main process. -1 takes as many as the host's cores
-        and half of its free memory allow, and none where the devices are a CPU.
-      prefetch: batches that are loaded ahead.
+      inputs: {input: options of its modality}; inputs that no encoder reads may be omitted.
+      modality_dropout: {input: fraction of training examples in which it is masked}.
+      augment: {input: augmentations of its raw training data, a list of {"kind": a name in `AUGMENTATIONS`, …}}.
+      sampling: mixture weights of record groups in each batch; see `mmjax.data.sampling.SamplingConfig`. By default
+        each epoch contains each record once.
+      filter: {column: condition on training records}; see `mmjax.data.sampling.FilterConfig`.
+      packing: packing of several examples in one row; see `mmjax.data.packing.PackingConfig`. By default one example
+        per row.
+      workers: data loading processes; 0 loads in a thread of the main process. -1 takes as many as the host's cores
+        and half of its free memory allow, and 0 if the devices are CPUs.
+      prefetch: batches to load ahead.
     """
 
     name: str
@@ -75,16 +75,17 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The section `train`.
+    """Options of the section `train`.
 
     Attributes:
       steps: data steps of the whole run.
-      batch_size: examples of a step over all devices of all processes, at most where examples are packed.
-      accumulate: microbatches of a step; more of them need less memory, and give the same result.
-      ema: decay of a moving average of the parameters, which evaluation then uses; None for none.
-      estimator: {"kind": a name in `ESTIMATORS`, …}; by default what `accumulate` asks for.
-      loss_transforms: each {"kind": a name in `LOSS_TRANSFORMS`, …}, the innermost first.
-      hooks: each {"kind": a name in `HOOKS`, …}.
+      batch_size: global batch size, over all devices of all processes; with packing, the maximum.
+      accumulate: microbatches per step (gradient accumulation); more need less memory, with the same result.
+      ema: decay of the exponential moving average (EMA) of the parameters, which evaluation then uses; None for none.
+      estimator: gradient estimator, {"kind": a name in `ESTIMATORS`, …}; by default `plain`, or `accumulated` if
+        `accumulate` is above 1.
+      loss_transforms: list of {"kind": a name in `LOSS_TRANSFORMS`, …}, innermost first.
+      hooks: list of {"kind": a name in `HOOKS`, …}.
     """
 
     steps: Count
@@ -98,7 +99,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """A whole recipe; `docs/config.md` explains it section by section."""
+    """All sections of a recipe. See `docs/config.md`."""
 
     data: Any
     model: ModelConfig
@@ -115,15 +116,15 @@ class ExperimentConfig:
 
 
 class Experiment:
-    """Everything that a config means, checked, before anything is computed or written.
+    """Components of a run, built and checked from its config. Computes no parameters and writes no files.
 
     Args:
       raw: the recipe, a `ConfigDict` or a dict.
-      devices: of the mesh; all by default.
-      mesh: another section `mesh` than the recipe's, for reading a checkpoint elsewhere.
+      devices: devices of the mesh; all by default.
+      mesh: replaces the recipe's section `mesh`, for reading a checkpoint on other devices.
 
     Raises:
-      UserError: wherever the recipe is wrong.
+      UserError: if the recipe is invalid.
     """
 
     def __init__(self, raw: Any, devices: list[jax.Device] | None = None, mesh: MeshConfig | None = None):
@@ -136,15 +137,14 @@ class Experiment:
         self.packing = Packing(packing, self.modalities) if packing.slots > 1 else None
         self.specs = self.packing.specs if self.packing else {n: m.spec for n, m in self.modalities.items()}
         self.targets = dict(self.dataset.targets)
-        self.layout = mesh or config.mesh
-        self.mesh = make_mesh(self.layout, devices)
+        self.mesh_config = mesh or config.mesh
+        self.mesh = make_mesh(self.mesh_config, devices)
         self.schedule = make_schedule(config.schedule, "schedule", config.train.steps)
-        self.variables = nnx.state(nnx.eval_shape(functools.partial(self._model, 0)))
-        self.graph = nnx.graphdef(nnx.eval_shape(functools.partial(self._model, 0)))
+        self.graphdef, self.variables = nnx.split(nnx.eval_shape(functools.partial(self._model, 0)))
         self.objective = self._objective()
         self.trainer = self._trainer()
         self.shapes, self.shardings = self._shapes()
-        self.hooks = [choose(HOOKS, hook, f"train.hooks[{number}]") for number, hook in enumerate(config.train.hooks)]
+        self.hooks = [choose(HOOKS, hook, f"train.hooks[{index}]") for index, hook in enumerate(config.train.hooks)]
         self._check_evaluation()
 
     def _model(self, seed: int | jax.Array) -> Model:
@@ -153,20 +153,20 @@ class Experiment:
         return Model(config.model, config.tasks, self.specs, self.targets, precision=config.precision, rngs=rngs)
 
     def _objective(self) -> Objective:
-        model = nnx.merge(self.graph, self.variables)
+        model = nnx.merge(self.graphdef, self.variables)
         task_weights = {
             name: make_schedule(section.get("weight", 1.0), f"tasks.{name}.weight", self.config.train.steps)
             for name, section in self.config.tasks.items()
         }
         self.primary_metrics = [f"{name}/{task.primary_metric}" for name, task in model.tasks.items()]
         coupled = frozenset(name for name, task in model.tasks.items() if task.coupled)
-        return Objective(self.graph, task_weights, self.config.seed, coupled, self.layout, self.specs)
+        return Objective(self.graphdef, task_weights, self.config.seed, coupled, self.mesh_config, self.specs)
 
     def _trainer(self) -> Trainer:
         train = self.config.train
         objective = self.objective
-        for number, section in enumerate(train.loss_transforms):
-            cls, options = choose(LOSS_TRANSFORMS, section, f"train.loss_transforms[{number}]")
+        for index, section in enumerate(train.loss_transforms):
+            cls, options = choose(LOSS_TRANSFORMS, section, f"train.loss_transforms[{index}]")
             objective = cls(options)(objective)
         section = train.estimator
         if section is None:
@@ -175,14 +175,14 @@ class Experiment:
             )
         cls, options = choose(ESTIMATORS, section, "train.estimator")
         estimator = cls(options)
-        parts, shards = getattr(estimator, "microbatches", 1), batch_shards(self.mesh)
+        microbatches, shards = getattr(estimator, "microbatches", 1), batch_shards(self.mesh)
         self._rows(train.batch_size)
-        slots = self.data_config.packing.slots
-        if train.batch_size % (parts * shards * slots):
+        divisor = microbatches * shards * self.data_config.packing.slots
+        if train.batch_size % divisor:
             raise UserError(
                 "train.accumulate",
-                f"{parts} microbatches on {shards} parts of the mesh do not divide {train.batch_size} examples",
-                f"make train.batch_size a multiple of {parts * shards * slots}",
+                f"{microbatches} microbatches on {shards} batch shards do not divide {train.batch_size} examples",
+                f"make train.batch_size a multiple of {divisor}",
             )
         optimizer = make_optimizer(self.config.optimizer, self.schedule)
         return Trainer(objective, estimator, optimizer, train.ema, self.config.log.every)
@@ -196,53 +196,54 @@ class Experiment:
             try:
                 jax.eval_shape(self.trainer.optimizer.update, shapes.parameters, shapes.optimizer, shapes.parameters)
             except (TypeError, ValueError) as error:
-                # Optax looks at most of its arguments only now.
-                problem = f"Optax refuses: {str(error).splitlines()[0]}"
-                raise UserError("optimizer", problem, "see the arguments of this optimiser") from error
+                # Optax checks most arguments only in init and update.
+                problem = f"Optax raises: {str(error).splitlines()[0]}"
+                raise UserError("optimizer", problem, "see the arguments of this optimizer in Optax") from error
         return shapes, state_shardings(self.mesh, self.trainer, self.variables, shapes)
 
     def _check_evaluation(self) -> None:
-        """Finds now what would end the run hours later: splits, metrics and batches that there are not."""
+        """Checks splits, metrics and batch sizes of evaluation, which would otherwise fail hours into the run."""
         evaluate, checkpoint = self.config.evaluate, self.config.checkpoint
-        for number, split in enumerate(evaluate.splits):
-            check_split(split, self.dataset.splits, f"evaluate.splits[{number}]")
+        for index, split in enumerate(evaluate.splits):
+            where = f"evaluate.splits[{index}]"
+            check_split(split, self.dataset.splits, where)
             if not self.inputs_of(split):
                 problem = f"examples of {split!r} have none of the inputs {', '.join(self.specs)}"
-                raise UserError(f"evaluate.splits[{number}]", problem, "leave it out, or add an encoder")
+                raise UserError(where, problem, "remove the split, or add an encoder")
         if evaluate.every:
             check_split("validation", self.dataset.splits, "evaluate.every")
         if evaluate.batch_size:
             self._rows(evaluate.batch_size, "evaluate.batch_size")
         watched = {"checkpoint.best": checkpoint.best} if checkpoint.best else {}
-        for number, (_, options) in enumerate(self.hooks):
+        for index, (_, options) in enumerate(self.hooks):
             if hasattr(options, "metric"):
-                watched[f"train.hooks[{number}].metric"] = options.metric
+                watched[f"train.hooks[{index}].metric"] = options.metric
         for where, metric in watched.items():
             if not evaluate.every:
-                raise UserError(where, f"{metric!r} is never measured, as evaluate.every is 0", "set evaluate.every")
+                raise UserError(where, f"{metric!r} is never measured: evaluate.every is 0", "set evaluate.every")
             if metric not in self.evaluated_metrics:
-                raise UserError(where, f"no metric is named {metric!r}", nearest(metric, self.evaluated_metrics))
+                raise UserError(where, f"unknown metric {metric!r}", nearest(metric, self.evaluated_metrics))
         if checkpoint.best and checkpoint.every % evaluate.every:
             problem = f"{checkpoint.every} is not a multiple of evaluate.every = {evaluate.every}"
-            raise UserError("checkpoint.every", problem, "make it one: checkpoint.best compares all checkpoints")
+            raise UserError("checkpoint.every", f"{problem}, as checkpoint.best requires", "make it a multiple")
         if evaluate.use == "best" and not checkpoint.best:
-            raise UserError("evaluate.use", "'best' has no meaning without checkpoint.best", "set it to a metric")
+            raise UserError("evaluate.use", "'best' requires checkpoint.best", "set checkpoint.best to a metric")
 
     @functools.cached_property
     def evaluated_metrics(self) -> list[str]:
-        """The names of the metrics of an evaluation in which everything occurs."""
+        """Metric names, `TASK/METRIC`, of an evaluation with all inputs and targets present."""
         parameters = nnx.to_pure_dict(self.variables)
         with jax.set_mesh(self.mesh):
             measure = functools.partial(self.objective, train=False)
             _, states = jax.eval_shape(measure, parameters, self.abstract_batch)
-        # Numbers that differ: of equal ones there would be no variance, and no metric of it.
-        numbers = itertools.count(1)
-        return sorted(finalise(jax.tree.map(lambda shape: np.full(shape.shape, next(numbers), shape.dtype), states)))
+        # Distinct values, because metrics that divide by a variance are omitted when it is 0.
+        values = itertools.count(1)
+        return sorted(finalise(jax.tree.map(lambda shape: np.full(shape.shape, next(values), shape.dtype), states)))
 
-    # State.
+    # State and train step.
 
     def init_state(self) -> TrainState:
-        """The first state, made where it lives: no device ever holds all of it."""
+        """Initialises the train state under jit with sharded outputs, so that no device holds all of it."""
 
         def init(seed):
             parameters = nnx.to_pure_dict(nnx.state(self._model(seed)))
@@ -253,12 +254,13 @@ class Experiment:
 
     @property
     def abstract_batch(self) -> Batch:
+        """Shapes and dtypes of a global training batch."""
         slots = self.data_config.packing.slots
         return abstract_batch(self.specs, self.targets, self.config.train.batch_size, slots)
 
     @property
     def abstract_state(self) -> TrainState:
-        """Shapes with shardings, the target of a restore."""
+        """Shapes, dtypes and shardings of the train state, as the target of a checkpoint restore."""
         return jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
             self.shapes,
@@ -266,23 +268,24 @@ class Experiment:
         )
 
     def compile_step(self):
+        """Returns the jitted train step, `step(state, batch) -> state`."""
         return compile_step(self.trainer, self.mesh, self.shardings)
 
     def lower_step(self):
-        """The step for shapes alone: its `compile()` makes the program that training runs, without any data."""
-        return self.compile_step().lower(self.abstract_state, self.placed_batch)
+        """Lowers the train step for abstract shapes. `.compile()` gives the program that training runs."""
+        return self.compile_step().lower(self.abstract_state, self.sharded_abstract_batch)
 
     def trace_step(self):
-        """The step as JAX traces it, for shapes alone."""
+        """Returns the jaxpr of the train step for abstract shapes."""
         with jax.set_mesh(self.mesh):
-            return jax.make_jaxpr(self.trainer.step)(self.abstract_state, self.placed_batch)
+            return jax.make_jaxpr(self.trainer.step)(self.abstract_state, self.sharded_abstract_batch)
 
     @property
-    def placed_batch(self) -> Batch:
-        """The shapes of a batch, with where their rows live."""
-        whole, rows = replicated(self.mesh), batch_sharding(self.mesh)
+    def sharded_abstract_batch(self) -> Batch:
+        """`abstract_batch` with shardings: scalars are replicated, arrays are sharded over their first axis."""
+        scalar, array = replicated(self.mesh), batch_sharding(self.mesh)
         return jax.tree.map(
-            lambda shape: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=rows if shape.shape else whole),
+            lambda shape: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=array if shape.shape else scalar),
             self.abstract_batch,
         )
 
@@ -290,6 +293,7 @@ class Experiment:
 
     @functools.cached_property
     def pipeline(self) -> Pipeline:
+        """Input pipeline of all splits."""
         data = self.data_config
         return Pipeline(
             self.dataset,
@@ -315,29 +319,29 @@ class Experiment:
 
     @functools.cached_property
     def examples_per_step(self) -> float:
-        """On average where examples are packed, else the batch size."""
+        """Average number of examples per step: the batch size, or less with packing."""
         return self.pipeline.examples_per_step("train", self.config.train.batch_size)
 
     @property
-    def chances(self) -> dict[str, float | None]:
-        """{task: the loss of a model that knows nothing but how often each answer comes}, None where nobody knows."""
-        tasks = nnx.merge(self.graph, self.variables).tasks
+    def chance_losses(self) -> dict[str, float | None]:
+        """Chance-level losses, `{task: loss}`, of a model that predicts the marginal distribution; None if unknown."""
+        tasks = nnx.merge(self.graphdef, self.variables).tasks
         return {name: task.chance_loss(max(1, round(self.examples_per_step))) for name, task in tasks.items()}
 
     def _rows(self, batch_size: int, where: str = "train.batch_size") -> np.ndarray:
-        """The rows of a batch of so many examples that this process loads."""
+        """Indices of the global batch's rows that this process loads, for a batch of `batch_size` examples."""
         if self.packing:
             return batch_rows(self.mesh, self.packing.rows(batch_size, where), where, self.packing.config.slots)
         return batch_rows(self.mesh, batch_size, where)
 
     def train_batches(self, start: int) -> Generator[Batch, None, None]:
-        """The batches of the training split on the mesh, from data step `start` on, for ever."""
+        """Yields training batches on the mesh, from data step `start` on, without end."""
         size = self.config.train.batch_size
         batches = self.pipeline.train_batches("train", size, start_step=start, rows=self._rows(size))
         return prefetch_to_device(batches, lambda batch: place_batch(self.mesh, batch, size))
 
     def evaluation_batches(self, split: str) -> Iterable[Batch]:
-        """The batches of a split on the mesh, once, in order, the last one padded with absent examples."""
+        """Yields the batches of a split on the mesh, once, in order. The last is padded with absent examples."""
         size = self.config.evaluate.batch_size or self.config.train.batch_size
         rows = self._rows(size, "evaluate.batch_size")
         for batch in self.pipeline.evaluation_batches(split, size, rows=rows):
@@ -347,37 +351,42 @@ class Experiment:
 
     @functools.cached_property
     def evaluator(self) -> Evaluator:
+        """Evaluator of all splits on the mesh."""
         return Evaluator(self.objective, self.mesh, self.evaluation_batches)
 
     def inputs_of(self, split: str) -> list[str]:
-        """The inputs of the model that examples of a split can have: in a mixture some splits lack some."""
-        there = getattr(self.dataset, "inputs_of", lambda split: self.dataset.inputs)(split)
-        return [name for name in self.specs if name in there]
+        """Returns the model's inputs that a split provides. Splits of a mixture may lack some."""
+        available = getattr(self.dataset, "inputs_of", lambda split: self.dataset.inputs)(split)
+        return [name for name in self.specs if name in available]
 
     def evaluate_subsets(self, parameters: Any, split: str) -> dict[str, dict[str, float]]:
-        """{subset of the inputs that the split has, like "audio+image": metrics with only these present}."""
+        """Evaluates each subset of the split's inputs. Returns `{"audio+image": metrics with only these present}`."""
         present = subsets(self.inputs_of(split))
-        absences = [[name for name in self.specs if name not in subset] for subset in present]
-        rows = self.evaluator.run_each(parameters, split, absences)
-        return {subset_name(subset): row for subset, row in zip(present, rows, strict=True)}
+        absent = [[name for name in self.specs if name not in subset] for subset in present]
+        metrics = self.evaluator.run_each(parameters, split, absent)
+        return {subset_name(subset): row for subset, row in zip(present, metrics, strict=True)}
 
     def ceilings(self, split: str) -> dict[str, dict[str, float]]:
-        """{"TASK/accuracy": {subset: the best accuracy that it allows}}, of those tasks where this is known."""
+        """Returns known upper bounds of accuracy, `{"TASK/accuracy": {subset of the inputs: bound}}`."""
         known = self.dataset.ceilings(split)
         targets = {name: section.get("target") or name for name, section in self.config.tasks.items()}
         return {f"{name}/accuracy": known[target] for name, target in targets.items() if target in known}
 
 
 def _zeros(shapes: Any) -> Any:
-    """Arrays in the place of shapes. JAX then finds the step's trace again, which it does not with bare shapes."""
+    """Replaces abstract shapes by zero arrays. JAX then reuses the cached trace, which it does not for bare shapes."""
     return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
 
 def plain(raw: Any) -> dict[str, Any]:
-    """A config as it stands in `config.json`: dicts, lists and plain values only."""
+    """Converts a config to the plain values of `config.json`: dicts with sorted keys, lists, numbers, strings.
+
+    Raises:
+      UserError: if a value is not JSON-serialisable.
+    """
     try:
         raw = raw.to_dict() if hasattr(raw, "to_dict") else raw
-        # Sorted, as config.json is and as a ConfigDict is: random draws and the fusion go by the order of the encoders.
+        # Sorted, like config.json and ConfigDict, because random draws and fusion depend on the order of the encoders.
         return json.loads(json.dumps(raw, sort_keys=True))
     except TypeError as error:
         raise UserError("config", str(error), "use numbers, strings, lists and dicts only") from error
@@ -395,19 +404,19 @@ def _modalities(config: DataConfig, dataset: Dataset, model: ModelConfig) -> dic
                 raise UserError(f"{where}.{name}", f"the data has no input {name!r}", nearest(name, dataset.inputs))
     modalities = {}
     for name in model.encoders:
-        facts = getattr(dataset, "dataset_options", {}).get(name, {})
-        section = {"kind": dataset.inputs[name], **facts, **config.inputs.get(name, {})}
+        dataset_options = getattr(dataset, "dataset_options", {}).get(name, {})
+        section = {"kind": dataset.inputs[name], **dataset_options, **config.inputs.get(name, {})}
         cls, options = choose(MODALITIES, section, f"data.inputs.{name}")
-        with refusals(f"data.inputs.{name}"):
+        with convert_value_errors(f"data.inputs.{name}"):
             modalities[name] = cls(options)
     return modalities
 
 
 def _augmentations(config: DataConfig, dataset: Dataset) -> dict[str, list[Any]]:
-    made: dict[str, list[Any]] = {}
+    augmentations: dict[str, list[Any]] = {}
     for name, sections in config.augment.items():
         table = AUGMENTATIONS.get(dataset.inputs[name], {})
-        for number, section in enumerate(sections):
-            cls, options = choose(table, section, f"data.augment.{name}[{number}]")
-            made.setdefault(name, []).append(cls(options))
-    return made
+        for index, section in enumerate(sections):
+            cls, options = choose(table, section, f"data.augment.{name}[{index}]")
+            augmentations.setdefault(name, []).append(cls(options))
+    return augmentations

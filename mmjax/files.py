@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the folder for what can be made again."""
+"""Atomic file writes, and the cache folder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def cache_folder(configured: str = "") -> pathlib.Path:
-    """Where prepared data and compiled programs live: what the config says, else $MMJAX_CACHE, else ~/.cache/mmjax."""
+    """Returns the folder of prepared data and compiled programs: `configured`, $MMJAX_CACHE or ~/.cache/mmjax."""
     return pathlib.Path(configured or os.environ.get("MMJAX_CACHE", "") or "~/.cache/mmjax").expanduser().absolute()
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a text file beside its place and moves it there, so that no reader and no crash sees a part of it."""
+    """Writes a text file through a temporary file and a rename, so that no reader and no crash sees part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)

@@ -11,7 +11,7 @@ from typing import Any
 
 from flax import nnx
 
-from mmjax.config import choose, refusals
+from mmjax.config import choose, convert_value_errors
 from mmjax.encoders import ENCODERS
 from mmjax.errors import UserError, nearest
 from mmjax.fusion import FUSIONS
@@ -68,7 +68,7 @@ class Model(nnx.Module):
                 raise UserError(where, f"the data has no input {name!r}", nearest(name, inputs))
             cls, options = choose(ENCODERS, section, where)
             _check_kind(cls, section["kind"], inputs[name], where)
-            with refusals(where):
+            with convert_value_errors(where):
                 self.encoders[name] = cls(options, inputs[name], precision=precision, rngs=rngs)
         widths = {name: encoder.width for name, encoder in self.encoders.items()}
         readable = {ENCODED + name: width for name, width in widths.items()}
@@ -76,7 +76,7 @@ class Model(nnx.Module):
             self.fusion = None
         else:
             cls, options = choose(FUSIONS, config.fusion, "model.fusion")
-            with refusals("model.fusion"):
+            with convert_value_errors("model.fusion"):
                 self.fusion = cls(options, widths, precision=precision, rngs=rngs)
             readable |= self.fusion.widths
         if not tasks:
@@ -84,7 +84,7 @@ class Model(nnx.Module):
         self.tasks: nnx.Dict[Any] = nnx.Dict()
         for name, section in tasks.items():
             cls, options = choose(TASKS, section, f"tasks.{name}")
-            with refusals(f"tasks.{name}"):
+            with convert_value_errors(f"tasks.{name}"):
                 self.tasks[name] = cls(options, name, readable, dict(targets), rngs=rngs)
 
     def outputs(self, batch: Batch, rng: Randomness | None = None) -> dict[str, Tokens]:

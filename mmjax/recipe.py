@@ -1,4 +1,4 @@
-"""Recipes: Python files, such as `configs/digits.py`, whose `get_config(argument)` returns a `ConfigDict`."""
+"""Recipe loading: Python files, such as `configs/digits.py`, whose `get_config(argument)` returns a `ConfigDict`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 def load_recipe(path_and_argument: str, flag: str = "--config") -> ConfigDict:
-    """Returns `get_config(argument)` of the file in `path.py` or `path.py:argument`.
+    """Loads the file of `path.py` or `path.py:argument` and returns its `get_config(argument)`.
 
     Raises:
-      UserError: where the file is not there, cannot be run, or returns something else than a `ConfigDict`.
+      UserError: if the file does not exist, fails, or does not return a `ConfigDict`.
     """
     from ml_collections import ConfigDict
 
     name, *argument = path_and_argument.split(":", 1)
     path, where = Path(name), f"{flag}={path_and_argument}"
     if not path.is_file():
-        remedy = "give the path of a recipe"
         siblings = [str(sibling) for sibling in path.parent.glob("*.py") if sibling.name != "__init__.py"]
-        raise UserError(where, f"there is no file {name!r}", nearest(name, siblings) if siblings else remedy)
+        remedy = nearest(name, siblings) if siblings else "give the path of a recipe"
+        raise UserError(where, f"file {name!r} does not exist", remedy)
     try:
         get_config = getattr(_run_file(path), "get_config", None)
         if not callable(get_config):
@@ -38,18 +38,18 @@ def load_recipe(path_and_argument: str, flag: str = "--config") -> ConfigDict:
         try:
             inspect.signature(get_config).bind(*argument)
         except TypeError as error:
-            takes = str(inspect.signature(get_config))
-            raise UserError(where, f"get_config{takes}: {error}", f"write {name}:ARGUMENT or {name}") from error
+            problem = f"get_config{inspect.signature(get_config)}: {error}"
+            raise UserError(where, problem, f"write {name}:ARGUMENT or {name}") from error
         config = get_config(*argument)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        # The recipe is what the user edits, so its failure is input that is wrong: say the line, not our own frames.
+        # The user edits the recipe, so its failure is a user error: report its line, without a traceback of mmjax.
         frames = traceback.extract_tb(error.__traceback__)
         lines = [error.lineno] if isinstance(error, SyntaxError) else []
         lines += [frame.lineno for frame in frames if frame.filename == str(path)]
-        place = f"line {lines[-1]} raises" if lines else "the file cannot be read:"
-        problem = f"{place} {type(error).__name__}: {error}"
+        location = f"line {lines[-1]} raises" if lines else "the file cannot be read:"
+        problem = f"{location} {type(error).__name__}: {error}"
         raise UserError(where, problem, "correct the recipe") from error
     if not isinstance(config, ConfigDict):
         raise UserError(where, f"get_config returned a {type(config).__name__}", "return an ml_collections.ConfigDict")
@@ -57,31 +57,35 @@ def load_recipe(path_and_argument: str, flag: str = "--config") -> ConfigDict:
 
 
 def check_key(config: ConfigDict, key: str, where: str) -> bool:
-    """Raises a UserError unless the recipe has the key, like "train.steps"; returns whether it is a section."""
+    """Checks that the recipe has a dotted key, like "train.steps". Returns True if it is a section.
+
+    Raises:
+      UserError: at `where`, if the key does not exist.
+    """
     from ml_collections import ConfigDict
 
     node: Any = config
     names = key.split(".")
     for depth, name in enumerate(names, 1):
         if not isinstance(node, ConfigDict):
-            raise UserError(where, f"{name!r} stands under a value that is no section", "leave it out")
+            raise UserError(where, f"the key before {name!r} is a value, not a section", f"remove {name!r}")
         if name not in node:
             raise UserError(where, f"the recipe has no key {name!r} here", nearest(name, node.keys()))
-        if depth < len(names):  # the last may be a placeholder, which cannot be read before it is set
+        if depth < len(names):  # the last key may be a placeholder, which cannot be read before it is set
             node = node[name]
     return issubclass(node.get_type(names[-1]), ConfigDict)
 
 
 def _run_file(path: Path) -> ModuleType:
-    """Runs a recipe as a module. `from configs import digits` works in it, wherever the command was started."""
+    """Executes a recipe as a module. Its `from configs import digits` works from any current folder."""
     for folder in (os.getcwd(), str(path.resolve().parent.parent)):
         if folder not in sys.path:
             sys.path.append(folder)
-    # Under a name of its own: a recipe called `random.py` must not replace the module that others import.
+    # Prefixed, so that a recipe named `random.py` does not replace the module `random`.
     spec = importlib.util.spec_from_file_location(f"mmjax_recipe_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(str(path), "is not a Python file", "give a recipe, a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up here
+    sys.modules[spec.name] = module  # dataclasses look up their module here
     spec.loader.exec_module(module)
     return module

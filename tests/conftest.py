@@ -12,7 +12,7 @@ from importlib import metadata
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from mmjax.host.simulated_devices import enough_threads
+from mmjax.host.simulated_devices import set_thread_count
 
 # Compiling takes most of the time of the tests. The first halves it, and the second, which newer versions do not know,
 # halves it twice again; neither changes anything that is tested.
@@ -22,7 +22,7 @@ if metadata.version("jaxlib").startswith("0.10."):
 
 # Eight simulated devices; set before JAX starts.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK_FLAGS}"
-enough_threads(os.environ)
+set_thread_count(os.environ)
 
 
 class ByPart(LoadFileScheduling):

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
         "task": "matched",
         "inputs": {"image": {"size": [8, 8], "channels": 1}, "text": {"length": 16}},
         "modality_dropout": {"image": 0.3, "text": 0.3},
-        "missing": {"digit": 0.1},
+        "missing_fraction": {"digit": 0.1},
     }
     config.model = {
         "encoders": {"image": {"kind": "vit", "patch": 4, **trunk}, "text": {"kind": "text_transformer", **trunk}},
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.optimizer = {"name": "adamw", "weight_decay": 0.05}
     config.schedule = {"kind": "cosine", "peak": 1e-2, "warmup": 5}
     config.train = {"steps": 28, "batch_size": 16, "accumulate": 2, "ema": 0.9}
-    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1, "patience": 60.0}
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1, "heartbeat_timeout": 60.0}
     config.checkpoint = {"every": 8}
     config.evaluate = {"every": 10, "splits": ["validation"], "subsets": False, "batch_size": 128}
     config.log = {"every": 5}

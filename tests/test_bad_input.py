@@ -91,7 +91,7 @@ WRONG_RECIPES = {
     "config.evaluate.splits = 'test'": "evaluate.splits: 'test' is a str; give a list of string",
     "config.model.encoders.image.kind = ['vit']": "model.encoders.image.kind: ['vit'] is a list",
     "config.data.inputs.image = 5": "data.inputs.image: 5 is a int; give a dict",
-    "config.optimizer = {'name': 'sgd', 'momentum': 'x'}": "optimizer: Optax refuses: ",
+    "config.optimizer = {'name': 'sgd', 'momentum': 'x'}": "optimizer: Optax raises: ",
     "config.optimizer.learning_rate = 3.0": "optimizer.learning_rate: the schedule sets the learning rate; set",
     # Sizes.
     "config.train.steps = -5": "train.steps: -5 is out of range; give a value of at least 1",
@@ -165,17 +165,17 @@ WRONG_RECIPES = {
     # What would be missed hours later only.
     "config.evaluate.splits = ['test', 'acents']": "evaluate.splits[1]: unknown split 'acents'; did you mean 'acc",
     "config.evaluate.use = 'bset'": "evaluate.use: 'bset' is not a choice; did you mean 'best'?",
-    "config.evaluate.use = 'best'": "evaluate.use: 'best' has no meaning without checkpoint.best",
+    "config.evaluate.use = 'best'": "evaluate.use: 'best' requires checkpoint.best",
     "config.evaluate.every = 9; config.checkpoint.every = 9; config.checkpoint.best = 'digit/acuracy'": (
-        "checkpoint.best: no metric is named 'digit/acuracy'; did you mean 'digit/accuracy'?"
+        "checkpoint.best: unknown metric 'digit/acuracy'; did you mean 'digit/accuracy'?"
     ),
     "config.checkpoint.best = 'digit/accuracy'": "checkpoint.best: 'digit/accuracy' is never measured",
     "config.evaluate.every = 9; config.checkpoint.every = 6; config.checkpoint.best = 'digit/accuracy'": (
-        "checkpoint.every: 6 is not a multiple of evaluate.every = 9; make it one"
+        "checkpoint.every: 6 is not a multiple of evaluate.every = 9, as checkpoint.best requires"
     ),
     "config.checkpoint.mode = 'maximum'": "checkpoint.mode: 'maximum' is not a choice; did you mean 'max'?",
     "config.evaluate.every = 9; config.train.hooks = [{'kind': 'early_stopping', 'metric': 'digit/lss'}]": (
-        "train.hooks[0].metric: no metric is named 'digit/lss'; did you mean 'digit/loss'?"
+        "train.hooks[0].metric: unknown metric 'digit/lss'; did you mean 'digit/loss'?"
     ),
 }
 
@@ -206,7 +206,7 @@ def test_a_wrong_override_is_refused(capsys, tmp_path, override, expected):
 @pytest.mark.parametrize("command", ["train", "prepare"])
 def test_a_recipe_that_is_not_there_is_refused(capsys, tmp_path, command):
     words = [f"--workdir={tmp_path / 'run'}"] if command == "train" else []
-    assert "there is no file" in refused(capsys, tmp_path, command, f"--config={tmp_path / 'digits.py'}", *words)
+    assert "does not exist" in refused(capsys, tmp_path, command, f"--config={tmp_path / 'digits.py'}", *words)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -278,12 +278,12 @@ def copied_run(small_run, tmp_path) -> list[str]:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("--config.seed=1", "holds a run with seed = 0, not 1; give another workdir, or the config of that run"),
+        ("--config.seed=1", "contains a run with seed = 0, not 1; give another workdir, or the config of that run"),
         ("--config.train.batch_size=32", "train.batch_size = 16, not 32"),
         ("--config.schedule.peak=0.5", "schedule.peak = 0.004, not 0.5"),
         ("--config.model.encoders.text.width=32", "model.encoders.text.width = 16, not 32"),
         ("--config.data.inputs.text.length=20", "data.inputs.text.length = 16, not 20"),
-        ("--config.train.steps=1", "train.steps: 1 lies before the checkpoint of step 2"),
+        ("--config.train.steps=1", "train.steps: 1 is less than step 2 of the newest checkpoint"),
     ],
 )
 def test_a_workdir_of_another_config_is_refused(capsys, tmp_path, copied_run, override, expected):
@@ -317,23 +317,23 @@ def test_a_workdir_that_is_no_folder_of_a_run_is_refused(capsys, tmp_path):
     for name, expected in {
         "file": "file is a file; give a folder",
         "file/below": "file is a file; give a folder",
-        "other": "is not empty and holds no run; give an empty or a new folder",
+        "other": "is not empty and contains no run; give an empty or a new folder",
         "broken": "config.json is not JSON",
     }.items():
         assert expected in refused(capsys, tmp_path, "train", recipe, f"--workdir={tmp_path / name}")
     line = refused(capsys, tmp_path, "train", recipe, "--workdir=gs://bucket/run")
-    assert "is an address; give a folder; a bucket can be mounted as one" in line
+    assert "is a URL; give a folder; a bucket can be mounted as one" in line
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_a_workdir_without_a_checkpoint_is_refused(capsys, tmp_path, copied_run, command):
     words = ["--text=seven"] if command == "predict" else []
     workdir = tmp_path / "run"
-    assert "holds no run" in refused(capsys, tmp_path, command, f"--workdir={tmp_path / 'rnu'}")
+    assert "contains no run" in refused(capsys, tmp_path, command, f"--workdir={tmp_path / 'rnu'}")
     for name, content in (("bert", '{"model_type": "bert"}'), ("list", "[1]"), ("half", '{"data": {}}')):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(content)
-        assert "is not of a run of mmjax" in refused(capsys, tmp_path, command, f"--workdir={tmp_path / name}")
+        assert "is not the config of an mmjax run" in refused(capsys, tmp_path, command, f"--workdir={tmp_path / name}")
     assert "--workdir: is missing" in refused(capsys, tmp_path, command, *words)
     for child in (workdir / "checkpoints").iterdir():
         shutil.rmtree(child) if child.is_dir() else child.unlink()
@@ -344,7 +344,7 @@ def test_a_workdir_without_a_checkpoint_is_refused(capsys, tmp_path, copied_run,
 
 def test_an_empty_list_of_splits_is_refused(capsys, small_run):
     line = refused(capsys, small_run, "evaluate", f"--workdir={small_run / 'run'}", "--split=")
-    assert "--split: names no split; leave it out" in line
+    assert "--split: is empty; remove the flag" in line
 
 
 def test_a_cache_where_no_folder_can_be_made_is_refused(capsys, monkeypatch, tmp_path):
@@ -372,7 +372,7 @@ def test_a_run_whose_gradients_were_never_finite_fails(tmp_path):
         (["--image={0}/text.wav"], "text.wav' is not an image; give a PNG, JPEG or WebP file"),
         (["--image={0}"], "cannot be read"),
         ([], "no input is given; give --audio or --image or --text"),
-        (["--picture=x.png"], "--picture: unknown flag; known are '--audio', '--image'"),
+        (["--picture=x.png"], "--picture: unknown flag; choose from '--audio', '--image'"),
         (["--input", "imgae=x.png"], "the run has no input 'imgae'; did you mean 'image'?"),
         (["--input", "image"], "is not NAME=VALUE; write --input audio=VALUE"),
         (["--text=one", "--input", "text=two"], "the input 'text' is given twice"),

@@ -114,7 +114,7 @@ def test_memory_is_counted_and_the_host_says_what_it_is(modules, run, experiment
 
 def test_a_wrong_recipe_is_one_line_and_exit_code_2(modules, capsys):
     assert modules["step"].main(["step.py", "--config=configs/nosuch.py"]) == 2
-    assert "there is no file 'configs/nosuch.py'" in capsys.readouterr().err
+    assert "file 'configs/nosuch.py' does not exist" in capsys.readouterr().err
 
 
 def test_the_hook_that_ends_a_run_is_in_no_table_of_mmjax():

@@ -122,13 +122,13 @@ def test_two_calls_in_one_process_do_not_meet(recipe, seen):
     [
         ("--config.train.stpes=5", "--config.train.stpes: the recipe has no key 'stpes' here; did you mean 'steps'?"),
         ("--config.trian.steps=5", "did you mean 'train'?"),
-        ("--config.train.zzz=5", "known are 'batch_size', 'rate', 'shuffle', 'steps'"),
-        ("--config.seed.more=5", "'more' stands under a value that is no section"),
+        ("--config.train.zzz=5", "choose from 'batch_size', 'rate', 'shuffle', 'steps'"),
+        ("--config.seed.more=5", "the key before 'more' is a value, not a section; remove 'more'"),
         ("--config.train.steps=abc", "give an int"),
         ("--config.train.rate=fast", "give a float"),
         ("--config.train.shuffle=perhaps", "give a bool"),
         ("--config.views=3", "'3' is not a list; give a list"),
-        ("--config.train=3", "--config.train: is a section and not a value"),
+        ("--config.train=3", "--config.train: is a section, not a value"),
         ("--config.views[9]=3", "mmjax fake"),
         ("--wrkdir=x", "--wrkdir: unknown flag; did you mean '--workdir'?"),
         ("--split=tset", "did you mean 'test'?"),
@@ -145,14 +145,14 @@ def test_missing_flags_and_wrong_order_are_named(capsys, recipe, seen):
     assert "--workdir: is missing" in refusal(capsys, "fake", f"--config={recipe}")
     assert "--config: is missing" in refusal(capsys, "fake", "--workdir=runs")
     line = refusal(capsys, "fake", "--workdir=runs", "--config.train.steps=5")
-    assert "--config.train.steps: changes a value of --config, which is not given" in line
+    assert "--config.train.steps: overrides a value of --config, which is missing" in line
     assert "--config.seed" in refusal(capsys, "fake", "--config.seed=5", f"--config={recipe}", "--workdir=runs")
     assert "workdir" in refusal(capsys, "fake", f"--config={recipe}", "--workdir")
 
 
 def test_a_recipe_that_is_not_there_names_the_nearest_file(capsys, recipe, seen):
     line = refusal(capsys, "fake", f"--config={recipe.parent}/digit.py", "--workdir=runs")
-    assert "there is no file" in line and f"did you mean '{recipe}'?" in line
+    assert "does not exist" in line and f"did you mean '{recipe}'?" in line
 
 
 @pytest.mark.parametrize(
@@ -232,10 +232,10 @@ def test_doctor_ends_with_1_where_no_device_starts():
     ],
 )
 def test_a_command_begins_again_only_where_huge_pages_help_and_nobody_chose(environment, setting, libc, begins_again):
-    result = huge_pages.tuned(environment, setting, libc)
+    result = huge_pages.huge_page_environment(environment, setting, libc)
     assert (result is not None) == begins_again
     if result:
-        assert huge_pages.tuned(result, setting, libc) is None, "it would begin again for ever"
+        assert huge_pages.huge_page_environment(result, setting, libc) is None, "it would begin again for ever"
         assert set(filter(None, environment.get("GLIBC_TUNABLES", "").split(":"))) < set(
             result["GLIBC_TUNABLES"].split(":")
         )
@@ -243,13 +243,13 @@ def test_a_command_begins_again_only_where_huge_pages_help_and_nobody_chose(envi
 
 def test_compiled_programs_are_kept_unless_the_user_chose_where(tmp_path):
     environment: dict[str, str] = {}
-    compilation_cache.keep_compiled_programs(tmp_path, environment)
+    compilation_cache.enable_compilation_cache(tmp_path, environment)
     folder = Path(environment["JAX_COMPILATION_CACHE_DIR"])
     assert folder.parent == tmp_path / "compiled" and folder.name.startswith(platform.machine())
     assert not folder.exists(), "a command that compiles nothing leaves nothing"
     for chosen in ("", "/elsewhere"):
         environment = {"JAX_COMPILATION_CACHE_DIR": chosen}
-        compilation_cache.keep_compiled_programs(tmp_path, environment)
+        compilation_cache.enable_compilation_cache(tmp_path, environment)
         assert environment == {"JAX_COMPILATION_CACHE_DIR": chosen}
 
 

@@ -165,7 +165,7 @@ def check_mmjax(name: str, *arguments: str) -> None:
             check_key(recipe, flag.removeprefix("config."), word)
         else:
             known = flag in flags or flags.find_module_defining_flag(flag.removeprefix("no"))
-            assert known or hasattr(command, "define_more_flags") and flag in inputs, f"{name} has no {word}"
+            assert known or hasattr(command, "define_dynamic_flags") and flag in inputs, f"{name} has no {word}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -51,8 +51,8 @@ def test_tables_show_every_metric(capsys, trained_run):
     [
         (["--split=tset"], "--split: unknown split 'tset'; did you mean 'test'?"),
         (["--without=adio"], "--without: the run has no input 'adio'; did you mean 'audio'?"),
-        (["--without=audio,image,text"], "leaves no input"),
-        (["--without=audio", "--subsets"], "--without: cannot be joined with --subsets"),
+        (["--without=audio,image,text"], "masks all inputs"),
+        (["--without=audio", "--subsets"], "--without: cannot be combined with --subsets"),
     ],
 )
 def test_what_there_is_not_is_refused(capsys, trained_run, words, expected):

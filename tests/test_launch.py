@@ -83,7 +83,7 @@ def test_the_slurm_script_ends_the_run_at_the_time_limit_and_queues_it_again(tmp
     assert started.returncode == 0
 
 
-@pytest.mark.parametrize("words, said", [([], "usage: sbatch"), (["--config=x"], "there is no .venv/bin/mmjax in")])
+@pytest.mark.parametrize("words, said", [([], "usage: sbatch"), (["--config=x"], ".venv/bin/mmjax does not exist in")])
 def test_the_slurm_script_refuses_what_cannot_run(tmp_path, words, said):
     done = subprocess.run([SBATCH, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1

@@ -598,8 +598,8 @@ def test_a_plan_counts_examples_and_not_the_slots_that_stay_empty(capsys):
     assert f"32 slots with {packed.examples_per_step:,.1f} examples on average" in capsys.readouterr().out
     assert alone.examples_per_step == 32
     # Pairs are made of examples, too.
-    assert alone.chances["pair"] == pytest.approx(np.log(32))
-    assert packed.chances["pair"] == pytest.approx(np.log(round(packed.examples_per_step)))
+    assert alone.chance_losses["pair"] == pytest.approx(np.log(32))
+    assert packed.chance_losses["pair"] == pytest.approx(np.log(round(packed.examples_per_step)))
 
 
 # What cannot be packed.
@@ -624,7 +624,7 @@ def test_a_plan_counts_examples_and_not_the_slots_that_stay_empty(capsys):
             "model.encoders.picture.kind: 'resnet' does not read packed [14, 16] float32; choose 'vit'",
         ),
         ({"train": {"batch_size": 30}}, "train.batch_size: 30 is not a multiple of data.packing.slots = 4"),
-        ({"train": {"accumulate": 3}}, "train.accumulate: 3 microbatches on 1 parts of the mesh do not divide 32"),
+        ({"train": {"accumulate": 3}}, "train.accumulate: 3 microbatches on 1 batch shards do not divide 32"),
         (
             {"train": {"loss_transforms": [{"kind": "mixup"}], "drop": ["pair"]}},
             "train.loss_transforms: mixing does not support packed inputs",

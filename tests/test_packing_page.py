@@ -30,7 +30,7 @@ def test_the_page_trains_evaluates_and_answers(tmp_path):
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         said[words[3] if len(words) > 3 else name] = done.stdout
-    assert "in 4 rows, on average" in said["train"] and "subject " in said["predict"]
+    assert "examples on average, packed in 4 rows" in said["train"] and "subject " in said["predict"]
     rows = [json.loads(line) for line in (tmp_path / "runs/photos/metrics.jsonl").read_text().splitlines()]
     losses = [row["subject_from_picture/loss"] for row in rows if row["split"] == "train"]
     assert losses[-1] < 0.6 * losses[0]

@@ -120,8 +120,8 @@ def test_a_step_that_does_not_fit_is_reported_with_a_change_that_does(recipe_fil
     ("words", "message"),
     [
         (["--topology=v5e:3"], "does not have 2 dimensions"),
-        (["--num_slices=2"], "--num_slices: says nothing without --topology"),
-        (["--price=1"], "--price: says nothing without --examples"),
+        (["--num_slices=2"], "--num_slices: has no effect without --topology"),
+        (["--price=1"], "--price: has no effect without --examples"),
         (["--config.mesh.data=3"], "does not divide 8 device(s)"),
     ],
 )

@@ -179,6 +179,6 @@ def test_the_original_tokenizer_is_not_needed_after_training(capsys, monkeypatch
     # Resuming would mix two tokenizers.
     original.write_text(original.read_text().replace('"seven"', '"siebn"'))
     assert main([*train, "--config.train.steps=3"]) == 2
-    assert "has changed since the run began" in capsys.readouterr().err
+    assert "has changed since the run started" in capsys.readouterr().err
     original.unlink()
     assert printed(capsys, *asked) == before

@@ -21,7 +21,7 @@ from mmjax.errors import UserError
 from mmjax.experiment import Experiment
 from mmjax.processes import agree_or_raise, initialize
 from mmjax.processes.roll_call import roll_call
-from mmjax.processes.watch import Judge
+from mmjax.processes.watch import HeartbeatMonitor
 from tests import small_recipe
 from tests.conftest import QUICK_FLAGS
 from tests.contracts import assert_close
@@ -110,7 +110,7 @@ def test_two_processes_train_one_run_and_one_of_them_writes_it(environment, tmp_
     assert first["result"]["parameters_hash"] == second["result"]["parameters_hash"] == written["parameters_hash"]
     assert first["result"]["validation"] == second["result"]["validation"] == written["validation"]
     assert second["written"] == [] and {"config.json", "result.json", "parameters.txt"} <= set(first["written"])
-    for said in ("what will run", "step 10/10", "where everything lies"):
+    for said in ("run summary", "step 10/10", "output files"):
         assert said in first_output and said not in second_output
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     expected = [*((step, "train") for step in (2, 4, 6, 8, 10)), *((step, "validation") for step in (6, 10))]
@@ -192,7 +192,7 @@ def test_when_a_process_dies_the_others_name_it_and_stop_and_fewer_go_on_with_th
     for number, output in enumerate(outputs):
         if number != victim:
             assert f"mmjax: stopped: process {victim} of {count} on " in output, output
-            assert re.search(r"at step \d+, has been silent for \d+ s.*; start the same command again", output)
+            assert re.search(r"at step \d+, sent no heartbeat for \d+ s.*; start the same command again", output)
             assert "Traceback" not in output
             assert ends[number] - ends[victim] < 60
 
@@ -223,7 +223,7 @@ def test_when_the_coordinator_dies_the_others_name_it_and_stop(environment, tmp_
             for number in range(2)
         ]
     )
-    assert f"mmjax: stopped: process 0 of 2 at 127.0.0.1:{port} is gone" in outputs[1], outputs[1]
+    assert f"mmjax: stopped: process 0 of 2 at 127.0.0.1:{port} does not answer" in outputs[1], outputs[1]
     assert ends[1] - ends[0] < 30
 
 
@@ -248,7 +248,7 @@ def test_what_one_process_refuses_none_begins(environment, tmp_path):
 def test_a_signal_to_one_process_stops_both_at_one_step_with_a_checkpoint(environment, tmp_path):
     workdir = tmp_path / "run"
     for kills, status, said in (
-        (("pace:0.01", "term:5"), 1, "with a checkpoint; run the same command to go on"),
+        (("pace:0.01", "term:5"), 1, "with a checkpoint; run the same command to resume"),
         (("", ""), 0, ""),
     ):
         port = free_port()
@@ -267,7 +267,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step_with_a_checkpoint(enviro
 
 def test_a_process_whose_fellows_do_not_come_says_so():
     port = free_port()
-    problem = f"--coordinator=127.0.0.1:{port}: process 1 of 2 did not come within 1 s; start the same command on every"
+    problem = f"--coordinator=127.0.0.1:{port}: process 1 of 2 did not connect within 1 s; start the same command"
     with pytest.raises(UserError, match=problem):
         initialize(f"127.0.0.1:{port}", 2, 0, start_seconds=1)
 
@@ -292,28 +292,28 @@ def said(host="a", step=3, time=0.0, ended=""):
 
 def test_the_watch_names_who_is_silent_late_failed_or_missing():
     now = [0.0]
-    judge = Judge(3, heartbeat_timeout=10, stall=100, clock=lambda: now[0])
+    monitor = HeartbeatMonitor(3, heartbeat_timeout=10, stall=100, clock=lambda: now[0])
     everyone = {0: said(), 1: said(host="b"), 2: said(host="c")}
-    assert judge.look(everyone) is None
+    assert monitor.check(everyone) is None
     assert (
-        judge.look({**everyone, 1: said(ended="ValueError: no")})
-        == "process 1 of 3 on a, at step 3, ended: ValueError: no"
+        monitor.check({**everyone, 1: said(ended="ValueError: no")})
+        == "process 1 of 3 on a, at step 3, failed: ValueError: no"
     )
     for now[0] in (5.0, 12.0):
         alive = {process: {**words, "time": now[0]} for process, words in everyone.items() if process != 1}
-        verdict = judge.look({**alive, 1: everyone[1]})
-    assert verdict == "process 1 of 3 on b, at step 3, has been silent for 12 s: it ended, or its host did"
+        verdict = monitor.check({**alive, 1: everyone[1]})
+    assert verdict == "process 1 of 3 on b, at step 3, sent no heartbeat for 12 s: the process or its host is down"
     # One that is done is silent with good reason.
-    assert judge.look({**alive, 1: said(ended="done")}) is None
+    assert monitor.check({**alive, 1: said(ended="done")}) is None
     ahead = {process: said(step=9 if process else 3) for process in everyone}
     for now[0] in (20.0, 70.0, 125.0):
-        verdict = judge.look({process: {**words, "time": now[0]} for process, words in ahead.items()})
-    assert verdict == "process 0 of 3 on a, at step 3, has made no step for 125 s, while others are at step 9"
+        verdict = monitor.check({process: {**words, "time": now[0]} for process, words in ahead.items()})
+    assert verdict == "process 0 of 3 on a, at step 3, has stalled for 125 s, while others are at step 9"
     # All at one step may compute for as long as they want.
     for now[0] in (300.0, 1000.0):
-        verdict = judge.look({process: {**words, "time": now[0]} for process, words in everyone.items()})
+        verdict = monitor.check({process: {**words, "time": now[0]} for process, words in everyone.items()})
     assert verdict is None
-    assert judge.look({0: said(time=1.0), 2: said(time=1.0)}) == "process 1 of 3 did not begin"
+    assert monitor.check({0: said(time=1.0), 2: said(time=1.0)}) == "process 1 of 3 did not start"
 
 
 def test_the_roll_call_waits_for_all_and_tells_everyone_who_is_missing():
@@ -337,8 +337,8 @@ def test_the_roll_call_waits_for_all_and_tells_everyone_who_is_missing():
     assert call(4, [0, 1, 2, 3], 10) == dict.fromkeys(range(4))
     missing = call(5, [0, 2], 1.0)
     assert sorted(missing) == [0, 2]
-    assert all("processes 1, 3, 4 of 5 did not come within 1 s; start the same" in text for text in missing.values())
-    assert "process 0 of 2, which the others look for there, did not come" in call(2, [1], 0.5)[1]
+    assert all("processes 1, 3, 4 of 5 did not connect within 1 s; start the same" in text for text in missing.values())
+    assert "process 0 of 2 did not listen on this address" in call(2, [1], 0.5)[1]
 
 
 @pytest.mark.parametrize(
@@ -347,9 +347,9 @@ def test_the_roll_call_waits_for_all_and_tells_everyone_who_is_missing():
         ({}, {"process_count": 2, "process_id": 0}, "--coordinator: is missing beside --process_count, --process_id"),
         ({"MMJAX_COORDINATOR": "host:1"}, {"process_id": 0}, "--process_count: is missing"),
         ({}, {"coordinator": "host", "process_count": 2, "process_id": 0}, "give HOST:PORT of process 0"),
-        ({}, {"coordinator": "host:1", "process_count": 2, "process_id": 2}, "--process_id: 2 is none of 2 processes"),
-        ({}, {"coordinator": "host:1", "process_count": 0, "process_id": 0}, "--process_count: 0 processes"),
-        ({"MMJAX_PROCESS_COUNT": "two"}, {}, "MMJAX_PROCESS_COUNT: 'two' is not a number"),
+        ({}, {"coordinator": "host:1", "process_count": 2, "process_id": 2}, "--process_id: 2 is out of range"),
+        ({}, {"coordinator": "host:1", "process_count": 0, "process_id": 0}, "--process_count: 0 is not valid"),
+        ({"MMJAX_PROCESS_COUNT": "two"}, {}, "MMJAX_PROCESS_COUNT: 'two' is not an integer"),
     ],
 )
 def test_half_an_identity_is_refused(monkeypatch, environment_variables, arguments, expected):

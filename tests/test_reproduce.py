@@ -86,7 +86,7 @@ def test_a_recorded_result_is_found_again_and_another_one_is_not(capsys, experim
     capsys.readouterr()
     assert main(["reproduce", str(experiment), trained]) == 0
     out = capsys.readouterr().out
-    assert "seed 0: the same parameters, bit for bit" in out and out.rstrip().endswith("\nreproduced")
+    assert "seed 0: bit-identical parameters" in out and out.rstrip().endswith("\nreproduced")
 
     results["metrics"]["test"]["digit/accuracy"]["mean"] -= 0.5
     (experiment / "results.json").write_text(json.dumps(results))
@@ -106,7 +106,7 @@ def test_what_is_not_trained_is_trained_and_overrides_hold(capsys, tmp_path, exp
     assert results["seeds"]["3"]["parameters_hash"] != results["seeds"]["4"]["parameters_hash"]
     assert [step for step, _ in results["curves"]["3"]["validation"]] == [1, 2]
     assert main([*words, "--seeds=4"]) in (0, 1)
-    assert "seed 4: the same parameters, bit for bit" in capsys.readouterr().out
+    assert "seed 4: bit-identical parameters" in capsys.readouterr().out
 
 
 def test_arms_are_compared_on_folds(capsys, tmp_path, experiment):
@@ -139,7 +139,7 @@ def test_arms_are_compared_on_folds(capsys, tmp_path, experiment):
     capsys.readouterr()
     assert main([*words, "--arms=narrow", "--folds=second"]) in (0, 1)
     out = capsys.readouterr().out
-    assert "narrow / second seed 1: the same parameters, bit for bit" in out and "plain" not in out
+    assert "narrow / second seed 1: bit-identical parameters" in out and "plain" not in out
 
 
 def test_every_metric_that_counts_stands_in_the_table_and_the_plot(tmp_path):
@@ -198,25 +198,25 @@ def until(done, seconds: float = 240.0) -> None:
 @pytest.mark.parametrize(
     ("changes", "words", "expected"),
     [
-        ({}, [], "results.json: is not there: nothing is recorded yet; run with --record first"),
+        ({}, [], "results.json: does not exist: no result is recorded yet; run with --record first"),
         ({}, ["--seeds=one"], "--seeds: 'one' is not a seed"),
         ({}, ["--seeds=²"], "--seeds: '²' is not a seed"),
-        ({}, ["--seeds=7"], "--seeds: [7] are not of"),
-        ({}, ["--seeds="], "--seeds: [] are not of"),
-        ({}, ["--record", "--seeds=1"], "--seeds: [1] are not of"),
-        ({"arms": {"a": {}}}, ["--record", "--arms=b"], "--arms: ['b'] are not of"),
+        ({}, ["--seeds=7"], "--seeds: [7] are not in"),
+        ({}, ["--seeds="], "--seeds: [] are not in"),
+        ({}, ["--record", "--seeds=1"], "--seeds: [1] are not in"),
+        ({"arms": {"a": {}}}, ["--record", "--arms=b"], "--arms: ['b'] are not in"),
         ({"arms": {"a": {}, "b": {}}}, ["--record", "--arms=b"], "--arms: ['b'] are not all of"),
-        ({"arms": {"../a": {}}}, ["--record"], "the name '../a' cannot be a folder's; give a plain one"),
-        ({"arms": {"a": {"config": "configs/smal.py"}}}, ["--record"], "there is no file"),
-        ({"folds": {"a": {}}}, ["--record"], "folds are given without arms; name at least one arm"),
+        ({"arms": {"../a": {}}}, ["--record"], "'../a' is not a valid folder name; give one without slashes"),
+        ({"arms": {"a": {"config": "configs/smal.py"}}}, ["--record"], "does not exist"),
+        ({"folds": {"a": {}}}, ["--record"], "folds require arms; give at least one arm"),
         ({"sedes": [1]}, ["--record"], "unknown key 'sedes'; did you mean 'seeds'?"),
-        ({"config": "configs/smal.py"}, ["--record"], "there is no file"),
+        ({"config": "configs/smal.py"}, ["--record"], "does not exist"),
         ({"overrides": {"train.stpes": 2}}, ["--record"], "no key 'stpes' here; did you mean 'steps'?"),
         ({"overrides": {"train.steps": "two"}}, ["--record"], "train.steps: 'two' is a str"),
         ({"metrics": {"tset": {"digit/accuracy": 0.1}}}, ["--record"], "no split 'tset'; did you mean 'test'?"),
         ({"metrics": {"test": {"digit/acuracy": 0.1}}}, ["--record"], "did you mean 'digit/accuracy'?"),
         ({"metrics": {"test": {"digit/accuracy": -1}}}, ["--record"], "-1.0 is out of range"),
-        ({"subsets": {"split": "test", "metric": "digit/f1", "within": 1}}, ["--record"], "nobody knows the ceilings"),
+        ({"subsets": {"split": "test", "metric": "digit/f1", "within": 1}}, ["--record"], "no upper bound of"),
     ],
 )
 def test_a_wrong_experiment_is_refused_before_anything_is_trained(
@@ -233,7 +233,7 @@ def test_a_wrong_experiment_is_refused_before_anything_is_trained(
 
 def test_an_experiment_has_to_be_named(capsys, experiment):
     assert main(["reproduce"]) == 2
-    assert "no experiment is named; give one folder" in capsys.readouterr().err
+    assert "no experiment is given; give one folder" in capsys.readouterr().err
     assert main(["reproduce", str(experiment) + "x"]) == 2
     assert f"did you mean '{experiment}'?" in capsys.readouterr().err
 
@@ -263,7 +263,7 @@ def test_a_fold_of_an_arm_has_what_the_experiment_the_arm_the_fold_and_the_arm_o
     assert cells["one / right"] == {"a": 0, "b": 1, "c": 2, "d": 3}
     assert cells["two / right"] == {"a": 0, "b": 0, "c": 2, "d": 2}
     section["arms"]["one"]["folds"] = {"rigth": {}}
-    with pytest.raises(UserError, match="the arm 'one' changes the fold 'rigth'; did you mean 'right'"):
+    with pytest.raises(UserError, match="arm 'one' overrides the unknown fold 'rigth'; did you mean 'right'"):
         build(ReproductionConfig, section, "experiment.json")
 
 

@@ -166,7 +166,7 @@ def test_a_run_that_was_killed_again_and_again_ends_like_one_that_was_not(undist
     last = draws.randint(max(restored, disturbed.last_row()) + 1, 27)
     status, output = disturbed.run(f"term:{last}")
     assert resumed_at(output) == restored, output
-    assert status == 1 and f"stopped at step {last} with a checkpoint; run the same command to go on" in output
+    assert status == 1 and f"stopped at step {last} with a checkpoint; run the same command to resume" in output
     assert disturbed.checkpoints()[-1] == last
 
     status, output = disturbed.run()

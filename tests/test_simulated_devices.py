@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmjax.host.simulated_devices import enough_threads
+from mmjax.host.simulated_devices import set_thread_count
 from tests import contracts
 
 
@@ -22,7 +22,7 @@ from tests import contracts
     ],
 )
 def test_threads_go_with_the_devices_unless_the_user_has_chosen(environment, threads):
-    enough_threads(environment)
+    set_thread_count(environment)
     assert environment.get("PJRT_NPROC") == threads
 
 

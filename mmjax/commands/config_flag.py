@@ -1,4 +1,4 @@
-"""The flag that takes a recipe, `--config=configs/NAME.py[:ARGUMENT]`, and those that change its values."""
+"""The flag `--config=configs/NAME.py[:ARGUMENT]` and its overrides `--config.KEY=VALUE`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 def define_config(flags: absl_flags.FlagValues, name: str = "config", required: bool = True) -> None:
     """Defines the flag `--config=configs/NAME.py[:ARGUMENT]` and its overrides `--config.train.steps=500`.
 
-    The value of the flag is the recipe's `ConfigDict`, with the overrides in it.
+    The flag's value is the recipe's `ConfigDict` with the overrides applied.
     """
     from ml_collections import config_flags
 
-    for kind in (list, type(None)):
-        # config_flags refuses to override lists and None, which recipes hold; what they become is checked by `build`.
-        config_flags.register_flag_parser_for_type(kind, _LiteralParser(kind))
-    help_text = f"the recipe, a Python file with get_config(); --{name}.KEY=VALUE changes one of its values"
+    for value_type in (list, type(None)):
+        # config_flags cannot override lists and None without a parser. `mmjax.config.build` checks the types later.
+        config_flags.register_flag_parser_for_type(value_type, _LiteralParser(value_type))
+    help_text = f"recipe, a Python file with get_config(); --{name}.KEY=VALUE overrides a value"
     config_flags.DEFINE_config_file(name, help_string=help_text, flag_values=flags)
     flags[name].parser = _RecipeParser(name)
     if required:
@@ -34,7 +34,7 @@ def define_config(flags: absl_flags.FlagValues, name: str = "config", required: 
 
 
 class _RecipeParser(absl_flags.ArgumentParser):
-    """Loads a recipe and refuses overrides of keys that it does not have, before config_flags answers with 53 lines."""
+    """Loads a recipe and rejects overrides of unknown keys, for which config_flags would print 53 lines."""
 
     def __init__(self, name: str):
         super().__init__()
@@ -45,26 +45,26 @@ class _RecipeParser(absl_flags.ArgumentParser):
         for key in self._overrides():
             where = f"--{self.name}.{key}"
             if check_key(config, key, where):
-                raise UserError(where, "is a section and not a value", f"give one of its keys, as in {where}.KEY=VALUE")
+                raise UserError(where, "is a section, not a value", f"give one of its keys, as in {where}.KEY=VALUE")
         return config.lock()
 
     def flag_type(self) -> str:
         return "recipe"
 
     def _overrides(self) -> Iterator[str]:
-        # config_flags looks for them in sys.argv too.
-        for word in sys.argv:
-            match = re.match(rf"--?(?:no)?{self.name}\.([\w.]+)(=|$)", word)
+        # config_flags also reads sys.argv.
+        for argument in sys.argv:
+            match = re.match(rf"--?(?:no)?{self.name}\.([\w.]+)(=|$)", argument)
             if match:
                 yield match[1]
 
 
 class _LiteralParser(absl_flags.ArgumentParser):
-    """A Python literal: `--config.data.views="[1, 2]"`. What is no literal is a string, unless a list is wanted."""
+    """Parses a Python literal, like `--config.data.views="[1, 2]"`; other text is a string, or an error for lists."""
 
-    def __init__(self, kind: type):
+    def __init__(self, value_type: type):
         super().__init__()
-        self.kind = kind
+        self.value_type = value_type
 
     def parse(self, argument: Any) -> Any:
         import ast
@@ -75,9 +75,11 @@ class _LiteralParser(absl_flags.ArgumentParser):
             value = ast.literal_eval({"true": "True", "false": "False"}.get(argument, argument))
         except (SyntaxError, ValueError):
             value = argument
-        if self.kind is list and not isinstance(value, (list, tuple)):
+        if self.value_type is not list:
+            return value
+        if not isinstance(value, (list, tuple)):
             raise ValueError(f"{argument!r} is not a list")
-        return list(value) if self.kind is list else value
+        return list(value)
 
     def flag_type(self) -> str:
-        return "list" if self.kind is list else "value"
+        return "list" if self.value_type is list else "value"

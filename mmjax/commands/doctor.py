@@ -1,10 +1,10 @@
-"""Shows what mmjax runs on: versions, devices, host, disk, and which optional parts are missing.
+"""Shows versions, devices, host, disk space and missing optional packages.
 
     mmjax doctor
     mmjax doctor --json
 
-Ends with 1 where JAX cannot start its devices. On several hosts of one TPU slice, run it on all of them at once: JAX
-waits there until every host has started.
+Exits with 1 if JAX cannot initialise its devices. On a TPU slice of several hosts, run it on all of them at once,
+because JAX waits until every host has started.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
-# extra: the modules of which each group needs one.
+# {extra: groups of modules}; an extra is installed if at least one module of each group is.
 EXTRAS: dict[str, list[tuple[str, ...]]] = {
     "demo": [("espeakng_loader",)],
     "tokenizers": [("tokenizers",), ("sentencepiece",)],
@@ -32,23 +32,25 @@ EXTRAS: dict[str, list[tuple[str, ...]]] = {
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags of `mmjax doctor`."""
     absl_flags.DEFINE_bool("json", False, "print one JSON object instead of a table", flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
-    facts = examine()
+    """Prints the report. Returns 1 if JAX cannot initialise its devices, else 0."""
+    report = collect()
     if flags.json:
-        print(json.dumps(facts, indent=2))
+        print(json.dumps(report, indent=2))
     else:
-        _print_table(facts)
-    return 1 if facts["devices_error"] else 0
+        _print_table(report)
+    return 1 if report["devices_error"] else 0
 
 
-def examine() -> dict[str, Any]:
-    """Returns the facts as plain values, the same as `--json` prints."""
+def collect() -> dict[str, Any]:
+    """Returns the contents of the report, which `--json` prints. Sizes are in bytes."""
     from mmjax.host.cores import visible_cores
 
-    extras = {name: _has(groups) for name, groups in EXTRAS.items()}
+    extras = {name: _is_installed(groups) for name, groups in EXTRAS.items()}
     devices, error = _devices()
     data = Path(os.environ.get("MMJAX_CACHE") or Path.home() / ".cache" / "mmjax").expanduser()
     return {
@@ -74,8 +76,8 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _has(groups: list[tuple[str, ...]]) -> bool:
-    # Only looked for: importing libtpu or a CUDA plugin would take the device.
+def _is_installed(groups: list[tuple[str, ...]]) -> bool:
+    # Search without importing, because importing libtpu or a CUDA plugin would claim the device.
     return all(any(importlib.util.find_spec(module) for module in group) for group in groups)
 
 
@@ -103,7 +105,7 @@ def _devices() -> tuple[list[dict[str, Any]], str | None]:
         import jax
 
         devices = jax.local_devices()
-    except Exception as error:  # a doctor reports, whatever a plugin or driver raises
+    except Exception as error:  # plugins and drivers raise errors of any type, all to be reported
         return [], f"{type(error).__name__}: {error}"
     return [
         {"name": str(d), "platform": d.platform, "kind": d.device_kind, "memory_bytes": _memory(d)} for d in devices
@@ -111,15 +113,15 @@ def _devices() -> tuple[list[dict[str, Any]], str | None]:
 
 
 def _memory(device: Any) -> int | None:
-    """The device's own memory; None on the CPU, which shares the host's."""
+    """Returns the device's memory in bytes; None if unknown or on the CPU, which shares the host's."""
     try:
         return (device.memory_stats() or {}).get("bytes_limit")
-    except Exception:  # some plugins do not implement it
+    except Exception:  # not implemented by some plugins
         return None
 
 
 def _host_memory() -> int:
-    """RAM that this process may use: the machine's, or less where a container sets a limit."""
+    """Returns the RAM available to this process in bytes: the machine's, or the container's limit if lower."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
@@ -136,15 +138,13 @@ def _advice(extras: dict[str, bool], devices: list[dict[str, Any]], error: str |
     advice = []
     platforms = {device["platform"] for device in devices}
     if error:
-        advice.append(
-            "JAX found no device: is another process holding it, and does the driver match the installed extra?"
-        )
+        advice.append("JAX found no device: check that no other process holds it, and that the driver fits the extra")
     if Path("/dev/nvidiactl").exists() and "gpu" not in platforms:
-        advice.append("an NVIDIA GPU is here but JAX does not use it: pip install -c constraints.txt -e '.[cuda]'")
+        advice.append("JAX does not use this machine's NVIDIA GPU: pip install -c constraints.txt -e '.[cuda]'")
     if (Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()) and "tpu" not in platforms:
-        advice.append("a TPU seems to be here but JAX does not use it: pip install -c constraints.txt -e '.[tpu]'")
+        advice.append("a TPU seems present, but JAX does not use it: pip install -c constraints.txt -e '.[tpu]'")
     if not extras["demo"]:
-        advice.append("speech for the digits demo is missing: pip install -c constraints.txt -e '.[demo]'")
+        advice.append("the speech synthesis of the digits demo is missing: pip install -c constraints.txt -e '.[demo]'")
     if not extras["tokenizers"]:
         advice.append("subword tokenizers are missing (optional): pip install -c constraints.txt -e '.[tokenizers]'")
     return advice
@@ -154,32 +154,32 @@ def _gibibytes(count: int | None) -> str:
     return "unknown" if count is None else f"{count / 2**30:.1f} GiB"
 
 
-def _print_table(facts: dict[str, Any]) -> None:
+def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("python", facts["python"])
-    for package, version in facts["versions"].items():
+    table.add_row("python", report["python"])
+    for package, version in report["versions"].items():
         table.add_row(package, version or "[red]not installed[/red]")
-    table.add_row("git commit", facts["git_commit"] or "unknown")
-    if facts["devices_error"]:
-        table.add_row("devices", f"[red]{facts['devices_error']}[/red]")
-    for device in facts["devices"]:
+    table.add_row("git commit", report["git_commit"] or "unknown")
+    if report["devices_error"]:
+        table.add_row("devices", f"[red]{report['devices_error']}[/red]")
+    for device in report["devices"]:
         shared = device["memory_bytes"] is None and device["platform"] == "cpu"
         memory = "the host's memory" if shared else _gibibytes(device["memory_bytes"])
         table.add_row("device", f"{device['name']}: {device['kind']}, {memory}")
-    host, data = facts["host"], facts["data"]
+    host, data = report["host"], report["data"]
     table.add_row("host", f"{host['system']}, {host['visible_cores']} of {host['cores']} cores")
     table.add_row("memory", _gibibytes(host["memory_bytes"]))
-    made = "" if data["exists"] else " (not there yet)"
-    table.add_row("data folder", f"{data['folder']}{made}, {_gibibytes(data['free_bytes'])} free")
-    table.add_row("MMJAX_CACHE", data["MMJAX_CACHE"] or "not set: the data folder is the default")
-    for extra, there in facts["extras"].items():
-        table.add_row(f"extra {extra}", "[green]installed[/green]" if there else "not installed")
+    state = "" if data["exists"] else " (does not exist yet)"
+    table.add_row("data folder", f"{data['folder']}{state}, {_gibibytes(data['free_bytes'])} free")
+    table.add_row("MMJAX_CACHE", data["MMJAX_CACHE"] or "not set; using the default data folder")
+    for extra, installed in report["extras"].items():
+        table.add_row(f"extra {extra}", "[green]installed[/green]" if installed else "not installed")
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
-    for line in facts["advice"]:
+    for line in report["advice"]:
         console.print(f"- {line}", markup=False)

@@ -1,11 +1,11 @@
-"""Metrics of a trained run, with all inputs, without some, or with each subset of them.
+"""Evaluates a trained run with all inputs, with some masked, or with every subset of the inputs.
 
     mmjax evaluate --workdir=runs/digits
     mmjax evaluate --workdir=runs/digits --split=accents --without=audio
     mmjax evaluate --workdir=runs/digits --subsets --json
 
---json prints what result.json holds: {"step", "without", SPLIT: {metric: value}, and with --subsets "subsets" and
-"ceilings": {SPLIT: …}}.
+--json prints {"step", "without", SPLIT: {metric: value}}. With --subsets it adds "subsets" and "ceilings" (upper bounds
+of accuracy), as in result.json.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from mmjax.errors import UserError
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags of `mmjax evaluate`."""
     absl_flags.DEFINE_string("workdir", None, "folder of the run", flag_values=flags, required=True)
-    absl_flags.DEFINE_list("split", None, "which splits; by default those of the recipe", flag_values=flags)
-    absl_flags.DEFINE_list("without", [], "inputs to leave out, like audio,image", flag_values=flags)
-    absl_flags.DEFINE_bool("subsets", False, "a row for each subset of the inputs", flag_values=flags)
+    absl_flags.DEFINE_list("split", None, "splits; by default evaluate.splits of the recipe", flag_values=flags)
+    absl_flags.DEFINE_list("without", [], "inputs to mask, like audio,image", flag_values=flags)
+    absl_flags.DEFINE_bool("subsets", False, "evaluate every subset of the inputs", flag_values=flags)
     absl_flags.DEFINE_bool("json", False, "print one JSON object instead of tables", flag_values=flags)
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
+    """Evaluates the run and prints its metrics."""
     from rich.console import Console
 
     from mmjax.runs.run import evaluate
 
     if flags.subsets and flags.without:
-        raise UserError("--without", "cannot be joined with --subsets", "give one of the two")
+        raise UserError("--without", "cannot be combined with --subsets", "give one of the two")
     if flags.split == []:
-        raise UserError("--split", "names no split", "leave it out, or give one like test")
+        raise UserError("--split", "is empty", "remove the flag, or give a split like test")
     result = evaluate(
         pathlib.Path(flags.workdir),
         flags.split,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from mmjax.config import AtLeast, refusals
+from mmjax.config import AtLeast, convert_value_errors
 from mmjax.data.dataset import Dataset
 from mmjax.data.samplers import Breakpoints, MixtureSampler
 from mmjax.errors import UserError, nearest
@@ -99,7 +99,7 @@ def make_sampler(
     """
     mask = np.ones(size, bool)
     for name, config in (filters or {}).items():
-        with refusals(f"data.filter.{name}"):
+        with convert_value_errors(f"data.filter.{name}"):
             mask &= config.keep_mask(_column(dataset, split, name, f"data.filter.{name}"))
     indices = np.flatnonzero(mask)
     if not len(indices):
@@ -111,7 +111,7 @@ def make_sampler(
     names, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     groups = {str(names[group]): indices[inverse == group] for group in np.argsort(first)}
     weights = _weights(sampling, {name: len(records) for name, records in groups.items()})
-    with refusals(f"data.sampling.{'epochs' if sampling.epochs else 'weights'}"):
+    with convert_value_errors(f"data.sampling.{'epochs' if sampling.epochs else 'weights'}"):
         return MixtureSampler(groups, weights, batch_size, seed)
 
 

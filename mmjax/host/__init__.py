@@ -1,1 +1,1 @@
-"""The environment of this process: compilation cache, huge pages, simulated devices, cores, quiet start."""
+"""Process environment: compilation cache, huge pages, simulated devices, CPU cores, log levels."""

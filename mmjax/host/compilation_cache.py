@@ -1,8 +1,7 @@
-"""Compiled programs are kept, so that the same run starts faster the second time.
+"""JAX's persistent compilation cache, on by default in the cache folder of mmjax.
 
-JAX keeps them where `JAX_COMPILATION_CACHE_DIR` says (set it to the empty string for none). Unless the user has chosen,
-that is a folder in the cache of mmjax. What is compiled for a CPU may use any of its instructions, so machines of
-different kinds that share the cache have a folder each.
+A user who sets `JAX_COMPILATION_CACHE_DIR` chooses the folder; the empty string turns the cache off. Programs compiled
+for a CPU may use any instruction that it has, so each kind of CPU gets its own folder in a shared cache.
 """
 
 from __future__ import annotations
@@ -12,21 +11,21 @@ import pathlib
 import platform
 from collections.abc import MutableMapping
 
-FOLDER = "JAX_COMPILATION_CACHE_DIR"
-# By default JAX does not keep what compiles in less than a second, as most programs of a start do.
+CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+# By default JAX does not cache programs that compile in less than a second, as most programs at start-up do.
 KEEP_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
 
-def keep_compiled_programs(cache: pathlib.Path, environment: MutableMapping[str, str]) -> None:
-    """Sets the variables that JAX reads when it is imported, unless the folder is chosen already."""
-    if FOLDER not in environment:
-        environment[FOLDER] = str(cache / "compiled" / machine_kind())
+def enable_compilation_cache(cache: pathlib.Path, environment: MutableMapping[str, str]) -> None:
+    """Sets the variables that JAX reads on import, unless the user has set the folder. Call it before importing JAX."""
+    if CACHE_VARIABLE not in environment:
+        environment[CACHE_VARIABLE] = str(cache / "compiled" / cpu_fingerprint())
         for name, value in KEEP_ALL.items():
             environment.setdefault(name, value)
 
 
-def machine_kind() -> str:
-    """A name that two machines share only if their CPUs have the same instructions."""
+def cpu_fingerprint() -> str:
+    """Returns the architecture and a hash of the CPU's instruction-set flags, such as "x86_64-1a2b3c4d"."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

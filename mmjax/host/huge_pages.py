@@ -1,9 +1,9 @@
-"""Working memory in pages of 2 MiB instead of 4 KiB, on Linux hosts that allow it.
+"""Transparent huge pages (2 MiB instead of 4 KiB) for malloc, on Linux.
 
-XLA on a CPU takes its working memory anew for each step and gives it back to the kernel, which clears it page by page
-when it is touched again: a quarter of the time of a small step (`benchmarks/huge_pages.py`). glibc asks for huge pages
-where its tunable `glibc.malloc.hugetlb` is 1, which it reads only when a process begins. So the command begins again,
-in the same process, with the tunable set.
+XLA on a CPU allocates its working memory anew in each step and returns it to the kernel, which clears it page by page
+on the next touch: a quarter of the time of a small step (`benchmarks/huge_pages.py`). glibc requests huge pages if its
+tunable `glibc.malloc.hugetlb` is 1, and reads the tunable only at process start. The command therefore re-executes
+itself, in the same process, with the tunable set.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import sys
 from collections.abc import Mapping
 
 TUNABLE = "glibc.malloc.hugetlb"
-SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+KERNEL_SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def tuned(environment: Mapping[str, str], setting: str, libc: str) -> dict[str, str] | None:
-    """The environment to begin again with, or None where nothing is to be gained or the user has chosen.
+def huge_page_environment(environment: Mapping[str, str], setting: str, libc: str) -> dict[str, str] | None:
+    """Returns the environment to re-execute with, or None if the tunable has no effect or the user has set it.
 
     Args:
-      environment: of this process.
-      setting: what the kernel says of huge pages, such as "always [madvise] never".
-      libc: name and version of the C library, such as "glibc 2.36".
+      environment: environment variables of this process.
+      setting: the kernel's mode of huge pages, such as "always [madvise] never".
+      libc: name and version of the C library, such as "glibc 2.36". The tunable needs glibc 2.35.
     """
     tunables = environment.get("GLIBC_TUNABLES", "")
     name, _, version = libc.partition(" ")
@@ -35,11 +35,11 @@ def tuned(environment: Mapping[str, str], setting: str, libc: str) -> dict[str, 
 
 
 def use_huge_pages() -> None:
-    """Begins this command again with huge pages, unless they are on or off already; then it returns."""
+    """Re-executes this command with huge pages. Returns if they are already decided or not supported."""
     try:
-        setting, libc = SETTING.read_text(), os.confstr("CS_GNU_LIBC_VERSION") or ""
+        setting, libc = KERNEL_SETTING.read_text(), os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (OSError, ValueError):
         return
-    environment = tuned(os.environ, setting, libc)
+    environment = huge_page_environment(os.environ, setting, libc)
     if environment is not None:
         os.execve(sys.executable, sys.orig_argv, environment)

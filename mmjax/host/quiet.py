@@ -1,4 +1,4 @@
-"""Log levels of libraries that are chatty by default."""
+"""Log levels of verbose libraries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from absl import logging
 
 
 def quiet_libraries() -> None:
-    """Warnings and errors only, from libraries that are chatty by default. Set before they are imported."""
+    """Limits absl, gRPC and XLA's C++ logs to warnings and errors. Call it before these libraries are imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.use_absl_handler()

@@ -1,8 +1,8 @@
-"""Devices that are simulated on one CPU share its threads, and need enough of them.
+"""XLA thread count for simulated devices on one CPU.
 
-A simulated device holds a thread for each collective that it waits in, and XLA starts all that do not depend on each
-other. Its pool has one thread a device, or one a core where that is more: with collectives over two mesh axes at once
-all threads can wait for devices that have no thread left, and after 40 seconds XLA ends the process.
+A simulated device blocks one thread for each collective that it waits in, and XLA starts all independent collectives
+at once. Its default pool has max(devices, cores) threads: with collectives over two mesh axes at once, all threads can
+wait for devices that have no thread left (deadlock), and after 40 seconds XLA ends the process.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ from __future__ import annotations
 import re
 from collections.abc import MutableMapping
 
-THREADS = "PJRT_NPROC"
-COLLECTIVES_AT_ONCE = 8
-MOST_THREADS = 256
+THREADS_VARIABLE = "PJRT_NPROC"
+CONCURRENT_COLLECTIVES = 8
+MAX_THREADS = 256
 
 
-def simulated_devices(environment: MutableMapping[str, str]) -> int:
-    """How many devices of the CPU JAX is asked for; 1 where nothing asks."""
+def simulated_device_count(environment: MutableMapping[str, str]) -> int:
+    """Returns the number of CPU devices that XLA_FLAGS or JAX_NUM_CPU_DEVICES requests; 1 by default."""
     flags = re.findall(r"--xla_force_host_platform_device_count=(\d+)", environment.get("XLA_FLAGS", ""))
-    asked = flags[-1] if flags else environment.get("JAX_NUM_CPU_DEVICES", "1")
-    return int(asked) if asked.isdigit() else 1
+    requested = flags[-1] if flags else environment.get("JAX_NUM_CPU_DEVICES", "1")
+    return int(requested) if requested.isdigit() else 1
 
 
-def enough_threads(environment: MutableMapping[str, str]) -> None:
-    """Sets the variable that XLA reads when its CPU client starts, unless the user has chosen."""
-    devices = simulated_devices(environment)
+def set_thread_count(environment: MutableMapping[str, str]) -> None:
+    """Sets `PJRT_NPROC` to 8 threads a simulated device, at most 256, unless the user has set it.
+
+    Call it before XLA's CPU client starts, which reads the variable.
+    """
+    devices = simulated_device_count(environment)
     if devices > 1:
-        environment.setdefault(THREADS, str(min(COLLECTIVES_AT_ONCE * devices, MOST_THREADS)))
+        environment.setdefault(THREADS_VARIABLE, str(min(CONCURRENT_COLLECTIVES * devices, MAX_THREADS)))

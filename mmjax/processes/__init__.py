@@ -1,7 +1,7 @@
-"""Several processes of one run: start, roll call, agreement and watch."""
+"""Multi-process runs: start-up, roll call, agreement and watchdog."""
 
 from mmjax.processes.agreement import agree_or_raise
 from mmjax.processes.start import initialize
-from mmjax.processes.watch import Watch
+from mmjax.processes.watch import Watchdog
 
-__all__ = ["Watch", "initialize", "together"]
+__all__ = ["Watchdog", "agree_or_raise", "initialize"]

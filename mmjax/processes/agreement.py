@@ -1,4 +1,4 @@
-"""Agreement between processes: all continue past a check, or none does."""
+"""Agreement between processes: if one process rejects the user's input, all raise."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ import jax
 from mmjax.errors import UserError
 
 AGREE_SECONDS = 12 * 3600
-"""How long a process waits for the others to prepare the data. One that died is noticed much earlier, by heartbeats."""
+"""Timeout in seconds, long enough to prepare the data. JAX's heartbeats detect a dead process earlier."""
 
-_meetings = itertools.count()
+_barriers = itertools.count()
 
 
 @contextlib.contextmanager
 def agree_or_raise(what: str, seconds: int = AGREE_SECONDS) -> Iterator[None]:
-    """Around a part that may refuse the user's input: all processes go on after it, or none does.
+    """Runs a block that may raise `UserError`: all processes continue after it, or all raise.
 
-    So no process waits for ever in a collective that another one never enters, and none sees what another writes next.
+    Without it, a process could wait for ever in a collective that another process, which raised, never enters. The
+    barrier at its end also keeps writes after the block from reads inside it in slower processes.
 
     Args:
-      what: names the part, for messages.
-      seconds: how long to wait for the others.
+      what: name of the block, for messages.
+      seconds: timeout of the barrier.
 
     Raises:
-      UserError: this process's own, or one that repeats what another process refused.
+      UserError: this process's own error, or a copy of another process's error.
+      RuntimeError: if a process does not reach the barrier within `seconds`.
     """
     failure: UserError | None = None
     try:
@@ -36,8 +38,8 @@ def agree_or_raise(what: str, seconds: int = AGREE_SECONDS) -> Iterator[None]:
     except UserError as error:
         failure = error
     if jax.process_count() > 1:
-        failures = _exchange(what, str(failure or ""), seconds)
-        for process, message in enumerate(failures):
+        messages = _exchange(what, str(failure or ""), seconds)
+        for process, message in enumerate(messages):
             if message and failure is None:
                 failure = UserError(f"process {process}", message, "all processes need the same command and files")
     if failure is not None:
@@ -45,19 +47,19 @@ def agree_or_raise(what: str, seconds: int = AGREE_SECONDS) -> Iterator[None]:
 
 
 def _exchange(what: str, message: str, seconds: int) -> list[str]:
-    """Every process's message, in the order of their numbers. Goes over the coordinator and needs no device."""
+    """Returns every process's message, by process index. Uses the coordinator's key-value store, no device."""
     from jax._src import distributed
 
     client: Any = distributed.global_state.client
-    # Names may be used once only, and all processes count alike.
-    key = f"mmjax/{next(_meetings)}/{what}"
+    # A barrier id can be used only once; all processes count their barriers in the same order.
+    key = f"mmjax/{next(_barriers)}/{what}"
     client.key_value_set(f"{key}/{jax.process_index()}", message)
     try:
         client.wait_at_barrier(f"{key}/barrier", seconds * 1000)
     except RuntimeError as error:
-        came = dict(client.key_value_dir_get(f"{key}/"))
-        late = [process for process in range(jax.process_count()) if f"{key}/{process}" not in came]
-        names = f"process {', '.join(map(str, late))} of {jax.process_count()}" if late else "another process"
-        raise RuntimeError(f"{names} did not get past {what!r} within {seconds} s, or ended") from error
-    found = dict(client.key_value_dir_get(f"{key}/"))
-    return [found[f"{key}/{process}"] for process in range(jax.process_count())]
+        arrived = dict(client.key_value_dir_get(f"{key}/"))
+        missing = [process for process in range(jax.process_count()) if f"{key}/{process}" not in arrived]
+        names = f"process {', '.join(map(str, missing))} of {jax.process_count()}" if missing else "another process"
+        raise RuntimeError(f"{names} did not complete {what!r} within {seconds} s, or exited") from error
+    messages = dict(client.key_value_dir_get(f"{key}/"))
+    return [messages[f"{key}/{process}"] for process in range(jax.process_count())]

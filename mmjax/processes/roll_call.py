@@ -1,7 +1,7 @@
-"""Who has come: before the processes of a run meet through JAX, process 0 counts them, and says who is missing.
+"""Roll call: process 0 counts the processes of a run before JAX connects them, and names the missing ones.
 
-JAX alone would end all that came after the time, with a stack of C++ functions and no word of who is late. The roll
-call uses the coordinator's port for a moment, before JAX does.
+After a timeout, JAX alone would abort all processes that came, with a C++ stack trace that does not name the missing
+ones. The roll call uses the coordinator's port briefly, before JAX does.
 """
 
 from __future__ import annotations
@@ -14,71 +14,71 @@ import time
 from mmjax.errors import UserError
 
 _HELLO = "mmjax process"
-_REMEDY = "start the same command on every host, with one address, one count and each number once"
-_PAUSE = 0.2
+REMEDY = "start the same command on every host, with the same address and count, and a different process index on each"
+_RETRY_SECONDS = 0.2
 
 
 def roll_call(coordinator_address: str, num_processes: int, process_id: int, seconds: float) -> None:
-    """Returns in every process when all have come.
+    """Blocks until all processes have connected to process 0.
 
     Args:
       coordinator_address, num_processes, process_id: as for `jax.distributed.initialize`.
-      seconds: how long they wait for each other.
+      seconds: timeout.
 
     Raises:
-      UserError: in all that came, naming those that did not within the time.
+      UserError: in all processes that came, with the indices of the missing ones.
     """
     if process_id == 0:
-        late = _answer(coordinator_address, num_processes, seconds)
+        problem = _serve(coordinator_address, num_processes, seconds)
     else:
-        late = _report(coordinator_address, num_processes, process_id, seconds)
-    if late is not None:
-        raise UserError(f"--coordinator={coordinator_address}", late, _REMEDY)
+        problem = _report(coordinator_address, num_processes, process_id, seconds)
+    if problem is not None:
+        raise UserError(f"--coordinator={coordinator_address}", problem, REMEDY)
 
 
-def _answer(coordinator: str, count: int, seconds: float) -> str | None:
-    """Process 0: hears who comes, and tells all of them when they are complete, or who is missing."""
-    end = time.monotonic() + seconds
+def _serve(coordinator: str, count: int, seconds: float) -> str | None:
+    """Waits in process 0 for the others and sends them the outcome: None, or a message that names the missing."""
+    deadline = time.monotonic() + seconds
     port = int(coordinator.rpartition(":")[2])
-    lines: dict[int, socket.socket] = {}
+    connections: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listen(port, coordinator))
-        while len(lines) < count - 1 and time.monotonic() < end:
-            listener.settimeout(max(0.01, end - time.monotonic()))
+        while len(connections) < count - 1 and time.monotonic() < deadline:
+            listener.settimeout(max(0.01, deadline - time.monotonic()))
             try:
-                line, _ = listener.accept()
+                connection, _ = listener.accept()
             except TimeoutError:
                 break
-            stack.enter_context(line)
-            said = _hear(line, min(5.0, max(0.01, end - time.monotonic())))
-            if said and said.get("hello") == _HELLO and said.get("count") == count:
-                lines[said["number"]] = line  # a process that was started again takes the place of the first
-        missing = sorted(set(range(1, count)) - set(lines))
-        late = f"{_names(missing, count)} did not come within {seconds:g} s" if missing else None
-        for line in lines.values():
+            stack.enter_context(connection)
+            hello = _receive(connection, min(5.0, max(0.01, deadline - time.monotonic())))
+            if hello and hello.get("hello") == _HELLO and hello.get("count") == count:
+                connections[hello["number"]] = connection  # a restarted process replaces its first connection
+        missing = sorted(set(range(1, count)) - set(connections))
+        problem = f"{_process_names(missing, count)} did not connect within {seconds:g} s" if missing else None
+        for connection in connections.values():
             with contextlib.suppress(OSError):
-                line.sendall(json.dumps({"late": late}).encode() + b"\n")
-    return late
+                connection.sendall(json.dumps({"late": problem}).encode() + b"\n")
+    return problem
 
 
-def _report(coordinator: str, count: int, number: int, seconds: float) -> str | None:
-    """Any other process: says that it is there, and hears how it went."""
+def _report(coordinator: str, count: int, index: int, seconds: float) -> str | None:
+    """Reports this process to process 0 and returns the outcome: None, or a message that names the missing."""
     host, _, port = coordinator.rpartition(":")
-    # Process 0 itself may start at the end of its time, and then has as much again.
-    end = time.monotonic() + seconds
+    # Process 0 may start at the end of this timeout, and then waits for as long again.
+    deadline = time.monotonic() + seconds
     while True:
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as line:
-                hello = {"hello": _HELLO, "number": number, "count": count, "host": socket.gethostname()}
-                line.sendall(json.dumps(hello).encode() + b"\n")
-                said = _hear(line, seconds + 10)
-                if said is not None:
-                    return said["late"]
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as connection:
+                hello = {"hello": _HELLO, "number": index, "count": count, "host": socket.gethostname()}
+                connection.sendall(json.dumps(hello).encode() + b"\n")
+                outcome = _receive(connection, seconds + 10)
+                if outcome is not None:
+                    return outcome["late"]
         except OSError:
             pass
-        if time.monotonic() > end:
-            return f"process 0 of {count}, which the others look for there, did not come within {seconds:g} s"
-        time.sleep(_PAUSE)
+        if time.monotonic() > deadline:
+            return f"process 0 of {count} did not listen on this address within {seconds:g} s"
+        time.sleep(_RETRY_SECONDS)
 
 
 def _listen(port: int, coordinator: str) -> socket.socket:
@@ -91,17 +91,17 @@ def _listen(port: int, coordinator: str) -> socket.socket:
         raise UserError(f"--coordinator={coordinator}", problem, "choose a free port") from error
 
 
-def _hear(line: socket.socket, seconds: float) -> dict | None:
-    """One line of JSON; None where the other end says something else, or nothing."""
-    line.settimeout(seconds)
+def _receive(connection: socket.socket, seconds: float) -> dict | None:
+    """Reads one line of JSON. Returns None after a timeout or if the line is not a JSON object."""
+    connection.settimeout(seconds)
     try:
-        with line.makefile("rb") as file:
-            said = json.loads(file.readline(1000))
+        with connection.makefile("rb") as file:
+            message = json.loads(file.readline(1000))
     except (OSError, ValueError):
         return None
-    return said if isinstance(said, dict) else None
+    return message if isinstance(message, dict) else None
 
 
-def _names(missing: list[int], count: int) -> str:
+def _process_names(missing: list[int], count: int) -> str:
     shown = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
     return f"process {shown} of {count}" if len(missing) == 1 else f"processes {shown} of {count}"

@@ -1,10 +1,10 @@
-"""Several processes that train as one: who starts them says so, and here they find each other.
+"""Start-up of multi-process runs: connects this process to the others.
 
-A run of one process needs nothing of this. On several hosts, start the same command on each of them:
+Single-process runs need no set-up. On several hosts, start the same command on each of them:
 
-- Cloud TPU slices and multislices, GKE's among them, and Slurm steps (`srun`) say themselves who is who.
-- Anywhere else give `--coordinator=HOST:PORT --process_count=N --process_id=I`, or the variables MMJAX_COORDINATOR,
-  MMJAX_PROCESS_COUNT and MMJAX_PROCESS_ID: the address of process 0, how many there are, and which one this is.
+- Cloud TPU slices and multislices (also on GKE) and Slurm steps (`srun`) are detected automatically.
+- Elsewhere give `--coordinator=HOST:PORT --process_count=N --process_id=I`, or set MMJAX_COORDINATOR,
+  MMJAX_PROCESS_COUNT and MMJAX_PROCESS_ID: the address of process 0, the number of processes, and this one's index.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any
 import jax
 
 from mmjax.errors import UserError
-from mmjax.processes.roll_call import roll_call
+from mmjax.processes.roll_call import REMEDY, roll_call
 from mmjax.processes.watch import catch_abort
 
 START_SECONDS = 300
-"""How long a process waits for the others to start."""
+"""Seconds that a process waits for the others to start."""
 
 _VARIABLES = {
     "--coordinator": "MMJAX_COORDINATOR",
@@ -43,27 +43,27 @@ def initialize(
     *,
     start_seconds: int | None = None,
 ) -> None:
-    """Joins this process to the others of its run, if the arguments or the environment say that there are any.
+    """Calls `jax.distributed.initialize` if the arguments, the environment or a launcher define several processes.
 
-    Must come before anything that asks JAX for devices. A second call does nothing.
+    Call it before anything that queries JAX's devices. A second call does nothing.
 
     Args:
-      coordinator: "HOST:PORT" of process 0, $MMJAX_COORDINATOR by default.
-      process_count: how many processes there are, $MMJAX_PROCESS_COUNT by default.
-      process_id: which of them this is, from 0 on, $MMJAX_PROCESS_ID by default.
-      start_seconds: how long to wait for the others, `START_SECONDS` by default.
+      coordinator: "HOST:PORT" of process 0; $MMJAX_COORDINATOR by default.
+      process_count: number of processes; $MMJAX_PROCESS_COUNT by default.
+      process_id: index of this process, from 0; $MMJAX_PROCESS_ID by default.
+      start_seconds: timeout; `START_SECONDS` by default.
 
-    Where the launcher says who is who, and the others do not come, ends the process with code 2 and one line.
+    On TPU slices and Slurm, exits with code 2 and one line if the other processes do not start in time.
 
     Raises:
-      UserError: where only some of the three are given, or one of them is wrong, or not all processes come.
+      UserError: if only some of the three values are given, one is invalid, or a process is missing.
     """
     if jax.distributed.is_initialized():
         return
     given = {
         "--coordinator": coordinator or os.environ.get("MMJAX_COORDINATOR") or None,
-        "--process_count": _number("--process_count", process_count),
-        "--process_id": _number("--process_id", process_id),
+        "--process_count": _integer("--process_count", process_count),
+        "--process_id": _integer("--process_id", process_id),
     }
     options: dict[str, Any] = {}
     if any(value is not None for value in given.values()):
@@ -72,31 +72,30 @@ def initialize(
             return
         names = ("coordinator_address", "num_processes", "process_id")
         options = dict(zip(names, given.values(), strict=True))
-    elif not _launched_with_others():
+    elif not _has_multi_process_launcher():
         return
     seconds = START_SECONDS if start_seconds is None else start_seconds
     if options:
         roll_call(**options, seconds=seconds)
     where = f"--coordinator={given['--coordinator']}" if options else "this cluster"
-    remedy = "start the same command on every host, with one address, one count and each number once"
     try:
-        with _deadline(seconds, UserError(where, f"not all processes came within {seconds} s", remedy)):
+        with _deadline(seconds, UserError(where, f"some processes did not start within {seconds} s", REMEDY)):
             jax.distributed.initialize(**options, initialization_timeout=seconds + 60)
     except (RuntimeError, ValueError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise UserError(where, f"the processes did not meet ({first})", remedy) from error
+        first_line = str(error).strip().partition("\n")[0]
+        raise UserError(where, f"the processes did not connect ({first_line})", REMEDY) from error
     catch_abort()
 
 
 @contextlib.contextmanager
 def _deadline(seconds: int, error: UserError) -> Iterator[None]:
-    """Ends the process with one line when the time is over: JAX would abort it with a stack of C++ functions."""
+    """Exits with code 2 and one line after `seconds`. JAX would abort with a C++ stack trace."""
 
-    def end():
+    def exit_process():
         print(f"mmjax: error: {error}", file=sys.stderr, flush=True)
         os._exit(2)
 
-    timer = threading.Timer(seconds, end)
+    timer = threading.Timer(seconds, exit_process)
     timer.daemon = True
     timer.start()
     try:
@@ -105,33 +104,33 @@ def _deadline(seconds: int, error: UserError) -> Iterator[None]:
         timer.cancel()
 
 
-def _number(flag: str, value: int | None) -> int | None:
+def _integer(flag: str, value: int | None) -> int | None:
     text = os.environ.get(_VARIABLES[flag]) if value is None else value
     if text is None or text == "":
         return None
     try:
         return int(text)
     except ValueError as error:
-        raise UserError(_VARIABLES[flag], f"{text!r} is not a number", "give a whole number") from error
+        raise UserError(_VARIABLES[flag], f"{text!r} is not an integer", "give an integer") from error
 
 
 def _check(given: dict[str, str | int | None]) -> None:
     for flag, value in given.items():
         if value is None and given["--process_count"] != 1:
             others = ", ".join(name for name, other in given.items() if other is not None)
-            raise UserError(flag, f"is missing beside {others}", f"give it, or the variable {_VARIABLES[flag]}")
-    count, number, address = given["--process_count"], given["--process_id"], given["--coordinator"]
+            raise UserError(flag, f"is missing beside {others}", f"give it, or set {_VARIABLES[flag]}")
+    count, index, address = given["--process_count"], given["--process_id"], given["--coordinator"]
     if not isinstance(count, int) or count < 1:
-        raise UserError("--process_count", f"{count} processes cannot train", "give at least 1")
-    if isinstance(number, int) and not 0 <= number < count:
-        raise UserError("--process_id", f"{number} is none of {count} processes", f"give 0 to {count - 1}")
+        raise UserError("--process_count", f"{count} is not valid", "give at least 1")
+    if isinstance(index, int) and not 0 <= index < count:
+        raise UserError("--process_id", f"{index} is out of range for {count} processes", f"give 0 to {count - 1}")
     if isinstance(address, str) and not (":" in address and address.rpartition(":")[2].isdigit()):
-        raise UserError("--coordinator", f"{address!r} is no address", "give HOST:PORT of process 0")
+        raise UserError("--coordinator", f"{address!r} is not an address", "give HOST:PORT of process 0")
 
 
-def _launched_with_others() -> bool:
-    """Whether a launcher that JAX knows started this process as one of several."""
-    # Not SLURM_NTASKS, which is also set in a batch script outside `srun`, where nobody else starts.
+def _has_multi_process_launcher() -> bool:
+    """Detects Slurm steps, Cloud TPU slices and multislices with several processes."""
+    # Not SLURM_NTASKS, which is also set in a batch script outside `srun`, a single process.
     if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
         return True
     platforms = os.environ.get("JAX_PLATFORMS", "")
@@ -142,7 +141,7 @@ def _launched_with_others() -> bool:
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES")
     if hosts is not None:
         return "," in hosts
-    # A Cloud TPU VM outside GKE knows the other workers of its slice from its metadata server alone.
+    # On a Cloud TPU VM outside GKE, only the metadata server lists the other workers of the slice.
     on_tpu = any(pathlib.Path(device).exists() for device in ("/dev/accel0", "/dev/vfio/0"))
     return on_tpu and "," in _worker_endpoints()
 
@@ -153,4 +152,4 @@ def _worker_endpoints() -> str:
         with urllib.request.urlopen(request, timeout=5) as reply:
             return reply.read().decode()
     except OSError:
-        return ""  # not a machine of Google Cloud
+        return ""  # not a Google Cloud machine

@@ -1,8 +1,8 @@
-"""A run of several processes ends when one of them is gone, within a bounded time, and says which.
+"""Watchdog of multi-process runs: if a process dies or stalls, all exit within a bounded time and name it.
 
-Without this the others would wait in a collective for ever, on a TPU, or end with an error of the network that names
-nobody. Every process says every few seconds that it lives and at which step it is; process 0 judges. All of it goes
-over the coordinator of `jax.distributed` and needs no device.
+Without it, the other processes would wait in a collective for ever (TPU), or fail with a network error that does not
+name the dead one. Every process sends a heartbeat with its step every few seconds; process 0 checks them. Messages go
+through the coordinator of `jax.distributed` and need no device.
 """
 
 from __future__ import annotations
@@ -23,57 +23,57 @@ from typing import Any
 
 import jax
 
-_REMEDY = "start the same command again, with as many processes as there are: it goes on from the newest checkpoint"
-_NETWORK = re.compile(r"gloo|nccl|connection|socket|unavailable|deadline|barrier|heartbeat|halted", re.I)
-"""What errors say that come from another process's end."""
+_REMEDY = "start the same command again, with as many processes as are available, to resume from the newest checkpoint"
+_NETWORK_ERROR = re.compile(r"gloo|nccl|connection|socket|unavailable|deadline|barrier|heartbeat|halted", re.I)
+"""Matches messages of errors that another process's exit causes."""
 
-_watches = itertools.count()
+_watchdogs = itertools.count()
 
 
-class Watch:
-    """Around everything that all processes do together.
+class Watchdog:
+    """Context manager around training and evaluation. Does nothing in single-process runs.
 
     Args:
-      heartbeat_timeout: seconds that a process may be silent.
-      stall: seconds that a process may stay at a step that others have left.
+      heartbeat_timeout: maximum seconds between heartbeats of a process.
+      stall: maximum seconds that a process may stay at a step after others have passed it.
     """
 
     def __init__(self, heartbeat_timeout: float, stall: float):
         self.heartbeat_timeout, self.stall = heartbeat_timeout, stall
         self.step, self.ended = -1, ""
         self.period = min(5.0, heartbeat_timeout / 5)
-        self.me, self.count = jax.process_index(), jax.process_count()
-        self.key = f"mmjax/watch/{next(_watches)}"
-        self.over = threading.Event()
+        self.index, self.count = jax.process_index(), jax.process_count()
+        self.key = f"mmjax/watch/{next(_watchdogs)}"
+        self.finished = threading.Event()
         self.thread: threading.Thread | None = None
 
-    def mark(self, step: int) -> None:
-        """This process has begun all of this step."""
+    def set_step(self, step: int) -> None:
+        """Sets the step of this process's heartbeats, after it has dispatched that step."""
         self.step = step
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Watchdog:
         if self.count > 1:
-            self._say()
-            self.thread = threading.Thread(target=self._run, name="watch", daemon=True)
+            self._send_heartbeat()
+            self.thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
             self.thread.start()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if self.thread is None:
             return
-        if error is not None and isinstance(error, Exception) and _NETWORK.search(str(error)):
-            # It is another process that failed: stay until it is known which. The thread ends this process then.
+        if isinstance(error, Exception) and _NETWORK_ERROR.search(str(error)):
+            # Another process failed: wait until the thread knows which one, and ends this process.
             self.thread.join(2 * self.heartbeat_timeout + 4 * self.period)
-        self.over.set()
+        self.finished.set()
         self.thread.join(self.heartbeat_timeout)
-        first = str(error).strip().partition("\n")[0]
-        # All processes exit by themselves at the same step, when the machines are taken away.
+        first_line = str(error).strip().partition("\n")[0]
+        # SystemExit is not a failure: on preemption all processes exit at the same step.
         failed = error is not None and not isinstance(error, SystemExit)
-        self.ended = f"{type(error).__name__}: {first}".removesuffix(": ") if failed else "done"
+        self.ended = f"{type(error).__name__}: {first_line}".removesuffix(": ") if failed else "done"
         with contextlib.suppress(RuntimeError, ValueError):
-            self._say()
+            self._send_heartbeat()
 
-    # What goes over the coordinator.
+    # Messages through the coordinator's key-value store.
 
     @property
     def _client(self) -> Any:
@@ -81,58 +81,58 @@ class Watch:
 
         return distributed.global_state.client
 
-    def _say(self) -> None:
-        said = {"host": socket.gethostname(), "step": self.step, "time": time.monotonic(), "ended": self.ended}
-        self._client.key_value_set(f"{self.key}/alive/{self.me}", json.dumps(said), allow_overwrite=True)
+    def _send_heartbeat(self) -> None:
+        heartbeat = {"host": socket.gethostname(), "step": self.step, "time": time.monotonic(), "ended": self.ended}
+        self._client.key_value_set(f"{self.key}/alive/{self.index}", json.dumps(heartbeat), allow_overwrite=True)
 
     def _run(self) -> None:
-        judge = Judge(self.count, self.heartbeat_timeout, self.stall) if self.me == 0 else None
-        heard = time.monotonic()
-        while not self.over.wait(self.period):
+        monitor = HeartbeatMonitor(self.count, self.heartbeat_timeout, self.stall) if self.index == 0 else None
+        last_answer = time.monotonic()
+        while not self.finished.wait(self.period):
             try:
-                self._say()
-                if judge is not None:
-                    said = self._client.key_value_dir_get(f"{self.key}/alive/")
-                    verdict = judge.look({int(key.rpartition("/")[2]): json.loads(text) for key, text in said})
-                    if verdict:
-                        self._tell(verdict, self.count - 1 - len(judge.culprits))
+                self._send_heartbeat()
+                if monitor is not None:
+                    entries = self._client.key_value_dir_get(f"{self.key}/alive/")
+                    failure = monitor.check({int(key.rpartition("/")[2]): json.loads(text) for key, text in entries})
+                    if failure:
+                        self._broadcast(failure, self.count - 1 - len(monitor.failed))
                 else:
-                    verdict = next((text for _, text in self._client.key_value_dir_get(f"{self.key}/verdict/")), None)
-                    if verdict:
-                        self._client.key_value_set(f"{self.key}/heard/{self.me}", "yes", allow_overwrite=True)
-                heard = time.monotonic()
+                    failure = next((text for _, text in self._client.key_value_dir_get(f"{self.key}/verdict/")), None)
+                    if failure:
+                        self._client.key_value_set(f"{self.key}/heard/{self.index}", "yes", allow_overwrite=True)
+                last_answer = time.monotonic()
             except (RuntimeError, ValueError):
-                silence = time.monotonic() - heard
-                verdict = f"process 0 of {self.count} has not answered for {silence:.0f} s"
+                silence = time.monotonic() - last_answer
+                failure = f"process 0 of {self.count} has not answered for {silence:.0f} s"
                 if silence < self.heartbeat_timeout:
                     continue
-            if verdict:
-                stop(verdict)
+            if failure:
+                exit_with(failure)
 
-    def _tell(self, verdict: str, others: int) -> None:
-        """Process 0 stays until the others have heard it: the coordinator ends with this process."""
-        self._client.key_value_set(f"{self.key}/verdict/all", verdict, allow_overwrite=True)
-        end = time.monotonic() + self.heartbeat_timeout
-        while len(self._client.key_value_dir_get(f"{self.key}/heard/")) < others and time.monotonic() < end:
+    def _broadcast(self, failure: str, receivers: int) -> None:
+        """Sends `failure` to the other processes and waits for them: the coordinator exits with this process."""
+        self._client.key_value_set(f"{self.key}/verdict/all", failure, allow_overwrite=True)
+        deadline = time.monotonic() + self.heartbeat_timeout
+        while len(self._client.key_value_dir_get(f"{self.key}/heard/")) < receivers and time.monotonic() < deadline:
             time.sleep(0.1)
 
 
 def catch_abort() -> None:
-    """JAX aborts a process that loses the coordinator, or when another one is dead: says who, and leaves in order."""
+    """Handles SIGABRT, which JAX raises if the coordinator or another process is lost: prints which, and exits."""
     from jax._src import distributed
 
     count, address = distributed.global_state.num_processes, distributed.global_state.coordinator_address or ""
     host, _, port = address.rpartition(":")
 
-    def on_abort(number: int) -> None:
+    def on_abort(signal_number: int) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-            verdict = "JAX ended this process; its message above says why, and which other one it misses"
+            failure = "JAX aborted this process; its message above names the cause and the lost process"
         except (OSError, ValueError):
-            verdict = f"process 0 of {count} at {address} is gone"
-        stop(verdict)
+            failure = f"process 0 of {count} at {address} does not answer"
+        exit_with(failure)
 
-    # The signal is raised in a thread of C++, where Python's own handlers never run.
+    # A C++ thread raises the signal; Python's own signal handlers never run there.
     _handlers.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort))
     library = ctypes.CDLL(None)
     library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
@@ -140,56 +140,65 @@ def catch_abort() -> None:
 
 
 _handlers: list[Any] = []
-"""Kept: the C library has only their addresses."""
+"""References to the ctypes callbacks, which must outlive their registration in libc."""
 
 
-class Judge:
-    """Decides, from what the processes say, whether one of them holds the others up.
+class HeartbeatMonitor:
+    """Detects processes that failed, never started, fell silent or stalled, from the latest heartbeat of each.
 
-    `look` is called again and again; times are those of the judge's own clock.
+    Measures silence with its own clock, because clocks of hosts differ.
+
+    Args:
+      count: number of processes.
+      heartbeat_timeout: maximum seconds between heartbeats of a process.
+      stall: maximum seconds that a process may stay at a step after others have passed it.
+      clock: returns seconds.
     """
 
     def __init__(self, count: int, heartbeat_timeout: float, stall: float, clock=time.monotonic):
         self.count, self.heartbeat_timeout, self.stall, self.clock = count, heartbeat_timeout, stall, clock
         self.started = clock()
-        self.culprits: set[int] = set()
-        self.last_said: dict[int, tuple[str, float]] = {}
+        self.failed: set[int] = set()
+        self.last_heartbeat: dict[int, tuple[str, float]] = {}
         self.last_step: dict[int, tuple[int, float]] = {}
 
-    def look(self, said: dict[int, dict[str, Any]]) -> str | None:
-        """Args: {process: what it said last, "host", "step", "time", "ended"}. Returns who is gone or late, or None."""
+    def check(self, heartbeats: dict[int, dict[str, Any]]) -> str | None:
+        """Returns a message that names the failed processes, or None. Sets `failed`.
+
+        Args:
+          heartbeats: latest heartbeat of each process, `{process: {"host", "step", "time", "ended"}}`.
+        """
         now = self.clock()
         problems: dict[int, str] = {}
-        for process, words in sorted(said.items()):
-            for last, key in ((self.last_said, "time"), (self.last_step, "step")):
-                if process not in last or last[process][0] != words[key]:
-                    last[process] = (words[key], now)
-        there = {process: words for process, words in said.items() if words["ended"] != "done"}
-        ahead = max((words["step"] for words in said.values()), default=-1)
+        for process, heartbeat in sorted(heartbeats.items()):
+            for last, key in ((self.last_heartbeat, "time"), (self.last_step, "step")):
+                if process not in last or last[process][0] != heartbeat[key]:
+                    last[process] = (heartbeat[key], now)
+        max_step = max((heartbeat["step"] for heartbeat in heartbeats.values()), default=-1)
         for process in range(self.count):
-            if process not in said:
+            if process not in heartbeats:
                 if now - self.started > self.heartbeat_timeout:
-                    problems[process] = f"process {process} of {self.count} did not begin"
+                    problems[process] = f"process {process} of {self.count} did not start"
                 continue
-            if process not in there:
+            heartbeat = heartbeats[process]
+            if heartbeat["ended"] == "done":
                 continue
-            words = there[process]
-            name = f"process {process} of {self.count} on {words['host']}, at step {words['step']},"
-            silent, stuck = (now - last[process][1] for last in (self.last_said, self.last_step))
-            if words["ended"]:
-                problems[process] = f"{name} ended: {words['ended']}"
+            name = f"process {process} of {self.count} on {heartbeat['host']}, at step {heartbeat['step']},"
+            silent, stuck = (now - last[process][1] for last in (self.last_heartbeat, self.last_step))
+            if heartbeat["ended"]:
+                problems[process] = f"{name} failed: {heartbeat['ended']}"
             elif silent > self.heartbeat_timeout:
-                problems[process] = f"{name} has been silent for {silent:.0f} s: it ended, or its host did"
-            elif words["step"] < ahead and stuck > self.stall:
-                problems[process] = f"{name} has made no step for {stuck:.0f} s, while others are at step {ahead}"
-        self.culprits = set(problems)
+                problems[process] = f"{name} sent no heartbeat for {silent:.0f} s: the process or its host is down"
+            elif heartbeat["step"] < max_step and stuck > self.stall:
+                problems[process] = f"{name} has stalled for {stuck:.0f} s, while others are at step {max_step}"
+        self.failed = set(problems)
         return "; ".join(list(problems.values())[:8]) or None
 
 
-def stop(verdict: str) -> None:
-    """Ends this process at once, with a line that says why, whatever its other threads wait for."""
+def exit_with(failure: str) -> None:
+    """Prints `failure` and exits with code 1 at once, even if other threads are blocked."""
     sys.stdout.flush()
-    os.write(2, f"mmjax: stopped: {verdict}; {_REMEDY}\n".encode())
+    os.write(2, f"mmjax: stopped: {failure}; {_REMEDY}\n".encode())
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Many runs, one after another or several at a time, each in a process with its share of the processor's cores."""
+"""Runs one after another, or in parallel processes that share out the CPU cores."""
 
 from __future__ import annotations
 
@@ -16,94 +16,97 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from mmjax.runs.run import train
 from mmjax.errors import UserError
+from mmjax.runs.run import train
 
 _PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl: the signal that a process gets when its parent ends."""
+"""Option of Linux's prctl: the signal that a process receives when its parent exits."""
 
-Name = tuple[str, int]
-"""What a run is called, and its seed."""
+RunKey = tuple[str, int]
+"""Name and seed of a run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """A recipe of plain values, and where it is trained."""
+    """A plain config and the workdir to train it in."""
 
     recipe: Mapping[str, Any]
     workdir: pathlib.Path
 
     def result(self) -> dict[str, Any] | None:
-        """What result.json holds, or None before the end of the run."""
+        """Reads result.json. Returns None if the run is not finished.
+
+        Raises:
+          UserError: if result.json is not JSON.
+        """
         path = self.workdir / "result.json"
         try:
             return json.loads(path.read_text()) if path.is_file() else None
         except ValueError as error:
-            raise UserError(str(path), f"is not JSON: {error}", "remove it, and the run goes on") from error
+            raise UserError(str(path), f"is not JSON: {error}", "remove it to resume the run") from error
 
 
-def train_all(wanted: Mapping[Name, PlannedRun], jobs: int, console: Console) -> dict[Name, dict[str, Any]]:
-    """Trains what has no result yet.
+def train_all(runs: Mapping[RunKey, PlannedRun], jobs: int, console: Console) -> dict[RunKey, dict[str, Any]]:
+    """Trains the runs that have no result yet.
 
-    With several jobs each process sees its own cores only, so that they do not take turns, and writes what a run prints
-    to a file beside its workdir. Accelerators are not shared out: there, leave it at one job.
+    With several jobs, each process is pinned to its own cores to avoid contention, and writes its output to a text file
+    beside the workdir. Accelerators are not partitioned between jobs, so use one job on a GPU or TPU.
 
     Args:
-      wanted: {name: run}.
-      jobs: runs at a time.
+      runs: {(name, seed): run}.
+      jobs: number of parallel runs.
+      console: output of progress, and of the runs if `jobs` is 1.
 
     Returns:
-      {name: what its result.json holds}.
+      {(name, seed): contents of its result.json}.
     """
-    done = {name: run.result() for name, run in wanted.items()}
-    for name, result in done.items():
+    results = {key: run.result() for key, run in runs.items()}
+    for key, result in results.items():
         if result is not None:
-            where = wanted[name].workdir
-            console.print(
-                f"{_title(name)}: trained already, at commit {result['git_commit']}, in {where}", highlight=False
-            )
-    left = {name: run for name, run in wanted.items() if done[name] is None}
+            location = f"{runs[key].workdir}, at commit {result['git_commit']}"
+            console.print(f"{_title(key)}: already trained, in {location}", highlight=False)
+    pending = {key: run for key, run in runs.items() if results[key] is None}
     if jobs == 1:
-        for name, run in left.items():
-            console.rule(_title(name))
-            done[name] = train(run.recipe, run.workdir, console)
+        for key, run in pending.items():
+            console.rule(_title(key))
+            results[key] = train(run.recipe, run.workdir, console)
     else:
-        done |= _together(left, jobs, console)
-    return {name: result for name, result in done.items() if result is not None}
+        results |= _train_in_parallel(pending, jobs, console)
+    return {key: result for key, result in results.items() if result is not None}
 
 
-def _title(name: Name) -> str:
-    return f"{name[0]} seed {name[1]}".strip()
+def _title(key: RunKey) -> str:
+    return f"{key[0]} seed {key[1]}".strip()
 
 
-def _together(left: Mapping[Name, PlannedRun], jobs: int, console: Console) -> dict[Name, dict[str, Any]]:
-    # What is prepared for one run may serve the next: they find it, or wait for it, in the cache.
+def _train_in_parallel(runs: Mapping[RunKey, PlannedRun], jobs: int, console: Console) -> dict[RunKey, dict[str, Any]]:
+    # Runs share prepared data through the cache, and wait there for data that another run is preparing.
     cores = sorted(os.sched_getaffinity(0))
-    shares = [cores[number::jobs] for number in range(min(jobs, len(cores)))]
+    core_sets = [cores[index::jobs] for index in range(min(jobs, len(cores)))]
     context = multiprocessing.get_context("spawn")
-    free = context.Queue()
-    for share in shares:
-        free.put(share)
-    found = {}
-    pool = concurrent.futures.ProcessPoolExecutor(len(shares), context, _take_cores, (free,))
+    free_core_sets = context.Queue()
+    for core_set in core_sets:
+        free_core_sets.put(core_set)
+    results = {}
+    pool = concurrent.futures.ProcessPoolExecutor(len(core_sets), context, _init_worker, (free_core_sets,))
     with pool, Progress(console=console) as progress:
-        bar = progress.add_task(f"{len(left)} runs, {len(shares)} at a time", total=len(left))
-        futures = {pool.submit(_train, run): name for name, run in left.items()}
+        bar = progress.add_task(f"{len(runs)} runs, {len(core_sets)} at a time", total=len(runs))
+        futures = {pool.submit(_train, run): key for key, run in runs.items()}
         try:
             for future in concurrent.futures.as_completed(futures):
-                found[futures[future]] = future.result()
+                results[futures[future]] = future.result()
                 progress.advance(bar)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return found
+    return results
 
 
-def _take_cores(free: Any) -> None:
-    # Who is killed takes its runs along: started again, it would train in the same workdirs beside them.
+def _init_worker(free_core_sets: Any) -> None:
+    # If the command is killed, its runs must stop too: a restarted command would train in the same workdirs.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # Before JAX starts its threads, of which there is one for each core that it sees.
-    os.sched_setaffinity(0, free.get())
+    # Set before JAX starts its thread pool, which has one thread per visible core.
+    os.sched_setaffinity(0, free_core_sets.get())
 
 
 def _train(run: PlannedRun) -> dict[str, Any]:
@@ -114,6 +117,6 @@ def _train(run: PlannedRun) -> dict[str, Any]:
             return train(run.recipe, run.workdir, Console(file=file, width=120))
         except SystemExit:
             if os.getppid() != parent:
-                # The signal came because the command is gone, and nobody else would end this process.
+                # The command has exited, so the pool would never stop this worker.
                 os._exit(1)
             raise

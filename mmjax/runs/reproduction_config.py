@@ -1,4 +1,4 @@
-"""What experiment.json holds: the recipes, folds and seeds of an experiment, and which metrics count."""
+"""Schema of experiment.json: recipes, arms, folds, seeds, compared metrics and their tolerances."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ from typing import Annotated, Any
 from mmjax.config import AtLeast, Within
 from mmjax.errors import nearest
 
-Share = Annotated[float, AtLeast(0)]
-Metrics = dict[str, dict[str, Share]]
+Tolerance = Annotated[float, AtLeast(0)]
+Metrics = dict[str, dict[str, Tolerance]]
+"""{split: {metric: tolerance}}."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubsetsConfig:
-    """Which table of subsets is held against the ceilings of the dataset.
+    """Comparison of the accuracy by subset of the inputs with the dataset's upper bounds ("ceilings").
 
     Attributes:
-      split: of the recipe's `evaluate.splits`.
+      split: one of the recipe's `evaluate.splits`.
       metric: an accuracy, like "answer/accuracy".
-      within: how far below its ceiling each subset may be.
+      within: maximum distance of each subset's accuracy below its upper bound.
     """
 
     split: str
     metric: str
-    within: Share
+    within: Tolerance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArmConfig:
-    """One of several recipes that an experiment compares. What it leaves out is that of the experiment.
+    """One arm of a comparison. Omitted keys default to the experiment's.
 
     Attributes:
       config, metrics, subsets: as in `ReproductionConfig`.
-      overrides: added to those of the experiment.
-      folds: {fold: overrides on that one alone}, as where something was chosen for each fold by itself.
+      overrides: config overrides, added to the experiment's.
+      folds: {fold: further overrides in this fold}, for example a hyperparameter chosen per fold.
     """
 
     config: str | None = None
@@ -46,17 +47,18 @@ class ArmConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReproductionConfig:
-    """What experiment.json holds.
+    """Contents of experiment.json.
 
     Attributes:
-      question: what the experiment answers.
-      config: the recipe and its argument, "configs/NAME.py:ARGUMENT", seen from the folder that holds `experiments/`.
-      overrides: {key of the recipe, like "train.steps": value}.
-      seeds: of the recorded runs.
-      metrics: {split: {metric: how far the mean over seeds may be from the recorded one}}.
-      subsets: the table of subsets, if there is one.
-      arms: {name: what is different}, for experiments that compare recipes.
-      folds: {name: overrides}; each arm runs on each, for cross-validation.
+      question: research question of the experiment.
+      config: recipe and argument, "configs/NAME.py:ARGUMENT", relative to the folder that contains `experiments/`.
+      overrides: {dotted config key, like "train.steps": value}.
+      seeds: seeds of the recorded runs.
+      metrics: {split: {metric: tolerance}}; the tolerance is the maximum absolute difference between the mean over
+        seeds and the recorded mean.
+      subsets: comparison of subsets of the inputs with upper bounds; None for none.
+      arms: {arm: its differences}, for experiments that compare recipes.
+      folds: {fold: overrides}, for cross-validation; each arm runs on each fold.
     """
 
     question: str
@@ -70,39 +72,39 @@ class ReproductionConfig:
 
     def __post_init__(self):
         if not self.seeds or not all(cell.metrics for cell in self.cells):
-            raise ValueError("seeds or metrics are empty; name at least one of each")
+            raise ValueError("seeds or metrics are empty; give at least one of each")
         if not all(cell.config for cell in self.cells):
-            raise ValueError("config is missing; name a recipe, like 'configs/digits.py'")
+            raise ValueError("config is missing; give a recipe, like 'configs/digits.py'")
         if self.folds and not self.arms:
-            raise ValueError("folds are given without arms; name at least one arm")
+            raise ValueError("folds require arms; give at least one arm")
         for name, arm in self.arms.items():
             for fold in arm.folds:
                 if fold not in self.folds:
-                    raise ValueError(f"the arm {name!r} changes the fold {fold!r}; {nearest(fold, self.folds)}")
+                    raise ValueError(f"arm {name!r} overrides the unknown fold {fold!r}; {nearest(fold, self.folds)}")
         for name in (*self.arms, *self.folds):
             if not name or set(name) & set("/\\") or name.startswith("."):
-                raise ValueError(f"the name {name!r} cannot be a folder's; give a plain one")
+                raise ValueError(f"{name!r} is not a valid folder name; give one without slashes or a leading dot")
 
     @property
     def cells(self) -> list[Cell]:
-        """Every arm on every fold."""
+        """All combinations of arm and fold."""
         return [
             Cell(
                 arm=name,
                 fold=fold,
                 config=arm.config or self.config or "",
-                overrides={**self.overrides, **arm.overrides, **changes, **arm.folds.get(fold, {})},
+                overrides={**self.overrides, **arm.overrides, **fold_overrides, **arm.folds.get(fold, {})},
                 metrics=self.metrics if arm.metrics is None else arm.metrics,
                 subsets=arm.subsets or self.subsets,
             )
             for name, arm in (self.arms or {"": ArmConfig()}).items()
-            for fold, changes in (self.folds or {"": {}}).items()
+            for fold, fold_overrides in (self.folds or {"": {}}).items()
         ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One arm on one fold, which is trained once for each seed. Both names are "" in an experiment without arms."""
+    """One arm on one fold, trained once per seed. `arm` and `fold` are "" in an experiment without arms."""
 
     arm: str
     fold: str
@@ -113,9 +115,10 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """Display name, "ARM / FOLD"; "" without arms."""
         return " / ".join(part for part in (self.arm, self.fold) if part)
 
     @property
     def primary_metric(self) -> tuple[str, str]:
-        """The first split and metric that count."""
+        """The first split and metric of `metrics`."""
         return next((split, name) for split, metrics in self.metrics.items() for name in metrics)

@@ -1,4 +1,4 @@
-"""A run in a workdir: starts or resumes it, and leaves its result."""
+"""Training and evaluation of a run in a workdir."""
 
 from __future__ import annotations
 
@@ -14,38 +14,44 @@ from rich.console import Console
 from mmjax.data.dataset import check_split
 from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
-from mmjax.experiment import CHANGEABLE, Experiment
+from mmjax.experiment import CHANGEABLE_ON_RESUME, Experiment
 from mmjax.files import write_atomically, write_json
+from mmjax.processes import Watchdog, agree_or_raise
 from mmjax.reporting.overview import count_by_component, count_elements, print_key_values, print_metrics, print_subsets
-from mmjax.processes import Watch, agree_or_raise
+from mmjax.runs.workdir import check_same_config, check_same_files, provenance, read_config, write_config
 from mmjax.sharding import MeshConfig, format_mesh, unsharded_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.hooks.log import LogHook
 from mmjax.training.loop import Hook, Loop
 from mmjax.training.metrics_log import MetricsLog, read_rows
 from mmjax.training.state import TrainState, parameters_hash
-from mmjax.runs.workdir import check_same_config, check_same_files, provenance, read_config, write_config
 
 
 def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> dict[str, Any]:
-    """Trains a recipe, from the workdir's newest checkpoint if there is one, and evaluates it.
+    """Trains a recipe and evaluates it. Resumes from the workdir's newest checkpoint, if any.
+
+    Args:
+      raw: the recipe, a `ConfigDict` or a dict.
+      workdir: folder of the run, created if it does not exist.
+      console: output of progress and tables; by default that of process 0 only.
 
     Returns:
-      What `result.json` holds.
+      Contents of `result.json`.
 
     Raises:
-      UserError: before anything is written, where the recipe or the workdir is wrong.
+      UserError: if the recipe or the workdir is invalid, before writing any file.
+      SystemExit: after a preemption, or if no step had a finite gradient.
     """
     started = time.perf_counter()
     writes = jax.process_index() == 0
     console = console or Console(quiet=not writes)
-    # No process writes before all of them have looked, and what one refuses none begins.
+    # No process writes before all have checked; if one process rejects the config, all exit.
     with agree_or_raise("the check of the config and the workdir"):
         experiment = Experiment(raw)
-        check_same_config(workdir, experiment.raw, CHANGEABLE)
+        check_same_config(workdir, experiment.raw, CHANGEABLE_ON_RESUME)
         check_same_files(workdir, experiment.modalities)
     with agree_or_raise("the preparation of the data"):
-        _check_not_beyond(workdir, experiment)
+        _check_steps(workdir, experiment)
         experiment.dataset.prepare()
         examples = _check_examples(experiment)
     if writes:
@@ -55,11 +61,12 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
     if writes:
         _print_overview(console, experiment, examples, checkpoints, restored, workdir)
     _write_parameters(workdir, state, writes)
-    # Hooks of all processes read the rows that are left after a crash.
+    # Hooks of all processes read metrics.jsonl, so process 0 first removes the rows after the restored checkpoint.
     with agree_or_raise("the repair of metrics.jsonl"):
         log = MetricsLog(workdir, restored or 0) if writes else None
-    with Watch(experiment.layout.heartbeat_timeout, experiment.layout.stall) as watch:
-        loop = Loop(state, experiment.config.train.steps, _hooks(experiment, checkpoints, log, workdir, console, watch))
+    with Watchdog(experiment.mesh_config.heartbeat_timeout, experiment.mesh_config.stall) as watchdog:
+        hooks = _hooks(experiment, checkpoints, log, workdir, console, watchdog)
+        loop = Loop(state, experiment.config.train.steps, hooks)
         batches = experiment.train_batches(loop.step)
         try:
             state = loop.run(experiment.compile_step(), batches)
@@ -73,10 +80,10 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
         interrupted = loop.stop_reason is not None and not loop.done and loop.stop_reason.startswith("the machine")
         if interrupted:
             checkpoints.close()
-            raise SystemExit(f"mmjax: stopped at step {loop.step} with a checkpoint; run the same command to go on")
+            raise SystemExit(f"mmjax: stopped at step {loop.step} with a checkpoint; run the same command to resume")
         if loop.step and not int(state.step):
-            problem = f"the gradient was not finite in any of {loop.step} steps, so nothing was learned"
-            raise SystemExit(f"mmjax: {problem}; lower the tasks' weights, or look for infinite values in the data")
+            problem = f"the gradient was not finite in any of {loop.step} steps, so no parameter was updated"
+            raise SystemExit(f"mmjax: {problem}; lower the tasks' weights, or check the data for infinite values")
         result = {
             "seed": experiment.config.seed,
             "steps": loop.step,
@@ -84,24 +91,31 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
             "parameters_hash": parameters_hash(state.parameters),
             **evaluate_splits(experiment, state.eval_parameters, experiment.config.evaluate.splits, console),
             **provenance(),
-            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "devices": f"{jax.device_count_elements()} x {jax.devices()[0].device_kind}",
             "seconds": {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)},
         }
         checkpoints.close()
     if writes:
         write_json(workdir / "result.json", result)
-        _print_places(console, workdir, result)
+        _print_outputs(console, workdir, result)
     return result
 
 
 def restore(workdir: pathlib.Path, mesh: MeshConfig | None = None) -> tuple[Experiment, TrainState]:
-    """The experiment of a workdir, and the state that its section `evaluate.use` asks for, on this machine's devices.
+    """Restores a run's checkpoint, the best or the newest as `evaluate.use` says, on this machine's devices.
+
+    Args:
+      workdir: folder of the run.
+      mesh: mesh over all devices; by default `MeshConfig()` over the most devices that divide the batch sizes.
+
+    Returns:
+      experiment, state.
 
     Raises:
-      UserError: where there is no run, or no checkpoint of it yet.
+      UserError: if the workdir has no run or no checkpoint.
     """
     raw = read_config(workdir)
-    missing = UserError("--workdir", f"{workdir} has no checkpoint", "train, with a small checkpoint.every if need be")
+    missing = UserError("--workdir", f"{workdir} has no checkpoint", "train first, or lower checkpoint.every")
     if not (workdir / "checkpoints").is_dir():
         raise missing
     experiment = Experiment(raw, None if mesh else _fitting_devices(raw), mesh or MeshConfig())
@@ -122,18 +136,20 @@ def evaluate(
     all_subsets: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Metrics of a trained run, printed as tables.
+    """Evaluates a trained run and prints its metrics as tables.
 
     Args:
-      splits: by default those of the run's section `evaluate`.
-      without: inputs that are absent from every example.
-      all_subsets: whether to go through all subsets of the inputs instead.
+      workdir: folder of the run.
+      splits: splits to evaluate; by default the run's `evaluate.splits`.
+      without: inputs to mask in every example.
+      all_subsets: evaluate every subset of the inputs instead.
+      console: output of the tables; by default that of process 0 only.
 
     Returns:
-      {"step", "without", split: metrics}, and as in `result.json` "subsets" and "ceilings" if `all_subsets`.
+      {"step", "without", split: metrics}, with "subsets" and "ceilings" as in `result.json` if `all_subsets`.
 
     Raises:
-      UserError: where there is no checkpoint, or a split or an input that there is not.
+      UserError: if the workdir has no checkpoint, or a split or an input does not exist.
     """
     console = console or Console(quiet=jax.process_index() != 0)
     experiment, state = restore(workdir)
@@ -144,7 +160,7 @@ def evaluate(
         if name not in experiment.specs:
             raise UserError("--without", f"the run has no input {name!r}", nearest(name, experiment.specs))
     if set(without) == set(experiment.specs):
-        raise UserError("--without", f"{','.join(without)} leaves no input", "leave one of them in")
+        raise UserError("--without", f"{','.join(without)} masks all inputs", "keep at least one input")
     result: dict[str, Any] = {"step": int(state.data_step), "without": sorted(set(without))}
     if all_subsets:
         return result | evaluate_splits(experiment, state.eval_parameters, splits, console, all_subsets=True)
@@ -162,51 +178,58 @@ def evaluate_splits(
     console: Console,
     all_subsets: bool | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of each split, printed as a table of subsets if `all_subsets`, by default if the config asks for it.
+    """Evaluates each split and prints a table of its metrics.
+
+    Args:
+      experiment: experiment of the run.
+      parameters: parameters of the model.
+      splits: splits to evaluate.
+      console: output of the tables.
+      all_subsets: evaluate every subset of the inputs; by default `evaluate.subsets`.
 
     Returns:
-      {split: metrics}, and under "subsets" and "ceilings" {split: {subset: metrics}}.
+      {split: metrics with all inputs, "subsets": {split: {subset: metrics}}, "ceilings": {split: upper bounds}}.
     """
     result: dict[str, dict[str, Any]] = {"subsets": {}, "ceilings": {}}
     all_subsets = experiment.config.evaluate.subsets if all_subsets is None else all_subsets
     for split in splits:
-        everything = subset_name(experiment.inputs_of(split))
+        all_inputs = subset_name(experiment.inputs_of(split))
         if all_subsets and len(experiment.specs) > 1:
             table = experiment.evaluate_subsets(parameters, split)
         else:
-            table = {everything: experiment.evaluator.run(parameters, split)}
-        row = table[everything]
+            table = {all_inputs: experiment.evaluator.run(parameters, split)}
+        row = table[all_inputs]
         ceilings = experiment.ceilings(split)
         result[split], result["subsets"][split], result["ceilings"][split] = row, table, ceilings
         shown = [metric for metric in experiment.primary_metrics if metric in row]
-        print_subsets(console, f"{split}: metrics with some inputs only", table, ceilings, shown)
+        print_subsets(console, f"{split}: metrics by subset of the inputs", table, ceilings, shown)
     return result
 
 
 def _fitting_devices(raw: Mapping[str, Any]) -> list[jax.Device]:
-    """As many devices as the run's batches divide over: a run need not be read where it was trained."""
+    """Returns the most devices that divide the run's batch sizes. Their number may differ from that of training."""
     devices = jax.devices()
-    if jax.process_count() > 1:
+    if jax.process_count_elements() > 1:
         return devices
     train, evaluation = raw["train"], raw.get("evaluate", {})
-    parts = max(train.get("accumulate", 1), (train.get("estimator") or {}).get("microbatches", 1))
+    microbatches = max(train.get("accumulate", 1), (train.get("estimator") or {}).get("microbatches", 1))
     slots = (raw["data"].get("packing") or {}).get("slots", 1)
-    common = math.gcd(train["batch_size"] // parts, evaluation.get("batch_size") or train["batch_size"]) // slots
-    return devices[: max(count for count in range(1, len(devices) + 1) if common % count == 0)]
+    rows = math.gcd(train["batch_size"] // microbatches, evaluation.get("batch_size") or train["batch_size"]) // slots
+    return devices[: max(count for count in range(1, len(devices) + 1) if rows % count == 0)]
 
 
-def _check_not_beyond(workdir: pathlib.Path, experiment: Experiment) -> None:
-    """Raises a UserError where the run has gone further than `train.steps` already."""
+def _check_steps(workdir: pathlib.Path, experiment: Experiment) -> None:
+    """Raises a UserError if the workdir has a checkpoint after `train.steps`."""
     folder, steps = workdir / "checkpoints", experiment.config.train.steps
     saved = [int(child.name) for child in folder.iterdir() if child.name.isdigit()] if folder.is_dir() else []
     step = max(saved, default=0)
     if step > steps:
-        problem = f"{steps} lies before the checkpoint of step {step} in {workdir}"
+        problem = f"{steps} is less than step {step} of the newest checkpoint in {workdir}"
         raise UserError("train.steps", problem, f"give at least {step}, or another workdir")
 
 
 def _check_examples(experiment: Experiment) -> int:
-    """The number of examples to train on; raises a UserError where a split that the run will read has none."""
+    """Returns the number of training examples. Raises a UserError if a split of the run is empty."""
     config = experiment.config.evaluate
     for split in (*config.splits, *(("validation",) if config.every else ())):
         experiment.pipeline.size(split)
@@ -214,6 +237,7 @@ def _check_examples(experiment: Experiment) -> int:
 
 
 def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:
+    """Restores the newest checkpoint or initialises the state. Returns the state and the restored step, if any."""
     step = checkpoints.latest
     if step is None:
         return experiment.init_state(), None
@@ -226,7 +250,7 @@ def _hooks(
     log: MetricsLog | None,
     workdir: pathlib.Path,
     console: Console,
-    watch: Watch,
+    watchdog: Watchdog,
 ) -> list[Hook]:
     config = experiment.config
     history = read_rows(workdir) if (workdir / "metrics.jsonl").exists() else []
@@ -236,18 +260,18 @@ def _hooks(
     ]
     hooks += [cls(options, history) for cls, options in experiment.hooks]
     hooks.append(CheckpointHook(checkpoints, log.sync if log else lambda: None))
-    hooks.append(_Mark(watch))
+    hooks.append(_WatchdogHook(watchdog))
     return hooks
 
 
-class _Mark(Hook):
-    """Tells the watch over all processes how far this one is."""
+class _WatchdogHook(Hook):
+    """Reports this process's step to the watchdog."""
 
-    def __init__(self, watch: Watch):
-        self.watch = watch
+    def __init__(self, watchdog: Watchdog):
+        self.watchdog = watchdog
 
     def after_step(self, loop: Loop) -> None:
-        self.watch.mark(loop.step)
+        self.watchdog.set_step(loop.step)
 
 
 def _print_overview(
@@ -261,14 +285,14 @@ def _print_overview(
     config, shapes = experiment.config, experiment.shapes
     train, slots = config.train, experiment.data_config.packing.slots
     devices = f"{experiment.mesh.size} {experiment.mesh.devices.flat[0].device_kind} device(s)"
-    facts = {
-        "mesh": f"{format_mesh(dict(experiment.mesh.shape))} on {devices}, {jax.process_count()} process(es)",
-        "precision": f"{config.precision.compute} products, float32 parameters",
+    summary = {
+        "mesh": f"{format_mesh(dict(experiment.mesh.shape))} on {devices}, {jax.process_count_elements()} process(es)",
+        "precision": f"{config.precision.compute} compute, float32 parameters",
         "parameters": f"{count_elements(shapes.parameters):,}",
-        **{f"  {name}": f"{number:,}" for name, number in count_by_component(shapes.parameters).items()},
-        "optimizer": f"{dict(config.optimizer).get('name', 'adamw')}, {count_elements(shapes.optimizer):,} numbers of state",
+        **{f"  {name}": f"{size:,}" for name, size in count_by_component(shapes.parameters).items()},
+        "optimizer": f"{dict(config.optimizer).get('name', 'adamw')}, {count_elements(shapes.optimizer):,} state values",
         "batch": (
-            f"{experiment.examples_per_step:.1f} examples in {train.batch_size // slots} rows, on average"
+            f"{experiment.examples_per_step:.1f} examples on average, packed in {train.batch_size // slots} rows"
             if slots > 1
             else f"{train.batch_size} examples"
         )
@@ -276,36 +300,36 @@ def _print_overview(
         "examples": f"{examples:,} in train",
         "steps": f"{train.steps:,} ({train.steps * experiment.examples_per_step / examples:.1f} epochs)",
     }
-    for name, chance in experiment.chances.items():
-        facts[f"loss of {name} by chance"] = "unknown" if chance is None else f"{chance:.3f}"
+    for name, loss in experiment.chance_losses.items():
+        summary[f"chance-level loss ({name})"] = "unknown" if loss is None else f"{loss:.3f}"
     for name in unsharded_parameters(experiment.mesh, experiment.shardings.parameters, shapes.parameters):
-        facts[f"warning: {name}"] = "does not divide by mesh.fsdp, each device holds all of it"
+        summary[f"warning: {name}"] = "not divisible by mesh.fsdp, so every device stores all of it"
     service = checkpoints.preemption_service()
-    facts["preemption"] = (
-        "agreed between hosts" if service else "saves on SIGTERM" if jax.process_count() == 1 else "not watched"
+    summary["preemption"] = (
+        "coordinated across hosts" if service else "saves on SIGTERM" if jax.process_count_elements() == 1 else "not handled"
     )
-    facts["workdir"] = str(workdir) + (f", resumed at step {restored:,}" if restored is not None else "")
-    print_key_values(console, "what will run", facts)
+    summary["workdir"] = str(workdir) + (f", resumed at step {restored:,}" if restored is not None else "")
+    print_key_values(console, "run summary", summary)
 
 
 def _write_parameters(workdir: pathlib.Path, state: TrainState, writes: bool) -> None:
     from clu import parameter_overview
 
-    # All processes compute the means and deviations: each holds a part of the parameters.
+    # All processes compute means and standard deviations, because each holds only a shard of the parameters.
     overview = parameter_overview.get_parameter_overview(state.parameters)
     if writes:
         write_atomically(workdir / "parameters.txt", overview + "\n")
 
 
-def _print_places(console: Console, workdir: pathlib.Path, result: dict[str, Any]) -> None:
+def _print_outputs(console: Console, workdir: pathlib.Path, result: dict[str, Any]) -> None:
     print_key_values(
         console,
-        "where everything lies",
+        "output files",
         {
             "results": str(workdir / "result.json"),
             "curves": f"{workdir / 'metrics.jsonl'}, or `tensorboard --logdir {workdir}`",
             "checkpoints": str(workdir / "checkpoints"),
             "parameters": str(workdir / "parameters.txt"),
-            "time": f"{result['seconds']['train']} s to train, {result['seconds']['all']} s in all",
+            "time": f"{result['seconds']['train']} s of training, {result['seconds']['all']} s in total",
         },
     )

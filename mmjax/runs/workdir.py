@@ -1,6 +1,6 @@
-"""The folder of a run: its names and forms are stable, and other programs may rely on them.
+"""Workdir of a run. Its file names and formats are stable, so other programs may read them.
 
-config.json (resolved), metrics.jsonl, result.json, parameters.txt, checkpoints/, preprocessing/, tensorboard/.
+Files: config.json (resolved), metrics.jsonl, result.json, parameters.txt, checkpoints/, preprocessing/, tensorboard/.
 """
 
 from __future__ import annotations
@@ -24,67 +24,76 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:
-    """The places where two nested configs differ: (place, old value, new value), None where there is none."""
+    """Returns `(dotted key, old value, new value)` for each difference of two nested configs; None if missing."""
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
+        changes = []
         for key in sorted(old.keys() | new.keys()):
-            found += differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
-        return found
+            changes += differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+        return changes
     return [] if old == new else [(where, old, new)]
 
 
 def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable: tuple[str, ...]) -> None:
-    """Raises a UserError if the workdir holds a run of another config than `raw`, save for what may change."""
+    """Checks that the workdir is writable, and is empty or contains a run of the same config.
+
+    Args:
+      workdir: folder of the run.
+      raw: plain config of the run to start.
+      changeable: dotted keys of values and sections that may differ.
+
+    Raises:
+      UserError: if the workdir cannot be used for this config.
+    """
     if ":/" in str(workdir):
-        # Checkpoints and logs appear at once by renaming, which is not to be had in a bucket.
-        raise UserError("--workdir", f"{workdir} is an address", "give a folder; a bucket can be mounted as one")
+        # Checkpoints and logs need atomic renames, which buckets do not have.
+        raise UserError("--workdir", f"{workdir} is a URL", "give a folder; a bucket can be mounted as one")
     path = workdir / "config.json"
-    above = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-    if not above.is_dir():
-        raise UserError("--workdir", f"{above} is a file", "give a folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError("--workdir", f"{above} is not yours to write in", "give another folder")
+    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError("--workdir", f"{existing} is a file", "give a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError("--workdir", f"{existing} is not writable", "give another folder")
     if not path.exists():
-        if workdir.exists() and not all(_is_beginning(child) for child in workdir.iterdir()):
-            raise UserError("--workdir", f"{workdir} is not empty and holds no run", "give an empty or a new folder")
+        if workdir.exists() and not all(_precedes_config(child) for child in workdir.iterdir()):
+            raise UserError("--workdir", f"{workdir} is not empty and contains no run", "give an empty or a new folder")
         return
     for where, old, new in differences(_load(path), raw):
         if not any(where == key or where.startswith(key + ".") for key in changeable):
             raise UserError(
                 "--workdir",
-                f"{workdir} holds a run with {where} = {_brief(old)}, not {_brief(new)}",
+                f"{workdir} contains a run with {where} = {_shorten(old)}, not {_shorten(new)}",
                 "give another workdir, or the config of that run",
             )
 
 
-def _brief(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]} …"
 
 
-def _is_beginning(path: pathlib.Path) -> bool:
-    """Whether a run that was killed while it wrote config.json leaves such a file."""
+def _precedes_config(path: pathlib.Path) -> bool:
+    """Returns True for files that a run writes before config.json, and leaves behind if it is killed then."""
     return path.name == "preprocessing" or path.name.startswith(".config.json.")
 
 
 def check_same_files(workdir: pathlib.Path, modalities: Mapping[str, Modality]) -> None:
-    """Raises a UserError if a file that preprocessing depends on has changed since the run began."""
+    """Raises a UserError if a preprocessing file (such as a tokenizer) has changed since the run started."""
     for name, modality in modalities.items():
         for file in modality.files():
             copy = workdir / "preprocessing" / name / file.name
             if copy.is_file() and copy.read_bytes() != file.read_bytes():
                 remedy = f"restore it from {copy}, or give another workdir"
-                raise UserError(f"data.inputs.{name}", f"{file} has changed since the run began", remedy)
+                raise UserError(f"data.inputs.{name}", f"{file} has changed since the run started", remedy)
 
 
 def write_config(workdir: pathlib.Path, raw: Mapping[str, Any], modalities: Mapping[str, Modality]) -> None:
-    """Writes config.json, after copies of the files that preprocessing depends on."""
+    """Copies the preprocessing files to the workdir, then writes config.json."""
     for name, modality in modalities.items():
         for file in modality.files():
             folder = workdir / "preprocessing" / name
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / file.name).exists():
-                # A kill must not leave half a copy under the name.
+                # Copy and rename, so that a kill leaves no partial file under the final name.
                 temporary = folder / f".{file.name}.{os.getpid()}"
                 shutil.copyfile(file, temporary)
                 os.replace(temporary, folder / file.name)
@@ -92,17 +101,17 @@ def write_config(workdir: pathlib.Path, raw: Mapping[str, Any], modalities: Mapp
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """The config of a run, its preprocessing files taken from the workdir.
+    """Reads a run's config, with the paths of preprocessing files replaced by their copies in the workdir.
 
     Raises:
-      UserError: where there is no run.
+      UserError: if the workdir contains no run.
     """
     path = workdir / "config.json"
     if not path.is_file():
-        raise UserError("--workdir", f"{workdir} holds no run", "give the workdir of `mmjax train`")
+        raise UserError("--workdir", f"{workdir} contains no run", "give the workdir of `mmjax train`")
     raw = _load(path)
     if not isinstance(raw, dict) or not all(isinstance(raw.get(key), dict) for key in ("data", "model", "train")):
-        raise UserError("--workdir", f"{path} is not of a run of mmjax", "give the workdir of `mmjax train`")
+        raise UserError("--workdir", f"{path} is not the config of an mmjax run", "give the workdir of `mmjax train`")
     for name, section in raw["data"].get("inputs", {}).items():
         for key, value in section.items():
             copy = workdir / "preprocessing" / name / pathlib.Path(str(value)).name
@@ -119,7 +128,7 @@ def _load(path: pathlib.Path) -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """What made a result: versions, machine and commit, as far as they are known."""
+    """Returns package versions, git commit, machine and system of this process; None for unknown values."""
     versions: dict[str, str | None] = {"mmjax": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -130,7 +139,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the code that runs, with a "+" if it was changed."""
+    """Returns the git commit of this package, with "+" appended if files were changed; None if unknown."""
     folder = pathlib.Path(__file__).parent
     try:
         commit = subprocess.run(

@@ -1,0 +1,1 @@
+"""Runs in workdirs: training, evaluation, parallel runs, and reproduction of recorded experiments."""
