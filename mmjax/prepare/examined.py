@@ -82,8 +82,8 @@ class Examined:
       keys: key of each row.
       splits, groups: split and group of each row, None where the row has none.
       measures: {column: {measure: float64 [rows], NaN where missing}}, numeric measures.
-      categories: {column: {measure: [rows] of str or None}}, categorical measures of kinds with `keeps_strings`. Strings
-        of other kinds are judged and discarded, to save memory.
+      categories: {column: {measure: [rows] of str or None}}, categorical measures of kinds with `keeps_strings`.
+        Strings of other kinds are judged and discarded, to save memory.
       present: {column: bool [rows]}, true where the row has a readable value.
       findings: findings about single values.
       alive: bool [rows], true for rows not dropped so far.

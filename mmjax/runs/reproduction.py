@@ -214,7 +214,7 @@ def _summary(
         "seeds": seeds,
         "curves": {str(seed): _curves(cell, workdirs[seed]) for seed in results},
         "versions": first["versions"],
-        "machine": {"devices": first["devices"], "kind": first["machine"], "cores": os.cpu_count_elements()},
+        "machine": {"devices": first["devices"], "kind": first["machine"], "cores": os.cpu_count()},
         "seconds": summarize([result["seconds"]["all"] for result in results.values()]),
     }
 

@@ -91,7 +91,7 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
             "parameters_hash": parameters_hash(state.parameters),
             **evaluate_splits(experiment, state.eval_parameters, experiment.config.evaluate.splits, console),
             **provenance(),
-            "devices": f"{jax.device_count_elements()} x {jax.devices()[0].device_kind}",
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "seconds": {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)},
         }
         checkpoints.close()
@@ -209,7 +209,7 @@ def evaluate_splits(
 def _fitting_devices(raw: Mapping[str, Any]) -> list[jax.Device]:
     """Returns the most devices that divide the run's batch sizes. Their number may differ from that of training."""
     devices = jax.devices()
-    if jax.process_count_elements() > 1:
+    if jax.process_count() > 1:
         return devices
     train, evaluation = raw["train"], raw.get("evaluate", {})
     microbatches = max(train.get("accumulate", 1), (train.get("estimator") or {}).get("microbatches", 1))
@@ -286,7 +286,7 @@ def _print_overview(
     train, slots = config.train, experiment.data_config.packing.slots
     devices = f"{experiment.mesh.size} {experiment.mesh.devices.flat[0].device_kind} device(s)"
     summary = {
-        "mesh": f"{format_mesh(dict(experiment.mesh.shape))} on {devices}, {jax.process_count_elements()} process(es)",
+        "mesh": f"{format_mesh(dict(experiment.mesh.shape))} on {devices}, {jax.process_count()} process(es)",
         "precision": f"{config.precision.compute} compute, float32 parameters",
         "parameters": f"{count_elements(shapes.parameters):,}",
         **{f"  {name}": f"{size:,}" for name, size in count_by_component(shapes.parameters).items()},
@@ -306,7 +306,7 @@ def _print_overview(
         summary[f"warning: {name}"] = "not divisible by mesh.fsdp, so every device stores all of it"
     service = checkpoints.preemption_service()
     summary["preemption"] = (
-        "coordinated across hosts" if service else "saves on SIGTERM" if jax.process_count_elements() == 1 else "not handled"
+        "coordinated across hosts" if service else "saves on SIGTERM" if jax.process_count() == 1 else "not handled"
     )
     summary["workdir"] = str(workdir) + (f", resumed at step {restored:,}" if restored is not None else "")
     print_key_values(console, "run summary", summary)

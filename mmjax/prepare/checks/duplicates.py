@@ -106,7 +106,9 @@ def _components(examined: Examined) -> Iterator[list[int]]:
     """Rows whose inputs are all in the same near-duplicate groups. A missing input equals only a missing one."""
     rows = np.flatnonzero(examined.alive)
     names = [column.name for column in examined.job.inputs]
-    groups = [np.where(examined.present[name], examined.near_duplicate_groups(name), -1)[rows].tolist() for name in names]
+    groups = [
+        np.where(examined.present[name], examined.near_duplicate_groups(name), -1)[rows].tolist() for name in names
+    ]
     return rows_by_group(zip(*groups, strict=True), rows.tolist())
 
 

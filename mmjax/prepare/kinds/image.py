@@ -15,7 +15,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from mmjax.config import AtLeast, Count, Within
-from mmjax.modalities.image import eight_bits
+from mmjax.modalities.image import to_uint8
 from mmjax.prepare import pictures
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 
@@ -82,7 +82,7 @@ class ImageKind(Kind):
         # Damaged files raise many types of errors, depending on the decoder, SyntaxError and struct.error included.
         except Exception as error:
             raise Unreadable(str(error)) from None
-        pixels = eight_bits(image)
+        pixels = to_uint8(image)
         plain = file_format in ("PNG", "JPEG") and mode in ("L", "RGB", "RGBA") and upright and frames == 1
         return Picture(pixels, data if plain and not (mode != "RGBA" and image.has_transparency_data) else None)
 

@@ -13,12 +13,12 @@ import numpy as np
 import PIL.Image
 
 from mmjax.config import AtLeast, Within
-from mmjax.modalities.clips import Clip, Frames, as_clip, clip_of_array, clip_of_pictures, read_clip, read_frame
+from mmjax.modalities.clips import Clip, LazyFrames, as_clip, clip_from_array, clip_from_images, read_clip, read_frame
 from mmjax.prepare import pictures
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 from mmjax.prepare.kinds.image import ImageKind, Picture, thumbnail
 
-# Frames used by `measure`, `signature` and `show`, evenly spaced.
+# LazyFrames used by `measure`, `signature` and `show`, evenly spaced.
 _MEASURED, _COMPARED, _SHOWN = 8, 4, 6
 # Similarity of two frames below which the comparison stops early: no sensible threshold is lower.
 _UNLIKE = 0.5
@@ -61,14 +61,14 @@ class VideoKind(Kind):
     def decode(self, value: Any) -> Footage:
         try:
             if isinstance(value, tuple) and all(isinstance(file, File) for file in value):
-                return Footage(clip_of_pictures((file.name, file.data) for file in value))
+                return Footage(clip_from_images((file.name, file.data) for file in value))
             if isinstance(value, (File, bytes)):
                 data = value.data if isinstance(value, File) else value
                 playable = any(re.match(magic, data, re.S) for magic in _PLAYABLE.values())
                 name = value.name if isinstance(value, File) else "a video"
                 return Footage(read_clip(data, name), data if playable and len(data) <= _MAX_PLAYED else None)
             if isinstance(value, np.ndarray):
-                return Footage(clip_of_array(value))
+                return Footage(clip_from_array(value))
             return Footage(as_clip(value))
         except ValueError as error:
             raise Unreadable(str(error)) from None
@@ -145,7 +145,7 @@ class VideoKind(Kind):
 
     def restore(self, stored: Mapping[str, Any]) -> Clip:
         files = stored["frames"]
-        return Clip(Frames(len(files), lambda index: read_frame(files[index])), float(stored["rate"]))
+        return Clip(LazyFrames(len(files), lambda index: read_frame(files[index])), float(stored["rate"]))
 
     def show(self, raw: Footage) -> str:
         frames, rate = raw.clip
