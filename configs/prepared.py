@@ -108,7 +108,7 @@ def get_config(argument: str = "prepared/mine") -> ConfigDict:
         "path": folder,
         "inputs": {name: options for name, (_, options, _) in inputs.items()},
         # Modality dropout teaches the model to handle missing inputs.
-        "absent": dict.fromkeys(inputs, 0.15) if len(inputs) > 1 else {},
+        "modality_dropout": dict.fromkeys(inputs, 0.15) if len(inputs) > 1 else {},
         "augment": {},
         # --config.data.packing.slots=16 enables packing: about eight average examples fill a row.
         "packing": {"slots": 1, "budgets": {name: 8 * tokens for name, (_, _, tokens) in inputs.items() if tokens}},

@@ -13,7 +13,13 @@ from mmjax.tokens import Input, InputSpec
 
 
 class Rows(Protocol):
-    """Inputs of a batch under construction."""
+    """Inputs of a batch under construction.
+
+    Attributes:
+      inputs: {name: Input}, absent where nothing was written.
+    """
+
+    inputs: dict[str, Input]
 
     def put(self, name: str, position: int, index: int, raw: Any) -> None:
         """Processes input `name` of record `index` and writes it at `position` of the batch.
@@ -22,12 +28,8 @@ class Rows(Protocol):
         invalid.
         """
 
-    @property
-    def inputs(self) -> dict[str, Input]:
-        """{name: Input}, absent where nothing was written."""
 
-
-class PaddedRows:
+class PaddedRows(Rows):
     """One row per example.
 
     Args:
@@ -54,7 +56,7 @@ class PaddedRows:
         output.values[position], output.mask[position] = values, mask
 
 
-class PackedRows:
+class PackedRows(Rows):
     """Rows of up to E examples, whose elements follow one another.
 
     Args:

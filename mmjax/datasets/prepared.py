@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.dataset import Record, check_split
+from mmjax.data.dataset import Dataset, Record, check_split
 from mmjax.datasets.records import Records
 from mmjax.errors import UserError
 from mmjax.prepare.splits import sort_splits
@@ -21,7 +21,7 @@ VERSION = 1
 """Format version of `manifest.json`."""
 
 
-class Prepared:
+class Prepared(Dataset):
     """User data converted by `mmjax prepare`. Its columns are the inputs and targets."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import AtLeast, Count, NonNegative
-from mmjax.data.dataset import Record, check_split
+from mmjax.data.dataset import Dataset, Record, check_split
 from mmjax.files import cache_folder
 from mmjax.tokens import TargetSpec
 
@@ -22,7 +22,7 @@ SPLITS = ("train", "validation", "test")
 RATE = 16_000
 
 
-class Synthetic:
+class Synthetic(Dataset):
     """Random inputs `image`, `text` and `audio` with target `label`; a split repeats a few examples."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -164,12 +164,12 @@ def _polyphase_matrix(up: int, down: int) -> tuple[int, int, scipy.sparse.csr_ar
     low_pass = up * scipy.signal.firwin(2 * half_length + 1, 1 / factor, window=("kaiser", 5.0))
     # Make each block several times as long as its overlap with the next, since overlaps are stored twice: short blocks
     # would need several times the memory of the audio. (At large `up` they are small beside the result.)
-    repeats = -(-80 // up)
+    periods = -(-80 // up)
     padding = half_length // up
-    positions = np.arange(up * repeats)[:, None] * down
+    positions = np.arange(up * periods)[:, None] * down
     first = -(-(positions - half_length) // up)
     taps = first + np.arange(2 * half_length // up + 1)
     distance = positions - taps * up
     filter_index = np.clip(distance + half_length, 0, 2 * half_length)
     weights = np.where(np.abs(distance) <= half_length, low_pass[filter_index], 0)
-    return padding, down * repeats, _csr_matrix(weights, taps + padding, int(taps.max()) + padding + 1)
+    return padding, down * periods, _csr_matrix(weights, taps + padding, int(taps.max()) + padding + 1)

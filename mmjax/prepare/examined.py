@@ -27,13 +27,13 @@ class PairScorer(Protocol):
 
     Attributes:
       identity: name of the model and its parameters.
-      pairs: (input name, input name) of each pair of inputs that the model compares.
     """
 
     identity: str
 
     @property
-    def pairs(self) -> Sequence[tuple[str, str]]: ...
+    def pairs(self) -> Sequence[tuple[str, str]]:
+        """Pairs of inputs that the model compares."""
 
     def embed(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
         """Embeds rows `{input: raw data or None}`.

@@ -107,8 +107,8 @@ LANGUAGES = tuple(sorted({*_WORDS, *(language for several in _SCRIPTS.values() f
 def detect_unwanted_language(text: str, wanted: tuple[str, ...]) -> str | None:
     """Identifies the language of a text that is in none of the wanted languages.
 
-    A word of a wanted language is evidence for it. Words, letters and scripts of other languages only are evidence
-    against. Two words, or a word and a letter, are the minimum.
+    A word of a wanted language is evidence for it. Words, letters and scripts that occur only in other languages are
+    evidence against it. Two words, or a word and a letter, are the minimum.
 
     Args:
       text: text to classify.

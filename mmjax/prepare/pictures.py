@@ -1,8 +1,8 @@
 """Near-duplicate search for images: perceptual hashes propose pairs, a pixel comparison decides.
 
 A 64-bit hash tells which of the lowest 8 x 8 frequencies exceed their median (pHash: Zauner, Implementation and
-Benchmarking of Perceptual Image Hash Functions, 2010). It is robust to scaling and re-encoding, but not to cropping. So
-an image also has hashes of its own crops, its views, and a slightly cropped copy has a hash close to one of these.
+Benchmarking of Perceptual Image Hash Functions, 2010). It is robust to scaling and re-encoding, but not to cropping.
+Hashes of an image's own crops (views) are stored too: that of a slightly cropped copy is close to one of them.
 
 An image with little texture, such as a sky, has nearly equal frequencies, and re-encoding changes its hash. So the
 means of 4 x 4 blocks are stored beside the hashes, and nearest neighbours by block means are proposed too.
@@ -68,7 +68,7 @@ def hash_image(image: np.ndarray, crop_height: bool = True) -> np.ndarray:
 
 
 def candidates(hashes: np.ndarray, close: int = _CLOSE, nearest: int = _NEAREST) -> np.ndarray:
-    """Finds pairs of images of which a view of one has a hash close to that of the whole other image.
+    """Finds pairs in which the hash of a view of one image is close to that of the whole other image.
 
     Only hashes that are equal in one of their substrings are compared (multi-index hashing: Norouzi et al., Fast Search
     in Hamming Space with Multi-Index Hashing, 2012). Substrings get longer with the number of images.
@@ -108,7 +108,7 @@ def candidates(hashes: np.ndarray, close: int = _CLOSE, nearest: int = _NEAREST)
 
 
 def _similar_means(packed: np.ndarray, nearest: int = 4) -> np.ndarray:
-    """Pairs each image with its nearest neighbours by block means, packed in uint64 [n, 2]; int64 [pairs, 2]."""
+    """Finds the nearest neighbours of each image by block means (bytes packed in uint64 [n, 2]), int64 [pairs, 2]."""
     import scipy.spatial
 
     levels = np.ascontiguousarray(packed.astype(">u8")).view(np.uint8).reshape(len(packed), 16).astype(np.float32)
@@ -121,11 +121,11 @@ def _similar_means(packed: np.ndarray, nearest: int = 4) -> np.ndarray:
 
 
 def crop_similarity(one: np.ndarray, other: np.ndarray, crop_height: bool = True) -> float:
-    """Computes the variance of one image explained by the other, under the best crop of either.
+    """Computes the fraction of one image's variance explained by the other, under the best crop of either.
 
-    The result is that of the worst of 6 x 6 blocks, relative to the variance of the whole image: re-encoding errs a
-    little everywhere, while images of different objects differ strongly somewhere. Brightness and contrast are not
-    adapted, since images with little texture would then match each other.
+    The error is that of the worst of 6 x 6 blocks: re-encoding changes an image a little everywhere, while images of
+    different objects differ strongly somewhere. The variance is that of the whole image. Brightness and contrast are
+    not adapted, since images with little texture would then match each other.
 
     Args:
       one, other: float [SIDE, SIDE, channels].

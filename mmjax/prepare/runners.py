@@ -19,7 +19,7 @@ class Runner(Protocol):
         """Calls `function(*arguments)` for each item of `calls`, in any order, and `advance()` after each."""
 
 
-class Local:
+class Local(Runner):
     """Runs tasks in processes of this machine, or in this process with one worker.
 
     At most two tasks per worker are queued, so memory does not grow with the number of tasks.
@@ -72,7 +72,7 @@ class Local:
             self._pool = None
 
 
-class Beam:
+class Beam(Runner):
     """Runs tasks on Apache Beam. All workers must see the source and the output under the same paths.
 
     Args:

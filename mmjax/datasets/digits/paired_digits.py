@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from mmjax.config import Formerly, Rate
-from mmjax.data.dataset import Record, check_split, sample_dropped
+from mmjax.data.dataset import Dataset, Record, check_split, sample_dropped
 from mmjax.datasets import cache
 from mmjax.datasets.digits import arithmetic, speech
 from mmjax.datasets.records import Records
@@ -88,7 +88,7 @@ class PairedConfig:
     missing_fraction: Annotated[dict[str, Rate], Formerly("missing")] = dataclasses.field(default_factory=dict)
 
 
-class PairedDigits:
+class PairedDigits(Dataset):
     """Base class of the digit datasets. Subclasses implement `prepare`, which writes the records."""
 
     name: ClassVar[str]

@@ -132,8 +132,8 @@ def leave_one_out_embeddings(
     """
     train_mask = np.ones(len(a), bool)
 
-    def predict(features: np.ndarray, partners: np.ndarray) -> np.ndarray:
-        values = LeaveOneOutRidge(features).predict(partners.astype(np.float64), train_mask)
+    def predict(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        values = LeaveOneOutRidge(features).predict(targets.astype(np.float64), train_mask)
         return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), _TINY)
 
     pairs = [(predict(features, b), b) for features in (a, a_features) if features is not None]

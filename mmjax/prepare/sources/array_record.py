@@ -10,14 +10,14 @@ from typing import Any
 from mmjax.errors import UserError
 from mmjax.prepare import files
 from mmjax.prepare.kinds import File, Kind
-from mmjax.prepare.sources.base import Row
+from mmjax.prepare.sources.base import Row, Source
 
 _NAME = re.compile(r".*\.(array_record|arrayrecord)(-\d+-of-\d+)?", re.IGNORECASE)
 # File suffix by magic bytes of a value.
 _MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3"}
 
 
-class ArrayRecords:
+class ArrayRecords(Source):
     """A local ArrayRecord file, or a folder of them. Scalars and UTF-8 strings are values, other bytes are files."""
 
     def __init__(self, uri: str):

@@ -9,7 +9,7 @@ from typing import Any
 from mmjax.errors import UserError
 from mmjax.prepare import files
 from mmjax.prepare.kinds import KINDS, Kind
-from mmjax.prepare.sources.base import Row, load_file
+from mmjax.prepare.sources.base import Row, Source, load_file
 
 # Split of a folder name.
 SPLIT_ALIASES = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
@@ -22,7 +22,7 @@ def kind_of_suffix(name: str) -> str | None:
     return next((kind for kind, cls in KINDS.items() if suffix in cls.suffixes), None)
 
 
-class Folder:
+class Folder(Source):
     """Folder tree of examples: `cats/1.jpg` and `cats/1.txt` are image and text of one example with the label "cats".
 
     If all outermost folders are named train, validation (or val, dev) or test, they define the splits. Files with

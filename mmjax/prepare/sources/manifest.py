@@ -14,7 +14,7 @@ from mmjax.errors import UserError
 from mmjax.modalities.table import is_missing
 from mmjax.prepare import files
 from mmjax.prepare.kinds import Kind
-from mmjax.prepare.sources.base import Row, load_file, load_folder
+from mmjax.prepare.sources.base import Row, Source, load_file, load_folder
 from mmjax.prepare.sources.csv_dialect import detect_dialect
 
 _NAMES = ("manifest", "metadata")
@@ -25,7 +25,7 @@ csv.field_size_limit(2**31 - 1)
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
-class Manifest:
+class Manifest(Source):
     """A manifest file, or a folder with a manifest.* or metadata.* file. Paths are relative to its folder."""
 
     def __init__(self, uri: str):

@@ -12,13 +12,13 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.prepare import files
 from mmjax.prepare.kinds import Kind
-from mmjax.prepare.sources.base import Row
+from mmjax.prepare.sources.base import Row, Source
 
 _PREFIX = "tfds:"
 _DESCRIPTION = "dataset_info.json"
 
 
-class Tfds:
+class Tfds(Source):
     """A TFDS dataset with its own splits: `tfds:NAME` for `tfds.builder`, or a folder with `dataset_info.json`."""
 
     def __init__(self, uri: str):

@@ -18,13 +18,13 @@ from typing import IO, Any
 from mmjax.errors import UserError
 from mmjax.prepare import files
 from mmjax.prepare.kinds import Kind
-from mmjax.prepare.sources.base import Row, load_file
+from mmjax.prepare.sources.base import Row, Source, load_file
 from mmjax.prepare.sources.folder import kind_of_suffix
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
-class WebDataset:
+class WebDataset(Source):
     """A tar file, plain or gzipped, or a folder of tar files, which are read in the order of their names."""
 
     def __init__(self, uri: str):
