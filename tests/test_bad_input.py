@@ -407,3 +407,14 @@ def test_a_process_writes_one_line_and_ends_with_2(tmp_path, trained_run, words,
     assert (done.returncode, done.stdout) == (2, "")
     assert expected in done.stderr and done.stderr.count("\n") == 1
     assert snapshot(tmp_path) == before
+
+
+def test_a_renamed_key_is_refused_with_its_new_name():
+    from mmjax.config import build
+    from mmjax.errors import UserError
+    from mmjax.experiment import DataConfig, TrainConfig
+
+    with pytest.raises(UserError, match=r"train.average: 'average' was renamed; write 'ema'"):
+        build(TrainConfig, {"steps": 1, "batch_size": 1, "average": 0.9}, "train")
+    with pytest.raises(UserError, match=r"data.absent: 'absent' was renamed; write 'modality_dropout'"):
+        build(DataConfig, {"name": "digits", "absent": {}}, "data")

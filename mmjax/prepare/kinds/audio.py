@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from mmjax.config import AtLeast, Count, Within
+from mmjax.config import AtLeast, Count, Formerly, Within
 from mmjax.errors import UserError
 from mmjax.modalities.audio import Waveform, mono
 from mmjax.modalities.filters import resample
@@ -49,7 +49,7 @@ class AudioKind(Kind):
 
         silent: float = -60.0
         clipped: Annotated[float, AtLeast(0)] = 0.001
-        similarity: Annotated[float, Within(0, 1)] = 0.94
+        similarity: Annotated[float, Within(0, 1), Formerly("alike")] = 0.94
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Reduce:

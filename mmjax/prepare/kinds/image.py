@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from mmjax.config import AtLeast, Count, Within
+from mmjax.config import AtLeast, Count, Formerly, Within
 from mmjax.modalities.image import to_uint8
 from mmjax.prepare import pictures
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
@@ -50,7 +50,7 @@ class ImageKind(Kind):
         """
 
         blank: Annotated[float, AtLeast(0)] = 8.0
-        similarity: Annotated[float, Within(0, 1)] = 0.87
+        similarity: Annotated[float, Within(0, 1), Formerly("alike")] = 0.87
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Reduce:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import PIL.Image
 
-from mmjax.config import Within
+from mmjax.config import Formerly, Within
 from mmjax.modalities.point_files import SUFFIXES, as_points, read_points
 from mmjax.prepare import fingerprints
 from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable, pooled_mean_and_std
@@ -47,7 +47,7 @@ class PointsKind(Kind):
         """
 
         not_finite: Annotated[float, Within(0, 1)] = 0.5
-        similarity: Annotated[float, Within(0, 1)] = 0.99
+        similarity: Annotated[float, Within(0, 1), Formerly("alike")] = 0.99
 
     def decode(self, value: Any) -> np.ndarray:
         try:

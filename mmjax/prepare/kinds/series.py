@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from mmjax.config import Within
+from mmjax.config import Formerly, Within
 from mmjax.modalities.series import as_series, read_series
 from mmjax.prepare import fingerprints
 from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable, pooled_mean_and_std
@@ -39,7 +39,7 @@ class SeriesKind(Kind):
             duplicates. Both are resampled to one length first; offset and scale are not fitted.
         """
 
-        similarity: Annotated[float, Within(0, 1)] = 0.98
+        similarity: Annotated[float, Within(0, 1), Formerly("alike")] = 0.98
 
     def decode(self, value: Any) -> np.ndarray:
         try:

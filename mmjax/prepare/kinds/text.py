@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from mmjax.config import NonNegative, Within
+from mmjax.config import Formerly, NonNegative, Within
 from mmjax.errors import nearest
 from mmjax.prepare import languages
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
@@ -85,7 +85,7 @@ class TextKind(Kind):
         longest: NonNegative = 0
         language: tuple[str, ...] = ()
         boilerplate: tuple[str, ...] = BOILERPLATE
-        similarity: Annotated[float, Within(0, 1)] = 0.7
+        similarity: Annotated[float, Within(0, 1), Formerly("alike")] = 0.7
 
         def __post_init__(self):
             for code in self.language:

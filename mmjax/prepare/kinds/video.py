@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import PIL.Image
 
-from mmjax.config import AtLeast, Within
+from mmjax.config import AtLeast, Formerly, Within
 from mmjax.modalities.clips import Clip, LazyFrames, as_clip, clip_from_array, clip_from_images, read_clip, read_frame
 from mmjax.prepare import pictures
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
@@ -56,7 +56,7 @@ class VideoKind(Kind):
 
         blank: Annotated[float, AtLeast(0)] = 8.0
         still: Annotated[float, AtLeast(0)] = 4.0
-        similarity: Annotated[float, Within(0, 1)] = 0.87
+        similarity: Annotated[float, Within(0, 1), Formerly("alike")] = 0.87
 
     def decode(self, value: Any) -> Footage:
         try:
