@@ -141,7 +141,7 @@ def test_where_nobody_can_tell_the_report_says_so(tmp_path, capsys):
     assert "--alignment" in done.report["not_judged"]["misaligned"] and suspected(tmp_path / "without") == []
     assert "Not judged: misaligned" in (tmp_path / "without" / "card.html").read_text()
     done = prepare(config, tmp_path / "with", Local(1), aligner=Unrelated("seen", "said"))
-    assert "tells too little" in done.report["not_judged"]["misaligned"] and suspected(tmp_path / "with") == []
+    assert "not informative" in done.report["not_judged"]["misaligned"] and suspected(tmp_path / "with") == []
     with pytest.raises(UserError, match="compares image with text, but the inputs are seen, said"):
         prepare(config, tmp_path / "other", Local(1), aligner=Unrelated("image", "text"))
     assert main(["prepare", f"--source={source}", f"--output={tmp_path / 'c'}", "--columns=said=said"]) == 0
