@@ -24,7 +24,15 @@ from mmjax.errors import UserError, nearest
 from mmjax.experiment import CHANGEABLE_ON_RESUME, Experiment, plain
 from mmjax.files import write_atomically, write_json
 from mmjax.recipe import check_key, load_recipe
-from mmjax.reporting.records import BEGIN_MARK, END_MARK, arms_markdown, group_by_metric, judge, results_markdown, summarize
+from mmjax.reporting.records import (
+    BEGIN_MARK,
+    END_MARK,
+    arms_markdown,
+    group_by_metric,
+    judge,
+    results_markdown,
+    summarize,
+)
 from mmjax.runs.parallel import PlannedRun, train_all
 from mmjax.runs.reproduction_config import Cell, ReproductionConfig
 from mmjax.runs.workdir import check_same_config

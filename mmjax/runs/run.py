@@ -285,12 +285,13 @@ def _print_overview(
     config, shapes = experiment.config, experiment.shapes
     train, slots = config.train, experiment.data_config.packing.slots
     devices = f"{experiment.mesh.size} {experiment.mesh.devices.flat[0].device_kind} device(s)"
+    optimizer_name = dict(config.optimizer).get("name", "adamw")
     summary = {
         "mesh": f"{format_mesh(dict(experiment.mesh.shape))} on {devices}, {jax.process_count()} process(es)",
         "precision": f"{config.precision.compute} compute, float32 parameters",
         "parameters": f"{count_elements(shapes.parameters):,}",
         **{f"  {name}": f"{size:,}" for name, size in count_by_component(shapes.parameters).items()},
-        "optimizer": f"{dict(config.optimizer).get('name', 'adamw')}, {count_elements(shapes.optimizer):,} state values",
+        "optimizer": f"{optimizer_name}, {count_elements(shapes.optimizer):,} state values",
         "batch": (
             f"{experiment.examples_per_step:.1f} examples on average, packed in {train.batch_size // slots} rows"
             if slots > 1
