@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     found = {chips: read_record()[f"siglip_l16 on v5p-{chips}"] for chips in PODS}
     columns = {chips: figures(row) for chips, row in found.items()}
     header = list(next(iter(columns.values())))
-    rows = [f"| chips | {' | '.join(header)} | of the step on {min(PODS)} chips |", "|---" * (len(header) + 2) + "|"]
+    rows = [f"| chips | {' | '.join(header)} | step relative to {min(PODS)} chips |", "|---" * (len(header) + 2) + "|"]
     first = columns[min(PODS)][STEP]
     for chips, row in columns.items():
         values = " | ".join(f"{value:,.2f}" for value in row.values())
@@ -50,10 +50,10 @@ STEP = "predicted step, ms"
 def figures(found: dict) -> dict[str, float]:
     """What is shown of a plan, of one chip."""
     return {
-        "between chips, GiB": sum(row["bytes"] for row in found["collectives"]) / 2**30,
+        "communication, GiB": sum(row["bytes"] for row in found["collectives"]) / 2**30,
         "peak, GiB": found["peak_bytes"] / 2**30,
         STEP: 1e3 * found["step_seconds"],
-        "of it waited for, ms": 1e3 * found["exposed_seconds"],
+        "exposed communication, ms": 1e3 * found["exposed_seconds"],
     }
 
 

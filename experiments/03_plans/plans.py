@@ -46,19 +46,19 @@ PUBLISHED = {
         "experiments/03_plans/dense.py:32b",
         ["--topology=v5e:16x16", "--batch_per_chip=4"],
         0.6686,
-        "MaxText, configs/v5e/README.md and 32b.sh: 2,048 tokens, 4 sequences a chip, everything computed again",
+        "MaxText, configs/v5e/README.md and 32b.sh: 2,048 tokens, 4 sequences per chip, full rematerialisation",
     ),
     "32B on v5p-64": (
         "experiments/03_plans/dense.py:32b_minimal",
         ["--topology=v5p:4x4x4", "--batch_per_chip=7", "--config.mesh.fsdp=16", "--config.mesh.tensor=4"],
         0.7147,
-        "MaxText, configs/v5p/README.md and 32b.sh: 2,048 tokens, 7 sequences a chip, results of products kept",
+        "MaxText, configs/v5p/README.md and 32b.sh: 2,048 tokens, 7 sequences per chip, matmul outputs saved",
     ),
     "PaliGemma on v5e-256": (
         "experiments/03_plans/dense.py:paligemma",
         ["--topology=v5e:16x16", "--batch_per_chip=32"],
         0.55,
-        "Beyer et al., PaliGemma (2024), 55 % reported: 224 pixels, 128 tokens of text; we assume 32 a chip",
+        "Beyer et al., PaliGemma (2024), 55 % reported: 224 pixels, 128 text tokens; assuming 32 examples per chip",
     ),
 }
 
@@ -185,7 +185,7 @@ def published_table(record: dict) -> str:
 
 def beside_table(record: dict) -> str:
     rows = [
-        "| step | examples a chip | | peak | between chips | compute alone | utilisation | ours / theirs |",
+        "| step | examples per chip | | peak | communication | compute only | utilisation | speedup |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (recipe, place), examples, _ in BESIDE:
@@ -195,7 +195,7 @@ def beside_table(record: dict) -> str:
             continue
         theirs = both["big_vision"]
         for who, found in both.items():
-            who += ", all computed again" if found.get("all computed again") else ""
+            who += ", full rematerialisation" if found.get("all computed again") else ""
             ends = f"{found['peak_bytes'] / 2**30:.1f} GiB"
             if found["step_seconds"] is None:
                 rows.append(f"| {recipe} on {place} | {examples} | {who} | {ends}: does not fit | | | | |")
