@@ -1,9 +1,9 @@
-"""What a step costs as the pod grows: SigLIP L/16 with 32 examples a chip, on v5p from 8 chips to 2,048.
+"""Step cost by pod size: SigLIP L/16 with 32 examples per chip, on 8 to 2,048 v5p chips.
 
-    python experiments/03_plans/growth.py           # plans what is not recorded yet, then the table and growth.png
-    python experiments/03_plans/growth.py --again   # all
+    python experiments/03_plans/growth.py           # missing plans, then the table and growth.png
+    python experiments/03_plans/growth.py --again   # all plans
 
-Nothing but the pod changes, and on 8 chips `mesh.fsdp`, which is 16 elsewhere. What comes is kept in `plans.json`.
+Only the pod size changes, except that `mesh.fsdp` is 8 instead of 16 on 8 chips. Results are stored in `plans.json`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ STEP = "predicted step, ms"
 
 
 def figures(found: dict) -> dict[str, float]:
-    """What is shown of a plan, of one chip."""
+    """Returns the figures of a plan to show, per chip."""
     return {
         "communication, GiB": sum(row["bytes"] for row in found["collectives"]) / 2**30,
         "peak, GiB": found["peak_bytes"] / 2**30,
@@ -58,7 +58,7 @@ def figures(found: dict) -> dict[str, float]:
 
 
 def plot(path: pathlib.Path, columns: dict[int, dict[str, float]]) -> None:
-    """A panel for each figure, from zero, over the number of chips."""
+    """Plots each figure against the number of chips in a panel of its own."""
     from matplotlib.figure import Figure
 
     names = list(next(iter(columns.values())))
