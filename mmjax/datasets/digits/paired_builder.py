@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from mmjax.datasets.digits.paired_digits import features
 
 
-class PairedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class PairedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Tasks, progress and stored features of paired digits."""
 
     BUILDER_CONFIGS = [
@@ -25,7 +25,7 @@ class PairedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     advance: Callable[[int], None] = staticmethod(lambda count: None)
 
     def _dataset_info(
-        self, image_shape: tuple[int, ...], stored: Mapping[str, Any], homepage: str
+        self, image_shape: tuple[int, int], stored: Mapping[str, Any], homepage: str
     ) -> tfds.core.DatasetInfo:
         config = self.builder_config
         return tfds.core.DatasetInfo(
