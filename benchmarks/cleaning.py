@@ -1,10 +1,10 @@
-"""Plants faults in a user's folders, runs `mmjax prepare` on them, and prints what each detector found.
+"""Measures recall and precision of the checks of `mmjax prepare` on folders with planted faults.
 
     python benchmarks/cleaning.py --data=DIR [--seeds=0,1,2] [--folder=DIR] [--alignment=RUN] [--json=FILE]
 
-DIR has MNIST's idx files and recordings of spoken digits, as `configs/avmnist.py` needs them; MMJAX_DATA by default.
-The photographs are scikit-learn's two, cut into tiles. All thresholds are the defaults; the wanted language is the only
-option given.
+DIR contains MNIST's idx files and recordings of spoken digits, as for `configs/avmnist.py`; it defaults to MMJAX_DATA.
+The photographs are tiles of scikit-learn's two sample images. All thresholds have their defaults; only the allowed
+language is set.
 """
 
 from __future__ import annotations
@@ -49,7 +49,12 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 @dataclasses.dataclass
 class Plant:
-    """What was planted: {finding: keys}, and {key of a copy: key of its original} for findings about two rows."""
+    """Planted faults.
+
+    Attributes:
+      single: {finding: keys of the faulty rows}.
+      copies: {finding: {key of the copy: key of its original}}, for findings about two rows.
+    """
 
     single: dict[str, set[str]] = dataclasses.field(default_factory=dict)
     copies: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
@@ -77,7 +82,7 @@ def wav(samples: np.ndarray, rate: int) -> bytes:
 
 
 def cropped(pixels: np.ndarray, rng: np.random.Generator, smallest: float = 0.85) -> np.ndarray:
-    """Leaves out up to 15 % of each side."""
+    """Crops a random region with 85 % to 97 % of the height and width."""
     size = rng.uniform(smallest, 0.97)
     height, width = (max(8, round(side * size)) for side in pixels.shape[:2])
     top, left = (
@@ -87,7 +92,7 @@ def cropped(pixels: np.ndarray, rng: np.random.Generator, smallest: float = 0.85
 
 
 def altered_picture(pixels: np.ndarray, rng: np.random.Generator) -> tuple[bytes, str]:
-    """The same picture in another encoding, another size or with less at the edges."""
+    """Re-encodes, resizes or crops an image at random. Returns the file content and its suffix."""
     way = rng.integers(5)
     if way == 0:
         return picture(pixels, "JPEG", quality=int(rng.integers(40, 90))), "jpg"
@@ -103,7 +108,7 @@ def altered_picture(pixels: np.ndarray, rng: np.random.Generator) -> tuple[bytes
 
 
 def altered_sound(samples: np.ndarray, rate: int, rng: np.random.Generator) -> tuple[bytes, str]:
-    """The same recording in another encoding, rate or loudness, or with less at the ends."""
+    """Re-encodes, resamples, scales or trims a recording at random. Returns the file content and its suffix."""
     import scipy.signal
     import soundfile
 
@@ -126,11 +131,11 @@ def write_rows(folder: pathlib.Path, rows: list[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
-# Folders.
+# Folders with planted faults.
 
 
 def digits(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator, count: int = 1500) -> Plant:
-    """Pictures of digits, their sounds and sentences: single faults, whole copies, wrong labels, shuffled pairs."""
+    """Writes digit images with audio and captions: single faults, duplicates, label errors and mismatched pairs."""
     files = find_digit_files(data)
     (pixels, labels) = read_images(*next(iter(files.images.items())))
     with tempfile.TemporaryDirectory() as scratch:
@@ -194,7 +199,7 @@ def digits(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator, c
     spoil("language", 20, retell(FOREIGN))
     spoil("label_error", 60, relabel)
     for number in [next(order) for _ in range(60)]:
-        # The sound of another row that says another digit.
+        # Use the audio of a row with another digit.
         other = next(at for at in rng.permutation(count) if whole[at][4] != whole[number][4])
         (folder / str(rows[number]["audio"])).write_bytes(wav(*whole[other][1:3]))
         plant.single.setdefault("misaligned", set()).add(str(rows[number]["key"]))
@@ -211,7 +216,7 @@ def digits(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator, c
 
 
 def example(folder, key, image: bytes, audio: bytes, caption: str, digit: int) -> dict[str, object]:
-    # The names lie about the encoding, as names do.
+    # The suffix may not match the encoding, as in real data.
     row = {"key": key, "image": f"files/{key}.png", "audio": f"files/{key}.wav", "caption": caption, "digit": digit}
     (folder / str(row["image"])).write_bytes(image)
     (folder / str(row["audio"])).write_bytes(audio)
@@ -219,9 +224,9 @@ def example(folder, key, image: bytes, audio: bytes, caption: str, digit: int) -
 
 
 def photographs(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator) -> Plant:
-    """Tiles of two photographs with splits: copies within training, and copies of test in training.
+    """Writes tiles of two photographs with splits: duplicates within train, and copies of test tiles in train.
 
-    Tiles of nothing but sky are left out: they are blank, and all alike.
+    Tiles with low contrast, such as sky, are skipped, because they would be blank or duplicates.
     """
     import sklearn.datasets
 
@@ -253,7 +258,7 @@ def photographs(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generat
 
 
 def recordings(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator, count: int = 800) -> Plant:
-    """Recordings alone, with copies."""
+    """Writes recordings with labels: duplicates and label errors."""
     with tempfile.TemporaryDirectory() as scratch:
         sounds = list(read_recordings(list(find_digit_files(data).recordings), pathlib.Path(scratch)))
     chosen = [sounds[at] for at in rng.permutation(len(sounds))[:count]]
@@ -277,7 +282,7 @@ def recordings(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generato
 
 
 def pictures(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator, count: int = 1500) -> Plant:
-    """Pictures of digits alone, with wrong labels."""
+    """Writes digit images with labels: label errors."""
     pixels, labels = read_images(*next(iter(find_digit_files(data).images.items())))
     (folder / "files").mkdir(parents=True)
     rows: list[dict[str, object]] = []
@@ -291,7 +296,7 @@ def pictures(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator,
 
 
 def spoil_labels(rows: list[dict[str, object]], name: str, plant: Plant, rng: np.random.Generator) -> None:
-    """Gives one row in twenty-five another class. Copies stay, since one of two that differ goes for another reason."""
+    """Changes the label of 4 % of the rows. Copies keep theirs: copies with different labels yield another finding."""
     copied = {key for copies in plant.copies.values() for pair in copies.items() for key in pair}
     free = [row for row in rows if row["key"] not in copied]
     for at in rng.permutation(len(free))[: len(free) // 25]:
@@ -300,7 +305,7 @@ def spoil_labels(rows: list[dict[str, object]], name: str, plant: Plant, rng: np
 
 
 def texts(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator) -> Plant:
-    """Sentences of the descriptions of scikit-learn's datasets, with copies in which a word or two differ."""
+    """Writes sentences from scikit-learn's dataset descriptions: duplicates that differ in one word or in case."""
     import re
 
     import sklearn.datasets
@@ -328,11 +333,11 @@ def texts(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator) ->
     return plant
 
 
-# What was found.
+# Scores.
 
 
 def prepare(source: pathlib.Path, output: pathlib.Path, *flags: str) -> list[dict]:
-    """Runs the command and returns its findings."""
+    """Runs `mmjax prepare` and returns its findings."""
     command = [sys.executable, "-m", "mmjax", "prepare", f"--source={source}", f"--output={output}", *flags]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -340,25 +345,25 @@ def prepare(source: pathlib.Path, output: pathlib.Path, *flags: str) -> list[dic
 
 
 def score(plant: Plant, findings: list[dict]) -> dict[str, tuple[float, float, int, int]]:
-    """{finding: (recall, precision, planted, found)}.
+    """Returns {finding: (recall, precision, number planted, number found)}.
 
-    A finding about two rows is right if one is a planted copy of the other; it may be the original that goes.
+    A finding about two rows is correct if one is a planted copy of the other, whichever of them is dropped.
     """
     result = {}
     for name, keys in plant.single.items():
         found = {finding["key"] for finding in findings if finding["check"] == name}
-        right = len(found & keys)
-        result[name] = (right / len(keys), right / max(1, len(found)), len(keys), len(found))
+        correct = len(found & keys)
+        result[name] = (correct / len(keys), correct / max(1, len(found)), len(keys), len(found))
     for name, copies in plant.copies.items():
         pairs = {frozenset((f["key"], f["other"])) for f in findings if f["check"] == name}
         planted = {frozenset(pair) for pair in copies.items()}
-        right = len(pairs & planted)
-        result[name] = (right / len(planted), right / max(1, len(pairs)), len(planted), len(pairs))
+        correct = len(pairs & planted)
+        result[name] = (correct / len(planted), correct / max(1, len(pairs)), len(planted), len(pairs))
     return result
 
 
 def refuse_tar(folder: pathlib.Path) -> str:
-    """Makes a tar with `../` in a name, and returns what the command says of it."""
+    """Runs `mmjax prepare` on a tar with a path traversal (`../`). Returns the exit code and the error message."""
     folder.mkdir(parents=True)
     with tarfile.open(folder / "evil.tar", "w") as archive:
         for name in ("good/1.png", "../evil.png"):
@@ -377,7 +382,7 @@ def refuse_tar(folder: pathlib.Path) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     left = sorted(path.name for path in folder.rglob("*"))
-    return f"exit code {done.returncode}, left in the folder: {left}\n{done.stderr.strip()}"
+    return f"exit code {done.returncode}, files in the folder: {left}\n{done.stderr.strip()}"
 
 
 FOLDERS = {
@@ -391,12 +396,12 @@ FOLDERS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="", help="folder with MNIST and spoken digits; MMJAX_DATA by default")
-    parser.add_argument("--seeds", default="0", help="several, parted by commas: 0,1,2")
-    parser.add_argument("--folder", default="", help="where to make everything; a temporary folder by default")
+    parser.add_argument("--data", default="", help="folder with MNIST and spoken digits; defaults to MMJAX_DATA")
+    parser.add_argument("--seeds", default="0", help="comma-separated random seeds, such as 0,1,2")
+    parser.add_argument("--folder", default="", help="folder for the generated data; a temporary folder by default")
     parser.add_argument("--only", default="", help=f"one of {', '.join(FOLDERS)}")
-    parser.add_argument("--alignment", default="", help="a run that judges pairs in `digits`, instead of the label")
-    parser.add_argument("--json", default="", help="where to write the scores")
+    parser.add_argument("--alignment", default="", help="contrastive run whose model judges pairs of `digits`")
+    parser.add_argument("--json", default="", help="file for the scores")
     options = parser.parse_args()
     data = raw_folder(options.data)
     seeds = [int(seed) for seed in options.seeds.split(",")]
@@ -409,17 +414,17 @@ def main() -> None:
             if options.only in ("", name):
                 found: dict[str, list] = {}
                 for seed in seeds:
-                    place = base / f"{seed}"
-                    plant = make(place / name, data, np.random.default_rng([seed, len(name)]))
+                    seed_folder = base / f"{seed}"
+                    plant = make(seed_folder / name, data, np.random.default_rng([seed, len(name)]))
                     flags = ["--set", 'checks.text.language=["en"]'] if name in ("digits", "texts") else []
                     flags += [f"--alignment={options.alignment}"] if options.alignment and name == "digits" else []
-                    findings = prepare(place / name / "data.csv", place / f"{name}-prepared", *flags)
+                    findings = prepare(seed_folder / name / "data.csv", seed_folder / f"{name}-prepared", *flags)
                     for finding, figures in score(plant, findings).items():
                         found.setdefault(finding, []).append(figures)
                 scores[name] = found
                 for finding, of_seeds in found.items():
-                    recall, precision, planted, there = zip(*of_seeds, strict=True)
-                    counts = [f"{np.mean(count):.0f}" for count in (planted, there)]
+                    recall, precision, num_planted, num_found = zip(*of_seeds, strict=True)
+                    counts = [f"{np.mean(count):.0f}" for count in (num_planted, num_found)]
                     print(row.format(name, finding, *counts, spread(recall), spread(precision)), flush=True)
         if not options.only:
             print("a tar with ../ in a name:", refuse_tar(base / "tar"))
@@ -428,9 +433,9 @@ def main() -> None:
 
 
 def spread(values: Iterable[float]) -> str:
-    """The mean, and the smallest where there are several."""
-    several = list(values)
-    return f"{np.mean(several):.3f}" + (f" (>{min(several):.3f})" if len(several) > 1 else "")
+    """Formats the mean and, for several values, the minimum."""
+    values = list(values)
+    return f"{np.mean(values):.3f}" + (f" (>{min(values):.3f})" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,21 @@
-"""The training step of CLIP ViT-B/32 beside those of PyTorch and big_vision, on this machine's CPU.
+"""Compares the CLIP ViT-B/32 training step of mmjax with those of PyTorch and big_vision, on this machine's CPU.
 
     python benchmarks/clip.py --torch=PYTHON --big_vision=PATH
     python benchmarks/clip.py --cores=1 --turns=2 --json=clip.json
 
-The peers, each of which is left out where it is not installed:
+Libraries to compare with; those that are not installed are skipped:
 
     python3 -m venv peer && peer/bin/pip install torch transformers       # then --torch=peer/bin/python
     git clone https://github.com/google-research/big_vision               # then --big_vision=big_vision
-    pip install einops scipy                                              # for big_vision, beside mmjax
+    pip install einops scipy                                              # for big_vision, in the environment of mmjax
 
-`torch.compile` needs a C++ compiler. All have the same sizes, batch, softmax loss, gradient clipping and AdamW, float32
-parameters, and as many threads as `--cores`. Each measurement is a process of its own, so that its peak memory is its
-own; the contenders take turns, so that whatever else the machine does hits all of them. Ours runs as `mmjax train`
-runs, with huge pages, with its layers in a loop and without (`scan=False` of an encoder); each peer runs as it is, and
-with huge pages too.
+`torch.compile` needs a C++ compiler. All contenders have the same model sizes, batch, softmax loss, gradient clipping
+and AdamW, float32 parameters, and `--cores` threads. Each measurement runs in its own process, so that peak memory is
+measured separately. Contenders alternate, so that other load affects all of them. mmjax runs as in `mmjax train`, with
+huge pages, with scanned and with unrolled layers (`scan=False`); the other libraries run with and without huge pages.
 
-Printed are milliseconds a step, of the clock and of all cores together (on a machine that is busy with other things,
-believe the latter, with --cores=1), peak memory, and ratios to ours: above 1, ours is better.
+Prints wall time and CPU time per step in milliseconds (on a busy machine use CPU time and --cores=1), peak memory, and
+ratios to mmjax: above 1, mmjax is better.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ OURS = "mmjax"
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """Who runs: a program in `benchmarks/peers`, one of its modes, and whether with huge pages."""
+    """A program in `benchmarks/peers`, its mode, and whether it runs with huge pages."""
 
     program: str
     mode: str = ""
@@ -55,7 +54,7 @@ class Contender:
 
 
 CONTENDERS = {
-    # Decides about huge pages itself.
+    # Enables huge pages itself.
     OURS: Contender("mmjax_clip"),
     "mmjax_unrolled": Contender("mmjax_clip", "unrolled"),
     "torch": Contender("torch_clip"),
@@ -70,17 +69,17 @@ CONTENDERS = {
 def define_flags(flags: absl_flags.FlagValues) -> None:
     everyone = ",".join(CONTENDERS)
     string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
-    string("torch", sys.executable, "the Python that has torch and transformers", flag_values=flags)
-    string("big_vision", "", "folder of big_vision's source", flag_values=flags)
-    string("contenders", everyone, "who takes part, with commas between", flag_values=flags)
-    string("precisions", "float32,bfloat16", "of the matrix products", flag_values=flags)
-    string("json", "", "a file for all figures", flag_values=flags)
-    absl_flags.DEFINE_enum("size", "b32", list(SIZES), "tiny shows that everything works", flag_values=flags)
-    integer("batch_size", 32, "pairs", lower_bound=2, flag_values=flags)
-    integer("cores", cores(), "and threads, of each process", lower_bound=1, upper_bound=cores(), flag_values=flags)
+    string("torch", sys.executable, "Python interpreter with torch and transformers", flag_values=flags)
+    string("big_vision", "", "folder with the source of big_vision", flag_values=flags)
+    string("contenders", everyone, "comma-separated contenders", flag_values=flags)
+    string("precisions", "float32,bfloat16", "comma-separated matmul precisions", flag_values=flags)
+    string("json", "", "file for all results", flag_values=flags)
+    absl_flags.DEFINE_enum("size", "b32", list(SIZES), "model size; tiny is for tests", flag_values=flags)
+    integer("batch_size", 32, "pairs per batch", lower_bound=2, flag_values=flags)
+    integer("cores", cores(), "cores and threads per process", lower_bound=1, upper_bound=cores(), flag_values=flags)
     integer("turns", 3, "processes of each contender", lower_bound=1, flag_values=flags)
     integer("steps", 5, "timed steps of each process", lower_bound=1, flag_values=flags)
-    integer("warmup", 2, "steps before these", lower_bound=1, flag_values=flags)
+    integer("warmup", 2, "untimed steps before these", lower_bound=1, flag_values=flags)
 
 
 def main(arguments: list[str]) -> int:
@@ -95,7 +94,7 @@ def main(arguments: list[str]) -> int:
         for flag, given, known in (("--contenders", names, CONTENDERS), ("--precisions", precisions, PRECISIONS)):
             for name in given:
                 if name not in known:
-                    raise UserError(flag, f"there is no {name!r}", nearest(name, known))
+                    raise UserError(flag, f"unknown name {name!r}", nearest(name, known))
     except (UserError, absl_flags.Error) as error:
         print(f"clip.py: error: {error}", file=sys.stderr)
         return 2
@@ -107,7 +106,7 @@ def main(arguments: list[str]) -> int:
             if flags.json:
                 _write(pathlib.Path(flags.json), json.dumps(found, indent=2) + "\n")
     except KeyboardInterrupt:
-        print("clip.py: interrupted; this is what there is", file=sys.stderr)
+        print("clip.py: interrupted; the results so far follow", file=sys.stderr)
     print(table(found))
     return 0
 
@@ -116,19 +115,19 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text)
-    beside.replace(path)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def take_turns(flags: absl_flags.FlagValues, names: list[str], precisions: list[str]) -> Iterator[dict[str, Any]]:
-    """Each measurement: {"contender", "precision", "turn", …} with what its process found, "missing" or "failed"."""
-    out: set[tuple[str, str]] = set()
+    """Yields measurements, {"contender", "precision", "turn"} and the output of the process, "missing" or "failed"."""
+    skipped: set[tuple[str, str]] = set()
     for turn in range(flags.turns):
         for precision in precisions:
-            # The first of a turn is another one each time.
+            # Each turn starts with another contender.
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                if (name, precision) in out:
+                if (name, precision) in skipped:
                     continue
                 settings = Settings(
                     size=flags.size,
@@ -145,14 +144,14 @@ def take_turns(flags: absl_flags.FlagValues, names: list[str], precisions: list[
                 run |= in_a_process(CONTENDERS[name], settings, flags.torch)
                 problem = run.get("missing") or run.get("failed")
                 if problem:
-                    out.add((name, precision))
-                said = problem or f"{statistics.median(run['wall']) * 1e3:,.0f} ms a step"
-                print(f"turn {turn + 1} of {flags.turns}, {precision}, {name}: {said}", file=sys.stderr, flush=True)
+                    skipped.add((name, precision))
+                outcome = problem or f"{statistics.median(run['wall']) * 1e3:,.0f} ms per step"
+                print(f"turn {turn + 1} of {flags.turns}, {precision}, {name}: {outcome}", file=sys.stderr, flush=True)
                 yield run
 
 
 def in_a_process(contender: Contender, settings: Settings, torch: str) -> dict[str, Any]:
-    """What a contender's process prints, or {"failed": the last line of its trouble}."""
+    """Runs a contender in a process. Returns its output, or {"failed": last line of stderr}."""
     python = torch if contender.program == "torch_clip" else sys.executable
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     environment |= {"OMP_NUM_THREADS": str(settings.cores), "TF_CPP_MIN_LOG_LEVEL": "2", "JAX_PLATFORMS": "cpu"}
@@ -171,7 +170,7 @@ def in_a_process(contender: Contender, settings: Settings, torch: str) -> dict[s
 
 
 def summary(runs: list[dict[str, Any]], name: str, precision: str) -> dict[str, Any] | None:
-    """Figures of one contender, with ratios to ours turn by turn, or None where it did not run."""
+    """Summarises one contender, with ratios to mmjax within each turn. Returns None if it did not run."""
     mine, ours = (
         {run["turn"]: run for run in runs if (run["contender"], run["precision"]) == (who, precision) and "wall" in run}
         for who in (name, OURS)
@@ -197,7 +196,7 @@ def summary(runs: list[dict[str, Any]], name: str, precision: str) -> dict[str, 
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures as lines for people."""
+    """Formats the results as a table."""
     runs = found["runs"]
     lines = [f"{found['host']}, {found['cores']} used; batch {found['batch_size']}, {found['turns']} turns"]
     lines += sorted({run["versions"] for run in runs if "versions" in run})
@@ -212,13 +211,13 @@ def table(found: dict[str, Any]) -> str:
             wall, cpu, peak = (_spread(row[f"{measure}_ratio"]) for measure in ("wall", "cpu", "peak"))
             times = (f"{row['wall_ms']:,.0f}", f"{row['wall_ms_p90']:,.0f}", wall, f"{row['cpu_ms']:,.0f}", cpu)
             lines.append(form.format(precision, name, *times, f"{row['peak_bytes'] / 2**30:.2f}", peak))
-    lines += ["", "contender             TFLOPs a step  parameters"]
+    lines += ["", "contender           TFLOPs per step  parameters"]
     for run in runs:
         if "flops" in run and run["precision"] == runs[0]["precision"]:
             lines.append(f"{run['contender']:20}  {run['flops'] / 1e12:13.4f}  {run['parameters']:,}")
     for problem in ("missing", "failed"):
-        troubles = {(CONTENDERS[run["contender"]].program, run[problem]): run for run in runs if problem in run}
-        lines += [f"{run['contender']} {problem}: {run[problem]}" for run in troubles.values()]
+        problems = {(CONTENDERS[run["contender"]].program, run[problem]): run for run in runs if problem in run}
+        lines += [f"{run['contender']} {problem}: {run[problem]}" for run in problems.values()]
     return "\n".join(lines)
 
 

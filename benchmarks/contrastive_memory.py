@@ -1,11 +1,10 @@
-"""Working memory of a chip for a contrastive loss and its gradient, as the rings of mmjax and as one dense matrix.
+"""Working memory per chip of a contrastive loss and its gradient: rings of mmjax against a dense matrix.
 
     python benchmarks/contrastive_memory.py [--topology=v5e:16x16] [--width=1152] [--batch=131072 --batch=1048576]
 
-Both forms are compiled for a TPU slice that need not be there (`pip install -c constraints.txt -e '.[tpu]'`); nothing
-runs. What is printed is the compiler's own account of the temporary memory, without arguments and results: what the
-loss costs beside the features and their gradient. The dense form is the usual one: features gathered on every chip, and
-each chip's rows of the matrix.
+Compiles both forms for a TPU slice without needing one (`pip install -c constraints.txt -e '.[tpu]'`); nothing is
+executed. Prints the temporary memory that the compiler reports, which excludes the features and their gradients. The
+dense form is the usual one: features are gathered on every chip, which computes its rows of the matrix.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from mmjax.sharding import MeshConfig, batch_sharding, make_mesh, replicated, sh
 from mmjax.tasks.losses.pairs import LOSSES, pair_losses
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:16x16", "a TPU slice")
-_WIDTH = flags.DEFINE_integer("width", 1152, "of the features", lower_bound=1)
+_WIDTH = flags.DEFINE_integer("width", 1152, "width of the features", lower_bound=1)
 _BATCH = flags.DEFINE_multi_integer("batch", [131_072, 1_048_576], "global batch; may be given several times")
 
 
 GROUP = 16
-"""Devices of a group of `mmjax.tasks.losses.pairs`, on the mesh with as large an axis `fsdp`."""
+"""Devices per group of `mmjax.tasks.losses.pairs`, and size of the axis `fsdp` that the groups need."""
 
 
 def ring(kind: str, first: jax.Array, second: jax.Array, temperature: jax.Array) -> jax.Array:
-    there, labels = jnp.ones(len(first), bool), jnp.arange(len(first))
-    return pair_losses(kind, first, second, temperature, jnp.zeros(()), there, labels).mean()
+    valid, labels = jnp.ones(len(first), bool), jnp.arange(len(first))
+    return pair_losses(kind, first, second, temperature, jnp.zeros(()), valid, labels).mean()
 
 
 def dense(kind: str, first: jax.Array, second: jax.Array, temperature: jax.Array) -> jax.Array:
@@ -45,7 +44,7 @@ def dense(kind: str, first: jax.Array, second: jax.Array, temperature: jax.Array
 
 
 def temporary_bytes(loss: Callable, mesh: jax.sharding.Mesh, batch: int, width: int) -> int | None:
-    """Temporary memory of the loss and its gradient on one device; None where it does not fit."""
+    """Returns the temporary memory of the loss and its gradient on one device in bytes; None if it does not fit."""
     rows, whole = batch_sharding(mesh), replicated(mesh)
     side = jax.ShapeDtypeStruct((batch, width), jnp.float32, sharding=rows)
     temperature = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
@@ -59,7 +58,7 @@ def temporary_bytes(loss: Callable, mesh: jax.sharding.Mesh, batch: int, width: 
             return None
 
 
-def spelled(size: int | None) -> str:
+def format_size(size: int | None) -> str:
     return "does not fit" if size is None else f"{size / 2**20:,.0f} MiB"
 
 
@@ -69,15 +68,15 @@ def main(_) -> None:
         mesh, groups = (make_mesh(config, devices) for config in (MeshConfig(), MeshConfig(fsdp=GROUP)))
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"JAX {jax.__version__}, {_TOPOLOGY.value} ({mesh.size} devices), {_WIDTH.value} float32 numbers a feature")
+    print(f"JAX {jax.__version__}, {_TOPOLOGY.value} ({mesh.size} devices), {_WIDTH.value} float32 values per feature")
     print(f"{'loss':8} {'batch':>9} {'ring':>14} {f'groups of {GROUP}':>14} {'dense':>14}")
     for kind in LOSSES:
         for batch in _BATCH.value:
             sizes = [
-                temporary_bytes(functools.partial(form, kind), where, batch, _WIDTH.value)
-                for form, where in ((ring, mesh), (ring, groups), (dense, mesh))
+                temporary_bytes(functools.partial(form, kind), on_mesh, batch, _WIDTH.value)
+                for form, on_mesh in ((ring, mesh), (ring, groups), (dense, mesh))
             ]
-            print(f"{kind:8} {batch:9,} " + " ".join(f"{spelled(size):>14}" for size in sizes), flush=True)
+            print(f"{kind:8} {batch:9,} " + " ".join(f"{format_size(size):>14}" for size in sizes), flush=True)
 
 
 if __name__ == "__main__":

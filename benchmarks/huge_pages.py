@@ -1,9 +1,9 @@
-"""Times a recipe's step with 2 MiB pages of working memory beside 4 KiB pages (`mmjax/host/huge_pages.py`).
+"""Compares the step time of a recipe with 2 MiB and with 4 KiB memory pages (`mmjax/host/huge_pages.py`).
 
     python benchmarks/huge_pages.py --config=configs/digits.py
 
-Processes with and without take turns, as the choice is made when a process begins. Prints the median milliseconds of
-each and their ratio with its range over the turns.
+Processes with and without alternate, because the page size is set when a process starts. Prints the median milliseconds
+of each, and their ratio with its range over the turns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MEASURE = flags.DEFINE_bool("measure", False, "only print the median millisecond
 
 
 def measure() -> float:
-    """Median milliseconds of a step on one batch that stays in memory."""
+    """Returns the median milliseconds of a step on one batch that stays in memory."""
     import jax
 
     from mmjax.experiment import Experiment
@@ -56,8 +56,8 @@ def main(_) -> None:
             milliseconds.append(float(output.split()[-1]))
     ratios = sorted(small / huge for small, huge in zip(found[0], found[1], strict=True))
     print(f"{CONFIG.value}, {os.cpu_count()} cores")
-    print(f"4 KiB pages {statistics.median(found[0]):8.1f} ms a step")
-    print(f"2 MiB pages {statistics.median(found[1]):8.1f} ms a step")
+    print(f"4 KiB pages {statistics.median(found[0]):8.1f} ms per step")
+    print(f"2 MiB pages {statistics.median(found[1]):8.1f} ms per step")
     print(f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
 
 

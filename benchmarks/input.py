@@ -1,17 +1,17 @@
-"""Examples a second that the input pipeline makes of JPEG, WAV and text, beside PyTorch's DataLoader and plain Grain.
+"""Compares the throughput of the input pipeline on JPEG, WAV and text with PyTorch's DataLoader and plain Grain.
 
     python benchmarks/input.py --torch=PYTHON [--workers=0,2] [--turns=3] [--json=FILE]
 
     python3 -m venv peer && peer/bin/pip install torch pillow scipy       # then --torch=peer/bin/python
 
-All make batches of 64 with pictures of 224 x 224 from photographs of 427 x 640, two seconds of sound at 16 kHz from
-44.1 kHz, 64 bytes of text and a label. The peers read the files that a table names, as their users do; ours reads what
-`mmjax prepare` made of that table; "reduced" is what it makes with `reduce.image.shortest=256` and
-`reduce.audio.rate=16000`, which does a part of the work once and not in every epoch. Each measurement is a process of
-its own, and the contenders take turns.
+All produce batches of 64 examples: images of 224 x 224 from photographs of 427 x 640, two seconds of audio at 16 kHz
+from 44.1 kHz, 64 bytes of text and a label. PyTorch and Grain read the files listed in a table; mmjax reads shards that
+`mmjax prepare` writes from that table. "reduced" uses shards prepared with `reduce.image.shortest=256` and
+`reduce.audio.rate=16000`, which does part of the work once instead of in every epoch. Each measurement runs in its own
+process, and contenders alternate.
 
-Printed are examples a second of the clock, examples a second of processor time, peak memory, and ratios to ours: above
-1, ours is better. On a machine that does other things too, believe the processor's.
+Prints examples per second of wall time and of CPU time, peak memory, and ratios to mmjax: above 1, mmjax is better. On
+a busy machine, use CPU time.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ CONTENDERS = {"mmjax": "mmjax_input", REDUCED: "mmjax_input", "torch": "torch_in
 def define_flags() -> absl_flags.FlagValues:
     flags = absl_flags.FlagValues()
     absl_flags.DEFINE_string(
-        "torch", "", "a Python with torch, pillow and scipy; without it torch is left out", flag_values=flags
+        "torch", "", "Python interpreter with torch, pillow and scipy; torch is skipped without it", flag_values=flags
     )
     absl_flags.DEFINE_list("workers", ["0", "2"], "numbers of worker processes", flag_values=flags)
-    absl_flags.DEFINE_integer("turns", 3, "times that each contender runs", lower_bound=1, flag_values=flags)
-    absl_flags.DEFINE_integer("batches", 16, "batches that are timed", lower_bound=1, flag_values=flags)
-    absl_flags.DEFINE_integer("examples", 512, "different examples", lower_bound=64, flag_values=flags)
-    absl_flags.DEFINE_string("json", "", "file for all that was measured", flag_values=flags)
+    absl_flags.DEFINE_integer("turns", 3, "runs of each contender", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_integer("batches", 16, "timed batches per run", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_integer("examples", 512, "number of distinct examples", lower_bound=64, flag_values=flags)
+    absl_flags.DEFINE_string("json", "", "file for all results", flag_values=flags)
     return flags
 
 
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
         found: dict[str, Any] = {"host": host(), "examples": flags.examples, "runs": []}
         for turn in range(flags.turns):
             for count in workers:
-                # The first of a turn is another one each time.
+                # Each turn starts with another contender.
                 names = list(CONTENDERS)
                 for name in names[turn % len(names) :] + names[: turn % len(names)]:
                     run = {"contender": name, "workers": count, "turn": turn}
@@ -78,8 +78,9 @@ def main(arguments: list[str]) -> int:
                     settings = Settings(data=folder, prepared=prepared, workers=count, batches=flags.batches)
                     run |= in_a_process(name, settings, flags.torch)
                     found["runs"].append(run)
-                    said = run.get("missing") or run.get("failed") or f"{run['examples'] / run['wall']:.0f} examples/s"
-                    print(f"turn {turn + 1}, {count} workers, {name}: {said}", file=sys.stderr, flush=True)
+                    problem = run.get("missing") or run.get("failed")
+                    outcome = problem or f"{run['examples'] / run['wall']:.0f} examples/s"
+                    print(f"turn {turn + 1}, {count} workers, {name}: {outcome}", file=sys.stderr, flush=True)
     if flags.json:
         pathlib.Path(flags.json).write_text(json.dumps(found, indent=2) + "\n")
     print(table(found))
@@ -87,22 +88,22 @@ def main(arguments: list[str]) -> int:
 
 
 def make_data(folder: pathlib.Path, examples: int) -> None:
-    """Photographs, sounds and sentences as files with a table, and the same prepared."""
+    """Writes photographs, recordings and captions with a table, and prepares them."""
     import PIL.Image
     import scipy.io.wavfile
     from sklearn.datasets import load_sample_images
 
-    draws = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     photographs = load_sample_images().images
     rows = []
     for number in range(examples):
-        pixels = np.roll(photographs[number % 2], draws.integers(0, 400, 2), (0, 1))
-        # No two are alike, or `prepare` would take them for copies.
-        pixels = np.clip(pixels + draws.normal(0, 12, pixels.shape) + draws.integers(-40, 40, 3), 0, 255)
+        pixels = np.roll(photographs[number % 2], rng.integers(0, 400, 2), (0, 1))
+        # Make all images different, so that `prepare` finds no duplicates.
+        pixels = np.clip(pixels + rng.normal(0, 12, pixels.shape) + rng.integers(-40, 40, 3), 0, 255)
         PIL.Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.jpg", quality=90)
-        samples = (3000 * draws.normal(size=2 * 44_100)).astype(np.int16)
+        samples = (3000 * rng.normal(size=2 * 44_100)).astype(np.int16)
         scipy.io.wavfile.write(folder / f"{number}.wav", 44_100, samples)
-        words = " ".join("abcdefghijklmnopqrstuvwxyz"[letter] * 4 for letter in draws.integers(0, 26, 9))
+        words = " ".join("abcdefghijklmnopqrstuvwxyz"[letter] * 4 for letter in rng.integers(0, 26, 9))
         rows.append([f"{number}.jpg", f"{number}.wav", words, number % 10])
     with (folder / "data.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["picture", "sound", "caption", "label"], *rows])
@@ -115,14 +116,14 @@ def make_data(folder: pathlib.Path, examples: int) -> None:
         words = [*command, *options, f"--output={folder / name}"]
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise UserError("mmjax prepare", done.stderr.strip(), "see its message")
+            raise UserError("mmjax prepare", done.stderr.strip(), "correct the cause")
 
 
 def in_a_process(name: str, settings: Settings, torch: str) -> dict[str, Any]:
-    """What a contender printed, or why it did not."""
+    """Runs a contender in a process. Returns its output, "missing" or "failed"."""
     python = torch if name == "torch" else sys.executable
     if not python:
-        return {"missing": "give a Python that has torch with --torch"}
+        return {"missing": "give a Python interpreter with torch as --torch"}
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
     if name != "torch":
         environment["PYTHONPATH"] = str(ROOT)
@@ -137,11 +138,11 @@ def in_a_process(name: str, settings: Settings, torch: str) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Medians over turns, as Markdown."""
+    """Formats medians over turns as Markdown."""
     lines = [
         f"{found['host']}; {found['examples']} examples",
         "",
-        "| workers | contender | examples/s | examples/s of a core | ratio | peak MiB | of a worker |",
+        "| workers | contender | examples/s | examples/s per core | ratio | peak MiB | worker peak MiB |",
         "|---:|---|---:|---:|---:|---:|---:|",
     ]
     runs = [run for run in found["runs"] if "wall" in run]
@@ -161,7 +162,7 @@ def table(found: dict[str, Any]) -> str:
         stages = [run["stages"] for run in runs if run["contender"] == name and "stages" in run]
         if stages:
             means = {stage: statistics.median(each[stage] for each in stages) for stage in stages[0]}
-            lines += ["", f"{name}, ms an example: " + ", ".join(f"{key} {value:.2f}" for key, value in means.items())]
+            lines += ["", f"{name}, ms per example: " + ", ".join(f"{key} {value:.2f}" for key, value in means.items())]
     return "\n".join(lines)
 
 

@@ -1,9 +1,9 @@
-"""Times the gradient of an MLP with `mmjax.layers.linear.project` beside the one that JAX derives.
+"""Compares the time of an MLP gradient with the custom derivative of `mmjax.layers.linear.project` and JAX's own.
 
     python benchmarks/linear.py --width=128 --rows=2048
 
-Both run side by side, alternating, in one process, on JAX's default device. Prints the median milliseconds of each and
-their ratio with its range; the two gradients are compared first.
+Both alternate in one process, on JAX's default device. Checks first that the gradients agree. Prints the median
+milliseconds of each, and their ratio with its range.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from absl import app, flags
 
 from mmjax.layers.linear import project
 
-WIDTH = flags.DEFINE_integer("width", 128, "of the MLP; its hidden layer has four times as many", lower_bound=1)
-ROWS = flags.DEFINE_integer("rows", 2048, "tokens of the batch", lower_bound=1)
+WIDTH = flags.DEFINE_integer("width", 128, "width of the MLP; the hidden width is four times as large", lower_bound=1)
+ROWS = flags.DEFINE_integer("rows", 2048, "tokens per batch", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 50, "timed calls of each", lower_bound=3)
 
 
@@ -41,8 +41,8 @@ def main(_) -> None:
 
     contenders = {"project": gradient_with(project), "derived": gradient_with(lambda x, kernel: x @ kernel)}
     results = {name: jax.block_until_ready(function(kernels, x)) for name, function in contenders.items()}
-    for found, truth in zip(jax.tree.leaves(results["project"]), jax.tree.leaves(results["derived"]), strict=True):
-        np.testing.assert_allclose(found, truth, rtol=1e-3, atol=1e-4 * float(jnp.abs(truth).max()))
+    for found, expected in zip(jax.tree.leaves(results["project"]), jax.tree.leaves(results["derived"]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * float(jnp.abs(expected).max()))
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(REPEATS.value):
         for name, function in contenders.items():

@@ -1,4 +1,4 @@
-"""What a benchmark says of the machine it ran on. Imports nothing that takes memory or time."""
+"""Description of the machine that runs a benchmark. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import platform
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def host() -> str:
-    """Processor, cores and system."""
+    """Returns processor, cores and system as text."""
     return f"{_processor()}, {cores()} of {os.cpu_count()} cores, {platform.system()}"
 
 

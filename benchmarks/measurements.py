@@ -1,4 +1,4 @@
-"""What `benchmarks/step.py` measures, each as a function of an experiment and what it runs."""
+"""Measurements of `benchmarks/step.py`: step time, input time, host overhead, utilisation and memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mmjax.sharding import format_mesh
 from mmjax.training import HOOKS
 from mmjax.training.loop import Hook, Loop
 
-# The steps at the beginning of a series that do not count: they find queues that were filled before it.
+# Untimed steps at the start of a series: they use batches that were queued before it.
 UNCOUNTED = 8
 
 _COMPILE_EVENTS = {
@@ -39,7 +39,7 @@ _COMPILE_EVENTS = {
 
 @contextlib.contextmanager
 def compile_seconds() -> Iterator[dict[str, float]]:
-    """Adds up what JAX spends until the end of the block on tracing, lowering and compiling all programs."""
+    """Sums the seconds that JAX spends in the block on tracing, lowering and compiling."""
     seconds = dict.fromkeys(_COMPILE_EVENTS.values(), 0.0)
     listening = True
 
@@ -55,7 +55,7 @@ def compile_seconds() -> Iterator[dict[str, float]]:
 
 
 class _Reached(Exception):
-    """The first step is done."""
+    """Raised after the first step, with the time."""
 
 
 class _FirstStep(Hook):
@@ -74,7 +74,7 @@ class _FirstStep(Hook):
 
 
 def first_step(recipe: Any, workdir: pathlib.Path) -> float:
-    """Trains a recipe in an empty folder until its first step is done, and returns when that was, as `time.time()`."""
+    """Trains a recipe for one step in an empty folder. Returns the end of the step as `time.time()`."""
     raw = plain(recipe)
     HOOKS["benchmark_first_step"] = _FirstStep
     raw["train"]["hooks"] = [*raw["train"].get("hooks", []), {"kind": "benchmark_first_step"}]
@@ -85,27 +85,27 @@ def first_step(recipe: Any, workdir: pathlib.Path) -> float:
     raise RuntimeError("the run ended before its first step")
 
 
-def part_cores(words: Sequence[str]) -> None:
-    """Leaves the cores of these numbers to the pipeline and the loop, and gives JAX's threads all others.
+def separate_cores(words: Sequence[str]) -> None:
+    """Reserves the given cores for the pipeline and the loop, and runs JAX's threads on all others.
 
-    On a CPU a step takes longer beside a busy pipeline though it waits for nothing; what remains then is the waiting.
+    On a CPU a busy pipeline slows down the step even if it never waits for input; separate cores avoid this.
 
     Raises:
-      UserError: if these are not some of the cores that this process may use.
+      UserError: if `words` are not indices of a proper subset of the cores that this process may use.
     """
     all_cores = os.sched_getaffinity(0)
     cores = {int(word) for word in words if word.isdecimal()}
     if len(cores) != len(words) or not cores < all_cores:
         problem = f"{','.join(words)} are not some of the cores {','.join(map(str, sorted(all_cores)))}"
         raise UserError("--input_cores", problem, "leave at least one to the step")
-    # A thread has the cores of the thread that started it, and JAX starts its threads now.
+    # Threads inherit the cores of the thread that starts them, and JAX starts its threads here.
     os.sched_setaffinity(0, all_cores - cores)
     jax.block_until_ready(jnp.zeros(()) + 1)
     os.sched_setaffinity(0, cores)
 
 
 class Run:
-    """An experiment with a state that its step has been compiled for, and one batch that stays on the devices."""
+    """An experiment with its compiled step, its state, and one batch that stays on the devices."""
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
@@ -119,16 +119,17 @@ class Run:
         self.batches.close()
 
     def series(self, count: int, real: bool) -> tuple[list[float], list[float]]:
-        """Makes `count` steps one behind the other, as training does.
+        """Runs `count` consecutive steps, as in training.
 
-        The host stays one step ahead of the devices, so that neither waits for the other's turn to come.
+        The host stays one step ahead of the devices, so that dispatch overlaps with compute.
 
         Args:
-          real: whether to take batches from the pipeline, or the same one again.
+          count: number of timed steps.
+          real: use batches from the pipeline instead of one repeated batch.
 
         Returns:
-          (seconds from the end of one step to the end of the next, seconds that the host waited for its batch), without
-          the first `UNCOUNTED` steps.
+          (seconds between the ends of consecutive steps, seconds to fetch each batch), without the first `UNCOUNTED`
+          steps.
         """
         ends, waits, before = [], [], None
         for _ in range(count + UNCOUNTED + 1):
@@ -136,7 +137,7 @@ class Run:
             batch = next(self.batches) if real else self.batch
             waits.append(time.perf_counter() - start)
             self.state = self.step(self.state, batch)
-            # The state itself is given to the next step before its end.
+            # The state itself is donated to the next step, so wait for a copy of one leaf.
             marker = jnp.copy(self.state.data_step)
             if before is not None:
                 before.block_until_ready()
@@ -146,7 +147,7 @@ class Run:
         return durations[UNCOUNTED - 1 :], waits[UNCOUNTED + 1 :]
 
     def dispatch(self, count: int) -> list[float]:
-        """Seconds of each call of the step, made when the devices have nothing left to do."""
+        """Returns the seconds of each call of the step, made while the devices are idle."""
         seconds = []
         for _ in range(count):
             jax.block_until_ready(self.state)
@@ -157,15 +158,17 @@ class Run:
 
 
 def steps_and_waiting(run: Run, count: int, in_a_round: int = 20) -> dict[str, float]:
-    """Times steps with the same batch and with batches from the pipeline, in turns, so that both see the same machine.
+    """Times steps with a repeated batch and with batches from the pipeline, in alternating rounds.
 
     Args:
-      count: timed steps of each.
+      run: experiment to time.
+      count: timed steps of each kind.
+      in_a_round: timed steps per round.
 
     Returns:
-      "step_ms" and "step_ms_p90" with the same batch, "examples_per_second"; "input_ms", and its share "input_share" of
-      a step, in which the host waited for its batch, which the devices need not notice; and "real_over_same", the ratio
-      of the mean durations, with its standard error over the rounds, and the lowest and the highest of them.
+      With the repeated batch: "step_ms", "step_ms_p90", "examples_per_second". With real batches: "input_ms", the time
+      to fetch a batch, and "input_share", its share of a step; both may overlap with compute. "real_over_same": ratio
+      of the mean durations, with "_error" (standard error over the rounds), "_low" and "_high" (minimum and maximum).
     """
     rounds = max(4, count // in_a_round)
     same: list[float] = []
@@ -192,9 +195,9 @@ def steps_and_waiting(run: Run, count: int, in_a_round: int = 20) -> dict[str, f
 
 
 def overhead_ms(run: Run, count: int) -> tuple[float, float]:
-    """The milliseconds that a call of the step takes the host: their median and their 10th percentile.
+    """Returns the host time of dispatching a step in milliseconds: median and 10th percentile.
 
-    A CPU that is its own device interrupts the call to begin with the step's work; the second figure is without that.
+    If the CPU is the device, the step's computation can interrupt the call; the 10th percentile excludes this.
     """
     run.dispatch(3)
     seconds = run.dispatch(count)
@@ -202,7 +205,7 @@ def overhead_ms(run: Run, count: int) -> tuple[float, float]:
 
 
 def utilisation(experiment: Experiment, step_seconds: float) -> dict[str, Any]:
-    """The model's FLOPs of a step, what the devices made of them, and the share of their bfloat16 peak where known."""
+    """Returns model FLOPs per step, TFLOP/s per device, and the share of the bfloat16 peak; None if unknown."""
     devices, kind = experiment.mesh.size, experiment.mesh.devices.flat[0].device_kind
     try:
         flops = step_flops(experiment)
@@ -215,7 +218,7 @@ def utilisation(experiment: Experiment, step_seconds: float) -> dict[str, Any]:
 
 
 def memory(run: Run) -> dict[str, Any]:
-    """Peak bytes: of a device as it says itself, or of this process; and what the compiled step asks a device for."""
+    """Returns peak bytes of the devices and of this process, and the memory of the compiled step per device."""
     stats = [device.memory_stats() or {} for device in run.experiment.mesh.local_devices]
     found: dict[str, Any] = {"device_peak_bytes": max((each.get("peak_bytes_in_use", 0) for each in stats), default=0)}
     unit = 1 if sys.platform == "darwin" else 1024
@@ -228,7 +231,7 @@ def memory(run: Run) -> dict[str, Any]:
 
 
 def machine(experiment: Experiment) -> dict[str, Any]:
-    """What all figures depend on."""
+    """Returns devices, host, versions and mesh."""
     device = experiment.mesh.devices.flat[0]
     return {
         "device": f"{experiment.mesh.size} x {device.device_kind}",

@@ -1,12 +1,12 @@
-"""Measures the training step of any recipe on any mesh, from the command to what it makes of the device.
+"""Measures start-up time, step time, host overhead, input time, utilisation and memory of any recipe on any mesh.
 
     python benchmarks/step.py --config=configs/digits.py
     python benchmarks/step.py --config=configs/digits.py:matched --config.mesh.fsdp=4 --json
     python benchmarks/step.py --config=configs/digits.py --input_cores=2,3
 
-Starts the recipe twice in fresh processes, with an empty and with a filled compilation cache, and measures its step in
-a third. The data is prepared before. Steps are timed with one batch that stays on the devices; batches from the
-pipeline take turns with it, and what they add is the time of waiting for input.
+Starts the recipe in two fresh processes, with an empty and with a filled compilation cache, and measures its step in a
+third. The data is prepared beforehand. Rounds with one batch that stays on the devices alternate with rounds on batches
+from the pipeline; the difference is the time spent waiting for input.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mmjax.errors import UserError
 from mmjax.host.compilation_cache import CACHE_VARIABLE, enable_compilation_cache
 from mmjax.host.huge_pages import use_huge_pages
 
-# The depths whose host overhead is compared: with scanned layers it must not grow.
+# Numbers of layers to compare: with scanned layers the host overhead must not grow with depth.
 DEPTHS = (12, 48)
 
 
@@ -35,18 +35,18 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     define_config(flags)
     integer, boolean, string = absl_flags.DEFINE_integer, absl_flags.DEFINE_bool, absl_flags.DEFINE_string
     integer("steps", 60, "timed steps with and without the pipeline", lower_bound=4, flag_values=flags)
-    boolean("starts", True, "whether to start the recipe with and without a compilation cache", flag_values=flags)
+    boolean("starts", True, "measure starts with an empty and with a filled compilation cache", flag_values=flags)
     absl_flags.DEFINE_list(
         "input_cores",
         [],
-        "numbers of cores for the pipeline and the loop alone, as on a machine whose devices are not its processor; "
-        "the step computes on the others",
+        "comma-separated cores reserved for the pipeline and the loop, as on hosts with accelerators; "
+        "the step uses the others",
         flag_values=flags,
     )
     boolean("json", False, "print one JSON object instead of a table", flag_values=flags)
-    string("part", "", "what a process of this benchmark does itself: start or measure", flag_values=flags)
-    string("result", "", "where that process writes what it found", flag_values=flags)
-    absl_flags.DEFINE_float("started", 0.0, "when that process was started", flag_values=flags)
+    string("part", "", "internal: task of a child process, start or measure", flag_values=flags)
+    string("result", "", "internal: result file of a child process", flag_values=flags)
+    absl_flags.DEFINE_float("started", 0.0, "internal: start time of a child process", flag_values=flags)
 
 
 def main(arguments: list[str]) -> int:
@@ -67,11 +67,11 @@ def main(arguments: list[str]) -> int:
 
 
 def in_processes(flags: absl_flags.FlagValues, arguments: list[str]) -> dict[str, Any]:
-    """Everything, measured in processes of their own: this one must not hold the devices."""
+    """Runs each measurement in its own process, because this process must not hold the devices."""
     from mmjax.datasets import make_dataset
     from mmjax.experiment import DataConfig, plain
 
-    # Also brings the libraries into the system's file cache, so that the first start has no drawback.
+    # This also loads the libraries into the system's file cache, so that the first start is not slower for it.
     make_dataset(plain(flags.config)["data"], DataConfig)[1].prepare()
     with tempfile.TemporaryDirectory() as folder:
         found: dict[str, Any] = {"recipe": next(word for word in arguments if word.startswith("--config"))}
@@ -89,14 +89,14 @@ def _in_a_process(part: str, arguments: list[str], folder: str) -> dict[str, Any
     own = [f"--part={part}", f"--result={result}", f"--started={time.time()}"]
     done = subprocess.run([sys.executable, __file__, *arguments, *own], env=environment, stdout=sys.stderr)
     if done.returncode == 2:
-        # It has said why.
+        # The child process has printed the error.
         raise SystemExit(2)
     done.check_returncode()
     return json.loads(result.read_text())
 
 
 def start(flags: absl_flags.FlagValues) -> dict[str, float]:
-    """Does what `mmjax train` does, from the command to the end of the first step."""
+    """Times a start like that of `mmjax train`, from the command to the end of the first step."""
     from measurements import compile_seconds, first_step
 
     with compile_seconds() as seconds, tempfile.TemporaryDirectory() as workdir:
@@ -110,7 +110,7 @@ def measure(flags: absl_flags.FlagValues) -> dict[str, Any]:
     from mmjax.experiment import Experiment
 
     if flags.input_cores:
-        measurements.part_cores(flags.input_cores)
+        measurements.separate_cores(flags.input_cores)
     experiment = Experiment(flags.config)
     run = measurements.Run(experiment)
     found: dict[str, Any] = measurements.machine(experiment)
@@ -136,31 +136,31 @@ def _overhead(flags: absl_flags.FlagValues, depth: int) -> tuple[float, float]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures as lines for people."""
+    """Formats the results as lines of text."""
     overhead = ", ".join(f"{name} {median:.2f} ms ({low:.2f})" for name, (median, low) in found["overhead_ms"].items())
     gibibyte = 2.0**30
     if found["device_peak_bytes"]:
-        peak = f"{found['device_peak_bytes'] / gibibyte:.2f} GiB of a device"
+        peak = f"{found['device_peak_bytes'] / gibibyte:.2f} GiB per device"
     else:
-        peak = f"{found['process_peak_bytes'] / gibibyte:.2f} GiB of the process"
+        peak = f"{found['process_peak_bytes'] / gibibyte:.2f} GiB in this process"
     if "step_bytes" in found:
-        peak += f"; the compiled step needs {found['step_bytes'] / gibibyte:.2f} GiB a device"
+        peak += f"; the compiled step needs {found['step_bytes'] / gibibyte:.2f} GiB per device"
     if found["flops"] is None:
         used = f"unknown: {found['flops_unknown']}"
     else:
-        used = f"{found['tflops_per_device']:.3g} TFLOP/s a device ({found['flops']:.3g} FLOPs a step)"
+        used = f"{found['tflops_per_device']:.3g} TFLOP/s per device ({found['flops']:.3g} FLOPs per step)"
         share = found["utilisation"]
         used += ", peak of this device unknown" if share is None else f", {share:.1%} of the bfloat16 peak"
     rows = {name: found[name] for name in ("recipe", "device", "host", "versions", "mesh")} | {
         "step": f"{found['step_ms']:.2f} ms median, {found['step_ms_p90']:.2f} ms 90th percentile",
         "throughput": f"{found['examples_per_second']:,.0f} examples/s",
-        "host overhead a step": f"{overhead}: median (10th percentile)",
+        "host time per step": f"{overhead}: median (10th percentile)",
         "waiting for input": (
-            f"{found['real_over_same'] - 1:.1%} of a step, real batches beside one batch again (standard error "
+            f"{found['real_over_same'] - 1:.1%} of a step, real batches against a repeated batch (standard error "
             f"{found['real_over_same_error']:.1%}; rounds {found['real_over_same_low'] - 1:.1%} to "
             f"{found['real_over_same_high'] - 1:.1%})"
         ),
-        "host's call for a batch": f"{found['input_ms']:.2f} ms, while the devices compute",
+        "host time per batch": f"{found['input_ms']:.2f} ms, while the devices compute",
         "peak memory": peak,
         "utilisation": used,
     }
@@ -178,6 +178,6 @@ def table(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    # As the command does.
+    # `mmjax train` does the same.
     use_huge_pages()
     sys.exit(main(sys.argv))

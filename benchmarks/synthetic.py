@@ -1,4 +1,4 @@
-"""A recipe on synthetic data that measures the host's part of a step."""
+"""Recipe on synthetic data for measuring the host overhead of a step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 
 def transformer_recipe(depth: int) -> ConfigDict:
-    """A Transformer so small that what is left of a step is what the host does for it."""
+    """Returns a recipe with a Transformer so small that host overhead dominates the step time."""
     config = ConfigDict()
     config.data = {"name": "synthetic", "letters": 7, "inputs": {"text": {"length": 8}}}
     trunk = {"width": 8, "depth": depth, "heads": 1, "hidden": 8}

@@ -42,7 +42,7 @@ def test_recipes_are_listed_and_a_wrong_name_is_answered_with_the_nearest(capsys
         if path.stem != "siglip"  # what its sizes share
     }
     assert main(["init", "digts"]) == 2
-    assert "there is no recipe 'digts'; did you mean 'digits'?" in capsys.readouterr().err
+    assert "unknown recipe 'digts'; did you mean 'digits'?" in capsys.readouterr().err
 
 
 def test_a_wheel_installs_the_recipes_where_they_are_looked_for(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
-"""big_vision's contender: its two towers, its optimiser chain and its softmax loss, from a checkout of its source.
+"""CLIP step of big_vision: its two towers, optimiser chain and softmax loss, from a checkout of its source.
 
-Its trainer also loads data with TensorFlow, which nothing here needs: where it is not installed, an empty module stands
-for it. The text tower always computes in float32, since it has no option for anything else.
+big_vision imports TensorFlow for its data loading, which is not used here; if TensorFlow is not installed, an empty
+module replaces it. The text tower always computes in float32, because it has no precision option.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def measure(settings: contender.Settings) -> dict[str, Any]:
 
 
 def _modules() -> tuple[Any, Any, Any]:
-    # Flax looks itself whether there is a TensorFlow, and must not take the empty one for it.
+    # Import this first: Flax checks for TensorFlow, and must not find the empty module.
     importlib.import_module("flax.training.checkpoints")
     if importlib.util.find_spec("tensorflow") is None:
         for name in ("tensorflow", "tensorflow.io", "tensorflow.io.gfile"):
@@ -110,7 +110,7 @@ def _trunk(size: contender.Size, part: str) -> dict[str, int]:
 
 
 def _flops(loss: Any, *arguments: Any) -> int:
-    """Three times those of the forward pass, without the logits over the vocabulary, which the loss does not need."""
+    """Returns three times the forward FLOPs, without the unused logits over the vocabulary."""
     import jax
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
     from jax.interpreters.partial_eval import dce_jaxpr

@@ -1,7 +1,7 @@
-"""What the contenders of `benchmarks/clip.py` have in common: sizes, the batch, the clock. Needs NumPy alone.
+"""Shared code of the contenders of `benchmarks/clip.py`: model sizes, batch and timing. Needs only NumPy.
 
-A contender is a program that takes `Settings` as JSON and prints one JSON object as its last line. It runs in a process
-of its own, maybe under another Python, so that its peak memory is its own.
+A contender is a program that takes `Settings` as JSON and prints one JSON object as its last line. It runs in its own
+process, possibly with another Python, so that its peak memory is measured separately.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A CLIP: two Transformers whose hidden layers have four times their width."""
+    """Sizes of a CLIP model with two Transformers, whose hidden width is 4 x width."""
 
     pixels: int = 224
     patch: int = 32
@@ -37,19 +37,19 @@ class Size:
 
 SIZES = {
     "b32": Size(),
-    # To see that everything works.
+    # For tests.
     "tiny": Size(16, 8, 16, 1, 2, 16, 1, 2, 8, 512, 8),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """One measurement.
+    """Settings of one measurement.
 
     Attributes:
-      precision: "float32", or "bfloat16" for the products, with float32 parameters.
-      mode: of a peer that can run in several ways.
-      path: where a peer's source lies.
+      precision: dtype of matmuls, "float32" or "bfloat16"; parameters are float32.
+      mode: variant of the contender, such as "compiled".
+      path: folder of the contender's source, if needed.
       count: whether to count FLOPs as well.
     """
 
@@ -68,30 +68,30 @@ class Settings:
         return SIZES[self.size]
 
 
-# Of AdamW, as in the recipe; the learning rate of its first steps is small enough for any.
+# AdamW as in the recipe; the learning rate is that of the first warmup steps.
 OPTIMIZER = {"b1": 0.9, "b2": 0.98, "eps": 1e-6}
 WEIGHT_DECAY, LEARNING_RATE, CLIP = 0.2, 5e-7, 1.0
 
 
 class Missing(Exception):
-    """A peer is not installed; the message is one line that says how to install it."""
+    """Raised if a library is not installed, with a one-line installation command."""
 
 
 def random_batch(settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures [B, pixels, pixels, 3] float32 and sentences [B, length] int32 without padding, the same for all."""
-    size, draws = settings.shape, np.random.default_rng(0)
-    images = draws.standard_normal((settings.batch_size, size.pixels, size.pixels, 3), np.float32)
-    text = draws.integers(0, size.vocabulary - 2, (settings.batch_size, size.length), np.int32)
-    # The end of a sentence has the last number, and stands last.
+    """Returns images [B, pixels, pixels, 3] float32 and token ids [B, length] int32 without padding, equal for all."""
+    size, rng = settings.shape, np.random.default_rng(0)
+    images = rng.standard_normal((settings.batch_size, size.pixels, size.pixels, 3), np.float32)
+    text = rng.integers(0, size.vocabulary - 2, (settings.batch_size, size.length), np.int32)
+    # The end-of-text token has the largest id and comes last.
     text[:, -1] = size.vocabulary - 1
     return images, text
 
 
 def time_steps(step: Callable[[], float], settings: Settings) -> dict[str, Any]:
-    """Calls `step`, which makes a whole step and returns the loss when it is done.
+    """Times calls of `step`, which runs a complete training step and returns the loss.
 
     Returns:
-      "wall" and "cpu", seconds of each timed step, the latter those of all threads together; and "losses".
+      {"wall": seconds of each timed step, "cpu": CPU seconds over all threads, "losses": loss of each timed step}.
     """
     found: dict[str, list[float]] = {"wall": [], "cpu": [], "losses": []}
     for number in range(settings.warmup + settings.steps):
@@ -105,9 +105,9 @@ def time_steps(step: Callable[[], float], settings: Settings) -> dict[str, Any]:
 
 
 def run(contender: Callable[[Settings], dict[str, Any]]) -> None:
-    """Reads the settings from the command line, measures, and prints what was found.
+    """Reads the settings from the command line, runs the contender and prints its results as JSON.
 
-    `contender` returns what `time_steps` does, "parameters", "versions" and, if asked to count, "flops" of a step.
+    `contender` returns the results of `time_steps`, "parameters", "versions" and, if `settings.count`, "flops".
     """
     settings = Settings(**json.loads(sys.argv[1]))
     if hasattr(os, "sched_setaffinity"):

@@ -1,4 +1,4 @@
-"""Grain as its own tutorial uses it, over the files of a table."""
+"""Input pipeline of plain Grain, as in its tutorial, over the files of a table."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ SETTINGS = loading.settings()
 ROWS = loading.rows(SETTINGS)
 
 
-def work(row: dict[str, str]):
+def load(row: dict[str, str]):
     return loading.example(SETTINGS.data, row)
 
 
 def main() -> None:
     flags.FLAGS.mark_as_parsed()
-    dataset = grain.MapDataset.source(ROWS).seed(0).shuffle().repeat(None).map(work)
+    dataset = grain.MapDataset.source(ROWS).seed(0).shuffle().repeat(None).map(load)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * SETTINGS.batch_size))
     dataset = dataset.batch(SETTINGS.batch_size, drop_remainder=True)
     if SETTINGS.workers:

@@ -1,7 +1,7 @@
-"""What the contenders of `benchmarks/input.py` have in common: the work for one example, and the clock.
+"""Shared code of the contenders of `benchmarks/input.py`: loading an example, and timing.
 
-Needs NumPy, Pillow and SciPy alone. A contender is a program that takes `Settings` as JSON and prints one JSON object
-as its last line. It runs in a process of its own, maybe under another Python, so that its peak memory is its own.
+Needs only NumPy, Pillow and SciPy. A contender is a program that takes `Settings` as JSON and prints one JSON object as
+its last line. It runs in its own process, possibly with another Python, so that its peak memory is measured separately.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ SIDE, RATE, SECONDS, LENGTH = 224, 16_000, 2.0, 64
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """One measurement.
+    """Settings of one measurement.
 
     Attributes:
-      data: folder with `data.csv`, its files, and what was prepared of them.
-      prepared: the name of the folder in it that ours reads.
-      workers: processes that load.
-      batches: how many are timed, after `warmup`.
+      data: folder with `data.csv`, its files, and the data prepared from them.
+      prepared: name of the subfolder with the prepared data, for mmjax.
+      workers: number of worker processes.
+      batches: number of timed batches, after `warmup` untimed ones.
     """
 
     data: str
@@ -51,7 +51,7 @@ def rows(settings: Settings) -> list[dict[str, str]]:
 
 
 def example(folder: str, row: dict[str, str]) -> dict[str, np.ndarray]:
-    """A picture of 224 x 224, two seconds at 16 kHz, 64 bytes of text, and a label."""
+    """Loads an example: an image of 224 x 224, two seconds of audio at 16 kHz, 64 bytes of text, and a label."""
     import PIL.Image
     import scipy.io.wavfile
     import scipy.signal
@@ -70,9 +70,9 @@ def example(folder: str, row: dict[str, str]) -> dict[str, np.ndarray]:
 
 
 def time_batches(batches: Iterator[Any], settings: Settings, read: Callable[[Any], Any]) -> None:
-    """Prints seconds of the clock and of all cores, and the peak memory of this process and its largest child.
+    """Prints wall seconds, CPU seconds, and the peak memory of this process and of its largest child.
 
-    `read` is called on each batch, and has to give its pictures as an array.
+    `read` returns the images of a batch as an array.
     """
     total = 0.0
     for _ in range(settings.warmup):
@@ -88,7 +88,7 @@ def time_batches(batches: Iterator[Any], settings: Settings, read: Callable[[Any
 
 
 def _processor_seconds() -> float:
-    """Of this process and of all its descendants, those that still run included."""
+    """Returns the CPU seconds of this process and all its descendants, including running ones."""
     tick = os.sysconf("SC_CLK_TCK")
     parents, seconds = {}, {}
     for entry in os.listdir("/proc"):

@@ -1,4 +1,4 @@
-"""Our contender: `configs/clip_b32.py`, as `mmjax train` runs it, but for data that stay in memory."""
+"""CLIP step of mmjax: `configs/clip_b32.py`, as `mmjax train` runs it, with one batch that stays in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmjax.host.huge_pages import use_huge_pages  # noqa: E402
 
 
 def recipe(settings: contender.Settings) -> Any:
-    """The recipe with another batch and precision, and other sizes if asked for."""
+    """Returns the recipe with the batch size, precision and model sizes of the settings."""
     from mmjax.recipe import load_recipe
 
     config, size = load_recipe(str(ROOT / "configs" / "clip_b32.py")), settings.shape
@@ -69,6 +69,6 @@ def measure(settings: contender.Settings) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    # As the command does.
+    # `mmjax train` does the same.
     use_huge_pages()
     contender.run(measure)

@@ -1,4 +1,4 @@
-"""Our pipeline over what `mmjax prepare` made of the same table."""
+"""Input pipeline of mmjax, over the data that `mmjax prepare` wrote from the same table."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def main() -> None:
 
 
 def stages(pipeline: Pipeline, count: int = 64) -> dict[str, float]:
-    """Milliseconds an example in each stage, one after the other in this process."""
+    """Returns the milliseconds per example of each stage, run sequentially in this process."""
     source, found = pipeline.dataset.source("train"), {}
     stored = source._opened[0]
-    numbers = list(range(min(count, len(source))))
+    indices = list(range(min(count, len(source))))
 
     def timed(name, function):
         start = time.perf_counter()
         result = function()
-        found[name] = (time.perf_counter() - start) * 1e3 / len(numbers)
+        found[name] = (time.perf_counter() - start) * 1e3 / len(indices)
         return result
 
-    # Opens the files, and brings them into memory.
-    _ = [stored[number] for number in numbers]
-    timed("read", lambda: [stored[number] for number in numbers])
-    records = timed("read and decode", lambda: [source[number] for number in numbers])
+    # Open the files and load them into the file cache.
+    _ = [stored[index] for index in indices]
+    timed("read", lambda: [stored[index] for index in indices])
+    records = timed("read and decode", lambda: [source[index] for index in indices])
     for name, modality in pipeline.modalities.items():
         modality.process(records[0].inputs[name])
         timed(name, lambda: [modality.process(record.inputs[name]) for record in records])  # noqa: B023

@@ -1,4 +1,4 @@
-"""PyTorch's contender: `CLIPModel` of transformers with random weights, AdamW, eager or with `torch.compile`."""
+"""CLIP step of PyTorch: `CLIPModel` of transformers with random weights and AdamW, eager or with `torch.compile`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def measure(settings: contender.Settings) -> dict[str, Any]:
         import transformers
     except ImportError as error:
         raise contender.Missing("pip install torch transformers") from error
-    # Before anything runs in threads.
+    # Set this before any thread starts.
     torch.set_num_threads(settings.cores)
     torch.manual_seed(0)
     config = _config(settings.shape)
@@ -67,7 +67,7 @@ def _config(size: contender.Size) -> Any:
 
 
 def _flops(config: Any, settings: contender.Settings) -> int:
-    """Three times those of the forward pass, as PyTorch counts them, without computing anything."""
+    """Returns three times the forward FLOPs counted by PyTorch on meta tensors."""
     import torch
     import transformers
     from torch.utils.flop_counter import FlopCounterMode

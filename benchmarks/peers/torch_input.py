@@ -1,4 +1,4 @@
-"""PyTorch's DataLoader over the files of a table."""
+"""Input pipeline with PyTorch's DataLoader, over the files of a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main() -> None:
     except ImportError as error:
         print(json.dumps({"missing": f"pip install torch pillow scipy ({error})"}))
         return
-    # A worker that multiplies threads only fights with the others.
+    # More threads per worker would compete with the other workers.
     torch.set_num_threads(1)
 
     class Examples(torch.utils.data.Dataset):

@@ -1,15 +1,14 @@
-"""Plans big_vision's SigLIP step as `mmjax plan` plans ours: the same batch, chips, compiler, and judge.
+"""Plans the SigLIP step of big_vision with the planner of `mmjax plan`, for the same batch, chips and compiler.
 
     git clone https://github.com/google-research/big_vision
     pip install einops scipy
-    python experiments/03_plans/big_vision.py --big_vision=big_vision              # what is not recorded yet
-    python experiments/03_plans/big_vision.py --big_vision=big_vision siglip_l16   # those with this in their name
+    python experiments/03_plans/big_vision.py --big_vision=big_vision              # missing plans
+    python experiments/03_plans/big_vision.py --big_vision=big_vision siglip_l16   # plans whose names contain this
 
-Both of its towers, its loss, optimiser and measurements as in its trainer `siglip.py`; parameters and moments are split
-over all chips by its own rule `fsdp`; layers are unrolled and nothing is computed again, which are its defaults, or,
-where that does not fit, in its loop, which computes all again. Its text tower has no option for bfloat16: here it
-computes in it as the image tower does, to its advantage. What comes is kept in `plans.json` beside ours; `plans.py
---tables` writes the table.
+Towers, loss, optimiser and metrics are those of its trainer `siglip.py`; its rule `fsdp` shards parameters and moments
+over all chips. Layers are unrolled without rematerialisation, its default; if that does not fit, they are scanned with
+full rematerialisation. Its text tower has no option for bfloat16; here it computes in bfloat16 like the image tower, in
+favour of big_vision. Results are stored in `plans.json`; `plans.py --tables` writes the table.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(FOLDER), str(ROOT / "benchmarks" / "peers")]
 from plans import BESIDE, TOPOLOGIES, beside_name, kept, read_record  # noqa: E402
 
 SIZES = {
-    # recipe: (variant of its towers, pixels)
+    # recipe: (variant of the towers, pixels)
     "siglip_l16": ("L/16", 256),
     "siglip_b16": ("B/16", 256),
     "siglip_so400m": ("So400m/14", 224),
@@ -39,7 +38,7 @@ ADAM = {"b1": 0.9, "b2": 0.95, "mu_dtype": "float32"}
 
 
 class Step:
-    """Its training step, as `mmjax.planning.plan.Plannable` asks for it."""
+    """Training step of big_vision as a `mmjax.planning.plan.Plannable`."""
 
     def __init__(self, modules: Any, sharding: Any, recipe: str, batch_size: int, devices: Any, scan: bool):
         import jax
@@ -55,7 +54,7 @@ class Step:
         trunk = {"variant": variant.partition("/")[0], "pool_type": "map", "scan": scan}
         image = {**trunk, "variant": variant, "dtype_mm": "bfloat16"}
         width = importlib.import_module("big_vision.models.vit").decode_variant(variant)["width"]
-        # The published models begin at these.
+        # Initial temperature and bias of the published models.
         self.model = two_towers.Model(
             image=image, text={**trunk, "vocab_size": TEXT[1]}, out_dim=(None, width), temperature_init=10.0,
             bias_init=-10.0,
@@ -100,7 +99,7 @@ class Step:
         return jnp.mean(-jnp.sum(self.jax.nn.log_sigmoid(signs * logits), axis=-1))
 
     def objective(self, parameters, batch):
-        """The loss without the logits over the vocabulary, which its text tower makes and nobody reads."""
+        """Loss without the logits over the vocabulary, which the text tower computes but the loss does not use."""
         from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
         from jax.interpreters.partial_eval import dce_jaxpr
 
@@ -121,7 +120,7 @@ class Step:
         return {"params": parameters, "opt": opt}, measured
 
     def lower_step(self):
-        # One copy of the code of equal layers, as ours: no cycle less, but less memory, the compiler's own too.
+        # Deduplicate the code of equal layers, as mmjax does: same cycles, less memory, also of the compiler.
         options = {"xla_tpu_enable_deduplicated_calls": "ENABLED"}
         shardings = (self.shardings, self.whole)
         step = self.jax.jit(self.update, donate_argnums=0, out_shardings=shardings, compiler_options=options)
@@ -136,7 +135,7 @@ def main(arguments: list[str]) -> int:
     words = [word for word in arguments if not word.startswith("--")]
     if not path or not (pathlib.Path(path) / "big_vision").is_dir():
         print(
-            "big_vision.py: error: --big_vision: give the folder of its source; see the top of this file",
+            "big_vision.py: error: --big_vision: give the folder of its source; see this file's docstring",
             file=sys.stderr,
         )
         return 2
@@ -145,7 +144,7 @@ def main(arguments: list[str]) -> int:
 
     modules = big_vision_clip._modules()
     vit = importlib.import_module("big_vision.models.vit")
-    # Fields of a Flax module; those of the image tower are given.
+    # Changes the default dtype for the text tower; the image tower sets its own.
     vit.Encoder = functools.partial(vit.Encoder, dtype_mm="bfloat16")
     sharding = importlib.import_module("big_vision.sharding")
 

@@ -1,10 +1,11 @@
-"""Transformers over text in the shapes of dense language models whose speed others published.
+"""Text Transformers with the sizes of dense language models whose training speed is published.
 
     mmjax plan --config=experiments/03_plans/dense.py:32b --topology=v5e:16x16 --batch_per_chip=4
 
-Layers, width, heads and tokens are theirs. Where they have gated MLPs, with three matrices, ours have two that are half
-as wide again, so that FLOPs and parameters agree. Our encoders see both ways, which costs what their convention counts.
-There is no output over the vocabulary, which is 1 % of their FLOPs.
+Layers, width, heads and tokens are the published ones. Gated MLPs with three matrices are replaced by plain MLPs of 1.5
+times the hidden width, which have the same FLOPs and parameters. Attention is bidirectional, which costs as many FLOPs
+as published counts of causal attention, since these include the masked half. The output over the vocabulary, 1 % of the
+FLOPs, is omitted.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 SHAPES = {
     "32b": (8192, 32, 64, 43_008, "full"),
     "32b_minimal": (8192, 32, 64, 43_008, "dots"),
-    # Gemma 2B (Gemma Team, 2024); keys and values have one head there.
+    # Gemma 2B (Gemma Team, 2024); the original has one key and value head.
     "paligemma": (2048, 18, 8, 24_576, "full"),
 }
 
@@ -43,14 +44,14 @@ def get_config(shape: str = "32b") -> ConfigDict:
     }
     config.tasks = {"label": {"kind": "classification", "reads": "encoders.text"}}
     if shape == "paligemma":
-        # The 256 tokens of the picture stand in front of the 128 of the text there; here they are tokens of text.
+        # PaliGemma prepends 256 image tokens to 128 text tokens; here all 384 are text tokens.
         config.model.encoders.image = {"kind": "vit", "variant": "So400m/14", "rematerialise": "full"}
         config.tasks.picture = {"kind": "classification", "reads": "encoders.image", "target": "label"}
     config.optimizer = {"name": "adamw", "b2": 0.95, "weight_decay": 0.1, "clip": 1.0}
     config.schedule = {"kind": "cosine", "peak": 1e-4, "warmup": 1000}
     config.train = {"steps": 10_000, "batch_size": 1024}
     config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
-    # As theirs: what is kept between the products is split over `tensor`, too.
+    # As in MaxText, shard activations between the matmuls over `tensor` too.
     config.mesh.rules = [{"pattern": "width", "axes": ["tensor"]}]
     config.precision = {"compute": "bfloat16"}
     config.evaluate = {"every": 0, "splits": []}

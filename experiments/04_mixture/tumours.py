@@ -1,6 +1,6 @@
-"""Prepares the table of the experiment: 30 measurements of each of 569 tumours, and whether they are malignant.
+"""Prepares the table of the experiment: 30 measurements per tumour and a label, malignant or benign; 569 rows.
 
-    python experiments/04_mixture/tumours.py        # makes prepared/tumours
+    python experiments/04_mixture/tumours.py        # writes prepared/tumours
 
 The table is scikit-learn's copy of Wolberg, Mangasarian, Street and Street, Breast Cancer Wisconsin (Diagnostic), 1993.
 """
@@ -29,7 +29,7 @@ def main() -> int:
             for row, target in zip(data.data, data.target, strict=True):
                 writer.writerow([*row, data.target_names[target]])
         columns = f"--columns=facts={'+'.join(names)}:table,tumour=tumour:label"
-        # A third of the rows, so that one of them does not weigh much in the accuracy.
+        # Test on a third of the rows, so that a single row changes the accuracy little.
         options = [columns, "--splits=train=2,test=1", f"--output={OUTPUT}"]
         return subprocess.run([sys.executable, "-m", "mmjax", "prepare", f"--source={path}", *options]).returncode
 

@@ -49,7 +49,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
 
 
 def collect() -> dict[str, Any]:
-    """Returns the contents of the report, which `--json` prints. Sizes are in bytes."""
+    """Returns the report as a dict, as printed by `--json`. Sizes are in bytes."""
     from mmjax.host.cores import visible_cores
 
     extras = {name: _is_installed(groups) for name, groups in EXTRAS.items()}
@@ -107,7 +107,7 @@ def _devices() -> tuple[list[dict[str, Any]], str | None]:
         import jax
 
         devices = jax.local_devices()
-    except Exception as error:  # plugins and drivers raise errors of any type, all to be reported
+    except Exception as error:  # plugins and drivers may raise any type of error
         return [], f"{type(error).__name__}: {error}"
     return [
         {"name": str(d), "platform": d.platform, "kind": d.device_kind, "memory_bytes": _memory(d)} for d in devices
@@ -140,7 +140,7 @@ def _advice(extras: dict[str, bool], devices: list[dict[str, Any]], error: str |
     advice = []
     platforms = {device["platform"] for device in devices}
     if error:
-        advice.append("JAX found no device: check that no other process holds it, and that the driver fits the extra")
+        advice.append("JAX found no device: check that no other process uses it, and that the driver matches the extra")
     if Path("/dev/nvidiactl").exists() and "gpu" not in platforms:
         advice.append("JAX does not use this machine's NVIDIA GPU: pip install -c constraints.txt -e '.[cuda]'")
     if has_tpu() and "tpu" not in platforms:

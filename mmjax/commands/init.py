@@ -36,7 +36,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         return
     (name,) = arguments if len(arguments) == 1 else (" ".join(arguments),)
     if name not in recipes:
-        raise UserError(f"mmjax init {name}", f"there is no recipe {name!r}", nearest(name, recipes))
+        raise UserError(f"mmjax init {name}", f"unknown recipe {name!r}", nearest(name, recipes))
     folder = pathlib.Path(flags.output).expanduser()
     copies = {folder / recipes[each].name: recipes[each].read_text() for each in _with_bases(name, recipes)}
     for path, text in copies.items():

@@ -3,8 +3,8 @@
     mmjax predict --workdir=runs/digits --image=a.png --audio=b.wav --text="what is the sum?"
     mmjax predict --workdir=runs/digits --input image=a.png --json
 
-Each input of the model has a flag; `mmjax predict --workdir=RUN --help` lists them. Tasks with none of their inputs
-given are omitted. Preprocessing is read from the workdir; the dataset is not needed. --json prints {task: {"answer",
+Each input of the model has a flag; `mmjax predict --workdir=RUN --help` lists them. Tasks whose inputs are all missing
+are skipped. Preprocessing is read from the workdir; the dataset is not needed. --json prints {task: {"answer",
 "probability", "top": [{"answer", "probability"} of the five most probable classes]}}, and only "answer" for regression.
 """
 
@@ -65,7 +65,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 
 def _format(prediction: Mapping[str, Any]) -> str:
-    """Formats a prediction with its probability and the next two classes, for tasks with classes."""
+    """Formats a prediction; for classes also its probability and the two runners-up."""
     value = prediction["answer"]
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     if "probability" in prediction:
@@ -75,7 +75,7 @@ def _format(prediction: Mapping[str, Any]) -> str:
 
 
 def _workdir(argv: list[str]) -> str | None:
-    """Returns the value of --workdir in `argv`, which may have flags that are not defined yet."""
+    """Returns the value of --workdir in `argv`, which may contain flags that are not defined yet."""
     known_flags = absl_flags.FlagValues()
     absl_flags.DEFINE_string("workdir", None, "", flag_values=known_flags)
     try:

@@ -8,12 +8,12 @@
 folder of TFDS or ArrayRecord files, or a bucket URI (gs://…, s3://…). The kinds of its columns are inferred and
 printed; set them with --columns. Every row is decoded, measured and compared with the others. Rows that are unreadable,
 empty, duplicated, or leaked across splits are dropped, and listed with the reason in OUTPUT/findings.jsonl and on
-OUTPUT/card.html. --dry_run writes only the report and the card, to OUTPUT.partial.
+OUTPUT/card.html. --dry_run writes only the report and the card, into OUTPUT.partial.
 
 Run the same command again to resume after an interruption. To train on the result, see docs/own_data.md.
 
 --alignment=WORKDIR detects mismatched inputs with the model of a run that has a contrastive task. Without it,
-mismatches are detected by a label, if the data has one.
+mismatches are detected using a label, if the data has one.
 
 --config uses only the section `data` of the recipe. Training prepares its dataset as well; use this command to prepare
 once before many runs, or on a machine without an accelerator.
@@ -92,15 +92,15 @@ def _prepare_recipe(flags: absl_flags.FlagValues) -> None:
 
     config = build(ExperimentConfig, plain(flags.config), "")
     shared, dataset = make_dataset(config.data, DataConfig)
-    facts = {"folder": str(dataset.prepare())}
+    summary = {"folder": str(dataset.prepare())}
     for split in dataset.splits:
-        facts[split] = f"{len(dataset.source(split)):,} examples"
-    facts["inputs"] = ", ".join(f"{name} ({kind})" for name, kind in dataset.inputs.items())
-    facts["targets"] = ", ".join(dataset.targets)
+        summary[split] = f"{len(dataset.source(split)):,} examples"
+    summary["inputs"] = ", ".join(f"{name} ({kind})" for name, kind in dataset.inputs.items())
+    summary["targets"] = ", ".join(dataset.targets)
     # Datasets that are read in place have no checksum.
     if checksum := getattr(dataset, "checksum", None):
-        facts["checksum"] = f"sha256 {checksum}"
-    print_key_values(Console(soft_wrap=True, highlight=False), f"dataset {shared.name}", facts)
+        summary["checksum"] = f"sha256 {checksum}"
+    print_key_values(Console(soft_wrap=True, highlight=False), f"dataset {shared.name}", summary)
 
 
 def _prepare_source(flags: absl_flags.FlagValues) -> None:
@@ -207,17 +207,17 @@ def _print_result(result: Any, dry_run: bool) -> None:
 
     console = Console(soft_wrap=True, highlight=False)
     manifest, report = result.manifest, result.report
-    facts = {"source": manifest["options"]["source"]}
+    summary = {"source": manifest["options"]["source"]}
     for role in ("inputs", "targets"):
         kinds = {name: kind if isinstance(kind, str) else kind["kind"] for name, kind in manifest[role].items()}
         sources = manifest["columns"]
-        facts[role] = (
+        summary[role] = (
             ", ".join(f"{name} ({kind} from {'+'.join(sources[name])})" for name, kind in kinds.items()) or "–"
         )
-    facts["rows"] = f"{report['rows']:,}, of which {report['dropped']:,} {'would be' if dry_run else 'are'} dropped"
+    summary["rows"] = f"{report['rows']:,}, of which {report['dropped']:,} {'would be' if dry_run else 'are'} dropped"
     for split, count in report["splits"].items():
-        facts[split] = f"{count:,} examples"
-    print_key_values(console, "dataset", facts)
+        summary[split] = f"{count:,} examples"
+    print_key_values(console, "dataset", summary)
     if report["findings"]:
         table = Table(title="findings", title_justify="left", title_style="bold")
         for name in ("finding", "rows", "dropped", "example"):

@@ -1,7 +1,7 @@
 """JAX's persistent compilation cache, on by default in the cache folder of mmjax.
 
-A user who sets `JAX_COMPILATION_CACHE_DIR` chooses the folder; the empty string turns the cache off. Programs compiled
-for a CPU may use any instruction that it has, so each kind of CPU gets its own folder in a shared cache.
+The variable `JAX_COMPILATION_CACHE_DIR` overrides the folder; the empty string disables the cache. Programs compiled on
+a CPU use its instruction-set extensions, so each kind of CPU gets its own folder in a shared cache.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import platform
 from collections.abc import MutableMapping
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
-# By default JAX does not cache programs that compile in less than a second, as most programs at start-up do.
+# JAX by default skips programs that compile in less than a second, which includes most programs at start-up.
 KEEP_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
 
 def enable_compilation_cache(cache: pathlib.Path, environment: MutableMapping[str, str]) -> None:
-    """Sets the variables that JAX reads on import, unless the user has set the folder. Call it before importing JAX."""
+    """Sets the variables that JAX reads on import, unless the user has set the folder. Call before importing JAX."""
     if CACHE_VARIABLE not in environment:
         environment[CACHE_VARIABLE] = str(cache / "compiled" / cpu_fingerprint())
         for name, value in KEEP_ALL.items():

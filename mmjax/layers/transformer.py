@@ -34,7 +34,7 @@ class TransformerConfig:
     """Options of a Transformer trunk: a named variant, or width, depth and heads. Explicit sizes override the variant.
 
     Attributes:
-      variant: key of `VARIANTS`, like "S"; for a ViT with the patch size, "S/16".
+      variant: key of `VARIANTS`, such as "S"; a ViT also accepts "S/16", which includes the patch size.
       width: token width.
       depth: number of layers.
       heads: number of attention heads; divides `width`.

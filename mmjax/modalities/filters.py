@@ -163,7 +163,7 @@ def _polyphase_matrix(up: int, down: int) -> tuple[int, int, scipy.sparse.csr_ar
     half_length = 10 * factor
     low_pass = up * scipy.signal.firwin(2 * half_length + 1, 1 / factor, window=("kaiser", 5.0))
     # Make each block several times as long as its overlap with the next, since overlaps are stored twice: short blocks
-    # would need several times the memory of the audio. (At large `up` they are small beside the result.)
+    # would need several times the memory of the audio. (At large `up` they are small compared with the result.)
     periods = -(-80 // up)
     padding = half_length // up
     positions = np.arange(up * periods)[:, None] * down

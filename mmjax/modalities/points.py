@@ -33,10 +33,10 @@ class Points:
           choose: subsampling of larger clouds. "stride" takes every n-th point in file order, which is fast and suits
             scans and randomly ordered points. "farthest" is farthest point sampling, starting with the point that is
             farthest from the centroid. It covers sparse regions in any point order (Eldar et al., The Farthest Point
-            Strategy, 1997), and takes one step per sampled point.
+            Strategy, 1997), and needs one pass over the cloud per sampled point.
           normalise: "sphere" moves the centroid to the origin and scales the farthest point to a distance of 1,
-            "centre" only moves, "none" keeps the coordinates.
-          features: number of features per point besides x, y and z.
+            "centre" only moves the centroid, "none" keeps the coordinates.
+          features: number of features per point in addition to x, y and z.
         """
 
         points: Count = 1024
@@ -95,7 +95,7 @@ class Points:
         return []
 
     def _sample(self, xyz: np.ndarray) -> np.ndarray:
-        """Selects indices of at most `points` of the points [n, 3]."""
+        """Returns the indices of the points [n, 3] to keep, at most `config.points`."""
         if len(xyz) <= self.config.points:
             return np.arange(len(xyz))
         if self.config.choose == "stride":

@@ -254,7 +254,7 @@ def _role(module: Module, instruction: Instruction) -> tuple[Role, str]:
         return "start", instruction.name
     if opcode != "fusion":
         return "sync", instruction.name
-    # On TPUs, fusions start a collective, advance it beside their own computation, and finish it.
+    # On TPUs, fusions start a collective, advance it alongside their own computation, and finish it.
     nested = list(module.walk(instruction))
     channel = next((channel for each in nested if (channel := each.attribute("channel_id"))), instruction.name)
     targets = [each.attribute("custom_call_target") or _target(each) for each in nested]

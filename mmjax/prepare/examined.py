@@ -114,9 +114,9 @@ class Examined:
         # A measure with a string in any row is categorical in all rows.
         for name, categories in self.categories.items():
             for measure, labels in categories.items():
-                numbers = self.measures[name].pop(measure, np.zeros(0))
-                for index in np.flatnonzero(~np.isnan(numbers)):
-                    labels[index] = category_name(numbers[index])
+                values = self.measures[name].pop(measure, np.zeros(0))
+                for index in np.flatnonzero(~np.isnan(values)):
+                    labels[index] = category_name(values[index])
 
     def _add(self, row: int, name: str, measured: dict[str, Any] | None) -> None:
         """Adds the measurements of one value."""
@@ -173,7 +173,7 @@ class Examined:
         return connected_components(self.job.num_rows, pairs[self.are_near_duplicates(name, 0, pairs)])
 
     def are_near_duplicates(self, name: str, round_index: int, pairs: np.ndarray) -> np.ndarray:
-        """Compares pairs of rows [n, 2] in a column, bool [n]. `round_index` is that of `write_pairs`."""
+        """Compares pairs of rows [n, 2] in a column, bool [n]. `round_index` is passed to `write_pairs`."""
         num_parts = write_pairs(self.job.work, name, round_index, pairs)
         tasks = [(self.job, name, round_index, part) for part in range(num_parts)]
         self._run_tasks(f"Comparing {name}", compare_pairs, tasks)

@@ -5,7 +5,7 @@ Benchmarking of Perceptual Image Hash Functions, 2010). It is robust to scaling 
 Hashes of an image's own crops (views) are stored too: that of a slightly cropped copy is close to one of them.
 
 An image with little texture, such as a sky, has nearly equal frequencies, and re-encoding changes its hash. So the
-means of 4 x 4 blocks are stored beside the hashes, and nearest neighbours by block means are proposed too.
+means of 4 x 4 blocks are stored with the hashes, and nearest neighbours by block means are proposed too.
 
 Hashes only propose pairs, since simple images have similar hashes. `crop_similarity` compares their pixels.
 """

@@ -118,7 +118,7 @@ def _check(given: dict[str, str | int | None]) -> None:
     for flag, value in given.items():
         if value is None and given["--process_count"] != 1:
             others = ", ".join(name for name, other in given.items() if other is not None)
-            raise UserError(flag, f"is missing beside {others}", f"give it, or set {_VARIABLES[flag]}")
+            raise UserError(flag, f"is required with {others}", f"give it, or set {_VARIABLES[flag]}")
     count, index, address = given["--process_count"], given["--process_id"], given["--coordinator"]
     if not isinstance(count, int) or count < 1:
         raise UserError("--process_count", f"{count} is not valid", "give at least 1")

@@ -48,7 +48,7 @@ class Watchdog:
         self.thread: threading.Thread | None = None
 
     def set_step(self, step: int) -> None:
-        """Sets the step of this process's heartbeats, after it has dispatched that step."""
+        """Sets the step that this process's heartbeats report. Call after dispatching the step."""
         self.step = step
 
     def __enter__(self) -> Watchdog:
@@ -62,7 +62,7 @@ class Watchdog:
         if self.thread is None:
             return
         if isinstance(error, Exception) and _NETWORK_ERROR.search(str(error)):
-            # Another process failed: wait until the thread knows which one, and ends this process.
+            # Another process failed: wait for the watchdog thread, which identifies it and ends this process.
             self.thread.join(2 * self.heartbeat_timeout + 4 * self.period)
         self.finished.set()
         self.thread.join(self.heartbeat_timeout)
@@ -87,7 +87,7 @@ class Watchdog:
 
     def _run(self) -> None:
         monitor = HeartbeatMonitor(self.count, self.heartbeat_timeout, self.stall) if self.index == 0 else None
-        last_answer = time.monotonic()
+        last_reply = time.monotonic()
         while not self.finished.wait(self.period):
             try:
                 self._send_heartbeat()
@@ -100,9 +100,9 @@ class Watchdog:
                     failure = next((text for _, text in self._client.key_value_dir_get(f"{self.key}/verdict/")), None)
                     if failure:
                         self._client.key_value_set(f"{self.key}/heard/{self.index}", "yes", allow_overwrite=True)
-                last_answer = time.monotonic()
+                last_reply = time.monotonic()
             except (RuntimeError, ValueError):
-                silence = time.monotonic() - last_answer
+                silence = time.monotonic() - last_reply
                 failure = f"process 0 of {self.count} has not answered for {silence:.0f} s"
                 if silence < self.heartbeat_timeout:
                     continue
@@ -110,7 +110,7 @@ class Watchdog:
                 exit_with(failure)
 
     def _broadcast(self, failure: str, receivers: int) -> None:
-        """Sends `failure` to the other processes and waits for them: the coordinator exits with this process."""
+        """Sends `failure` to the other processes and waits for replies: the coordinator exits with this process."""
         self._client.key_value_set(f"{self.key}/verdict/all", failure, allow_overwrite=True)
         deadline = time.monotonic() + self.heartbeat_timeout
         while len(self._client.key_value_dir_get(f"{self.key}/heard/")) < receivers and time.monotonic() < deadline:
@@ -118,7 +118,7 @@ class Watchdog:
 
 
 def catch_abort() -> None:
-    """Handles SIGABRT, which JAX raises if the coordinator or another process is lost: prints which, and exits."""
+    """Handles SIGABRT, which JAX raises if the coordinator or another process is lost: prints the cause and exits."""
     from jax._src import distributed
 
     count, address = distributed.global_state.num_processes, distributed.global_state.coordinator_address or ""
@@ -127,7 +127,7 @@ def catch_abort() -> None:
     def on_abort(signal_number: int) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-            failure = "JAX aborted this process; its message above names the cause and the lost process"
+            failure = "JAX aborted this process; JAX's message above names the cause and the lost process"
         except (OSError, ValueError):
             failure = f"process 0 of {count} at {address} does not answer"
         exit_with(failure)

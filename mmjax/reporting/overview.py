@@ -46,7 +46,7 @@ def print_subsets(
     ceilings: Mapping[str, Mapping[str, float]],
     metrics: list[str],
 ) -> None:
-    """Prints one row per input subset and one column per metric, beside its ceiling.
+    """Prints one row per input subset and one column per metric, with its ceiling.
 
     Args:
       console: console to print to.

@@ -58,7 +58,7 @@ def plot_arms(
     from matplotlib.figure import Figure
 
     folds = list(dict.fromkeys(fold for summaries in arms.values() for fold in summaries if fold))
-    # Legend columns that fit in a line of 80 characters.
+    # Use as many legend columns as fit in a line of 80 characters.
     columns = max(1, min(len(folds), 80 // (8 + max((len(fold) for fold in folds), default=1))))
     legend = 0.22 * -(-len(folds) // columns)
     rows = [len(names) for names in shown.values()]
@@ -81,7 +81,7 @@ def plot_arms(
 
 def _draw_arms(axis: Any, arms: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
     """Draws one metric from {arm: {fold: {"mean", "smallest", "largest"}}}."""
-    names, lowest, largest = list(arms)[::-1], math.inf, -math.inf
+    names, lowest, highest = list(arms)[::-1], math.inf, -math.inf
     for y, name in enumerate(names):
         rows = arms[name]
         mean = sum(row["mean"] for row in rows.values()) / len(rows)
@@ -89,7 +89,7 @@ def _draw_arms(axis: Any, arms: Mapping[str, Mapping[str, Mapping[str, float]]])
         axis.plot([mean, mean], [y - 0.36, y + 0.36], color="#9A9A9A", linewidth=2.5, solid_capstyle="butt")
         axis.text(1.005, y, f"{mean:.3f}", va="center", fontsize=9, color=_GREY, transform=axis.get_yaxis_transform())
         for index, (fold, row) in enumerate(rows.items()):
-            lowest, largest = min(lowest, row["smallest"]), max(largest, row["largest"])
+            lowest, highest = min(lowest, row["smallest"]), max(highest, row["largest"])
             # Offset folds vertically so that they do not overlap.
             height = y + 0.44 * (0.5 - (index + 0.5) / len(rows))
             errors = [[row["mean"] - row["smallest"]], [row["largest"] - row["mean"]]]
@@ -108,7 +108,7 @@ def _draw_arms(axis: Any, arms: Mapping[str, Mapping[str, Mapping[str, float]]])
             )
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(-0.5, len(names) - 0.5)
-    if lowest >= 0 and largest <= 1:
+    if lowest >= 0 and highest <= 1:
         axis.set_xlim(max(0.0, lowest - max(0.02, 0.3 * (1.0 - lowest))), 1.0)
     else:
         axis.margins(x=0.1)
@@ -156,5 +156,5 @@ def _draw_subsets(axis: Any, metric: str, subsets: Mapping[str, Mapping[str, Any
     axis.grid(axis="x", color="#E5E5E5")
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
-    # Level with the title, as bars fill the rest of the axes.
+    # Place the legend level with the title, because bars fill the axes.
     axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.985), borderaxespad=0, fontsize=9)

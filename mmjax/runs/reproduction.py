@@ -309,7 +309,7 @@ def _print_comparison(
 
 
 def _print_subsets(console: Console, cells: Sequence[Cell], summaries: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Prints accuracies by subset of the inputs beside their upper bounds. Returns True if all are as expected."""
+    """Prints accuracies by subset of the inputs with their upper bounds. Returns True if all are as expected."""
     as_expected = True
     for cell in cells:
         if not cell.subsets:

@@ -102,11 +102,11 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
 
 
 def restore(workdir: pathlib.Path, mesh: MeshConfig | None = None) -> tuple[Experiment, TrainState]:
-    """Restores a run's checkpoint, the best or the newest as `evaluate.use` says, on this machine's devices.
+    """Restores a run's best or latest checkpoint, selected by `evaluate.use`, on this machine's devices.
 
     Args:
       workdir: folder of the run.
-      mesh: mesh over all devices; by default `MeshConfig()` over the most devices that divide the batch sizes.
+      mesh: mesh over all devices; by default `MeshConfig()` over the largest number that divides the batch sizes.
 
     Returns:
       experiment, state.
@@ -207,7 +207,7 @@ def evaluate_splits(
 
 
 def _fitting_devices(raw: Mapping[str, Any]) -> list[jax.Device]:
-    """Returns the most devices that divide the run's batch sizes. Their number may differ from that of training."""
+    """Returns the largest number of devices that divides the run's batch sizes; training may have used another."""
     devices = jax.devices()
     if jax.process_count() > 1:
         return devices

@@ -24,7 +24,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:
-    """Returns `(dotted key, old value, new value)` for each difference of two nested configs; None if missing."""
+    """Returns `(dotted key, old value, new value)` for each value that differs. Missing values are None."""
     if isinstance(old, dict) and isinstance(new, dict):
         changes = []
         for key in sorted(old.keys() | new.keys()):
@@ -72,7 +72,7 @@ def _shorten(value: Any) -> str:
 
 
 def _precedes_config(path: pathlib.Path) -> bool:
-    """Returns True for files that a run writes before config.json, and leaves behind if it is killed then."""
+    """Returns True for files that a run writes before config.json, so a killed run may leave only these."""
     return path.name == "preprocessing" or path.name.startswith(".config.json.")
 
 

@@ -37,12 +37,12 @@ _REMEDY = (
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """Location of the recording of one spoken digit.
+    """Location of one recording of a spoken digit.
 
     Attributes:
       digit: 0 to 9.
-      speaker: name from the file name.
-      index: number of the take from the file name.
+      speaker: speaker's name, from the file name.
+      index: take number, from the file name.
       path: WAV file, or tar archive that contains it.
       member: path inside the tar archive; "" if `path` is the WAV file.
     """
@@ -102,7 +102,7 @@ def find_digit_files(folder: pathlib.Path) -> DigitFiles:
     paths = list(_walk(folder))
     # {is a test file: {image file: label file}}.
     pairs: dict[bool, dict[pathlib.Path, pathlib.Path]] = {False: {}, True: {}}
-    # Plain files before gzipped ones.
+    # Sort plain files before gzipped ones.
     for path in sorted(paths, key=lambda path: (path.name.endswith(".gz"), path)):
         match = _IMAGES.fullmatch(path.name)
         if match and (labels := _labels(path, match)):
@@ -177,9 +177,9 @@ def _labels(images: pathlib.Path, match: re.Match) -> pathlib.Path | None:
 
 
 def _deduplicate(pairs: dict[pathlib.Path, pathlib.Path]) -> dict[pathlib.Path, pathlib.Path]:
-    """Returns the first of several identical pairs of image and label files. Raises UserError if they differ.
+    """Returns only the first pair of image and label files. Raises UserError if others have different contents.
 
-    Other datasets, such as Fashion-MNIST, use MNIST's file names.
+    Other datasets, such as Fashion-MNIST, have the same file names as MNIST.
     """
     if len(pairs) < 2:
         return pairs
@@ -233,7 +233,7 @@ def _read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
         raise error(f"is not an idx file of {rank}-dimensional uint8 data")
     header = 4 + 4 * rank
     if len(content) < header:
-        raise error(f"is truncated: {len(content)} bytes are less than the header")
+        raise error(f"is truncated: {len(content)} bytes, less than its header")
     shape = struct.unpack(f">{rank}I", content[4:header])
     size = header + int(np.prod(shape, dtype=np.int64))
     if len(content) < size:

@@ -17,7 +17,9 @@ class Affine:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """Options of `Affine`: bounds of parameters drawn uniformly around 0. Defaults suit small digits and letters.
+        """Options of `Affine`: each parameter is drawn uniformly from [-maximum, maximum].
+
+        Defaults suit small digits and letters.
 
         Attributes:
           rotate: maximum rotation in degrees.

@@ -114,7 +114,7 @@ class Kind:
         return raw
 
     def measure_whole(self, raw: Any) -> dict[str, float | int | str]:
-        """Measurements taken before `reduced`, which override those of `measure`: for properties that it changes."""
+        """Measurements before `reduced`, for properties that it changes; they override those of `measure`."""
         return {}
 
     def measure(self, raw: Any) -> dict[str, float | int | str]:

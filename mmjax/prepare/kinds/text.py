@@ -18,7 +18,7 @@ from mmjax.errors import nearest
 from mmjax.prepare import languages
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 
-# MinHash: characters per shingle, and hash functions.
+# MinHash: characters per shingle, and number of hash functions.
 _SHINGLE = 5
 _PERMUTATIONS = 128
 # Characters used for near duplicates and features, and for the boilerplate and language checks.
@@ -55,7 +55,7 @@ BOILERPLATE = (
     r".*\b(we|this (site|website)) uses? cookies\b.*",
     r".*\b(enable|requires?|turn on) javascript\b.*",
 )
-"""Regular expressions for texts without content. One must match the whole text; case is ignored."""
+"""Regular expressions for texts without content. A match must cover the whole text; case is ignored."""
 
 
 class TextKind(Kind):
@@ -148,7 +148,7 @@ class TextKind(Kind):
         return ((multipliers[:, None] * shingles + offsets[:, None]) >> np.uint64(32)).min(axis=1)
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
-        """Pairs that collide in one of 32 bands of 4 hashes (LSH): 99.99 % at Jaccard similarity 0.7, 23 % at 0.3."""
+        """Pairs that collide in one of 32 bands of 4 hashes (LSH): 99.98 % of pairs at similarity 0.7, 23 % at 0.3."""
         candidates = [np.zeros((0, 2), np.int64)]
         for band in np.split(hashes, _PERMUTATIONS // 4, axis=1):
             _, group = np.unique(band, axis=0, return_inverse=True)

@@ -21,7 +21,7 @@ class EarlyStopping(Hook):
 
     Args:
       config: options.
-      history: metrics rows of the run before this process, as in `metrics.jsonl`.
+      history: rows of `metrics.jsonl` that earlier processes of the run wrote.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)

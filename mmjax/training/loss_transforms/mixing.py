@@ -34,8 +34,8 @@ class Mixup:
         """Options of `Mixup` and `CutMix`.
 
         Attributes:
-          alpha: the share of the example in its mixture is max(s, 1 - s) with s from Beta(alpha, alpha), so at least
-            0.5. Inputs that cannot be mixed, such as token ids and table rows, thus come from the dominant example.
+          alpha: each example keeps the weight max(s, 1 - s), with s drawn from Beta(alpha, alpha), so at least 0.5.
+            Inputs that cannot be mixed, such as token ids and table rows, thus come from the dominant example.
           rate: fraction of examples that are mixed.
         """
 

@@ -8,7 +8,7 @@ import optax
 
 
 class Centralize:
-    """Gradient centralisation: subtracts its mean from the gradient of each weight matrix.
+    """Gradient centralisation: subtracts the mean from the gradient of each weight matrix.
 
     Yong et al., Gradient Centralization: A New Optimization Technique for Deep Neural Networks (2020).
     """
