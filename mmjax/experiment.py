@@ -193,12 +193,6 @@ class Experiment:
 
         with jax.set_mesh(self.mesh):
             shapes = jax.eval_shape(init)
-            try:
-                jax.eval_shape(self.trainer.optimizer.update, shapes.parameters, shapes.optimizer, shapes.parameters)
-            except (TypeError, ValueError) as error:
-                # Optax checks most arguments only in init and update.
-                problem = f"Optax raises: {str(error).splitlines()[0]}"
-                raise UserError("optimizer", problem, "see the arguments of this optimizer in Optax") from error
         return shapes, state_shardings(self.mesh, self.trainer, self.variables, shapes)
 
     def _check_evaluation(self) -> None:
@@ -250,7 +244,7 @@ class Experiment:
             return self.trainer.init(parameters, _zeros(self.abstract_batch))
 
         with jax.set_mesh(self.mesh):
-            return jax.jit(init, out_shardings=self.shardings)(self.config.seed)
+            return jax.jit(init, out_shardings=self.shardings)(np.uint32(self.config.seed))
 
     @property
     def abstract_batch(self) -> Batch:

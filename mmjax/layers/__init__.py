@@ -9,7 +9,7 @@ from mmjax.layers.pooling import AttentionPooling, first_pool, last_pool, mean_p
 from mmjax.layers.positions import sincos_positions
 from mmjax.layers.precision import Precision
 from mmjax.layers.randomness import Randomness, drop_path, dropout
-from mmjax.layers.stack import REMATERIALISATION, Stack
+from mmjax.layers.stack import REMATERIALISATION, Stack, layer_axes, restack_layers, unstack_layers
 from mmjax.layers.transformer import VARIANTS, Transformer, TransformerConfig
 
 __all__ = [
@@ -33,6 +33,9 @@ __all__ = [
     "dropout",
     "first_pool",
     "last_pool",
+    "layer_axes",
     "mean_pool",
+    "restack_layers",
     "sincos_positions",
+    "unstack_layers",
 ]
