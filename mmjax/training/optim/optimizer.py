@@ -97,7 +97,7 @@ def _arguments(name: str) -> dict[str, inspect.Parameter]:
     if name in UNSUPPORTED:
         problem, remedy = UNSUPPORTED[name]
         raise UserError("optimizer.name", f"{name!r} {problem}", remedy)
-    known = optax_arguments(name) or {}
+    known = optax_arguments(name)
     if "learning_rate" not in known or name.startswith("scale_by_"):
         candidates = (*ELEMENTWISE, "adafactor", "fromage", "lamb", "lars", "noisy_sgd", "novograd", "sm3")
         problem = f"Optax has no optimiser {name!r} with an argument learning_rate"

@@ -159,7 +159,7 @@ def make_schedule(section: Any, where: str, steps: int) -> Schedule:
     if isinstance(kind, str) and kind.startswith("optax."):
         return _optax_schedule(section, where, steps)
     cls, config = choose(SCHEDULES, section, where)
-    end = getattr(config, "steps", None) or steps
+    end = schedule_length(section, steps) or steps
     if config.warmup >= end:
         raise UserError(f"{where}.warmup", f"{config.warmup} is not below the {end} steps", "shorten the warmup")
     body = cls()(config, end - config.warmup)
@@ -168,15 +168,23 @@ def make_schedule(section: Any, where: str, steps: int) -> Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, config.peak, config.warmup), body], [config.warmup])
 
 
-def follows_run(section: Any) -> bool:
-    """Returns True if the length of the schedule is `train.steps`, because the section does not set `steps`."""
+def schedule_length(section: Any, steps: int) -> int | None:
+    """Returns the step at which a schedule of `SCHEDULES` ends, or None for numbers and for schedules without an end.
+
+    Args:
+      section: section or number, valid for `make_schedule`.
+      steps: length of the run.
+    """
     cls = SCHEDULES.get(section.get("kind")) if hasattr(section, "items") else None
-    return cls is not None and hasattr(cls.Config, "steps") and section.get("steps") is None
+    return (section.get("steps") or steps) if cls is not None and hasattr(cls.Config, "steps") else None
 
 
 def _optax_schedule(section: Any, where: str, steps: int) -> Schedule:
     """Builds the schedule of `optax.NAME`; an argument `schedules` is a list of sections."""
     name = section["kind"].removeprefix("optax.")
+    known = [name for name in dir(optax.schedules) if optax_arguments(name) and not name.startswith("inject_")]
+    if name not in known:
+        raise UserError(f"{where}.kind", f"Optax has no schedule {name!r}", nearest(name, known))
     options = {key: value for key, value in section.items() if key != "kind"}
     if isinstance(parts := options.get("schedules"), (list, tuple)):
         options["schedules"] = [make_schedule(part, f"{where}.schedules[{i}]", steps) for i, part in enumerate(parts)]
@@ -192,26 +200,24 @@ def _optax_schedule(section: Any, where: str, steps: int) -> Schedule:
     return schedule
 
 
-def optax_arguments(name: str) -> dict[str, inspect.Parameter] | None:
-    """Returns the arguments of a public Optax function, or None if there is no such function."""
+def optax_arguments(name: str) -> dict[str, inspect.Parameter]:
+    """Returns the arguments of a public Optax function, or {} if there is no such function."""
     function = getattr(optax, name, None)
     if name.startswith("_") or not callable(function) or isinstance(function, type):
-        return None
+        return {}
     try:
         return dict(inspect.signature(function).parameters)
     except ValueError:  # a type alias
-        return None
+        return {}
 
 
 def call_optax(name: str, options: dict[str, Any], where: str) -> Any:
-    """Calls a public Optax function by name.
+    """Calls an Optax function by name.
 
     Raises:
-      UserError: on an unknown name, an unknown or missing argument, or a value that is not finite or has a wrong type.
+      UserError: on an unknown or missing argument, or a value that is not finite or has a wrong type.
     """
-    function, known = getattr(optax, name, None), optax_arguments(name)
-    if known is None:
-        raise UserError(where, f"Optax has no {name!r}", nearest(name, [n for n in dir(optax) if optax_arguments(n)]))
+    function, known = getattr(optax, name), optax_arguments(name)
     options = {key: _with_integer_keys(value) for key, value in options.items()}
     for key in options:
         if key not in known:
@@ -228,7 +234,7 @@ def call_optax(name: str, options: dict[str, Any], where: str) -> Any:
     if missing:
         raise UserError(f"{where}.{missing[0]}", "is missing", f"optax.{name} requires it")
     try:
-        return function(**options)  # type: ignore[misc]
+        return function(**options)
     except Exception as error:
         problem = f"optax.{name} failed: {(str(error).splitlines() or [type(error).__name__])[0]}"
         raise UserError(where, problem, "see the Optax documentation") from error
