@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from mmjax.layers import MLP, REMATERIALISATION, Stack, layer_axes, restack_layers, unstack_layers
+from mmjax.layers import MLP, REMATERIALISATION, Stack, restack_layers, unstack_layers
 from mmjax.sharding import MeshConfig, make_mesh
 from tests.contracts import Case, Part, assert_close, make_batch
 
@@ -130,11 +130,3 @@ def test_trees_in_a_state_are_unstacked_like_the_parameters():
     stacked = restack_layers(state, parameters)
     assert jax.tree.map(jnp.shape, stacked[0].mu) == jax.tree.map(jnp.shape, parameters)
     assert jax.tree.structure(unstack_layers(stacked, parameters)) == jax.tree.structure(state)
-
-
-def test_the_names_of_a_stack_tell_its_layer_axes():
-    case = Case(Part("fusion", "cross_attention"), depth=2)
-    shapes = {path: (leaf, layer_axes(path)) for path, leaf in nnx.to_flat_state(case.variables)}
-    assert any(stacked for _, stacked in shapes.values())
-    for path, (variable, stacked) in shapes.items():
-        assert len(variable.shape) - len(variable.get_metadata()["axes"]) == stacked, path
