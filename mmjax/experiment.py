@@ -49,8 +49,8 @@ CHANGEABLE_ON_RESUME = (
     "schedule.steps",
     "tasks.*.weight.steps",
 )
-"""Config keys that may change on resume; `*` stands for one name. They do not affect the computed values, except for the
-last step and the ends of schedules."""
+"""Config keys that may change on resume; `*` stands for one name. They affect only the last step and the ends
+of schedules, not the other computed values."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

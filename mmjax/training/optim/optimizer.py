@@ -19,10 +19,10 @@ from mmjax.training.optim.per_layer import per_layer
 from mmjax.training.optim.schedules import Schedule, call_optax, optax_arguments
 from mmjax.training.optim.weight_decay import decay_mask, decay_matrices_only, decoupled_decay
 
-ELEMENTWISE = frozenset(
-    """adabelief adadelta adagrad adam adamax adamaxw adamw adan amsgrad lion nadam nadamw optimistic_adam_v2
-    optimistic_gradient_descent radam rmsprop sgd sign_sgd signum yogi""".split()
-)
+ELEMENTWISE = (
+    "adabelief", "adadelta", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan", "amsgrad", "lion", "nadam", "nadamw",
+    "optimistic_adam_v2", "optimistic_gradient_descent", "radam", "rmsprop", "sgd", "sign_sgd", "signum", "yogi",
+)  # fmt: skip
 """Optimisers that treat each element alone, for which stacked layers make no difference; all others see layers."""
 
 UNSUPPORTED = {
@@ -39,9 +39,9 @@ class OptimizerConfig:
 
     Attributes:
       name: an Optax optimiser with an argument `learning_rate`: "adamw", "lion", "adafactor", "sgd", ...
-      weight_decay: weight decay of weight matrices and convolution kernels; not of biases, norms, embeddings, positions,
-        class tokens and queries. Decoupled and scaled by the learning rate if the optimiser supports it, else L2
-        regularisation added to the gradients.
+      weight_decay: weight decay of weight matrices and convolution kernels; not of biases, norms, embeddings,
+        positions, class tokens and queries. Decoupled and scaled by the learning rate if the optimiser supports it,
+        else L2 regularisation added to the gradients.
       no_decay: regular expressions of names of further parameters without weight decay, for example "tasks/.*/kernel".
       moments: dtype of the optimiser state; "bfloat16" halves its memory, with stochastic rounding.
       clip: maximum global norm of the gradients; None disables clipping.

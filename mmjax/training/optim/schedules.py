@@ -128,7 +128,7 @@ class Step:
         return optax.piecewise_constant_schedule(config.peak, dict.fromkeys(config.boundaries, config.factor))
 
 
-SCHEDULES = {
+SCHEDULES: dict[str, Any] = {
     "constant": Constant,
     "cosine": Cosine,
     "linear": Linear,
