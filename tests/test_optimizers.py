@@ -242,14 +242,14 @@ def test_each_optimiser_treats_the_layers_of_a_stack_as_optax_treats_separate_ar
 
 def test_optimisers_of_single_elements_are_left_as_they_are():
     parameters, gradients = trees()
-    for name in ("adamw", "sgd", "lion"):
+    for name in ("adam", "sgd", "rmsprop"):
         found = make_optimizer({"name": name, "clip": None}, optax.constant_schedule(0.1))
-        plain = {"weight_decay": 0.0, "mask": maps_only} if name != "sgd" else {}
-        truth = optax.chain(getattr(optax, name)(learning_rate=optax.constant_schedule(0.1), **plain))
-        programs = [
-            str(jax.make_jaxpr(lambda *a, o=o: two_updates(o, *a))(parameters, gradients)) for o in (found, truth)
-        ]
-        assert programs[0] == programs[1]
+        truth = optax.chain(getattr(optax, name)(learning_rate=optax.constant_schedule(0.1)))
+        programs = {
+            str(jax.make_jaxpr(functools.partial(two_updates, optimizer))(parameters, gradients))
+            for optimizer in (found, truth)
+        }
+        assert len(programs) == 1, name
 
 
 @pytest.mark.parametrize("kind", TRANSFORMS)

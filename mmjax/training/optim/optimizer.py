@@ -20,8 +20,9 @@ from mmjax.training.optim.schedules import Schedule, call_optax, optax_arguments
 from mmjax.training.optim.weight_decay import decay_mask, decay_matrices_only, decoupled_decay
 
 ELEMENTWISE = (
-    "adabelief", "adadelta", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan", "amsgrad", "lion", "nadam", "nadamw",
-    "optimistic_adam_v2", "optimistic_gradient_descent", "radam", "rmsprop", "sgd", "sign_sgd", "signum", "yogi",
+    "adabelief", "adadelta", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan", "amsgrad", "lion", "nadam",
+    "nadamw", "optimistic_adam_v2", "optimistic_gradient_descent", "radam", "rmsprop", "sgd", "sign_sgd", "signum",
+    "yogi",
 )  # fmt: skip
 """Optimisers that treat each element alone, for which stacked layers make no difference; all others see layers."""
 
