@@ -18,7 +18,7 @@ import types
 import typing
 from typing import Annotated, Any, Literal, Union
 
-from mmjax.config import Formerly
+from mmjax.config import Above, Formerly
 
 PAGE = pathlib.Path(__file__).parent / "config.md"
 
@@ -118,6 +118,8 @@ def describe(annotation: Any) -> str:
 
 
 def limits(bound: Any) -> str:
+    if isinstance(bound, Above):
+        return f"> {bound.bound:g}"
     if hasattr(bound, "bound"):
         return f"≥ {bound.bound:g}"
     return f"in [{bound.low:g}, {bound.high:g}{')' if bound.open_end else ']'}"

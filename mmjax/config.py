@@ -42,6 +42,18 @@ class AtLeast:
 
 
 @dataclasses.dataclass(frozen=True)
+class Above:
+    """Lower bound for `Annotated`, exclusive."""
+
+    bound: float
+    hint: str = ""
+
+    def check(self, value: float) -> str | None:
+        """Returns the remedy if `value` is out of range, else None."""
+        return None if value > self.bound else f"give a value above {self.bound}{self.hint}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Within:
     """Range for `Annotated`: [low, high], or [low, high) with `open_end`."""
 

@@ -35,12 +35,22 @@ from mmjax.training.checkpoint import CheckpointConfig
 from mmjax.training.hooks.log import LogConfig
 from mmjax.training.objective import Objective
 from mmjax.training.optim.optimizer import make_optimizer
-from mmjax.training.optim.schedules import make_schedule
+from mmjax.training.optim.schedules import make_schedule, schedule_length
 from mmjax.training.state import TrainState
 from mmjax.training.step import Trainer, compile_step, state_shardings
 
-CHANGEABLE_ON_RESUME = ("mesh", "log", "checkpoint", "data.workers", "data.prefetch", "train.steps")
-"""Config keys that may change on resume. They do not affect the computed values, except for the last step."""
+CHANGEABLE_ON_RESUME = (
+    "mesh",
+    "log",
+    "checkpoint",
+    "data.workers",
+    "data.prefetch",
+    "train.steps",
+    "schedule.steps",
+    "tasks.*.weight.steps",
+)
+"""Config keys that may change on resume; `*` stands for one name. They affect only the last step and the ends
+of schedules, not the other computed values."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,12 +203,6 @@ class Experiment:
 
         with jax.set_mesh(self.mesh):
             shapes = jax.eval_shape(init)
-            try:
-                jax.eval_shape(self.trainer.optimizer.update, shapes.parameters, shapes.optimizer, shapes.parameters)
-            except (TypeError, ValueError) as error:
-                # Optax checks most arguments only in init and update.
-                problem = f"Optax raises: {str(error).splitlines()[0]}"
-                raise UserError("optimizer", problem, "see the arguments of this optimizer in Optax") from error
         return shapes, state_shardings(self.mesh, self.trainer, self.variables, shapes)
 
     def _check_evaluation(self) -> None:
@@ -250,7 +254,7 @@ class Experiment:
             return self.trainer.init(parameters, _zeros(self.abstract_batch))
 
         with jax.set_mesh(self.mesh):
-            return jax.jit(init, out_shardings=self.shardings)(self.config.seed)
+            return jax.jit(init, out_shardings=self.shardings)(np.uint32(self.config.seed))
 
     @property
     def abstract_batch(self) -> Batch:
@@ -371,6 +375,32 @@ class Experiment:
         known = self.dataset.ceilings(split)
         targets = {name: section.get("target") or name for name, section in self.config.tasks.items()}
         return {f"{name}/accuracy": known[target] for name, target in targets.items() if target in known}
+
+
+def schedule_changes(old: dict[str, Any], new: dict[str, Any], step: int) -> list[str]:
+    """Returns one line for each schedule that ends at another step in the config `new` than in `old`.
+
+    Args:
+      old: plain config of the run so far.
+      new: plain config of its continuation.
+      step: last step of the run so far.
+    """
+
+    def sections(raw):
+        weights = {f"tasks.{name}.weight": task.get("weight", 1.0) for name, task in raw["tasks"].items()}
+        return {"schedule": raw["schedule"], **weights}
+
+    lines, before = [], sections(old)
+    for where, section in sections(new).items():
+        ends = [schedule_length(s, raw["train"]["steps"]) for s, raw in ((before[where], old), (section, new))]
+        if ends[0] != ends[1] and None not in ends:
+            was, now = (float(make_schedule(section, where, end)(step)) for end in ends if end)
+            what = "the learning rate" if where == "schedule" else f"the weight of {where.split('.')[1]}"
+            lines.append(
+                f"warning: {where} now ends at step {ends[1]:,}, not {ends[0]:,}: after step {step:,} {what} is "
+                f"{now:.3g}, not {was:.3g}; set {where}.steps = {ends[0]} to keep it"
+            )
+    return lines
 
 
 def _zeros(shapes: Any) -> Any:

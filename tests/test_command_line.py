@@ -111,6 +111,19 @@ def test_overrides_change_the_recipe_that_the_command_sees(recipe, seen):
     assert (flags.workdir, flags.split, arguments) == ("runs", "train", [])
 
 
+def test_an_override_may_have_another_type_than_the_value_of_the_recipe(recipe, seen):
+    words = ["seed=0.5", "train.rate=None", "train.steps=None", "size=None", "views=None", "limit=[1, 2]"]
+    assert main(["fake", f"--config={recipe}", "--workdir=runs", *(f"--config.{word}" for word in words)]) == 0
+    config = seen[0][0].config
+    assert config.seed == 0.5 and config.limit == [1, 2]
+    assert config.train.rate is config.train.steps is config.size is config.views is None
+
+
+def test_an_override_of_text_is_text(recipe, seen):
+    assert main(["fake", f"--config={recipe}", "--workdir=runs", "--config.size=12"]) == 0
+    assert seen[0][0].config.size == "12"
+
+
 def test_two_calls_in_one_process_do_not_meet(recipe, seen):
     for steps in (1, 2):
         assert main(["fake", f"--config={recipe}", "--workdir=runs", f"--config.train.steps={steps}"]) == 0

@@ -46,6 +46,8 @@ RING_OF_TOKENS = ("tests/test_attention.py", "-k", "over_split_tokens")
 EACH_MESH = "test_each_mesh_gives_the_loss_and_all_gradients_of_one_device"
 GUARD = ("tests/test_step.py", "-k", "not_finite")
 WINDOW = ("tests/test_step.py", "-k", "window")
+OPTIMIZERS = ("tests/test_optimizers.py", "-k", "treats_the_layers")
+SCHEDULES = ("tests/test_schedules.py", "-k", "closed_form")
 ROWS = ("tests/test_step.py", "-k", "restored_step or torn")
 
 MUTATIONS = [
@@ -341,6 +343,89 @@ MUTATIONS = [
         "return sharding if tuple(leaf.shape) == tuple(shape) else whole",
         "return whole",
         ("tests/test_equivalence.py", "-k", "moments"),
+    ),
+    # Optimisers and schedules.
+    Mutation(
+        "an optimiser takes a stack for one layer",
+        "training/optim/per_layer.py",
+        "    inner = optax.with_extra_args_support(inner)\n",
+        "    return optax.with_extra_args_support(inner)\n",
+        OPTIMIZERS,
+    ),
+    Mutation(
+        "layers are restacked in reverse",
+        "layers/stack.py",
+        "for index in range(depth)]\n            stacked[key]",
+        "for index in reversed(range(depth))]\n            stacked[key]",
+        ("tests/test_stack.py", "-k", "restacked"),
+        slow=False,
+    ),
+    Mutation(
+        "embeddings decay",
+        "training/optim/weight_decay.py",
+        ' and not NOT_MATRICES.fullmatch(str(names[-1]) if names else "")',
+        "",
+        ("tests/test_optimizers.py", "-k", "tells_its_role"),
+    ),
+    Mutation(
+        "norms in a stack decay",
+        "training/optim/weight_decay.py",
+        "leaf.ndim - layer_axes(names) >= 2",
+        "leaf.ndim >= 2",
+        ("tests/test_optimizers.py", "-k", "reaches_matrices or tells_its_role"),
+    ),
+    Mutation(
+        "novograd decays biases",
+        "training/optim/weight_decay.py",
+        "lambda p, m: p if m else jnp.zeros_like(p)",
+        "lambda p, m: p",
+        ("tests/test_optimizers.py", "-k", "novograd"),
+    ),
+    Mutation(
+        "adaptive clipping pools the taps of a convolution with its outputs",
+        "training/optim/adaptive_clip.py",
+        "tuple(range(x.ndim - 1)) if jnp.squeeze(x).ndim > 1",
+        "tuple(range(1)) if jnp.squeeze(x).ndim > 1",
+        ("tests/test_optimizers.py", "-k", "each_output_channel"),
+        slow=False,
+    ),
+    Mutation(
+        "the warmup is not subtracted",
+        "training/optim/schedules.py",
+        "body = cls()(config, end - config.warmup)",
+        "body = cls()(config, end)",
+        SCHEDULES,
+        slow=False,
+    ),
+    Mutation(
+        "a schedule ends with the run",
+        "training/optim/schedules.py",
+        '(section.get("steps") or steps) if cls',
+        "steps if cls",
+        SCHEDULES,
+    ),
+    Mutation(
+        "a cosine ends at 0",
+        "training/optim/schedules.py",
+        "config.end + (config.peak - config.end) * cosine(step)",
+        "config.peak * cosine(step)",
+        SCHEDULES,
+    ),
+    Mutation(
+        "the decay of the average has no cap",
+        "training/step.py",
+        "jnp.minimum(self.ema, (1.0 + state.step) / (10.0 + state.step))",
+        "(1.0 + state.step) / (10.0 + state.step)",
+        ("tests/test_optimizers.py", "-k", "moving_average"),
+        slow=False,
+    ),
+    Mutation(
+        "arrays share the draws of their rounding",
+        "training/optim/moments.py",
+        " ^ jnp.uint32(index)",
+        "",
+        ("tests/test_optimizers.py", "-k", "on_its_own"),
+        slow=False,
     ),
     # What a run and a resumed run rely on.
     Mutation(

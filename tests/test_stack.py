@@ -1,4 +1,4 @@
-"""Rematerialisation: the same gradients in less memory, for all layers or layer by layer."""
+"""Stacks of layers: rematerialisation gives the same gradients in less memory; parameters are unstacked by layer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from flax import nnx
 
-from mmjax.layers import MLP, REMATERIALISATION, Stack
+from mmjax.layers import MLP, REMATERIALISATION, Stack, restack_layers, unstack_layers
 from mmjax.sharding import MeshConfig, make_mesh
 from tests.contracts import Case, Part, assert_close, make_batch
 
@@ -89,3 +90,43 @@ def test_a_recipe_names_policies_for_all_layers_or_for_each():
     batch = make_batch(plain.specs)
     mixed = Case(part, depth=3, rematerialise=("full", "offload", "none"), parameters=plain.parameters)
     assert_close(mixed.gradients(batch), plain.gradients(batch))
+
+
+def nested():
+    """Parameters with a stack inside of a stack, a list of modules and a module outside."""
+    return {
+        "encoder": {
+            "layers": {
+                "kernel": jnp.arange(2 * 3 * 4).reshape(2, 3, 4),
+                "inner": {"layers": {"bias": jnp.arange(2 * 5 * 6).reshape(2, 5, 6)}},
+            }
+        },
+        "heads": {"layers": {0: {"kernel": jnp.ones((3, 4))}, 1: {"kernel": jnp.ones((4, 5))}}},
+        "norm": {"scale": jnp.ones(4)},
+    }
+
+
+def test_layers_are_unstacked_by_number_and_restacked():
+    tree = nested()
+    layers = unstack_layers(tree)
+    assert set(layers["encoder"]["layers"]) == {0, 1}
+    for layer in (0, 1):
+        part = layers["encoder"]["layers"][layer]
+        assert (part["kernel"] == tree["encoder"]["layers"]["kernel"][layer]).all()
+        for index in range(5):
+            bias = part["inner"]["layers"][index]["bias"]
+            assert (bias == tree["encoder"]["layers"]["inner"]["layers"]["bias"][layer, index]).all()
+    assert jax.tree.structure(layers["heads"]) == jax.tree.structure(tree["heads"])
+    restacked = restack_layers(layers, tree)
+    assert jax.tree.structure(restacked) == jax.tree.structure(tree)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a.shape == b.shape and bool((a == b).all()), restacked, tree)))
+
+
+def test_trees_in_a_state_are_unstacked_like_the_parameters():
+    parameters = nested()
+    mask = jax.tree.map(lambda leaf: leaf.ndim > 1, unstack_layers(parameters))
+    optimizer = optax.chain(optax.scale_by_adam(), optax.masked(optax.trace(0.9), mask))
+    state = optimizer.init(unstack_layers(parameters))
+    stacked = restack_layers(state, parameters)
+    assert jax.tree.map(jnp.shape, stacked[0].mu) == jax.tree.map(jnp.shape, parameters)
+    assert jax.tree.structure(unstack_layers(stacked, parameters)) == jax.tree.structure(state)

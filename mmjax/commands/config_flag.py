@@ -23,8 +23,9 @@ def define_config(flags: absl_flags.FlagValues, name: str = "config", required: 
     """
     from ml_collections import config_flags
 
-    for value_type in (list, type(None)):
-        # config_flags cannot override lists and None without a parser. `mmjax.config.build` checks the types later.
+    for value_type in (list, int, float, str, type(None)):
+        # The recipe's value does not tell the type of the key: 1 may stand for a number, None for anything.
+        # `mmjax.config.build` checks the types later.
         config_flags.register_flag_parser_for_type(value_type, _LiteralParser(value_type))
     help_text = f"recipe, a Python file with get_config(); --{name}.KEY=VALUE overrides a value"
     config_flags.DEFINE_config_file(name, help_string=help_text, flag_values=flags)
@@ -46,7 +47,8 @@ class _RecipeParser(absl_flags.ArgumentParser):
             where = f"--{self.name}.{key}"
             if check_key(config, key, where):
                 raise UserError(where, "is a section, not a value", f"give one of its keys, as in {where}.KEY=VALUE")
-        return config.lock()
+        # A ConfigDict refuses 0.3 for a key that holds 1, unless it is made without type safety.
+        return type(config)(config.to_dict(preserve_field_references=True), type_safe=False).lock()
 
     def flag_type(self) -> str:
         return "recipe"
@@ -60,7 +62,11 @@ class _RecipeParser(absl_flags.ArgumentParser):
 
 
 class _LiteralParser(absl_flags.ArgumentParser):
-    """Parses a Python literal, like `--config.data.views="[1, 2]"`; other text is a string, or an error for lists."""
+    """Parses a Python literal, like `--config.data.views="[1, 2]"` or `--config.optimizer.clip=None`.
+
+    Text that is not a literal is an error where the recipe has a number or a list. Where it has text, all but `None` is
+    text.
+    """
 
     def __init__(self, value_type: type):
         super().__init__()
@@ -69,17 +75,21 @@ class _LiteralParser(absl_flags.ArgumentParser):
     def parse(self, argument: Any) -> Any:
         import ast
 
-        if not isinstance(argument, str):
+        if not isinstance(argument, str) or self.value_type is str and argument != "None":
             return argument
         try:
             value = ast.literal_eval({"true": "True", "false": "False"}.get(argument, argument))
         except (SyntaxError, ValueError):
             value = argument
-        if self.value_type is not list:
+        if value is None or self.value_type is type(None):
             return value
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{argument!r} is not a list")
-        return list(value)
+        if self.value_type is list:
+            if not isinstance(value, (list, tuple)):
+                raise ValueError(f"{argument!r} is not a list")
+            return list(value)
+        if isinstance(value, str):
+            raise ValueError(f"{argument!r} is not a number")
+        return value
 
     def flag_type(self) -> str:
-        return "list" if self.value_type is list else "value"
+        return "value" if self.value_type is type(None) else self.value_type.__name__

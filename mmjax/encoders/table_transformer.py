@@ -38,7 +38,7 @@ class TableTransformer(nnx.Module):
         init = jax.nn.initializers.normal(1.0)
         if len(self.numeric):
             shape = (len(self.numeric), config.width)
-            self.scale = parameter(init(rngs.params(), shape, jnp.float32), "none", "embed")
+            self.kernel = parameter(init(rngs.params(), shape, jnp.float32), "none", "embed")
         if len(self.categorical):
             self.embedding = Embedding(sum(self.sizes), config.width, rngs=rngs)
         self.column = parameter(init(rngs.params(), (len(sizes), config.width), jnp.float32), "none", "embed")
@@ -49,7 +49,7 @@ class TableTransformer(nnx.Module):
         tokens = []
         if len(self.numeric):
             cells = inputs.values[:, np.array(self.numeric), None].astype(self.dtype)
-            tokens.append(cells * self.scale[...].astype(self.dtype))
+            tokens.append(cells * self.kernel[...].astype(self.dtype))
         if len(self.categorical):
             # All columns share one embedding table, in which each column has its own range of entries.
             sizes = np.array(self.sizes)

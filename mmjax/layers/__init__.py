@@ -9,5 +9,5 @@ from mmjax.layers.pooling import AttentionPooling, first_pool, last_pool, mean_p
 from mmjax.layers.positions import sincos_positions
 from mmjax.layers.precision import Precision
 from mmjax.layers.randomness import Randomness, drop_path, dropout
-from mmjax.layers.stack import REMATERIALISATION, Stack
+from mmjax.layers.stack import REMATERIALISATION, Stack, layer_axes, restack_layers, unstack_layers
 from mmjax.layers.transformer import VARIANTS, Transformer, TransformerConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -112,3 +112,79 @@ class Stack(nnx.Module):
             carry, _ = jax.lax.scan(step, carry, chunk, unroll=not self.scan)
             first = last
         return carry
+
+
+STACKED = "layers"
+"""Attribute of `Stack`, and so the key in parameter trees, under which arrays have a leading layer axis."""
+
+
+def layer_axes(path: Sequence[Any]) -> int:
+    """Returns the number of leading layer axes of the array at `path`: one per enclosing `Stack`.
+
+    A number after the key `layers` is an index in a list of modules, or the layer of an unstacked stack.
+
+    Args:
+      path: dict keys from the root of the parameters to the array.
+    """
+    return sum(key == STACKED and not isinstance(after, int) for key, after in itertools.pairwise(path))
+
+
+def unstack_layers(tree: Any, like: Any = None) -> Any:
+    """Replaces each stack by its layers: `layers/kernel` [depth, ...] becomes `layers/0/kernel` [...], and so on.
+
+    Norms, statistics and patterns of names then see one layer at a time. Nested stacks are unstacked too.
+
+    Args:
+      tree: parameters, or a pytree that contains dicts of their structure, such as an optimiser state.
+      like: parameters with stacked layers, which give the depths; by default `tree`.
+    """
+    return jax.tree.map(lambda node: _unstack(node, node if like is None else like, 0), tree, is_leaf=_is_dict)
+
+
+def restack_layers(tree: Any, like: Any) -> Any:
+    """Reverts `unstack_layers`.
+
+    Args:
+      tree: unstacked parameters, or a pytree that contains dicts of their structure.
+      like: parameters with stacked layers.
+    """
+    return jax.tree.map(lambda node: _restack(node, like, 0), tree, is_leaf=_is_dict)
+
+
+def _is_dict(node: Any) -> bool:
+    return isinstance(node, dict)
+
+
+def _depth(key: Any, like: Any, level: int) -> int | None:
+    """Returns the depth of the stack `like` inside of `level` other stacks, or None if it is not a stack."""
+    if key != STACKED or not _is_dict(like) or any(isinstance(name, int) for name in like):
+        return None
+    return next((leaf.shape[level] for leaf in jax.tree.leaves(like)), None)
+
+
+def _unstack(node: Any, like: Any, level: int) -> Any:
+    if not _is_dict(node) or not _is_dict(like):
+        return node
+    unstacked: dict[Any, Any] = {}
+    for key, child in node.items():
+        depth = _depth(key, like.get(key), level)
+        if depth is None:
+            unstacked[key] = _unstack(child, like.get(key), level)
+        else:
+            layers = [jax.tree.map(lambda leaf, index=index: leaf[index], child) for index in range(depth)]
+            unstacked[key] = {index: _unstack(layer, like[key], level + 1) for index, layer in enumerate(layers)}
+    return unstacked
+
+
+def _restack(node: Any, like: Any, level: int) -> Any:
+    if not _is_dict(node) or not _is_dict(like):
+        return node
+    stacked: dict[Any, Any] = {}
+    for key, child in node.items():
+        depth = _depth(key, like.get(key), level)
+        if depth is None:
+            stacked[key] = _restack(child, like.get(key), level)
+        else:
+            layers = [_restack(child[index], like[key], level + 1) for index in range(depth)]
+            stacked[key] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    return stacked

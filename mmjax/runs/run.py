@@ -14,7 +14,7 @@ from rich.console import Console
 from mmjax.data.dataset import check_split
 from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
-from mmjax.experiment import CHANGEABLE_ON_RESUME, Experiment
+from mmjax.experiment import CHANGEABLE_ON_RESUME, Experiment, schedule_changes
 from mmjax.files import write_atomically, write_json
 from mmjax.processes import Watchdog, agree_or_raise
 from mmjax.reporting.overview import count_by_component, count_elements, print_key_values, print_metrics, print_subsets
@@ -55,11 +55,14 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
         experiment.dataset.prepare()
         examples = _check_examples(experiment)
     if writes:
+        previous = read_config(workdir) if (workdir / "config.json").exists() else experiment.raw
         write_config(workdir, experiment.raw, experiment.modalities)
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint)
     state, restored = _first_state(experiment, checkpoints)
     if writes:
         _print_overview(console, experiment, examples, checkpoints, restored, workdir)
+        for line in schedule_changes(previous, experiment.raw, restored) if restored else []:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     _write_parameters(workdir, state, writes)
     # Hooks of all processes read metrics.jsonl, so process 0 first removes the rows after the restored checkpoint.
     with agree_or_raise("the repair of metrics.jsonl"):

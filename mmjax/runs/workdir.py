@@ -5,6 +5,7 @@ Files: config.json (resolved), metrics.jsonl, result.json, parameters.txt, check
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import pathlib
@@ -39,7 +40,7 @@ def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable:
     Args:
       workdir: folder of the run.
       raw: plain config of the run to start.
-      changeable: dotted keys of values and sections that may differ.
+      changeable: dotted keys of values and sections that may differ; `*` stands for one name.
 
     Raises:
       UserError: if the workdir cannot be used for this config.
@@ -58,12 +59,18 @@ def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable:
             raise UserError("--workdir", f"{workdir} is not empty and contains no run", "give an empty or a new folder")
         return
     for where, old, new in differences(_load(path), raw):
-        if not any(where == key or where.startswith(key + ".") for key in changeable):
+        if not any(_is_within(where, key) for key in changeable):
             raise UserError(
                 "--workdir",
                 f"{workdir} contains a run with {where} = {_shorten(old)}, not {_shorten(new)}",
                 "give another workdir, or the config of that run",
             )
+
+
+def _is_within(where: str, key: str) -> bool:
+    """Returns True if the dotted key `where` is `key` or lies in the section `key`."""
+    names, pattern = where.split("."), key.split(".")
+    return len(names) >= len(pattern) and all(map(fnmatch.fnmatchcase, names, pattern))
 
 
 def _shorten(value: Any) -> str:

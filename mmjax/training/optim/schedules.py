@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 import optax
 
-from mmjax.config import AtLeast, Count, NonNegative, choose
+from mmjax.config import Above, AtLeast, Count, NonNegative, choose
 from mmjax.errors import UserError, nearest
 
 Schedule = Callable[[Any], jax.Array | float]
@@ -28,12 +29,22 @@ class ScheduleConfig:
     Attributes:
       peak: value after the warmup.
       warmup: steps of linear warmup from 0 to `peak`.
-      steps: step at which `end` is reached; defaults to the last step of the run.
+    """
+
+    peak: Annotated[float, AtLeast(0.0)]
+    warmup: NonNegative = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecayConfig(ScheduleConfig):
+    """Options of schedules that end.
+
+    Attributes:
+      steps: step at which `end` is reached; defaults to `train.steps`. Set it to train longer without a change of the
+        schedule.
       end: final value.
     """
 
-    peak: Annotated[float, AtLeast(0.0)] = 1.0
-    warmup: NonNegative = 0
     steps: Count | None = None
     end: Annotated[float, AtLeast(0.0)] = 0.0
 
@@ -53,30 +64,43 @@ class Cosine:
     Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts (2017).
     """
 
-    Config = ScheduleConfig
+    Config = DecayConfig
 
-    def __call__(self, config: ScheduleConfig, length: int) -> Schedule:
-        alpha = config.end / config.peak if config.peak else 0.0
-        return optax.cosine_decay_schedule(config.peak, length, alpha=alpha)
+    def __call__(self, config: DecayConfig, length: int) -> Schedule:
+        cosine = optax.cosine_decay_schedule(1.0, length)
+        return lambda step: config.end + (config.peak - config.end) * cosine(step)
 
 
 class Linear:
     """Linear decay from `peak` to `end`."""
 
-    Config = ScheduleConfig
+    Config = DecayConfig
 
-    def __call__(self, config: ScheduleConfig, length: int) -> Schedule:
+    def __call__(self, config: DecayConfig, length: int) -> Schedule:
         return optax.linear_schedule(config.peak, config.end, length)
 
 
 class Exponential:
-    """Exponential decay from `peak` to `end`, or to 1 % of `peak` if `end` is 0."""
+    """Exponential decay from `peak` to `end`."""
 
-    Config = ScheduleConfig
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(ScheduleConfig):
+        """Options of `Exponential`.
 
-    def __call__(self, config: ScheduleConfig, length: int) -> Schedule:
-        rate = (config.end / config.peak) if config.end and config.peak else 0.01
-        return optax.exponential_decay(config.peak, length, rate, end_value=config.peak * rate)
+        Attributes:
+          peak: value after the warmup, above 0.
+          steps: step at which `end` is reached; defaults to `train.steps`. Set it to train longer without a change of
+            the schedule.
+          end: final value, above 0; by default 1 % of `peak`.
+        """
+
+        peak: Annotated[float, Above(0.0)]
+        steps: Count | None = None
+        end: Annotated[float, Above(0.0)] | None = None
+
+    def __call__(self, config: Config, length: int) -> Schedule:
+        ratio = 0.01 if config.end is None else config.end / config.peak
+        return optax.exponential_decay(config.peak, length, ratio, end_value=config.peak * ratio)
 
 
 class Step:
@@ -87,18 +111,24 @@ class Step:
         """Options of `Step`.
 
         Attributes:
-          boundaries: steps of the decay, counted from the end of the warmup.
+          boundaries: steps of the decay in increasing order, counted from the end of the warmup.
           factor: multiplier at each boundary.
         """
 
-        boundaries: tuple[Count, ...] = ()
+        boundaries: tuple[Count, ...]
         factor: Annotated[float, AtLeast(0.0)] = 0.1
+
+        def __post_init__(self):
+            if not self.boundaries:
+                raise ValueError("boundaries is empty; give the steps of the decay, or use the kind 'constant'")
+            if any(after <= before for before, after in zip(self.boundaries, self.boundaries[1:], strict=False)):
+                raise ValueError(f"boundaries {list(self.boundaries)} do not increase; give each step once, in order")
 
     def __call__(self, config: Config, length: int) -> Schedule:
         return optax.piecewise_constant_schedule(config.peak, dict.fromkeys(config.boundaries, config.factor))
 
 
-SCHEDULES = {
+SCHEDULES: dict[str, Any] = {
     "constant": Constant,
     "cosine": Cosine,
     "linear": Linear,
@@ -116,7 +146,8 @@ def make_schedule(section: Any, where: str, steps: int) -> Schedule:
       steps: length of the run.
 
     Raises:
-      UserError: like `mmjax.config.build`, and if the warmup is not shorter than the schedule.
+      UserError: like `mmjax.config.build`; if the warmup is not shorter than the schedule; if an Optax schedule does
+        not return finite numbers.
     """
     if isinstance(section, (int, float)) and not isinstance(section, bool):
         if not 0 <= section < math.inf:
@@ -126,10 +157,9 @@ def make_schedule(section: Any, where: str, steps: int) -> Schedule:
         raise UserError(where, f"{section!r} is not a schedule", "give a number, or a dict with the key 'kind'")
     kind = section.get("kind")
     if isinstance(kind, str) and kind.startswith("optax."):
-        options = {key: value for key, value in section.items() if key != "kind"}
-        return call_optax(kind.removeprefix("optax."), options, where)
+        return _optax_schedule(section, where, steps)
     cls, config = choose(SCHEDULES, section, where)
-    end = config.steps or steps
+    end = schedule_length(section, steps) or steps
     if config.warmup >= end:
         raise UserError(f"{where}.warmup", f"{config.warmup} is not below the {end} steps", "shorten the warmup")
     body = cls()(config, end - config.warmup)
@@ -138,16 +168,57 @@ def make_schedule(section: Any, where: str, steps: int) -> Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, config.peak, config.warmup), body], [config.warmup])
 
 
+def schedule_length(section: Any, steps: int) -> int | None:
+    """Returns the step at which a schedule of `SCHEDULES` ends, or None for numbers and for schedules without an end.
+
+    Args:
+      section: section or number, valid for `make_schedule`.
+      steps: length of the run.
+    """
+    cls = SCHEDULES.get(section.get("kind")) if hasattr(section, "items") else None
+    return (section.get("steps") or steps) if cls is not None and hasattr(cls.Config, "steps") else None
+
+
+def _optax_schedule(section: Any, where: str, steps: int) -> Schedule:
+    """Builds the schedule of `optax.NAME`; an argument `schedules` is a list of sections."""
+    name = section["kind"].removeprefix("optax.")
+    known = [name for name in dir(optax.schedules) if optax_arguments(name) and not name.startswith("inject_")]
+    if name not in known:
+        raise UserError(f"{where}.kind", f"Optax has no schedule {name!r}", nearest(name, known))
+    options = {key: value for key, value in section.items() if key != "kind"}
+    if isinstance(parts := options.get("schedules"), (list, tuple)):
+        options["schedules"] = [make_schedule(part, f"{where}.schedules[{i}]", steps) for i, part in enumerate(parts)]
+    schedule = call_optax(name, options, where)
+    for step in (0, steps // 2, steps):
+        try:
+            value = np.asarray(schedule(step), np.float64)
+        except Exception as error:
+            problem = f"optax.{name} raises: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            raise UserError(where, problem, "see the Optax documentation") from error
+        if value.shape or not np.isfinite(value):
+            raise UserError(where, f"optax.{name} is {value} at step {step}", "check its arguments")
+    return schedule
+
+
+def optax_arguments(name: str) -> dict[str, inspect.Parameter]:
+    """Returns the arguments of a public Optax function, or {} if there is no such function."""
+    function = getattr(optax, name, None)
+    if name.startswith("_") or not callable(function) or isinstance(function, type):
+        return {}
+    try:
+        return dict(inspect.signature(function).parameters)
+    except ValueError:  # a type alias
+        return {}
+
+
 def call_optax(name: str, options: dict[str, Any], where: str) -> Any:
-    """Calls a public Optax function by name.
+    """Calls an Optax function by name.
 
     Raises:
-      UserError: on an unknown name, an unknown or missing argument, or a value that is not finite or has a wrong type.
+      UserError: on an unknown or missing argument, or a value that is not finite or has a wrong type.
     """
-    function = getattr(optax, name, None)
-    if not callable(function):
-        raise UserError(where, f"Optax has no {name!r}", nearest(name, [n for n in dir(optax) if n[0] != "_"]))
-    known = inspect.signature(function).parameters
+    function, known = getattr(optax, name), optax_arguments(name)
+    options = {key: _with_integer_keys(value) for key, value in options.items()}
     for key in options:
         if key not in known:
             raise UserError(f"{where}.{key}", f"optax.{name} has no argument {key!r}", nearest(key, known))
@@ -164,5 +235,13 @@ def call_optax(name: str, options: dict[str, Any], where: str) -> Any:
         raise UserError(f"{where}.{missing[0]}", "is missing", f"optax.{name} requires it")
     try:
         return function(**options)
-    except (TypeError, ValueError) as error:
-        raise UserError(where, f"optax.{name} failed: {error}", "see the Optax documentation") from error
+    except Exception as error:
+        problem = f"optax.{name} failed: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        raise UserError(where, problem, "see the Optax documentation") from error
+
+
+def _with_integer_keys(value: Any) -> Any:
+    """Converts `{"100": 0.1}` to `{100: 0.1}`: Optax counts steps in integers, but JSON and `ConfigDict` have text."""
+    if hasattr(value, "items") and value and all(str(key).isdecimal() for key in value):
+        return {step: value[key] for step, key in sorted((int(key), key) for key in value)}
+    return value
