@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 
 import jax
@@ -14,6 +15,7 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from mmjax.data.batching import BatchFunction
 from mmjax.data.dataset import Record
+from mmjax.data.pipeline import Pipeline
 from mmjax.data.rows import PaddedRows
 from mmjax.errors import UserError
 from mmjax.evaluation import Evaluator
@@ -83,7 +85,7 @@ def test_logits_that_are_not_finite_predict_no_class():
     row = finalise(classification().metrics(logits, labelled([0, 0, 0, 1])))
     assert row["accuracy"] == 0.5
     # Class 0: 1 of 1 predictions is right, 1 of 3 labels is found. Class 1: all.
-    assert row["precision"] == pytest.approx(1.0) and row["recall"] == pytest.approx((1 / 3 + 1) / 2)
+    assert row["/precision"] == pytest.approx(1.0) and row["/recall"] == pytest.approx((1 / 3 + 1) / 2)
 
 
 def contrastive(**options) -> Contrastive:
@@ -223,7 +225,7 @@ def split_of(size: int, batch_size: int, weights: dict[str, np.ndarray], x: np.n
         valid, rows = rows < size, np.minimum(rows, size - 1)
         yield Batch(
             {"x": Input(x[rows], valid)},
-            {name: Target(np.zeros(batch_size, np.float32), (w[rows] * valid).astype(np.float32)) for name, w in weights.items()},
+            {name: Target(np.zeros(batch_size), np.float32(w[rows] * valid)) for name, w in weights.items()},
             np.where(valid, rows, -1).astype(np.int32),
             np.int32(step),
         )  # fmt: skip
@@ -279,8 +281,10 @@ def test_an_adversarial_step_has_the_norm_of_the_real_values_and_leaves_the_othe
     plain = type(objective.inner).features
     try:
         type(objective.inner).features = lambda self, p, b, train=True: seen.append(b) or plain(self, p, b, train)
-        batch = Batch({"x": Input(jnp.asarray(values), jnp.ones((6, 4), bool))}, {"a": Target(jnp.zeros(6), jnp.ones(6))},
-                      jnp.arange(6), jnp.int32(0))  # fmt: skip
+        target = Target(jnp.zeros(6), jnp.ones(6))
+        batch = Batch(
+            {"x": Input(jnp.asarray(values), jnp.ones((6, 4), bool))}, {"a": target}, jnp.arange(6), jnp.int32(0)
+        )
         object.__setattr__(objective, "model", objective.inner.model)
         objective.features({}, batch)
     finally:
@@ -372,10 +376,9 @@ def function(target=1, spec=None, **options) -> BatchFunction:
     sampler = lambda step, rows: (np.array([7, 1, 2, -1]), np.zeros(4, int))  # noqa: E731
     targets = {"y": spec or TargetSpec((), "int32", CLASSES)}
     settings = {"modality_dropout": {}, "augment": {}, **options}
-    return BatchFunction(
-        shown, list(modalities), lambda count, buffers: PaddedRows(modalities, count, buffers), targets, sampler, rows, 1,
-        3, settings["modality_dropout"], settings["augment"],
-    )  # fmt: skip
+    make_rows = functools.partial(PaddedRows, modalities)
+    names = list(modalities)
+    return BatchFunction(shown, names, make_rows, targets, sampler, rows, slots=1, seed=3, **settings)
 
 
 def test_augmentation_and_modality_dropout_of_one_row_differ_between_steps():
@@ -392,8 +395,6 @@ def test_augmentation_and_modality_dropout_of_one_row_differ_between_steps():
 def test_a_label_outside_the_classes_names_its_record(target):
     _, errors = function(target)(0)
     assert errors[0].startswith("target 'y' of record 7 is ")
-    from mmjax.data.pipeline import Pipeline
-
     pipeline = types.SimpleNamespace(_num_records=0, num_broken=0)
     batch = types.SimpleNamespace(ids=np.arange(4))
     with pytest.raises(
