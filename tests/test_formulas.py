@@ -97,10 +97,13 @@ def test_embeddings_that_are_not_finite_find_no_partner():
     same = jnp.eye(4)
     inputs = {name: Input(jnp.ones((4, 1)), jnp.ones(4, bool)) for name in "pq"}
     batch = Batch(inputs, {}, jnp.arange(4), jnp.int32(0))
-    task = contrastive(recall_at=(1,))
+    task = contrastive(recall_at=(1, 4))
     assert finalise(task.metrics((same, same), batch))["recall@1"] == 1.0
     assert finalise(task.metrics((same.at[1].set(jnp.nan), same), batch))["recall@1"] == 0.75
-    assert finalise(task.metrics((same * jnp.nan, same * jnp.nan), batch))["recall@1"] == 0.0
+    # Among 4 examples, every finite embedding is among the first 4.
+    assert finalise(task.metrics((same, same[::-1]), batch))["recall@4"] == 1.0
+    row = finalise(task.metrics((same * jnp.nan, same * jnp.nan), batch))
+    assert row["recall@1"] == row["recall@4"] == 0.0
 
 
 # Temperature.

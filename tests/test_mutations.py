@@ -442,8 +442,8 @@ MUTATIONS = [
     Mutation(
         "NaN is the best metric",
         "training/checkpoint.py",
-        "if score is not None and math.isfinite(score):",
-        "if score is not None:",
+        'return -math.inf if self.config.mode == "max" else math.inf',
+        "return math.inf",
         ("tests/test_skipped_steps.py", "-k", "never_best"),
     ),
     Mutation(
@@ -456,7 +456,7 @@ MUTATIONS = [
     Mutation(
         "a run rolls back into the streak",
         "training/hooks/skipped_steps.py",
-        "for step in saved - self.rejected if step <= first",
+        "for step in saved - self.rejected if step <= last",
         "for step in saved - self.rejected",
         ("tests/test_skipped_steps.py", "-k", "cause"),
     ),

@@ -199,9 +199,9 @@ def _summary(
     metrics: dict[str, dict[str, Any]] = {}
     for split in examples:
         names = set.intersection(*(set(result[split]) for result in results.values()))
-        values = {name: [result[split][name] for result in results.values()] for name in sorted(names)}
+        by_name = {name: [result[split][name] for result in results.values()] for name in sorted(names)}
         # Metrics that are not finite are null in result.json. They have no mean, and the comparison misses them.
-        finite = {name: row for name, row in values.items() if None not in row and all(map(math.isfinite, row))}
+        finite = {name: row for name, row in by_name.items() if None not in row and all(map(math.isfinite, row))}
         metrics[split] = {name: summarize(row) for name, row in finite.items()}
     subsets: dict[str, Any] = {}
     if cell.subsets:

@@ -28,8 +28,8 @@ class SkippedStepsHook(Hook):
     """Fails after `max_skipped` consecutive skipped steps, or at the end if more than half of all steps were skipped.
 
     With `rollback`, it restores the newest checkpoint from before the first of these steps instead, and training
-    continues with the next batch. A checkpoint is restored once; if it leads to skipped steps again, the next older one
-    is. The run fails if none is left.
+    continues with the next batch. If a restored checkpoint leads to skipped steps only, the next older one is restored.
+    The run fails if none is left.
 
     Args:
       max_skipped: consecutive skipped steps.
@@ -52,6 +52,7 @@ class SkippedStepsHook(Hook):
         self.max_skipped, self.rollback = max_skipped, rollback
         self.checkpoints, self.abstract, self.ids_at, self.console = checkpoints, abstract, ids_at, console
         self.rejected: set[int] = set()
+        self.resumed_at, self.target = -1, -1
         self.first_skipped: int | None = None
         self.skipped = 0
         # The next step donates the buffers of the state, so its counter is copied.
@@ -101,10 +102,13 @@ class SkippedStepsHook(Hook):
     def _roll_back(self, loop: Loop, first: int, problem: str) -> None:
         self.checkpoints.wait()
         saved = set(self.checkpoints.steps)
-        target = max((step for step in saved - self.rejected if step <= first), default=None)
+        # Checkpoints after a rollback without any update since hold the restored parameters again.
+        last = self.target - 1 if first == self.resumed_at else first
+        target = max((step for step in saved - self.rejected if step <= last), default=None)
         if target is None:
             raise RunError(f"{problem}; train.rollback found no checkpoint from before that step")
-        self.rejected |= {target} | {step for step in saved if step > first}
+        self.rejected |= {target} | {step for step in saved if step > last}
+        self.resumed_at, self.target = loop.step, target
         restored = self.checkpoints.restore(target, self.abstract)
         # The position in the data stays: the run continues after the batches that were skipped.
         loop.state = dataclasses.replace(restored, data_step=loop.state.data_step, window=loop.state.window)
