@@ -183,11 +183,11 @@ class Contrastive(Task):
         # Every comparison with NaN is false, so a NaN embedding would rank first. It counts as not found.
         first, second = features
         finite = jnp.isfinite(first).all(axis=-1) & jnp.isfinite(second).all(axis=-1)
-        cleaned = [jnp.where(finite[:, None], side, 0.0) for side in features]
+        first, second = (jnp.where(finite[:, None], side, 0.0) for side in features)
         states: States = {}
         if self.config.recall_at:
             unique_labels = self.config.positives is None
-            ranks = retrieval_ranks(*cleaned, *self._valid_and_labels(batch), unique_labels=unique_labels)
+            ranks = retrieval_ranks(first, second, *self._valid_and_labels(batch), unique_labels=unique_labels)
             for k in self.config.recall_at:
                 hits = [((rank < k) & finite).astype(jnp.float32) for rank in ranks]
                 states[f"recall@{k}"] = Ratio.of(0.5 * (hits[0] + hits[1]), weights)
