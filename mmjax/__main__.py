@@ -1,7 +1,7 @@
 """Command line entry point: `mmjax COMMAND --flags`, or `python -m mmjax COMMAND --flags`.
 
-Exit codes: 0 success; 1 the run failed (traceback); 2 invalid user input (one line, no traceback); 130 interrupted.
-`mmjax.commands` defines the commands.
+Exit codes: 0 success; 1 the run failed (one line or a traceback); 2 invalid user input (one line, no traceback);
+130 interrupted. `mmjax.commands` defines the commands.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from absl import flags as absl_flags
 
 from mmjax import __version__
 from mmjax.commands import COMMANDS
-from mmjax.errors import UserError, nearest
+from mmjax.errors import RunError, UserError, nearest
 from mmjax.files import cache_folder
 from mmjax.host.compilation_cache import enable_compilation_cache
 from mmjax.host.huge_pages import use_huge_pages
@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"mmjax: error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"mmjax: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("mmjax: interrupted", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""One-line user errors: location, problem and remedy."""
+"""Errors that the command line prints as one line: `UserError` (exit code 2) and `RunError` (exit code 1)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ class UserError(Exception):
     def __init__(self, where: str, problem: str, remedy: str):
         self.where, self.problem, self.remedy = where, problem, remedy
         super().__init__(" ".join(f"{where}: {problem}; {remedy}".split()))
+
+
+class RunError(Exception):
+    """A failure of a run that needs no traceback. The command line prints it as one line and exits with code 1."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -46,11 +46,13 @@ CHANGEABLE_ON_RESUME = (
     "data.workers",
     "data.prefetch",
     "train.steps",
+    "train.max_skipped",
+    "train.rollback",
     "schedule.steps",
     "tasks.*.weight.steps",
 )
-"""Config keys that may change on resume; `*` stands for one name. They affect only the last step and the ends
-of schedules, not the other computed values."""
+"""Config keys that may change on resume; `*` stands for one name. They affect only the last step, the ends of schedules,
+and runs with many skipped steps, not the other computed values."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,9 @@ class TrainConfig:
       steps: data steps of the whole run.
       batch_size: global batch size, over all devices of all processes; with packing, the maximum number of examples.
       accumulate: microbatches per step (gradient accumulation); more need less memory, with the same result.
+      max_skipped: number of consecutive steps with gradients that are not finite after which the run fails. Such steps
+        are skipped: they change no parameter.
+      rollback: continue from the newest checkpoint before these steps, with the batches after them, instead of failing.
       ema: decay of the exponential moving average (EMA) of the parameters, used in evaluation; None disables it.
       estimator: gradient estimator, {"kind": a name in `ESTIMATORS`, …}; by default `plain`, or `accumulated` if
         `accumulate` is above 1.
@@ -101,6 +106,8 @@ class TrainConfig:
     steps: Count
     batch_size: Annotated[int, Within(1, 2**24)]
     accumulate: Count = 1
+    max_skipped: Count = 20
+    rollback: bool = False
     ema: Annotated[Rate | None, Formerly("average")] = None
     estimator: Any = None
     loss_transforms: tuple[Any, ...] = ()
@@ -363,11 +370,15 @@ class Experiment:
         available = getattr(self.dataset, "inputs_of", lambda split: self.dataset.inputs)(split)
         return [name for name in self.specs if name in available]
 
-    def evaluate_subsets(self, parameters: Any, split: str) -> dict[str, dict[str, float]]:
-        """Evaluates each subset of the split's inputs. Returns `{"audio+image": metrics with only these present}`."""
+    def evaluate_subsets(self, parameters: Any, split: str, *, step: int = 0) -> dict[str, dict[str, float]]:
+        """Evaluates each subset of the split's inputs, at data step `step` of the parameters.
+
+        Returns:
+          `{"audio+image": metrics with only these present}`.
+        """
         present = subsets(self.inputs_of(split))
         absent = [[name for name in self.specs if name not in subset] for subset in present]
-        metrics = self.evaluator.run_each(parameters, split, absent)
+        metrics = self.evaluator.run_each(parameters, split, absent, step=step)
         return {subset_name(subset): row for subset, row in zip(present, metrics, strict=True)}
 
     def ceilings(self, split: str) -> dict[str, dict[str, float]]:

@@ -1,8 +1,9 @@
-"""Atomic file writes, and the cache folder."""
+"""Atomic file writes, JSON without NaN, and the cache folder."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -22,5 +23,18 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON with sorted keys, atomically."""
-    write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    """Writes JSON with sorted keys, atomically; NaN and infinity become null."""
+    write_atomically(path, to_json(value, indent=2, sort_keys=True) + "\n")
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """Serialises to JSON; NaN and infinity, which JSON lacks, become null. `options` are those of `json.dumps`."""
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -14,7 +14,7 @@ from flax import nnx
 from mmjax.config import choose, convert_value_errors
 from mmjax.encoders import ENCODERS
 from mmjax.errors import UserError, nearest
-from mmjax.fusion import FUSIONS
+from mmjax.fusion import FUSED, FUSIONS
 from mmjax.layers import Precision, Randomness
 from mmjax.tasks import TASKS
 from mmjax.tasks.base import ENCODED
@@ -64,6 +64,8 @@ class Model(nnx.Module):
         self.encoders: nnx.Dict[Any] = nnx.Dict()
         for name, section in config.encoders.items():
             where = f"model.encoders.{name}"
+            if name == FUSED:
+                raise UserError(where, f"{FUSED!r} is the name of the fused tokens", "rename the input")
             if name not in inputs:
                 raise UserError(where, f"the data has no input {name!r}", nearest(name, inputs))
             cls, options = choose(ENCODERS, section, where)
@@ -90,7 +92,8 @@ class Model(nnx.Module):
     def outputs(self, batch: Batch, rng: Randomness | None = None) -> dict[str, Tokens]:
         """Returns {name: Tokens} of all encoders and the fusion; `batch` must have passed `Batch.zero_absent`."""
         tokens = {
-            name: encoder(batch.inputs[name], None if rng is None else rng.fold_in(name))
+            # The prefix keeps an encoder of any name apart from the other keys, such as "fusion".
+            name: encoder(batch.inputs[name], None if rng is None else rng.fold_in(ENCODED + name))
             for name, encoder in self.encoders.items()
         }
         outputs = {ENCODED + name: encoded for name, encoded in tokens.items()}

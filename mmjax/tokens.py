@@ -210,7 +210,9 @@ class InputSpec:
       shape: shape of `Input.values` without the batch axis; for packed inputs, of a row, [budget, ...].
       dtype: dtype of `Input.values`, a NumPy name.
       mask_rank: number of leading axes of `shape` that the mask covers (0 for images, 1 for texts).
-      details: metadata of the values, such as {"vocabulary": 256} or {"sample_rate": 16000}.
+      details: metadata of the values, such as {"vocabulary": 256} or {"sample_rate": 16000}. Along the last axis of
+        float values, "categories" has the number of categories at each index, 0 for a number, and "flags" the indices
+        of 0/1 flags.
       axes: number of position axes of a packed input; 0 if not packed.
     """
 
@@ -219,6 +221,15 @@ class InputSpec:
     mask_rank: int
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     axes: int = 0
+
+    @property
+    def real_valued(self) -> np.ndarray:
+        """Mask of the real numbers along the last axis of `shape`, bool; False for ids, categories and flags."""
+        real = np.full(self.shape[-1:], self.dtype.startswith("float"))
+        if "categories" in self.details:
+            real &= np.asarray(self.details["categories"]) == 0
+        real[list(self.details.get("flags", ()))] = False
+        return real
 
 
 @dataclasses.dataclass(frozen=True)

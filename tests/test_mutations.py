@@ -50,6 +50,11 @@ OPTIMIZERS = ("tests/test_optimizers.py", "-k", "treats_the_layers")
 SCHEDULES = ("tests/test_schedules.py", "-k", "closed_form")
 ROWS = ("tests/test_step.py", "-k", "restored_step or torn")
 
+
+def formula(name: str) -> tuple[str, ...]:
+    return ("tests/test_formulas.py", "-k", name)
+
+
 MUTATIONS = [
     # Masks.
     Mutation(
@@ -274,8 +279,8 @@ MUTATIONS = [
     Mutation(
         "all examples weigh the same",
         "training/objective.py",
-        "(tasks[name].losses(features[name], batch) * weights).sum()",
-        "tasks[name].losses(features[name], batch).sum()",
+        "(losses(features[name], batch) * weights).sum()",
+        "losses(features[name], batch).sum()",
         WEIGHTS,
         slow=False,
     ),
@@ -300,6 +305,176 @@ MUTATIONS = [
         "objective.loss(parameters, features, microbatch, objective.weight_sums(parameters, microbatch), uncoupled)",
         MICROBATCHES,
         slow=False,
+    ),
+    Mutation(
+        "the weight of a task is ignored",
+        "training/objective.py",
+        "loss += self.task_weights[name](batch.step) * mean",
+        "loss += mean",
+        formula("halves_the_loss"),
+    ),
+    Mutation(
+        "a split is measured with the task weights of its first batch",
+        "evaluation/evaluator.py",
+        "self.objective.eval_loss(row, step)",
+        "self.objective.eval_loss(row, 0)",
+        formula("loss_of_a_split"),
+    ),
+    # Metrics, losses and draws that have a formula.
+    Mutation(
+        "label smoothing spreads over the other classes",
+        "tasks/classification.py",
+        "smoothing / len(self.classes)",
+        "smoothing / (len(self.classes) - 1)",
+        formula("label_smoothing"),
+    ),
+    Mutation(
+        "evaluation smooths labels",
+        "tasks/classification.py",
+        "return self._cross_entropy(features, batch, 0.0)",
+        "return self._cross_entropy(features, batch, self.config.label_smoothing)",
+        formula("label_smoothing"),
+    ),
+    Mutation(
+        "NaN logits predict class 0",
+        "tasks/classification.py",
+        "jnp.where(jnp.isfinite(features).all(axis=-1), features.argmax(axis=-1), -1)",
+        "features.argmax(axis=-1)",
+        formula("predict_no_class"),
+    ),
+    Mutation(
+        "NaN embeddings are found first",
+        "tasks/contrastive.py",
+        "((rank < k) & finite)",
+        "(rank < k)",
+        formula("find_no_partner"),
+    ),
+    Mutation(
+        "a temperature above its bound cannot come back",
+        "tasks/contrastive.py",
+        "(x < maximum) | (cotangent > 0)",
+        "x < maximum",
+        formula("temperature"),
+    ),
+    Mutation(
+        "macro averages cover labelled classes only",
+        "tasks/metrics.py",
+        "(counts[1] > 0) | (counts[2] > 0)",
+        "counts[2] > 0",
+        formula("scikit_learn"),
+    ),
+    Mutation(
+        "precision divides by the labelled",
+        "tasks/metrics.py",
+        "np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0)",
+        "np.divide(hits, labelled, out=np.zeros_like(hits), where=labelled > 0)",
+        formula("scikit_learn"),
+    ),
+    Mutation(
+        "dropout does not rescale",
+        "layers/randomness.py",
+        "x / (1.0 - rate), 0)",
+        "x, 0)",
+        formula("dropout_keeps"),
+    ),
+    Mutation(
+        "stochastic depth does not rescale",
+        "layers/randomness.py",
+        "branch / (1.0 - rate), 0)",
+        "branch, 0)",
+        formula("stochastic_depth"),
+    ),
+    Mutation(
+        "stochastic depth is reversed",
+        "layers/stack.py",
+        "jnp.linspace(0.0, self.drop_path, self.depth)",
+        "jnp.linspace(self.drop_path, 0.0, self.depth)",
+        formula("stochastic_depth"),
+    ),
+    Mutation(
+        "all layers share their draws",
+        "layers/stack.py",
+        "rng.fold_in(index)",
+        "rng.fold_in(0)",
+        formula("stochastic_depth"),
+    ),
+    Mutation(
+        "an encoder named fusion shares the fusion's draws",
+        "model.py",
+        "rng.fold_in(ENCODED + name)",
+        "rng.fold_in(name)",
+        formula("draws_of_its_own"),
+    ),
+    Mutation(
+        "positions are sines twice",
+        "layers/positions.py",
+        "jnp.cos(angles)",
+        "jnp.sin(angles)",
+        formula("positions"),
+    ),
+    Mutation(
+        "adversarial steps count categories and flags",
+        "training/loss_transforms/adversarial.py",
+        "(jnp.where(self._mask(name, x), y, 0) for y in (x, gradients[name]))",
+        "(x, gradients[name])",
+        formula("adversarial_step"),
+    ),
+    Mutation(
+        "CutMix counts padding",
+        "training/loss_transforms/mixing.py",
+        "_count(own_mask & ~inside), _count(other_mask & inside)",
+        "_count(jnp.broadcast_to(~inside, values.shape)), _count(jnp.broadcast_to(inside, values.shape))",
+        formula("not_padding"),
+    ),
+    Mutation(
+        "augmentation and modality dropout ignore the step",
+        "data/batching.py",
+        "0, position, self._step, zlib",
+        "0, position, 0, zlib",
+        formula("differ_between_steps"),
+    ),
+    Mutation(
+        "a label may be one above the classes",
+        "data/batching.py",
+        "(array < len(spec.classes))",
+        "(array <= len(spec.classes))",
+        formula("outside_the_classes"),
+    ),
+    # What is not finite.
+    Mutation(
+        "NaN is the best metric",
+        "training/checkpoint.py",
+        'return -math.inf if self.config.mode == "max" else math.inf',
+        "return math.inf",
+        ("tests/test_skipped_steps.py", "-k", "never_best"),
+    ),
+    Mutation(
+        "skipped steps need not be in a row",
+        "training/hooks/skipped_steps.py",
+        "self.updates, self.streak = updates, 0",
+        "self.updates = updates",
+        ("tests/test_skipped_steps.py", "-k", "survived"),
+    ),
+    Mutation(
+        "a run rolls back into the streak",
+        "training/hooks/skipped_steps.py",
+        "for step in saved - self.rejected if step <= last",
+        "for step in saved - self.rejected",
+        ("tests/test_skipped_steps.py", "-k", "cause"),
+    ),
+    Mutation(
+        "a rolled-back run repeats its data",
+        "training/hooks/skipped_steps.py",
+        "data_step=loop.state.data_step, ",
+        "",
+        ("tests/test_skipped_steps.py", "-k", "after_its_data"),
+    ),
+    Mutation(
+        "predictions may be NaN",
+        "evaluation/predictor.py",
+        "if not all(np.isfinite(leaf[0]).all() for leaf in jax.tree.leaves(outputs)):",
+        "if False:",
+        ("tests/test_skipped_steps.py", "-k", "prediction"),
     ),
     # What belongs together over microbatches, devices and processes.
     Mutation(

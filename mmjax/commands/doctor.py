@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -21,6 +20,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from mmjax.files import to_json
 from mmjax.host.libtpu import has_tpu
 
 PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
@@ -42,7 +42,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
     """Prints the report. Returns 1 if JAX cannot initialise its devices, else 0."""
     report = collect()
     if flags.json:
-        print(json.dumps(report, indent=2))
+        print(to_json(report, indent=2))
     else:
         _print_table(report)
     return 1 if report["devices_error"] else 0

@@ -10,12 +10,12 @@ of accuracy), as in result.json.
 
 from __future__ import annotations
 
-import json
 import pathlib
 
 from absl import flags as absl_flags
 
 from mmjax.errors import UserError
+from mmjax.files import to_json
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -45,4 +45,4 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         console=Console(quiet=flags.json, highlight=False),
     )
     if flags.json:
-        print(json.dumps(result))
+        print(to_json(result))

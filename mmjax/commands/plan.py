@@ -17,7 +17,6 @@ device unless named otherwise. See docs/plan.md.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from typing import Any
@@ -26,6 +25,7 @@ from absl import flags as absl_flags
 
 from mmjax.commands.config_flag import define_config
 from mmjax.errors import UserError
+from mmjax.files import to_json
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -93,7 +93,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         report.print_ranking(console, ranking)
         result["search"] = [{"overrides": overrides, **candidate.as_dict()} for overrides, candidate in ranking]
     if flags.json:
-        print(json.dumps(result))
+        print(to_json(result))
 
 
 def _devices(flags: absl_flags.FlagValues) -> tuple[str, list[Any]]:

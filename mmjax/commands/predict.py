@@ -10,7 +10,6 @@ are skipped. Preprocessing is read from the workdir; the dataset is not needed. 
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from mmjax.errors import UserError, nearest
+from mmjax.files import to_json
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -57,7 +57,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     predictions = predictor.run(state.eval_parameters, inputs)
     check_predictions(predictions, given, experiment.modalities)
     if flags.json:
-        print(json.dumps(predictions))
+        print(to_json(predictions))
         return
     width = max(map(len, predictions))
     for task, prediction in predictions.items():

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,6 +31,7 @@ from absl import flags as absl_flags
 
 from mmjax.commands.config_flag import define_config
 from mmjax.errors import UserError, nearest
+from mmjax.files import to_json
 
 _LIST_FLAGS = {"columns": dict, "splits": dict, "keep": list, "drop": list}
 _TEXT_FLAGS = ("format", "key", "split", "group", "stratify")
@@ -119,7 +119,7 @@ def _prepare_source(flags: absl_flags.FlagValues) -> None:
     with make_runner(flags.runner, flags.workers) as runner:
         result = prepare(config, pathlib.Path(flags.output), runner, _progress, flags.dry_run, aligner)
     if flags.json:
-        print(json.dumps(result.report, indent=2))
+        print(to_json(result.report, indent=2))
     else:
         _print_result(result, flags.dry_run)
 

@@ -21,6 +21,27 @@ _DROPOUT_KEY = 0x6D6F64616C697479
 _AUGMENT_KEY = 0x6175676D656E7421
 
 
+class InvalidTarget(str):
+    """Message about a target that does not fit its spec. It ends the run: a wrong label cannot be told from absence."""
+
+
+def find_target_problem(value: Any, spec: TargetSpec) -> str | None:
+    """Checks a target against its spec: class indices in range, probabilities in [0, 1], numbers finite.
+
+    Returns:
+      The problem, as the end of a sentence, or None.
+    """
+    array = np.asarray(value)
+    if not np.isfinite(array).all():
+        return f"is {value}, which is not finite"
+    if not spec.classes:
+        return None
+    if spec.dtype.startswith("float"):
+        return None if ((array >= 0) & (array <= 1)).all() else f"is {value}, not probabilities in [0, 1]"
+    inside = ((array >= 0) & (array < len(spec.classes)) & (array % 1 == 0)).all()
+    return None if inside else f"is {value}, not a class index in 0 to {len(spec.classes) - 1}"
+
+
 class BatchFunction:
     """Maps a data step to its batch. Picklable: worker processes call it too.
 
@@ -58,32 +79,41 @@ class BatchFunction:
         self._buffers = BufferPool()
 
     def __call__(self, step: int) -> tuple[Batch, tuple[str, ...]]:
-        """Returns the batch, and one message for each unreadable record or input."""
+        """Returns the batch, and one message for each unreadable record or input, or `InvalidTarget`."""
         size, count = len(self._source), len(self._positions)
         rows = self._make_rows(count, self._buffers)
         targets = {
             name: Target(np.zeros((count, *spec.shape), spec.dtype), np.zeros(count, np.float32))
             for name, spec in self._targets.items()
         }
-        ids = np.full(count, -1, np.int32)
         errors: list[str] = []
         rngs = _BatchRNG(self._seed, int(step))
-        indices, epochs = self._sampler(int(step), self._rows)
-        valid = np.flatnonzero(indices >= 0).tolist()
-        for i, index in zip(valid, indices[valid].tolist(), strict=True):
+        ids = self.ids(step)
+        valid = np.flatnonzero(ids >= 0).tolist()
+        for i, index in zip(valid, (ids[valid] % size).tolist(), strict=True):
             # One record at a time, so that the memory of a decoded image is reused.
             record, position = self._read(index, errors), int(self._positions[i])
-            # The epoch wraps around before the id overflows int32.
-            ids[i] = index + size * (int(epochs[i]) % (MAX_STEP // size))
             for name, raw in self._select_inputs(record, position, rngs).items():
                 try:
                     rows.put(name, i, index, self._apply_augmentations(name, raw, position, rngs))
                 except Exception as error:
                     errors.append(f"{name} of record {index}: {type(error).__name__}: {error}")
             for name, value in record.targets.items():
-                if value is not None and name in targets:
-                    targets[name].values[i], targets[name].weight[i] = value, 1.0
+                if value is None or name not in targets:
+                    continue
+                if problem := find_target_problem(value, self._targets[name]):
+                    errors.append(InvalidTarget(f"target {name!r} of record {index} {problem}"))
+                    continue
+                targets[name].values[i], targets[name].weight[i] = value, 1.0
         return Batch(rows.inputs, targets, ids, np.asarray(step, np.int32)), tuple(errors)
+
+    def ids(self, step: int) -> np.ndarray:
+        """Returns the example ids of a data step, int32 [B]: record index + epoch * split size, and -1 for padding."""
+        size = len(self._source)
+        indices, epochs = self._sampler(int(step), self._rows)
+        # The epoch wraps around before the id overflows int32.
+        ids = indices.astype(np.int64) + size * (np.asarray(epochs, np.int64) % (MAX_STEP // size))
+        return np.where(indices >= 0, ids, -1).astype(np.int32)
 
     def _read(self, index: int, errors: list[str]) -> Record:
         try:

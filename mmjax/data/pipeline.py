@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from mmjax.data.batching import MAX_STEP, BatchFunction
+from mmjax.data.batching import MAX_STEP, BatchFunction, InvalidTarget
 from mmjax.data.buffer_pool import BufferPool
 from mmjax.data.dataset import Dataset, Source, check_split
 from mmjax.data.packed_sampler import PackedSampler
@@ -127,6 +127,11 @@ class Pipeline:
         self._count_errors(batch, errors)
         return batch
 
+    def ids_at(self, split: str, batch_size: int, step: int) -> np.ndarray:
+        """Returns the example ids of the global batch at data step `step`, int32 [B], without reading records."""
+        ids = self._train_function(split, batch_size, None).ids(step)
+        return ids[ids >= 0]
+
     def evaluation_batches(
         self, split: str, batch_size: int, rows: Sequence[int] | np.ndarray | None = None, workers: int = 0
     ) -> BatchIterator:
@@ -225,9 +230,16 @@ class Pipeline:
         return BatchIterator(iter(iterable), self._count_errors)
 
     def _count_errors(self, batch: Batch, errors: Sequence[str]) -> None:
-        """Logs and counts unreadable inputs. Raises RuntimeError if they outnumber half of the records."""
+        """Logs and counts unreadable inputs.
+
+        Raises:
+          UserError: if a target does not fit its spec.
+          RuntimeError: if unreadable inputs outnumber half of the records.
+        """
         self._num_records += int((batch.ids >= 0).sum())
         for error in errors:
+            if isinstance(error, InvalidTarget):
+                raise UserError("data", error, "correct it, or make the target missing")
             if self.num_broken < _MAX_LOGGED_ERRORS:
                 logging.warning("Unreadable input, treated as absent: %s", error)
             self.num_broken += 1

@@ -40,7 +40,8 @@ class EvaluateConfig:
 class Evaluator:
     """Evaluates parameters on a split, without dropout.
 
-    Metrics of coupled (contrastive) tasks are computed within each batch, so they depend on the batch size.
+    "loss" is the sum over the tasks of weight x mean loss over the whole split, for any batch size. Metrics of coupled
+    (contrastive) tasks are computed within each batch, so they depend on the batch size.
 
     Args:
       objective: objective of the run.
@@ -50,22 +51,34 @@ class Evaluator:
 
     def __init__(self, objective: Objective, mesh: Mesh, batches: Callable[[str], Iterable[Batch]]):
         def states(parameters: Parameters, batch: Batch) -> States:
-            return objective(parameters, batch, train=False)[1]
+            _, states = objective(parameters, batch, train=False)
+            del states["loss"]  # a mean per batch; `run_each` computes that of the split
+            return states
 
+        self.objective = objective
         self.mesh, self.batches = mesh, batches
         self.states = jax.jit(states, out_shardings=replicated(mesh))
         # Merge all metrics in one computation. With one per metric, CPU devices exceed XLA's limit of computations in
         # flight, and multi-process runs deadlock.
         self.merge = jax.jit(merge)
 
-    def run(self, parameters: Parameters, split: str, without: Collection[str] = ()) -> dict[str, float]:
-        """Metrics of a split, `{name: value}`, with the inputs `without` set to absent."""
-        return self.run_each(parameters, split, [without])[0]
+    def run(
+        self, parameters: Parameters, split: str, without: Collection[str] = (), *, step: int = 0
+    ) -> dict[str, float]:
+        """Metrics of a split, `{name: value}`, with the inputs `without` set to absent; see `run_each`."""
+        return self.run_each(parameters, split, [without], step=step)[0]
 
     def run_each(
-        self, parameters: Parameters, split: str, ablations: Sequence[Collection[str]]
+        self, parameters: Parameters, split: str, ablations: Sequence[Collection[str]], *, step: int = 0
     ) -> list[dict[str, float]]:
-        """Metrics of a split for several sets of absent inputs; each batch is loaded once."""
+        """Metrics of a split for several sets of absent inputs; each batch is loaded once.
+
+        Args:
+          parameters: parameters to evaluate.
+          split: name of the split.
+          ablations: sets of absent inputs.
+          step: data step of the parameters, at which the task weights of "loss" are taken.
+        """
         totals: list[States | None] = [None] * len(ablations)
         with jax.set_mesh(self.mesh):
             for batch in self.batches(split):
@@ -75,7 +88,12 @@ class Evaluator:
                 # Limit asynchronous dispatch: otherwise inputs of many batches fill the device memory, and on CPU more
                 # interdependent computations are in flight than there are threads.
                 jax.block_until_ready(totals)
-        return [finalise(jax.device_get(total or {})) for total in totals]
+        return [self._row(jax.device_get(total or {}), step) for total in totals]
+
+    def _row(self, states: States, step: int) -> dict[str, float]:
+        row = finalise(states)
+        loss = self.objective.eval_loss(row, step)
+        return row if loss is None else {**row, "loss": loss}
 
 
 class EvaluationHook(Hook):
@@ -96,7 +114,7 @@ class EvaluationHook(Hook):
         loop.latest_metrics.pop(self.split, None)
         if not self.every or (loop.step % self.every and not loop.done):
             return
-        row = self.evaluator.run(loop.state.eval_parameters, self.split)
+        row = self.evaluator.run(loop.state.eval_parameters, self.split, step=loop.step)
         loop.latest_metrics[self.split] = row
         if self.log:
             self.log.write(loop.step, self.split, row)

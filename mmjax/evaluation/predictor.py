@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from mmjax.data.buffer_pool import BufferPool
 from mmjax.data.packing import Packing
 from mmjax.data.rows import PaddedRows
-from mmjax.errors import UserError, nearest
+from mmjax.errors import RunError, UserError, nearest
 from mmjax.evaluation.inference_batch import inference_batch
 from mmjax.modalities import Modality
 from mmjax.sharding import batch_shards, replicated
@@ -84,6 +84,9 @@ class Predictor:
 
         Returns:
           `{task: {"answer", "probability", "top"}}`; tasks whose inputs are all absent are left out.
+
+        Raises:
+          RunError: if an output of the model is not finite.
         """
         size = batch_shards(self.mesh)
 
@@ -97,7 +100,12 @@ class Predictor:
         tasks = self.objective.model(parameters).tasks
         predictions = {}
         for name, weight in jax.device_get(weights).items():
-            rows = tasks[name].predictions(jax.device_get(features[name])) if weight[0] > 0 else None
+            if not weight[0] > 0:
+                continue
+            outputs = jax.device_get(features[name])
+            if not all(np.isfinite(leaf[0]).all() for leaf in jax.tree.leaves(outputs)):
+                raise RunError(f"the model's output for the task {name!r} is not finite, so there is no prediction")
+            rows = tasks[name].predictions(outputs)
             if rows is not None:
                 predictions[name] = rows[0]
         return predictions

@@ -82,12 +82,16 @@ class FusionLayer(nnx.Module):
     def __call__(self, carry: tuple[dict[str, Tokens], Tokens], rng: Randomness | None, drop_rate) -> tuple:
         """Updates the carry ({modality: Tokens}, latents)."""
         tokens, latents = carry
-        rngs = {name: None if rng is None else rng.fold_in(name) for name in (*self.pairs, FUSED, "latent_block")}
+
+        def fold_in(key: str) -> Randomness | None:
+            return None if rng is None else rng.fold_in(key)
+
         updated = dict(tokens)
         for name in self.pairs:
-            updated[name] = self.streams[name](tokens[name], tokens, rngs[name], drop_rate)
-        latents = self.readout(latents, updated, rngs[FUSED], drop_rate)
-        return updated, self.latent_block(latents, rngs["latent_block"], drop_rate)
+            # The prefix keeps a modality of any name apart from the other keys.
+            updated[name] = self.streams[name](tokens[name], tokens, fold_in("streams." + name), drop_rate)
+        latents = self.readout(latents, updated, fold_in(FUSED), drop_rate)
+        return updated, self.latent_block(latents, fold_in("latent_block"), drop_rate)
 
 
 class CrossAttention(nnx.Module):

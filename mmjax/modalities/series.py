@@ -49,7 +49,9 @@ class Series:
     @property
     def spec(self) -> InputSpec:
         """[length, 2 * channels] float32, the values and then their validity flags, with a mask per step."""
-        return InputSpec((self.config.length, 2 * self.config.channels), "float32", mask_rank=1)
+        channels = self.config.channels
+        details = {"flags": tuple(range(channels, 2 * channels))}
+        return InputSpec((self.config.length, 2 * channels), "float32", mask_rank=1, details=details)
 
     def process(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Converts a series to (values [length, 2 * channels] float32, mask [length] bool).

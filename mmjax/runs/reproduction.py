@@ -10,6 +10,7 @@ An experiment trains one recipe with several seeds, or compares several `arms`, 
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -198,7 +199,10 @@ def _summary(
     metrics: dict[str, dict[str, Any]] = {}
     for split in examples:
         names = set.intersection(*(set(result[split]) for result in results.values()))
-        metrics[split] = {name: summarize([r[split][name] for r in results.values()]) for name in sorted(names)}
+        by_name = {name: [result[split][name] for result in results.values()] for name in sorted(names)}
+        # Metrics that are not finite are null in result.json. They have no mean, and the comparison misses them.
+        finite = {name: row for name, row in by_name.items() if None not in row and all(map(math.isfinite, row))}
+        metrics[split] = {name: summarize(row) for name, row in finite.items()}
     subsets: dict[str, Any] = {}
     if cell.subsets:
         split, metric = cell.subsets.split, cell.subsets.metric

@@ -12,7 +12,7 @@ import jax
 from rich.console import Console
 
 from mmjax.data.dataset import check_split
-from mmjax.errors import UserError, nearest
+from mmjax.errors import RunError, UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
 from mmjax.experiment import CHANGEABLE_ON_RESUME, Experiment, schedule_changes
 from mmjax.files import write_atomically, write_json
@@ -22,9 +22,10 @@ from mmjax.runs.workdir import check_same_config, check_same_files, provenance, 
 from mmjax.sharding import MeshConfig, format_mesh, unsharded_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.hooks.log import LogHook
+from mmjax.training.hooks.skipped_steps import SkippedStepsHook
 from mmjax.training.loop import Hook, Loop
 from mmjax.training.metrics_log import MetricsLog, read_rows
-from mmjax.training.state import TrainState, parameters_hash
+from mmjax.training.state import TrainState, parameters_finite, parameters_hash
 
 
 def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> dict[str, Any]:
@@ -40,7 +41,8 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
 
     Raises:
       UserError: if the recipe or the workdir is invalid, before writing any file.
-      SystemExit: after a preemption, or if no step had a finite gradient.
+      SystemExit: after a preemption.
+      RunError: if too many steps had gradients that are not finite, or the trained parameters are not finite.
     """
     started = time.perf_counter()
     writes = jax.process_index() == 0
@@ -84,15 +86,16 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
         if interrupted:
             checkpoints.close()
             raise SystemExit(f"mmjax: stopped at step {loop.step} with a checkpoint; run the same command to resume")
-        if loop.step and not int(state.step):
-            problem = f"the gradient was not finite in any of {loop.step} steps, so no parameter was updated"
-            raise SystemExit(f"mmjax: {problem}; lower the tasks' weights, or check the data for infinite values")
+        if not parameters_finite(state.parameters, experiment.mesh):
+            raise RunError(f"the parameters after step {loop.step} are not finite; lower the learning rate")
         result = {
             "seed": experiment.config.seed,
             "steps": loop.step,
             "parameters": count_elements(state.parameters),
             "parameters_hash": parameters_hash(state.parameters),
-            **evaluate_splits(experiment, state.eval_parameters, experiment.config.evaluate.splits, console),
+            **evaluate_splits(
+                experiment, state.eval_parameters, experiment.config.evaluate.splits, console, step=loop.step
+            ),
             **provenance(),
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "seconds": {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)},
@@ -124,6 +127,9 @@ def restore(workdir: pathlib.Path, mesh: MeshConfig | None = None) -> tuple[Expe
     experiment = Experiment(raw, None if mesh else _fitting_devices(raw), mesh or MeshConfig())
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint, read_only=True)
     step = checkpoints.best() if experiment.config.evaluate.use == "best" else checkpoints.latest
+    if step is None and checkpoints.latest is not None:
+        problem = f"no checkpoint in {workdir} has a finite {experiment.config.checkpoint.best}"
+        raise RunError(f"{problem}, which evaluate.use = 'best' needs")
     if step is None:
         raise missing
     state = checkpoints.restore(step, experiment.abstract_state)
@@ -166,10 +172,11 @@ def evaluate(
         raise UserError("--without", f"{','.join(without)} masks all inputs", "keep at least one input")
     result: dict[str, Any] = {"step": int(state.data_step), "without": sorted(set(without))}
     if all_subsets:
-        return result | evaluate_splits(experiment, state.eval_parameters, splits, console, all_subsets=True)
+        step = result["step"]
+        return result | evaluate_splits(experiment, state.eval_parameters, splits, console, all_subsets=True, step=step)
     present = subset_name([name for name in experiment.specs if name not in without])
     for split in splits:
-        result[split] = experiment.evaluator.run(state.eval_parameters, split, without)
+        result[split] = experiment.evaluator.run(state.eval_parameters, split, without, step=result["step"])
         print_metrics(console, f"{split}, step {result['step']:,}, with {present}", result[split])
     return result
 
@@ -180,6 +187,8 @@ def evaluate_splits(
     splits: tuple[str, ...],
     console: Console,
     all_subsets: bool | None = None,
+    *,
+    step: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Evaluates each split and prints a table of its metrics.
 
@@ -189,6 +198,7 @@ def evaluate_splits(
       splits: splits to evaluate.
       console: output of the tables.
       all_subsets: evaluate every subset of the inputs; by default `evaluate.subsets`.
+      step: data step of the parameters.
 
     Returns:
       {split: metrics with all inputs, "subsets": {split: {subset: metrics}}, "ceilings": {split: upper bounds}}.
@@ -198,9 +208,9 @@ def evaluate_splits(
     for split in splits:
         all_inputs = subset_name(experiment.inputs_of(split))
         if all_subsets and len(experiment.specs) > 1:
-            table = experiment.evaluate_subsets(parameters, split)
+            table = experiment.evaluate_subsets(parameters, split, step=step)
         else:
-            table = {all_inputs: experiment.evaluator.run(parameters, split)}
+            table = {all_inputs: experiment.evaluator.run(parameters, split, step=step)}
         row = table[all_inputs]
         ceilings = experiment.ceilings(split)
         result[split], result["subsets"][split], result["ceilings"][split] = row, table, ceilings
@@ -259,6 +269,15 @@ def _hooks(
     history = read_rows(workdir) if (workdir / "metrics.jsonl").exists() else []
     hooks: list[Hook] = [
         LogHook(config.log, log, console, experiment.schedule, experiment.examples_per_step),
+        # Before the hooks that use the state, since it may replace the state.
+        SkippedStepsHook(
+            config.train.max_skipped,
+            config.train.rollback,
+            checkpoints,
+            experiment.abstract_state,
+            lambda step: experiment.pipeline.ids_at("train", config.train.batch_size, step).tolist(),
+            console,
+        ),
         EvaluationHook(experiment.evaluator, config.evaluate.every, log),
     ]
     hooks += [cls(options, history) for cls, options in experiment.hooks]

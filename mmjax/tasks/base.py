@@ -66,6 +66,10 @@ class Task(nnx.Module):
         """Unweighted loss of each example, finite also where the weight is 0."""
         raise NotImplementedError
 
+    def eval_losses(self, features: Any, batch: Batch) -> Float[Array, " batch"]:
+        """Loss of each example in evaluation: `losses` without regularisation such as label smoothing."""
+        return self.losses(features, batch)
+
     def metrics(self, features: Any, batch: Batch) -> States:
         """Additive metric states by name, weighted by `weights(batch)`."""
         raise NotImplementedError

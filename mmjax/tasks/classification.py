@@ -83,14 +83,22 @@ class Classification(Task):
 
     def losses(self, features: Float[Array, "batch classes"], batch: Batch) -> Float[Array, " batch"]:
         """Cross-entropy with label smoothing."""
-        smoothing = self.config.label_smoothing
+        return self._cross_entropy(features, batch, self.config.label_smoothing)
+
+    def eval_losses(self, features: Float[Array, "batch classes"], batch: Batch) -> Float[Array, " batch"]:
+        """Cross-entropy without label smoothing."""
+        return self._cross_entropy(features, batch, 0.0)
+
+    def _cross_entropy(self, features, batch: Batch, smoothing: float) -> Float[Array, " batch"]:
         targets = self._probabilities(batch) * (1.0 - smoothing) + smoothing / len(self.classes)
         return -(targets * jax.nn.log_softmax(features)).sum(axis=-1)
 
     def metrics(self, features: Float[Array, "batch classes"], batch: Batch) -> States:
         """Accuracy, and macro precision, recall and F1; the label of a soft target is its argmax."""
-        weights = self.weights(batch)
-        predictions, labels = features.argmax(axis=-1), self._probabilities(batch).argmax(axis=-1)
+        weights, labels = self.weights(batch), batch.targets[self.target].values
+        labels = labels.argmax(axis=-1) if labels.ndim == 2 else labels
+        # The argmax of NaN is its index, often class 0. Logits that are not finite predict no class.
+        predictions = jnp.where(jnp.isfinite(features).all(axis=-1), features.argmax(axis=-1), -1)
         return {
             "accuracy": Ratio.of((predictions == labels).astype(jnp.float32), weights),
             "by_class": ClassCounts.of(predictions, labels, weights, len(self.classes)),

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Annotated, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -22,6 +23,28 @@ from mmjax.tokens import Batch, TargetSpec, Tokens
 Pooling = Literal["mean", "first", "last", "attention"]
 Embeddings = tuple[Float[Array, "batch width"], Float[Array, "batch width"]]
 POOLS = {"mean": mean_pool, "first": first_pool, "last": last_pool}
+
+
+@jax.custom_vjp
+def clip_above(x: Float[Array, ""], maximum: Float[Array, ""]) -> Float[Array, ""]:
+    """min(x, maximum), with the gradient of projected gradient descent.
+
+    Above the maximum, the gradient passes only if a descent step lowers x. A plain minimum would block it both ways, so
+    that x could not come back.
+    """
+    return jnp.minimum(x, maximum)
+
+
+def _clip_above_forward(x, maximum):
+    return clip_above(x, maximum), (x, maximum)
+
+
+def _clip_above_backward(saved, cotangent):
+    x, maximum = saved
+    return jnp.where((x < maximum) | (cotangent > 0), cotangent, 0.0), jnp.zeros_like(maximum)
+
+
+clip_above.defvjp(_clip_above_forward, _clip_above_backward)
 
 
 class Contrastive(Task):
@@ -51,6 +74,8 @@ class Contrastive(Task):
           positives: name of a target with class indices whose equal values mark positive pairs, or None.
           temperature: initial value of the learned logit scale; defaults to 1 / 0.07 for softmax and 10 for sigmoid, as
             in the papers.
+          max_temperature: upper bound of the learned logit scale; defaults to 100 for softmax, as in CLIP, and to no
+            bound for sigmoid, as in SigLIP.
           bias: initial value of the learned logit bias of the sigmoid loss; -10 as in SigLIP.
           recall_at: values of k of the reported retrieval recall@k.
         """
@@ -62,6 +87,7 @@ class Contrastive(Task):
         heads: Count = 4
         positives: str | None = None
         temperature: Annotated[float, AtLeast(1e-6)] | None = None
+        max_temperature: Annotated[float, AtLeast(1e-6)] | None = None
         bias: float = -10.0
         recall_at: tuple[Count, ...] = (1, 5)
 
@@ -70,11 +96,26 @@ class Contrastive(Task):
                 raise ValueError(f"pair {self.pair} has {len(self.pair)} names; give two")
             if len(self.poolings) != 2:
                 raise ValueError(f"pooling {self.pooling} has {len(self.pooling)} names; give one, or one per side")
+            if self.initial_temperature > self.largest_temperature:
+                problem = f"temperature {self.initial_temperature:g} is above max_temperature"
+                raise ValueError(f"{problem} {self.largest_temperature:g}; lower it, or raise max_temperature")
 
         @property
         def poolings(self) -> tuple[Pooling, ...]:
             """Pooling per side."""
             return (self.pooling,) * 2 if isinstance(self.pooling, str) else self.pooling
+
+        @property
+        def initial_temperature(self) -> float:
+            """`temperature`, or its default for the loss."""
+            default = 1 / 0.07 if self.loss == "softmax" else 10.0
+            return default if self.temperature is None else self.temperature
+
+        @property
+        def largest_temperature(self) -> float:
+            """`max_temperature`, or its default for the loss."""
+            default = 100.0 if self.loss == "softmax" else math.inf
+            return default if self.max_temperature is None else self.max_temperature
 
     def __init__(
         self, config: Config, name: str, widths: dict[str, int], targets: dict[str, TargetSpec], *, rngs: nnx.Rngs
@@ -92,10 +133,8 @@ class Contrastive(Task):
             if pooling == "attention":
                 self.pools.append(AttentionPooling(widths[reads], config.heads, 4 * widths[reads], rngs=rngs))
         self.maps = nnx.List([Linear(widths[reads], config.width, bias=False, rngs=rngs) for reads in config.pair])
-        temperature = config.temperature
-        if temperature is None:
-            temperature = 1 / 0.07 if config.loss == "softmax" else 10.0
-        self.log_temperature = parameter(jnp.log(jnp.array([temperature], jnp.float32)), "none")
+        temperature = jnp.array([config.initial_temperature], jnp.float32)
+        self.log_temperature = parameter(jnp.log(temperature), "none")
         self.bias = parameter(jnp.array([config.bias]), "none") if config.loss == "sigmoid" else None
 
     @property
@@ -130,21 +169,29 @@ class Contrastive(Task):
 
     def losses(self, features: Embeddings, batch: Batch) -> Float[Array, " batch"]:
         """Softmax or sigmoid loss of each example against the whole batch."""
-        temperature = jnp.exp(self.log_temperature[0])
         bias = jnp.zeros(()) if self.bias is None else self.bias[0]
-        return pair_losses(self.config.loss, *features, temperature, bias, *self._valid_and_labels(batch))
+        return pair_losses(self.config.loss, *features, self._temperature(), bias, *self._valid_and_labels(batch))
+
+    def _temperature(self) -> Float[Array, ""]:
+        """The logit scale, at most `max_temperature`."""
+        maximum = jnp.float32(self.config.largest_temperature)
+        return jnp.exp(clip_above(self.log_temperature[0], jnp.log(maximum)))
 
     def metrics(self, features: Embeddings, batch: Batch) -> States:
         """Retrieval recall@k within the batch, averaged over both directions, and the temperature."""
         weights = self.weights(batch)
+        # Every comparison with NaN is false, so a NaN embedding would rank first. It counts as not found.
+        first, second = features
+        finite = jnp.isfinite(first).all(axis=-1) & jnp.isfinite(second).all(axis=-1)
+        first, second = (jnp.where(finite[:, None], side, 0.0) for side in features)
         states: States = {}
         if self.config.recall_at:
             unique_labels = self.config.positives is None
-            ranks = retrieval_ranks(*features, *self._valid_and_labels(batch), unique_labels=unique_labels)
+            ranks = retrieval_ranks(first, second, *self._valid_and_labels(batch), unique_labels=unique_labels)
             for k in self.config.recall_at:
-                hits = [(rank < k).astype(jnp.float32) for rank in ranks]
+                hits = [((rank < k) & finite).astype(jnp.float32) for rank in ranks]
                 states[f"recall@{k}"] = Ratio.of(0.5 * (hits[0] + hits[1]), weights)
-        states["temperature"] = Ratio.of(jnp.exp(self.log_temperature[...]), jnp.ones(1))
+        states["temperature"] = Ratio.of(self._temperature()[None], jnp.ones(1))
         return states
 
     def chance_loss(self, batch_size: int) -> float:

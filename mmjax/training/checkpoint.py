@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import jax
@@ -26,7 +27,7 @@ class CheckpointConfig:
     Attributes:
       every: checkpoint interval in data steps; the last step is always saved.
       keep: number of latest checkpoints to keep.
-      best: validation metric, for example "answer/accuracy", whose best checkpoint is kept too.
+      best: validation metric, for example "answer/accuracy", whose best checkpoint is kept too; NaN is never best.
       mode: "max" if larger values of `best` are better, "min" if smaller.
     """
 
@@ -49,7 +50,7 @@ class Checkpoints:
         if config.best:
             keep.append(
                 checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics[config.best],
+                    get_metric_fn=self._score,
                     reverse=config.mode == "min",
                     n=1,
                     keep_checkpoints_without_metrics=False,
@@ -63,7 +64,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
                 # Without `best_fn` Orbax does not save the metrics.
-                best_fn=(lambda metrics: metrics[config.best]) if config.best else None,
+                best_fn=self._score if config.best else None,
                 best_mode=config.mode,
                 save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
                 read_only=read_only,
@@ -79,14 +80,27 @@ class Checkpoints:
         """The newest step, or None."""
         return self.manager.latest_step()
 
+    @property
+    def steps(self) -> list[int]:
+        """The saved steps, oldest first."""
+        return sorted(self.manager.all_steps())
+
     def best(self) -> int | None:
         """The step with the best validation metric, or None."""
         if not self.config.best or not self.manager.all_steps():
             return None
         metrics = {step: self.manager.metrics(step) for step in self.manager.all_steps()}
-        scores = {step: row[self.config.best] for step, row in metrics.items() if row}
+        scores = {step: self._score(row) for step, row in metrics.items() if row}
+        scores = {step: score for step, score in scores.items() if math.isfinite(score)}
         best = max if self.config.mode == "max" else min
         return best(scores, key=lambda step: scores[step], default=None)
+
+    def _score(self, metrics: Mapping[str, float | None]) -> float:
+        """The metric `checkpoint.best`; the worst possible score if it is not finite (stored as null)."""
+        score = metrics[self.config.best or ""]
+        if score is not None and math.isfinite(score):
+            return score
+        return -math.inf if self.config.mode == "max" else math.inf
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:
         """Starts an asynchronous save and returns once the arrays are copied. A step that is already saved is skipped.
@@ -99,7 +113,10 @@ class Checkpoints:
         if self.config.best and metrics is not None and self.config.best not in metrics:
             known = ", ".join(name for name in metrics if not name.startswith("perf/"))
             raise UserError("checkpoint.best", f"no metric is named {self.config.best!r}", f"choose one of {known}")
-        self.manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics if self.config.best else None)
+        saved = None
+        if self.config.best and metrics is not None:
+            saved = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self.manager.save(step, args=ocp.args.StandardSave(state), metrics=saved)
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """Restores a step with the shardings of `abstract`, which may differ from those at saving."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import pathlib
 
-from mmjax.files import write_atomically
+from mmjax.files import to_json, write_atomically
 
 
 class MetricsLog:
@@ -33,9 +32,8 @@ class MetricsLog:
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Appends a row; values that are not finite become null, since JSON has no NaN or infinity."""
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
+        """Appends a row; values that are not finite become null."""
+        self.file.write(to_json({"step": step, "split": split, **values}) + "\n")
         self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(f"{split}/{name}", value, step)

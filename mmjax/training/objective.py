@@ -85,13 +85,18 @@ class Objective:
           weight_sums: sums of the weights over the whole batch, from `weight_sums`.
           names: tasks to include; default all.
         """
+        return self._sum_tasks(parameters, features, batch, weight_sums, self.task_weights if names is None else names)
+
+    def _sum_tasks(self, parameters, features, batch, weight_sums, names, train=True) -> tuple[jax.Array, States]:
+        """`loss`, from the training losses of the tasks or from their evaluation losses."""
         tasks = self.model(parameters).tasks
         batch = batch.zero_absent()
         loss, states = jnp.zeros(()), {}
-        for name in self.task_weights if names is None else names:
+        for name in names:
             weights, total = tasks[name].weights(batch), weight_sums[name]
+            losses = tasks[name].losses if train else tasks[name].eval_losses
             with use_mesh_config(self.layout):
-                loss_sum = (tasks[name].losses(features[name], batch) * weights).sum()
+                loss_sum = (losses(features[name], batch) * weights).sum()
                 metrics = tasks[name].metrics(features[name], batch)
             # A task without valid examples contributes exactly 0.
             mean = jnp.where(total > 0, loss_sum / jnp.where(total > 0, total, 1.0), 0.0)
@@ -104,8 +109,21 @@ class Objective:
     def __call__(self, parameters: Parameters, batch: Batch, train: bool = True) -> tuple[jax.Array, States]:
         """Loss of a whole batch, and metric states including "loss"."""
         features = self.features(parameters, batch, train)
-        loss, states = self.loss(parameters, features, batch, self.weight_sums(parameters, batch))
+        weight_sums = self.weight_sums(parameters, batch)
+        if train:
+            loss, states = self.loss(parameters, features, batch, weight_sums)
+        else:
+            loss, states = self._sum_tasks(parameters, features, batch, weight_sums, self.task_weights, train=False)
         return loss, {**states, "loss": Ratio(jax.lax.stop_gradient(loss), jnp.ones(()))}
+
+    def eval_loss(self, metrics: Mapping[str, float], step: int) -> float | None:
+        """Loss of a split: the sum of the task means in `metrics`, with the task weights at data step `step`.
+
+        Returns:
+          The loss, or None if no task has a valid example.
+        """
+        means = {name: metrics[f"{name}/loss"] for name in self.task_weights if f"{name}/loss" in metrics}
+        return sum(float(self.task_weights[name](step)) * mean for name, mean in means.items()) if means else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +131,7 @@ class Wrapper(Objective):
     """Base class of loss transforms: delegates to the `inner` objective whatever a subclass does not override.
 
     Construct it with `around`, which copies the graph, task weights and all other fields of the inner objective.
+    Evaluation (`train=False`) is that of the inner objective.
     """
 
     inner: Any = None
@@ -122,6 +141,9 @@ class Wrapper(Objective):
         """Wraps `objective`; `options` are the fields that the subclass adds."""
         fields = {field.name: getattr(objective, field.name) for field in dataclasses.fields(Objective)}
         return cls(**fields, inner=objective, **options)
+
+    def __call__(self, parameters, batch, train=True):
+        return super().__call__(parameters, batch) if train else self.inner(parameters, batch, train=False)
 
     def prepare(self, batch):
         return self.inner.prepare(batch)

@@ -6,8 +6,11 @@ import hashlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from mmjax.sharding import replicated
 from mmjax.tokens import pytree
 
 
@@ -35,6 +38,15 @@ class TrainState:
     def eval_parameters(self) -> Any:
         """Parameters for evaluation: the EMA if the run keeps one."""
         return self.ema if self.ema else self.parameters
+
+
+def parameters_finite(parameters: Any, mesh: Mesh) -> bool:
+    """True if no parameter is NaN or infinite. All processes of the mesh call it together."""
+
+    def finite(parameters):
+        return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(parameters)]).all()
+
+    return bool(jax.jit(finite, out_shardings=replicated(mesh))(parameters))
 
 
 def parameters_hash(parameters: Any) -> str:

@@ -48,9 +48,10 @@ class EarlyStopping(Hook):
         if self.config.metric not in row:
             problem = f"no validation metric is named {self.config.metric!r}"
             raise UserError("train.hooks", problem, "set evaluate.every, and metric to a validation metric")
-        # The log stores values that are not finite as null; NaN never counts as an improvement.
-        value = math.nan if row[self.config.metric] is None else row[self.config.metric]
-        value *= 1 if self.config.mode == "max" else -1
+        value = row[self.config.metric]
+        # Values that are not finite (null in the log) never count as an improvement.
+        finite = value is not None and math.isfinite(value)
+        value = (value if self.config.mode == "max" else -value) if finite else -math.inf
         if value > self.best + self.config.min_delta:
             self.best, self.waited = value, 0
         else:

@@ -71,6 +71,8 @@ class LogHook(Hook):
         if self.log:
             self.log.write(loop.step, "train", row)
         status = f"loss {row.get('loss', float('nan')):.4f}  {row['perf/examples_per_second']:,.0f} examples/s"
+        if skipped := row["optimizer/skipped"]:
+            status += f"  {skipped:.0%} of the last steps skipped (gradient not finite)"
         self.progress.update(self.bar, status=status)
         tenth = loop.steps / 10
         if not self.console.is_terminal and loop.step // tenth > (loop.step - self.config.every) // tenth:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Int
 
 from mmjax.config import AtLeast
 from mmjax.errors import UserError
@@ -19,8 +19,6 @@ from mmjax.layers import Randomness
 from mmjax.tasks.metrics import PerExample, States
 from mmjax.tokens import Batch, Input, InputSpec, Target
 from mmjax.training.objective import Objective, Parameters, Wrapper, reject_packed
-
-Values = Float[Array, "batch ..."]
 
 _PARTNER = "partner of "
 """Prefix of target names in a mixed batch: the targets of the partners."""
@@ -62,19 +60,21 @@ class Mixup:
         return _Mixed.around(objective, config=self.config, mix=type(self).mix, mixable=mixable)
 
     @staticmethod
-    def mix(own: Values, other: Values, share: PerExample, rng: Randomness) -> tuple[Values, PerExample]:
+    def mix(own: Input, other: Input, share: PerExample, rng: Randomness) -> tuple[Input, PerExample]:
         """Mixes two batches of inputs.
 
         Args:
-          own, other: values of the examples and of their partners.
-          share: requested share of `own`.
+          own, other: the examples and their partners, zero where masked.
+          share: requested share of `own`; 1 leaves an example as it is.
           rng: random bits per example.
 
         Returns:
-          Mixed values, and the actual share of `own` in each.
+          Mixed inputs, and the actual share of `own` in each.
         """
-        weight = share.reshape((-1,) + (1,) * (own.ndim - 1)).astype(own.dtype)
-        return weight * own + (1 - weight) * other, share
+        weight = _expand(share, own.values).astype(own.values.dtype)
+        # Masks of mixable inputs encode the length: the mixture is as long as the longer of the two.
+        mask = own.mask | (other.mask & _expand(share < 1, own.mask))
+        return Input(weight * own.values + (1 - weight) * other.values, mask), share
 
 
 class CutMix(Mixup):
@@ -86,21 +86,31 @@ class CutMix(Mixup):
     Config = Mixup.Config
 
     @staticmethod
-    def mix(own: Values, other: Values, share: PerExample, rng: Randomness) -> tuple[Values, PerExample]:
-        """Same as `Mixup.mix`; a box covers a fraction 1 - share, rounded, of the axes between batch and channels."""
-        axes = range(1, max(2, own.ndim - 1))
+    def mix(own: Input, other: Input, share: PerExample, rng: Randomness) -> tuple[Input, PerExample]:
+        """Same as `Mixup.mix`; a box covers a fraction 1 - share, rounded, of the axes between batch and channels.
+
+        Along a padded axis, the fraction is that of the example's own length, and the box lies where both examples have
+        values. The actual share counts only values that are present, so padding is neither cut nor labelled.
+        """
+        values = own.values
+        axes = range(1, max(2, values.ndim - 1))
         relative_size = (1.0 - share) ** (1.0 / len(axes))
-        inside = jnp.ones((own.shape[0],) + (1,) * (own.ndim - 1), bool)
+        inside = jnp.ones((values.shape[0],) + (1,) * (values.ndim - 1), bool)
         for axis in axes:
-            length = own.shape[axis]
-            size = jnp.round(relative_size * length).astype(jnp.int32)
+            length = _extent(own, axis)
+            common = jnp.minimum(length, _extent(other, axis))
+            size = jnp.minimum(jnp.round(relative_size * length).astype(jnp.int32), common)
             draw = rng.fold_in(axis).bits(()).astype(jnp.float32) / 2.0**32
-            start = jnp.floor(draw * (length - size + 1)).astype(jnp.int32)
-            index = jnp.arange(length)
+            # `draw` may round up to 1.
+            start = jnp.minimum(jnp.floor(draw * (common - size + 1)).astype(jnp.int32), common - size)
+            index = jnp.arange(values.shape[axis])
             interval = (index >= start[:, None]) & (index < (start + size)[:, None])
-            inside &= interval.reshape((own.shape[0],) + tuple(length if a == axis else 1 for a in range(1, own.ndim)))
-        covered = jnp.broadcast_to(inside, own.shape).mean(axis=tuple(range(1, own.ndim)), dtype=jnp.float32)
-        return jnp.where(inside, other, own), 1.0 - covered
+            inside &= jnp.expand_dims(interval, tuple(a for a in range(1, values.ndim) if a != axis))
+        own_mask, other_mask = (_expand(x.mask, values) for x in (own, other))
+        kept, cut = _count(own_mask & ~inside), _count(other_mask & inside)
+        valid = jnp.where(inside, other_mask, own_mask)
+        mask = valid.any(axis=tuple(range(own.mask.ndim, values.ndim)))
+        return Input(jnp.where(inside, other.values, values), mask), kept / jnp.maximum(kept + cut, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,10 +138,7 @@ class _Mixed(Wrapper):
         inputs, total, count = dict(batch.inputs), jnp.zeros(batch.size), jnp.zeros(batch.size)
         for name in self.mixable:
             own, other = batch.inputs[name], partner.inputs[name]
-            values, own_share = self.mix(own.values, other.values, share, rng.fold_in(name))
-            # Masks of mixable inputs encode the length: the mixture is as long as the longer of the two.
-            both = mixed.reshape((-1,) + (1,) * (own.mask.ndim - 1))
-            inputs[name] = Input(values, own.mask | (other.mask & both))
+            inputs[name], own_share = self.mix(own, other, share, rng.fold_in("inputs").fold_in(name))
             total, count = total + own_share * present[name], count + present[name]
         share = jnp.where(mixed, total / jnp.maximum(count, 1.0), 1.0)
         targets = {name: Target(t.values, t.weight * share) for name, t in batch.targets.items()}
@@ -148,6 +155,24 @@ class _Mixed(Wrapper):
         own, other = _split_targets(batch)
         loss, states = self.inner.loss(parameters, features, own, weight_sums, names)
         return loss + self.inner.loss(parameters, features, other, weight_sums, names)[0], states
+
+
+def _expand(x: jax.Array, values: jax.Array) -> jax.Array:
+    """Appends axes of size 1 to `x` [B, ...], so that it broadcasts to `values` [B, ...]."""
+    return x.reshape(x.shape + (1,) * (values.ndim - x.ndim))
+
+
+def _extent(x: Input, axis: int) -> Int[Array, " batch"]:
+    """Length of each example along an axis: up to its last valid element, or the whole axis if that is not masked."""
+    if axis >= x.mask.ndim:
+        return jnp.full(x.mask.shape[0], x.values.shape[axis])
+    valid = x.mask.any(axis=tuple(a for a in range(1, x.mask.ndim) if a != axis))
+    return jnp.where(valid, jnp.arange(1, valid.shape[1] + 1), 0).max(axis=1)
+
+
+def _count(mask: Bool[Array, "batch ..."]) -> PerExample:
+    """Number of True elements per example, float32."""
+    return mask.sum(axis=tuple(range(1, mask.ndim)), dtype=jnp.float32)
 
 
 def _is_mixable(spec: InputSpec) -> bool:
