@@ -71,7 +71,7 @@ class BatchFunction:
         indices, epochs = self._sampler(int(step), self._rows)
         valid = np.flatnonzero(indices >= 0).tolist()
         for i, index in zip(valid, indices[valid].tolist(), strict=True):
-            # One record at a time, so that the memory of a decoded image is reused.
+            # Process one record at a time, so that the memory of a decoded image is reused.
             record, position = self._read(index, errors), int(self._positions[i])
             # The epoch wraps around before the id overflows int32.
             ids[i] = index + size * (int(epochs[i]) % (MAX_STEP // size))
@@ -88,7 +88,7 @@ class BatchFunction:
     def _read(self, index: int, errors: list[str]) -> Record:
         try:
             return self._source[index]
-        # Readers of damaged files raise arbitrary exceptions; one bad file must not end a run of days.
+        # Readers of damaged files raise arbitrary exceptions; one bad file must not end a long run.
         except Exception as error:
             errors.append(f"record {index}: {type(error).__name__}: {error}")
             return Record({}, {})
@@ -102,8 +102,8 @@ class BatchFunction:
         return raws
 
     def _apply_augmentations(self, name: str, raw: Any, position: int, rngs: _BatchRNG) -> Any:
-        for number, augmentation in enumerate(self._augment.get(name, ())):
-            raw = augmentation(raw, rngs(_AUGMENT_KEY, position, f"{name}/{number}"))
+        for index, augmentation in enumerate(self._augment.get(name, ())):
+            raw = augmentation(raw, rngs(_AUGMENT_KEY, position, f"{name}/{index}"))
         return raw
 
 
