@@ -82,7 +82,7 @@ Rate = Annotated[float, Within(0.0, 1.0, open_end=True)]
 if TYPE_CHECKING:
     Derived = int
 else:
-    # A count with default None, which `__post_init__` replaces. Type checkers see an int, as every reader does.
+    # A count with default None, which `__post_init__` replaces. Type checkers see an int, the type after construction.
     Derived = Count | None
 DERIVED: Any = None
 """Default value of a `Derived` field."""
@@ -112,7 +112,7 @@ def build(cls: type[T], section: Mapping[str, Any], where: str) -> T:
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
-            raise UserError(f"{where}.{name}".lstrip("."), "is missing", f"set it to a {_describe(hints[name])}")
+            raise UserError(f"{where}.{name}".lstrip("."), "is missing", f"set it to {_describe(hints[name])}")
     try:
         return cls(**values)
     except ValueError as error:
@@ -159,7 +159,7 @@ def choose(table: Mapping[str, Any], section: Mapping[str, Any], where: str) -> 
     if kind is None:
         raise UserError(f"{where}.kind", "is missing", nearest("", table))
     if not isinstance(kind, str):
-        raise UserError(f"{where}.kind", f"{kind!r} is a {type(kind).__name__}", nearest("", table))
+        raise UserError(f"{where}.kind", f"{kind!r} is {_with_article(type(kind).__name__)}", nearest("", table))
     if kind not in table:
         raise UserError(f"{where}.kind", f"unknown kind {kind!r}", nearest(str(kind), table))
     cls = table[kind]
@@ -172,6 +172,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _describe(annotation: Any) -> str:
+    """Returns the type for messages, with an article."""
     origin = typing.get_origin(annotation)
     if origin is Annotated:
         return _describe(typing.get_args(annotation)[0])
@@ -180,12 +181,15 @@ def _describe(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_describe(option) for option in typing.get_args(annotation))
     if origin is tuple:
-        return f"list of {_describe(typing.get_args(annotation)[0])}"
+        return f"a list, each entry {_describe(typing.get_args(annotation)[0])}"
     if origin in (dict, Mapping) or dataclasses.is_dataclass(annotation):
-        return "dict"
-    return {type(None): "None", str: "string", float: "number"}.get(
-        annotation, getattr(annotation, "__name__", "value")
-    )
+        return "a dict"
+    known = {type(None): "None", str: "a string", float: "a number", Any: "a value"}
+    return known.get(annotation) or _with_article(getattr(annotation, "__name__", "value"))
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _convert(value: Any, annotation: Any, where: str) -> Any:
@@ -197,7 +201,7 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
 
     def reject() -> typing.NoReturn:
-        raise UserError(where, f"{value!r} is a {type(value).__name__}", f"give a {_describe(annotation)}")
+        raise UserError(where, f"{value!r} is {_with_article(type(value).__name__)}", f"give {_describe(annotation)}")
 
     if annotation is Any:
         return value.to_dict() if hasattr(value, "to_dict") else value
@@ -220,7 +224,7 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
             try:
                 return _convert(value, option, where)
             except UserError as error:
-                # An error inside a nested section, or in the only alternative to None, is the specific one.
+                # Errors in a nested section, or in the only alternative to None, are more specific than `reject`.
                 if error.where != where or len(args) == 2 and type(None) in args and option is not type(None):
                     raise
         reject()

@@ -51,8 +51,8 @@ CHANGEABLE_ON_RESUME = (
     "schedule.steps",
     "tasks.*.weight.steps",
 )
-"""Config keys that may change on resume; `*` stands for one name. They affect only the last step, the ends of schedules,
-and runs with many skipped steps, not the other computed values."""
+"""Config keys that may change on resume; `*` stands for one name. They affect only the last step, the ends of
+schedules, and runs with many skipped steps, not the other computed values."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ def cache_folder(configured: str = "") -> pathlib.Path:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a text file through a temporary file and a rename, so that no reader and no crash sees part of it."""
+    """Writes a text file through a temporary file and a rename, so that a partial file is never visible."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)

@@ -61,7 +61,7 @@ def load_recipe(path_and_argument: str, flag: str = "--config") -> ConfigDict:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Recipes that come with mmjax, {name: file}: `configs/` of the checkout, or the files that a wheel installs."""
+    """Returns the recipes shipped with mmjax, {name: file}, from `configs/` of the checkout or from the wheel."""
     for folder in (Path(__file__).parents[1] / "configs", Path(sys.prefix) / "share" / "mmjax" / "configs"):
         if (folder / "digits.py").is_file():
             return {path.stem: path for path in sorted(folder.glob("*.py"))}

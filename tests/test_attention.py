@@ -190,7 +190,7 @@ def array(tokens=256, depth=64, dtype=jnp.bfloat16):
         ("auto", "tpu", array(), "short", ""),
         ("auto", "tpu", array(tokens=50), "short", ""),
         ("auto", "tpu", array(tokens=1024), "splash", ""),
-        ("short", "tpu", array(tokens=1024), "xla", "all heads of an example need 31 MiB of the 16 MiB"),
+        ("short", "tpu", array(tokens=1024), "xla", "all heads of an example need 31 MiB of VMEM, more than 16 MiB"),
         ("auto", "gpu", array(), "cudnn", ""),
         ("xla", "tpu", array(), "xla", ""),
         ("auto", "tpu", array(tokens=1), "xla", "sequence length 1 is below the tile size 128"),

@@ -193,7 +193,7 @@ class TestMixture:
             ({"a": {"name": "mixture", "of": {"b": {"name": "words"}}}}, "data.of.a.name: mixtures cannot be nested"),
             (
                 {"a": {"name": "both", "rename": {"label": "amount"}}},
-                "data.of.a.rename: two would be named 'amount'; choose unique names",
+                "data.of.a.rename: two inputs or two targets would be named 'amount'; choose unique names",
             ),
         ],
     )

@@ -118,7 +118,7 @@ def test_packed_recordings_get_the_tokens_that_they_get_alone(reduction, seconds
 def test_a_chunk_that_is_no_token_of_the_encoder_is_refused():
     spec = Audio(Audio.Config(sample_rate=RATE, seconds=0.5, chunk=320)).packed_spec(20)
     config = build(SpectrogramTransformer.Config, {"width": 16, "depth": 1, "heads": 2, "reduction": 6}, "audio")
-    with pytest.raises(ValueError, match="chunk 320 .* is not the 480 samples of a token; set chunk = 480"):
+    with pytest.raises(ValueError, match="chunk 320 .* differs from the 480 samples of a token; set chunk = 480"):
         SpectrogramTransformer(config, spec, precision=Precision(), rngs=nnx.Rngs(0))
 
 

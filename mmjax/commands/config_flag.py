@@ -35,7 +35,7 @@ def define_config(flags: absl_flags.FlagValues, name: str = "config", required: 
 
 
 class _RecipeParser(absl_flags.ArgumentParser):
-    """Loads a recipe and rejects overrides of unknown keys, for which config_flags would print 53 lines."""
+    """Loads a recipe and rejects overrides of unknown keys; the error of config_flags would be 53 lines long."""
 
     def __init__(self, name: str):
         super().__init__()

@@ -1,9 +1,9 @@
-"""Copies a recipe into `configs/` of the current folder, to edit it. Without a name, lists the recipes.
+"""Copies a recipe into `configs/` of the current folder for editing. Without a name, lists the recipes.
 
     mmjax init digits
     mmjax train --config=digits --workdir=runs/digits
 
-A recipe that builds on another one, as `siglip_b16` on `siglip`, is copied together with it.
+If the recipe imports another one, as `siglip_b16` imports `siglip`, both are copied.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     copies = {folder / recipes[each].name: recipes[each].read_text() for each in _with_bases(name, recipes)}
     for path, text in copies.items():
         if path.exists() and path.read_text() != text:
-            raise UserError(str(path), "exists and differs from the recipe", "move it away, or give another --output")
+            raise UserError(str(path), "exists and differs from the recipe", "move the file, or give another --output")
     for path, text in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
@@ -49,6 +49,6 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 
 def _with_bases(name: str, recipes: dict[str, pathlib.Path]) -> list[str]:
-    """The recipe and the recipes that it imports."""
+    """Returns the recipe's name and the names of the recipes that it imports, directly or indirectly."""
     bases = re.findall(r"^from configs\.(\w+) import", recipes[name].read_text(), re.M)
     return [name, *(each for base in bases for each in _with_bases(base, recipes))]

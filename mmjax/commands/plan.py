@@ -1,4 +1,4 @@
-"""Predicts memory, step time, collectives and cost of a recipe on TPUs or GPUs, without having them.
+"""Predicts memory, step time, collectives and cost of a recipe on TPUs or GPUs, without access to them.
 
     mmjax plan --config=configs/siglip_l16.py --topology=v5e:16x16
     mmjax plan --config=configs/siglip_l16.py --topology=v6e:16x16 --num_slices=8 --batch_per_chip=64 --json
@@ -35,7 +35,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         absl_flags.DEFINE_string, absl_flags.DEFINE_integer, absl_flags.DEFINE_bool, absl_flags.DEFINE_float,
     )  # fmt: skip
     string("topology", None, "devices to plan for, like v5e:16x16, v5p:8x8x4 or h100:4x8", flag_values=flags)
-    integer("num_slices", 1, "number of slices, connected by the network", lower_bound=1, flag_values=flags)
+    integer("num_slices", 1, "number of slices, connected by the data center network", lower_bound=1, flag_values=flags)
     integer("batch_per_chip", None, "examples per chip, instead of train.batch_size", lower_bound=1, flag_values=flags)
     floating("examples", None, "training examples, for the total time and cost", lower_bound=1, flag_values=flags)
     floating("price", None, "price of a chip-hour, in any currency", lower_bound=0, flag_values=flags)
@@ -72,7 +72,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     experiment = Experiment(raw, devices)
     plan, text = make_plan(recipe, name, experiment)
     if flags.hlo and text is None:
-        log(f"{flags.hlo} is not written: the program does not fit")
+        log(f"{flags.hlo} is not written: the program does not fit in memory")
     elif flags.hlo:
         from mmjax.files import write_atomically
 
@@ -97,7 +97,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 
 def _devices(flags: absl_flags.FlagValues) -> tuple[str, list[Any]]:
-    """Returns the name and the devices of the topology, by default of this machine."""
+    """Returns the name and devices of --topology, or of this machine without the flag."""
     import jax
 
     from mmjax.planning.topology import topology_devices

@@ -91,7 +91,7 @@ class BatchFunction:
         ids = self.ids(step)
         valid = np.flatnonzero(ids >= 0).tolist()
         for i, index in zip(valid, (ids[valid] % size).tolist(), strict=True):
-            # One record at a time, so that the memory of a decoded image is reused.
+            # Process one record at a time, so that the memory of a decoded image is reused.
             record, position = self._read(index, errors), int(self._positions[i])
             for name, raw in self._select_inputs(record, position, rngs).items():
                 try:
@@ -118,7 +118,7 @@ class BatchFunction:
     def _read(self, index: int, errors: list[str]) -> Record:
         try:
             return self._source[index]
-        # Readers of damaged files raise arbitrary exceptions; one bad file must not end a run of days.
+        # Readers of damaged files raise arbitrary exceptions; one bad file must not end a long run.
         except Exception as error:
             errors.append(f"record {index}: {type(error).__name__}: {error}")
             return Record({}, {})
@@ -132,8 +132,8 @@ class BatchFunction:
         return raws
 
     def _apply_augmentations(self, name: str, raw: Any, position: int, rngs: _BatchRNG) -> Any:
-        for number, augmentation in enumerate(self._augment.get(name, ())):
-            raw = augmentation(raw, rngs(_AUGMENT_KEY, position, f"{name}/{number}"))
+        for index, augmentation in enumerate(self._augment.get(name, ())):
+            raw = augmentation(raw, rngs(_AUGMENT_KEY, position, f"{name}/{index}"))
         return raw
 
 

@@ -54,22 +54,22 @@ class PackedSampler:
         self._needs = np.concatenate([lengths, np.ones((len(lengths), 1), np.int64)], axis=1).astype(np.int32)
         self._budgets = np.append(budgets, slots).astype(np.int32)
         self._slots, self._window, self._rows, self._windows = slots, window, rows, windows
-        # Global row number at which each planned chunk starts, and the next one.
+        # Global index of the first row of each planned chunk, and of the chunk after the last.
         self._starts = [0]
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (record index, epoch) for all slots of the given rows, [rows * E]; index -1 is an empty slot."""
-        wanted = step * self._rows + np.asarray(rows, np.int64)
-        indices = np.full((len(wanted), self._slots), -1, np.int64)
+        global_rows = step * self._rows + np.asarray(rows, np.int64)
+        indices = np.full((len(global_rows), self._slots), -1, np.int64)
         epochs = np.zeros_like(indices)
-        last = int(wanted.max(initial=0))
+        last = int(global_rows.max(initial=0))
         while self._starts[-1] <= last and not self._complete:
             self._chunk(len(self._starts) - 1)
-        chunks = np.searchsorted(self._starts, wanted, side="right") - 1
-        for chunk in np.unique(chunks[wanted < self._starts[-1]]).tolist():
+        chunks = np.searchsorted(self._starts, global_rows, side="right") - 1
+        for chunk in np.unique(chunks[global_rows < self._starts[-1]]).tolist():
             mask = chunks == chunk
-            offsets = wanted[mask] - self._starts[chunk]
+            offsets = global_rows[mask] - self._starts[chunk]
             indices[mask], epochs[mask] = (values[offsets] for values in self._chunk(chunk))
         return indices.reshape(-1), epochs.reshape(-1)
 
@@ -78,7 +78,7 @@ class PackedSampler:
 
     @property
     def steps(self) -> int:
-        """Data steps of a finite stream."""
+        """Number of data steps of a finite stream."""
         while not self._complete:
             self._chunk(len(self._starts) - 1)
         return -(-self._starts[-1] // self._rows)

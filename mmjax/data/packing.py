@@ -28,8 +28,8 @@ from mmjax.tokens import InputSpec
 class PackingConfig:
     """Options of sample packing.
 
-    A batch of `train.batch_size` slots has `train.batch_size` / `slots` rows. Slots that do not fit stay empty, so the
-    batch size is the maximum number of examples per step.
+    A batch of `train.batch_size` slots has `train.batch_size` / `slots` rows. Slots for which no example fits stay
+    empty, so the batch size is the maximum number of examples per step.
 
     Attributes:
       slots: maximum number of examples per row; 1 disables packing and ignores the other options.

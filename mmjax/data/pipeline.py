@@ -29,7 +29,7 @@ from mmjax.modalities import Modality
 from mmjax.modalities.augmentation import Augmentation
 from mmjax.tokens import Batch, InputSpec
 
-# From this many records on, errors in more than half of them stop the run: the dataset is at fault, not a few files.
+# Minimum number of records before errors in more than half of them stop the run.
 _MIN_RECORDS_TO_JUDGE = 100
 _MAX_LOGGED_ERRORS = 10
 
@@ -43,7 +43,8 @@ class Pipeline:
       seed: seed of shuffling, modality dropout and augmentation.
       modality_dropout: {input name: dropout rate} in training; draws depend on (seed, data step, position in the
         batch). No example loses all of its inputs; see `mmjax.data.dataset.sample_dropped`.
-      augment: {input name: augmentations, applied in order to its raw data in training}; draws depend on the same.
+      augment: {input name: augmentations, applied in order to its raw data in training}; draws depend on
+        (seed, data step, position in the batch) too.
       sampling: sampling proportions of training; None samples uniformly. See `mmjax.data.sampling`.
       filters: {index column: filter} of training.
       packing: packs several examples into each row; None uses one row per example.
@@ -51,7 +52,7 @@ class Pipeline:
       prefetch: number of batches to make ahead.
 
     Attributes:
-      num_broken: number of unreadable records and inputs in the batches yielded so far. They are absent from the batch.
+      num_broken: number of unreadable records and inputs in the batches yielded so far; these inputs are masked.
 
     Raises:
       UserError: if `modalities` or `modality_dropout` names an unknown input.
@@ -166,7 +167,9 @@ class Pipeline:
             check_split(split, self.dataset.splits)
             source = self.dataset.source(split)
             if not len(source):
-                raise UserError("data", f"the split {split!r} has no examples", "choose another, or prepare it again")
+                raise UserError(
+                    "data", f"the split {split!r} has no examples", "choose another split, or prepare the data again"
+                )
             self._sources[split] = source
         return self._sources[split]
 
@@ -189,7 +192,7 @@ class Pipeline:
     def _packed_sampler(self, split: str, batch_size: int, packing: Packing) -> PackedSampler:
         if self.sampling and any(not isinstance(weight, int | float) for weight in self.sampling.weights.values()):
             problem = "packing does not support weight schedules, which count data steps instead of windows"
-            raise UserError("data.sampling.weights", problem, "give each group one number")
+            raise UserError("data.sampling.weights", problem, "give each group a constant weight")
         stream = self._sampler(split, packing.config.window)
         return packing.sampler(stream, self._planned_lengths(split, packing), batch_size, self.seed)
 

@@ -154,7 +154,7 @@ def _breakpoints(weight: Any) -> Breakpoints:
         points = [(float(step), float(value)) for step, value in weight]
     except (TypeError, ValueError):
         points = []
-    # A negative weight marks anything that is not a schedule; the range check rejects it.
+    # Represent an invalid schedule by a negative weight, which the range check rejects.
     return points or [(0, -1.0)]
 
 

@@ -28,7 +28,7 @@ def shuffled_cycle(items: Sequence[T], rng: np.random.Generator) -> Iterator[T]:
     """Yields the items in endless rounds, each item once per round, so that their counts differ by at most 1.
 
     Every round is reshuffled. With a fixed order, two cycles whose lengths share a divisor would pair each item with
-    the same few partners again and again.
+    the same few items of the other cycle.
     """
     while True:
         yield from shuffled(items, rng)

@@ -1,4 +1,4 @@
-"""Number of data-loading processes for the cores and memory of this machine."""
+"""Default number of data-loading processes, from the cores and memory of this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ _MAIN_THREADS = 2
 
 
 def worker_count(batch_bytes: int, prefetch: int, platform: str) -> int:
-    """Returns as many processes as the cores and half of the available memory allow; 0 on CPU, where the step is busy.
+    """Returns as many processes as the cores and half of the available memory allow.
+
+    Returns 0 if the platform is "cpu", since the train step needs the cores.
 
     Args:
       batch_bytes: bytes of a batch that this host loads.
@@ -26,7 +28,7 @@ def worker_count(batch_bytes: int, prefetch: int, platform: str) -> int:
     if platform == "cpu":
         return 0
     count = max_workers(visible_cores(), available_bytes(), batch_bytes, prefetch)
-    logging.info("%d data-loading processes, chosen automatically; set data.workers=%d to fix this", count, count)
+    logging.info("%d data-loading processes, chosen automatically; set data.workers=%d to keep it", count, count)
     return count
 
 

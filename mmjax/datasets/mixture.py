@@ -55,7 +55,7 @@ class Mixture(Dataset):
 
     def __init__(self, config: Config, make_dataset: Callable[..., tuple[Any, Any]]):
         self._parts = {name: _Part(name, section, make_dataset) for name, section in config.of.items()}
-        # Merged inputs and targets may differ in their statistics, but in nothing else; the first dataset's are used.
+        # Merged inputs and targets may differ only in their statistics; those of the first dataset apply.
         inputs = self._merge("inputs", lambda part, name: (part.dataset.inputs[name], part.format_options(name)))
         targets = self._merge("targets", lambda part, name: _without_statistics(part.dataset.targets[name]))
         self._inputs = {new: part.dataset.inputs[name] for new, (part, name) in inputs.items()}
@@ -95,7 +95,7 @@ class Mixture(Dataset):
         return _ConcatSource([part.source(part_split) for part, part_split in self._resolve(split)])
 
     def columns(self, split: str) -> Mapping[str, np.ndarray]:
-        """Returns the column "dataset" and the numeric columns of each input that all datasets with this input provide.
+        """Returns the column "dataset", and each numeric input column that all datasets with this input provide.
 
         Records of datasets without the input have NaN.
         """
@@ -173,7 +173,9 @@ class _Part:
             renamed = [self.new_name(old) for old in names]
             for new in renamed:
                 if renamed.count(new) > 1:
-                    raise UserError(f"{where}.rename", f"two would be named {new!r}", "choose unique names")
+                    raise UserError(
+                        f"{where}.rename", f"two inputs or two targets would be named {new!r}", "choose unique names"
+                    )
 
     def new_name(self, name: str) -> str:
         """Returns the name in the mixture of an input or target."""

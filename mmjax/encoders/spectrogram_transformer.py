@@ -48,7 +48,7 @@ class SpectrogramTransformer(nnx.Module):
         self.config, self.dtype, self.width = config, precision.dtype, config.width
         self.spectrogram = Spectrogram(config, spec)
         if spec.axes and (samples := self.spectrogram.hop * config.reduction) != spec.details["chunk"]:
-            problem = f"chunk {spec.details['chunk']} of the packed input is not the {samples} samples of a token"
+            problem = f"chunk {spec.details['chunk']} of the packed input differs from the {samples} samples of a token"
             raise ValueError(f"{problem}; set chunk = {samples} of the input")
         first, second = STRIDES[config.reduction]
         self.first = Convolution(config.bins, config.width, (3,), stride=(first,), rngs=rngs)

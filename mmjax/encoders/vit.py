@@ -58,7 +58,9 @@ class ViT(nnx.Module):
         if spec.axes:
             channels, rest = divmod(spec.shape[1], config.patch**2)
             if config.patch != spec.details["patch"] or rest:
-                raise ValueError(f"patch {config.patch} does not match the packed input; set {spec.details['patch']}")
+                raise ValueError(
+                    f"patch {config.patch} does not match the packed input; set patch = {spec.details['patch']}"
+                )
             if config.stride != config.patch:
                 raise ValueError(f"patches of packed images cannot overlap; remove stride = {config.stride}")
         else:

@@ -60,7 +60,7 @@ class Predictor:
 
     Args:
       objective: objective of the run.
-      mesh: device mesh; the example is padded to the smallest batch that divides over it.
+      mesh: device mesh; the example is padded to the smallest batch divisible by its batch shards.
       targets: specs of the dataset's targets; their values are not used.
     """
 

@@ -100,7 +100,7 @@ class CrossAttention(nnx.Module):
     For an example without any modality, the fused tokens depend on the learned queries alone.
 
     Raises:
-      UserError: if `pairs` names a missing encoder.
+      UserError: if `pairs` names an unknown encoder.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)

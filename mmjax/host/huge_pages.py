@@ -1,9 +1,9 @@
 """Transparent huge pages (2 MiB instead of 4 KiB) for malloc, on Linux.
 
 XLA on a CPU allocates its working memory anew in each step and returns it to the kernel, which clears it page by page
-on the next touch: a quarter of the time of a small step (`benchmarks/huge_pages.py`). glibc requests huge pages if its
-tunable `glibc.malloc.hugetlb` is 1, and reads the tunable only at process start. The command therefore re-executes
-itself, in the same process, with the tunable set.
+on the next access. This takes a quarter of the time of a small step (`benchmarks/huge_pages.py`). glibc requests huge
+pages if its tunable `glibc.malloc.hugetlb` is 1, and reads the tunable only at process start. The command therefore
+re-executes itself, in the same process, with the tunable set.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def huge_page_environment(environment: Mapping[str, str], setting: str, libc: st
 
 
 def use_huge_pages() -> None:
-    """Re-executes this command with huge pages. Returns if they are already decided or not supported."""
+    """Re-executes this command with huge pages. Returns if they are not supported or already configured."""
     try:
         setting, libc = KERNEL_SETTING.read_text(), os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""libtpu on machines without a TPU, where it is only a compiler."""
+"""Environment variables to use libtpu as a compiler on machines without a TPU."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def has_tpu(devices: pathlib.Path = pathlib.Path("/dev")) -> bool:
 
 
 def expects_tpu(environment: Mapping[str, str]) -> bool:
-    """Returns True if this machine has a TPU, or its environment speaks of one."""
-    asked = "tpu" in environment.get("JAX_PLATFORMS", "") or any(name.startswith("TPU_") for name in environment)
-    return asked or has_tpu()
+    """Returns True if this machine has a TPU, or its environment variables request one."""
+    requested = "tpu" in environment.get("JAX_PLATFORMS", "") or any(name.startswith("TPU_") for name in environment)
+    return requested or has_tpu()
 
 
 def use_as_compiler(environment: MutableMapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """XLA thread count for simulated devices on one CPU.
 
-A simulated device blocks one thread for each collective that it waits in, and XLA starts all independent collectives
+A simulated device blocks one thread for each collective that it waits for, and XLA starts all independent collectives
 at once. Its default pool has max(devices, cores) threads: with collectives over two mesh axes at once, all threads can
 wait for devices that have no thread left (deadlock), and after 40 seconds XLA ends the process.
 """
@@ -23,7 +23,7 @@ def simulated_device_count(environment: MutableMapping[str, str]) -> int:
 
 
 def set_thread_count(environment: MutableMapping[str, str]) -> None:
-    """Sets `PJRT_NPROC` to 8 threads a simulated device, at most 256, unless the user has set it.
+    """Sets `PJRT_NPROC` to 8 threads per simulated device, at most 256, unless the user has set it.
 
     Call it before XLA's CPU client starts, which reads the variable.
     """

@@ -56,6 +56,6 @@ class Convolution(nnx.Module):
             dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
         )
         # Keep the spatial axes unsharded. If XLA shards them and the mesh has another, unused axis, the gradient of the
-        # kernel comes out multiplied by the size of that axis (JAX 0.10.2 and 0.12.0.1 on CPUs).
+        # kernel is multiplied by the size of that axis (JAX 0.10.2 and 0.12.0.1 on CPUs).
         y = shard(y, "batch", *("none",) * (y.ndim - 1))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)

@@ -148,7 +148,7 @@ class Spectrogram:
         if self.config.normalise == "recording":
             valid = mask[:, :, None].astype(jnp.float32)
             mean = (frames * valid).sum(axis=1, keepdims=True) / jnp.maximum(valid.sum(axis=1, keepdims=True), 1.0)
-            # Set padding to the mean as well: convolutions near the end would pick up a step down to silence.
+            # Set padding to the mean as well: otherwise convolutions near the end would see a step down to silence.
             frames = (frames - mean) * valid
         return self._spec_augment(frames, jnp.arange(frames.shape[1])[None], rng, lambda draws: draws), mask
 

@@ -47,7 +47,7 @@ REMATERIALISATION: dict[Policy, Callable | None] = {
 
 
 def rematerialised(body: Callable, policy: Policy, looped: bool) -> Callable:
-    """Wraps `body` in `jax.checkpoint` with `policy`; `looped` if it is the body of a scan."""
+    """Wraps `body` in `jax.checkpoint` with `policy`; set `looped` for the body of a scan."""
     if policy == "none":
         return body
     # Barriers stop XLA from merging recomputed values with the original ones (CSE). It cannot merge them across the

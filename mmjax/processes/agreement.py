@@ -21,8 +21,8 @@ _barriers = itertools.count()
 def agree_or_raise(what: str, seconds: int = AGREE_SECONDS) -> Iterator[None]:
     """Runs a block that may raise `UserError`: all processes continue after it, or all raise.
 
-    Without it, a process could wait for ever in a collective that another process, which raised, never enters. The
-    barrier at its end also keeps writes after the block from reads inside it in slower processes.
+    Without it, a process could wait forever in a collective that another process, which raised, never enters. The
+    barrier at its end also delays writes after the block until all processes have finished their reads inside it.
 
     Args:
       what: name of the block, for messages.

@@ -1,6 +1,6 @@
 """Roll call: process 0 counts the processes of a run before JAX connects them, and names the missing ones.
 
-After a timeout, JAX alone would abort all processes that came, with a C++ stack trace that does not name the missing
+After a timeout, JAX alone would abort the connected processes, with a C++ stack trace that does not name the missing
 ones. The roll call uses the coordinator's port briefly, before JAX does.
 """
 
@@ -26,7 +26,7 @@ def roll_call(coordinator_address: str, num_processes: int, process_id: int, sec
       seconds: timeout.
 
     Raises:
-      UserError: in all processes that came, with the indices of the missing ones.
+      UserError: in all connected processes, with the indices of the missing ones.
     """
     if process_id == 0:
         problem = _serve(coordinator_address, num_processes, seconds)
@@ -37,7 +37,7 @@ def roll_call(coordinator_address: str, num_processes: int, process_id: int, sec
 
 
 def _serve(coordinator: str, count: int, seconds: float) -> str | None:
-    """Waits in process 0 for the others and sends them the outcome: None, or a message that names the missing."""
+    """Waits in process 0 for the others and sends them the outcome: None, or a message that names the missing ones."""
     deadline = time.monotonic() + seconds
     port = int(coordinator.rpartition(":")[2])
     connections: dict[int, socket.socket] = {}
@@ -62,9 +62,9 @@ def _serve(coordinator: str, count: int, seconds: float) -> str | None:
 
 
 def _report(coordinator: str, count: int, index: int, seconds: float) -> str | None:
-    """Reports this process to process 0 and returns the outcome: None, or a message that names the missing."""
+    """Reports this process to process 0 and returns the outcome: None, or a message that names the missing ones."""
     host, _, port = coordinator.rpartition(":")
-    # Process 0 may start at the end of this timeout, and then waits for as long again.
+    # Process 0 may start just before this deadline and then waits up to `seconds` for the others.
     deadline = time.monotonic() + seconds
     while True:
         try:

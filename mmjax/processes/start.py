@@ -53,7 +53,7 @@ def initialize(
       process_id: index of this process, from 0; $MMJAX_PROCESS_ID by default.
       start_seconds: timeout; `START_SECONDS` by default.
 
-    On TPU slices and Slurm, exits with code 2 and one line if the other processes do not start in time.
+    On TPU slices and Slurm, exits with code 2 and a one-line message if the other processes do not start in time.
 
     Raises:
       UserError: if only some of the three values are given, one is invalid, or a process is missing.
@@ -89,7 +89,7 @@ def initialize(
 
 @contextlib.contextmanager
 def _deadline(seconds: int, error: UserError) -> Iterator[None]:
-    """Exits with code 2 and one line after `seconds`. JAX would abort with a C++ stack trace."""
+    """Exits with code 2 and a one-line message after `seconds`. JAX would abort with a C++ stack trace."""
 
     def exit_process():
         print(f"mmjax: error: {error}", file=sys.stderr, flush=True)
@@ -130,7 +130,7 @@ def _check(given: dict[str, str | int | None]) -> None:
 
 def _has_multi_process_launcher() -> bool:
     """Detects Slurm steps, Cloud TPU slices and multislices with several processes."""
-    # Not SLURM_NTASKS, which is also set in a batch script outside `srun`, a single process.
+    # Not SLURM_NTASKS, which is also set in a batch script outside `srun`, where there is a single process.
     if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
         return True
     platforms = os.environ.get("JAX_PLATFORMS", "")

@@ -1,6 +1,6 @@
 """Watchdog of multi-process runs: if a process dies or stalls, all exit within a bounded time and name it.
 
-Without it, the other processes would wait in a collective for ever (TPU), or fail with a network error that does not
+Without it, the other processes would wait in a collective forever (TPU), or fail with a network error that does not
 name the dead one. Every process sends a heartbeat with its step every few seconds; process 0 checks them. Messages go
 through the coordinator of `jax.distributed` and need no device.
 """

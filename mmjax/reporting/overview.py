@@ -29,7 +29,7 @@ def count_by_component(parameters: Mapping[str, Any]) -> dict[str, int]:
 
 def print_key_values(console: Console, title: str, values: Mapping[str, str]) -> None:
     """Prints a title and a table of two columns without borders."""
-    # Printed apart, since `Table` wraps its own title to the width of the table.
+    # Print the title separately, because `Table` would wrap it to the width of the table.
     console.print(title, style="bold", markup=False)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)

@@ -127,7 +127,7 @@ def arms_markdown(
     return "\n".join(lines)
 
 
-_FOLDED = " per fold; std over all folds and seeds pooled, or over the seeds of a fold"
+_FOLDED = " per fold; the std over all folds pools folds and seeds, the std of one fold is over its seeds"
 
 
 def group_by_metric(shown: Mapping[str, Sequence[tuple[str, str]]]) -> dict[tuple[str, str], list[str]]:

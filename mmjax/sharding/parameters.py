@@ -15,7 +15,7 @@ from mmjax.sharding.mesh import Rule
 from mmjax.sharding.rules import RULES, axis_size, check_rules, find_rule
 
 MIN_FSDP_SIZE = 2**16
-"""Elements below which a parameter may stay replicated over fsdp: sharding it costs more than it saves."""
+"""Parameters with fewer elements may stay replicated over fsdp, since sharding them costs more than it saves."""
 
 
 def parameter(value: jax.Array, *axes: str) -> nnx.Param:
@@ -49,7 +49,7 @@ def _spec(mesh: Mesh, path: str, axes: tuple[str, ...], shape: tuple[int, ...], 
         problem = f"two dimensions of {path} {axes} are split over one mesh axis"
         raise UserError("mesh.rules", problem, "set the axes of one of them to []")
     if "fsdp" not in used and mesh.shape["fsdp"] > 1 and math.prod(shape) >= MIN_FSDP_SIZE and not any(overrides):
-        # fsdp does not divide the dimension in the table: shard the largest other dimension that it divides.
+        # fsdp does not divide the dimension that `RULES` assigns to it: shard the largest dimension that it divides.
         free = [i for i, part in enumerate(parts) if part is None and axes[i] != "layers"]
         free = [i for i in free if shape[i] % mesh.shape["fsdp"] == 0]
         if free:

@@ -41,7 +41,7 @@ def batch_rows(mesh: Mesh, rows: int, where: str = "train.batch_size", slots: in
     if rows % shards:
         raise UserError(
             where,
-            f"{rows * slots} does not divide over the {shards} batch shards of the mesh",
+            f"{rows * slots} is not divisible by the {shards} batch shards of the mesh",
             f"choose a multiple of {shards * slots}",
         )
     slices = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
@@ -60,7 +60,7 @@ def place_batch(mesh: Mesh, batch: Batch, batch_size: int) -> Batch:
     """
     sharding, scalar_sharding = batch_sharding(mesh), replicated(mesh)
     if sharding.is_fully_addressable:
-        # One call for all arrays costs the host a third of one call per array.
+        # One call for all arrays takes a third of the host time of separate calls.
         return jax.device_put(batch, jax.tree.map(lambda local: sharding if np.ndim(local) else scalar_sharding, batch))
     # Scale the first dimension by the ratio of examples: packed inputs have fewer rows than examples.
     scale = batch_size // batch.size

@@ -76,7 +76,7 @@ def num_chunks(size: int, row_size: int, limit: int) -> int:
 def row_axes(size: int) -> tuple[str, ...]:
     """Returns the mesh axes to shard `size` batch rows over.
 
-    All axes if their product divides `size`, else those of "batch" if theirs does, else ().
+    Tries all axes, then those of "batch", and returns the first set whose product divides `size`, else ().
     """
     mesh = ambient_mesh()
     if mesh is None:

@@ -118,7 +118,7 @@ def sharding_axes(mesh, name: str, size: int, used: Collection[str] = ()) -> tup
       mesh: mesh to shard over.
       name: logical axis of the dimension.
       size: size of the dimension.
-      used: mesh axes to leave out, as other dimensions of the array are sharded over them.
+      used: mesh axes to exclude, because other dimensions of the array are sharded over them.
     """
     axes = tuple(axis for axis in mesh_axes(name) if axis not in used and mesh.shape[axis] > 1)
     return axes if size % axis_size(mesh, axes) == 0 else ()
@@ -127,7 +127,7 @@ def sharding_axes(mesh, name: str, size: int, used: Collection[str] = ()) -> tup
 def spec_for(mesh, names: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
     """Returns the PartitionSpec of an activation with these logical axes.
 
-    Dimensions that their mesh axes do not divide stay replicated. If two dimensions share a mesh axis, the later
+    Dimensions that are not divisible by their mesh axes stay replicated. If two dimensions share a mesh axis, the later
     dimension gets it: heads and hidden units come after tokens.
     """
     parts: list[tuple[str, ...] | None] = []

@@ -88,7 +88,7 @@ class DigitsBuilder(PairedBuilder):
 
     def _split_generators(self, download_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         plans = {split: plan_examples(self.builder_config.name, split) for split in SPLITS}
-        # One list for all splits: espeak-ng's output depends on earlier utterances, so the order defines the dataset.
+        # Synthesise all splits as one list: espeak-ng's output depends on earlier utterances, so their order matters.
         waveforms = iter(
             speech.synthesise([example.utterance for split in plans.values() for example in split], self.advance)
         )

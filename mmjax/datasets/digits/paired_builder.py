@@ -14,11 +14,13 @@ class PairedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
     """Tasks, progress and stored features of paired digits."""
 
     BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name="arithmetic", description="Seen digit, heard digit, and what to do with them."),
-        tfds.core.BuilderConfig(name="matched", description="The same digit seen, heard and written."),
+        tfds.core.BuilderConfig(
+            name="arithmetic", description="Image digit, audio digit, and a sentence that names an operation on them."
+        ),
+        tfds.core.BuilderConfig(name="matched", description="The same digit as image, audio and text."),
     ]
 
-    # Nothing is downloaded. Without this, TFDS looks for a checksum file through a package that it does not require.
+    # No downloads. Without this attribute, TFDS looks for a checksum file through a package that it does not require.
     url_infos: ClassVar[dict[str, Any]] = {}
 
     # Progress callback, called with the number of utterances or records finished since its last call.

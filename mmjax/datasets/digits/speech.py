@@ -160,7 +160,7 @@ def _resample_and_trim(samples: np.ndarray) -> np.ndarray:
     """Resamples int16 [n] from 22,050 to 16,000 Hz at half amplitude, and trims both ends below -45 dB of the peak."""
     import scipy.signal
 
-    # Halved before the filter: where espeak-ng clips, the overshoot of the filter would exceed int16.
+    # Halve before filtering: where espeak-ng clips, the overshoot of the filter would exceed int16.
     waveform = scipy.signal.resample_poly(samples.astype(np.float64) / 2, 320, 441, window=_low_pass())
     level = np.abs(waveform)
     loud = np.flatnonzero(level > level.max(initial=0) * 10 ** (-45 / 20))

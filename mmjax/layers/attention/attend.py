@@ -41,7 +41,7 @@ def attend(query: Query, key: Key, value: Key, query_segments: QueryIds, key_seg
         if min(query.shape[1], key.shape[1]) >= MIN_LOGGED_TOKENS:
             counts = f"{query.shape[1]} queries and {key.shape[1]} keys"
             log_once(f"attention is not split over {token_axes}: {counts} are not both divisible by {shards}")
-        # XLA partitions the work of a few queries that attend to many tokens.
+        # Let XLA partition this case, typically a few queries that attend to many tokens.
         return KERNELS["xla"].compute(*arrays)
     compute: Callable = kernel.compute
     if token_axes:

@@ -102,9 +102,9 @@ def _splash_unsupported(query, key) -> str | None:
 def _short_unsupported(query, key) -> str | None:
     needed = vmem_bytes(query, key)
     if needed > VMEM_BYTES:
-        return f"all heads of an example need {needed >> 20} MiB of the {VMEM_BYTES >> 20} MiB of VMEM"
+        return f"all heads of an example need {needed >> 20} MiB of VMEM, more than {VMEM_BYTES >> 20} MiB"
     if query.shape[1] < 8:
-        return f"{query.shape[1]} queries fill less than the 8 rows of a register"
+        return f"{query.shape[1]} queries fill fewer than the 8 rows of a register"
     return None
 
 

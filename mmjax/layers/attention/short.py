@@ -3,8 +3,8 @@
 If the logits of a head fit into VMEM, no tiling over tokens is needed. The forward kernel reads queries, keys and
 values once and writes the output; the backward kernel reads them again with the cotangent and writes the gradients.
 Neither logits nor softmax statistics reach HBM. Arrays keep the layout [batch, tokens, heads * depth] of the
-projections: kernels that want heads before tokens need a transposed copy of each array, and with depth 64 half of each
-register of that copy is empty.
+projections: kernels that expect heads before tokens need a transposed copy of each array, and with depth 64 half of
+each register of that copy is empty.
 
 The lanes of a head need not be aligned to registers of 128 lanes. The kernel loads the aligned window around a head and
 zeroes the lanes of its neighbours, for example with depth 72:

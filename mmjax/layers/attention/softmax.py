@@ -40,7 +40,7 @@ def _forward(logits, visible):
 def softmax_vjp(
     weights: Float[Array, "*rows keys"], cotangent: Float[Array, "*rows keys"]
 ) -> Float[Array, "*rows keys"]:
-    """Gradient of the logits from the softmax output and its cotangent; 0 where `weights` is 0, so for masked keys."""
+    """Gradient of the logits from the softmax output and its cotangent; 0 where `weights` is 0, as for masked keys."""
     mean = (weights * cotangent).sum(axis=-1, keepdims=True)
     return weights * (cotangent - mean)
 
