@@ -170,9 +170,9 @@ def test_rounding_is_to_one_of_the_two_neighbours_and_right_on_average():
     assert (found[:, 2] != again[:, 2]).mean() > 0.1
 
 
-def learns_alone(name):
-    """Arguments with which Optax's own optimiser takes a constant learning rate."""
-    return {"min_dim_size_to_factor": 4} if name == "adafactor" else {}
+def arguments_of(name):
+    """Arguments with which an optimiser does on small arrays what it does on large ones, without a warning."""
+    return {"adafactor": {"min_dim_size_to_factor": 4}, "noisy_sgd": {"key": 0}}.get(name, {})
 
 
 def of_optax():
@@ -186,7 +186,7 @@ NAMES = [name for name in of_optax() if name not in REFUSED]
 
 def layered(rng, scales):
     """Arrays of two layers whose sizes differ, stacked: matrices, kernels of convolutions over time, vectors."""
-    shapes = {"kernel": (8, 6), "scale": (6,), "conv": {"kernel": (3, 5, 4), "bias": (4,)}}
+    shapes = {"kernel": (8, 6), "scale": (6,), "conv": {"kernel": (3, 8, 6), "bias": (6,)}}
     return jax.tree.map(
         lambda shape: jnp.stack([jnp.asarray(rng.normal(size=shape) * scale, jnp.float32) for scale in scales]),
         shapes,
@@ -196,7 +196,7 @@ def layered(rng, scales):
 
 def trees():
     rng = np.random.default_rng(0)
-    head = [jnp.asarray(rng.normal(size=(6, 4)), jnp.float32) for _ in range(2)]
+    head = [jnp.asarray(rng.normal(size=(8, 6)), jnp.float32) for _ in range(2)]
     parameters = {"blocks": {"layers": layered(rng, (1.0, 0.01))}, "head": {"kernel": head[0]}}
     return parameters, {"blocks": {"layers": layered(rng, (0.001, 1.0))}, "head": {"kernel": head[1]}}
 
@@ -215,24 +215,21 @@ def assert_close(found, expected, rtol=1e-5):
 
 
 def of_each(names, make, *arguments):
-    """`{name: two_updates(make(name), ...)}`, in one compiled program."""
-    optimizers = {name: make(name) for name in names}
-    return jax.jit(lambda *args: {name: two_updates(optimizer, *args) for name, optimizer in optimizers.items()})(
-        *arguments
-    )
+    """`{name: two_updates(make(name), ...)}`, operation by operation: all share the compiled operations."""
+    return {name: two_updates(make(name), *arguments) for name in names}
 
 
 def test_each_optimiser_treats_the_layers_of_a_stack_as_optax_treats_separate_arrays():
     parameters, gradients = trees()
 
     def ours(name):
-        section = {"name": name, "clip": None, **learns_alone(name)}
+        section = {"name": name, "clip": None, **arguments_of(name)}
         return make_optimizer(section, optax.constant_schedule(0.1))
 
     def truth(name):
         known = optax_arguments(name)
         plain = {"weight_decay": 0.0} if "weight_decay" in known else {}
-        return getattr(optax, name)(learning_rate=0.1, **plain, **learns_alone(name))
+        return getattr(optax, name)(learning_rate=0.1, **plain, **arguments_of(name))
 
     found = of_each(NAMES, ours, parameters, gradients)
     expected = of_each(NAMES, truth, separate(parameters), separate(gradients))
@@ -283,12 +280,12 @@ def roles():
     """A parameter of each role, [depth, ...] below `layers`; matrices are all called kernel, in stacks and outside."""
     ones = lambda *shape: jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.float32)  # noqa: E731
     return {
-        "text": {"embedding": {"table": ones(7, 4)}, "class_token": ones(1, 4), "position": ones(9, 4)},
-        "table": {"column": ones(3, 4), "kernel": ones(3, 4)},
-        "pool": {"query": ones(1, 4), "queries": ones(2, 4), "registers": ones(2, 4)},
+        "text": {"embedding": {"table": ones(2, 4)}, "class_token": ones(2, 4), "position": ones(2, 4)},
+        "table": {"column": ones(2, 4), "kernel": ones(2, 4)},
+        "pool": {"query": ones(2, 4), "registers": ones(2, 4)},
         "trunk": {"layers": {"kernel": ones(2, 4, 4), "bias": ones(2, 4), "scale": ones(2, 4)}},
-        "conv": {"kernel": ones(3, 4, 4), "bias": ones(4)},
-        "task": {"log_temperature": ones(1), "bias": ones(1)},
+        "conv": {"kernel": ones(2, 4, 4), "bias": ones(4)},
+        "task": {"log_temperature": ones(4)},
     }
 
 
@@ -298,7 +295,7 @@ def test_weight_decay_of_each_optimiser_reaches_matrices_and_nothing_else():
 
     def make(rate):
         return lambda name: make_optimizer(
-            {"name": name, "weight_decay": rate, "clip": None, **learns_alone(name)}, optax.constant_schedule(0.1)
+            {"name": name, "weight_decay": rate, "clip": None, **arguments_of(name)}, optax.constant_schedule(0.1)
         )
 
     without, decayed = (of_each(NAMES, make(rate), parameters, gradients) for rate in (0.0, 0.3))
