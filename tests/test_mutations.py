@@ -38,6 +38,7 @@ ABSENCE = ("tests/test_contracts.py", "-k", "absent_changes and fusion-concatena
 MICROBATCHES = ("tests/test_contracts.py", "-k", "microbatches and fusion-concatenation")
 MICROBATCHES_OF_PAIRS = ("tests/test_contracts.py", "-k", "microbatches and task-contrastive")
 RECORDINGS = ("tests/test_spectrogram.py", "-k", "packed_recordings")
+PADDING = ("tests/test_padding.py", "-k", "waveform_cnn")
 PACKED = ("tests/test_contracts.py", "-k", "packed and fusion-cross_attention")
 WEIGHTS = ("tests/test_masks.py", "-k", "counts_as_often")
 PAIRS = ("tests/test_masks.py", "-k", "lacks_one_of_a_pair")
@@ -166,11 +167,25 @@ MUTATIONS = [
         RECORDINGS,
     ),
     Mutation(
-        "what follows a packed recording is no silence",
+        "frames after a packed recording are not zero",
         "layers/spectrogram.py",
-        "jnp.where(same, _shifted(part, shift), SILENT_FRAME)",
-        "jnp.where(same, _shifted(part, shift), 0.0)",
+        "((index >= 0) & (index * self.hop < samples))[..., None]",
+        "(index >= 0)[..., None]",
         RECORDINGS,
+    ),
+    Mutation(
+        "group norm averages over the padding",
+        "layers/norms.py",
+        "count = jnp.maximum(valid.sum(axis=1, dtype=jnp.float32), 1.0)",
+        "count = jnp.full((x.shape[0], 1), valid.shape[1], jnp.float32)",
+        PADDING,
+    ),
+    Mutation(
+        "the left padding of a convolution depends on the length",
+        "layers/convolution.py",
+        "            left = left_padding(kernel, stride)\n",
+        "            left = max((-(-length // stride) - 1) * stride + kernel - length, 0) // 2\n",
+        PADDING,
     ),
     Mutation(
         "microbatches tear the examples of a row apart",

@@ -50,7 +50,7 @@ class BatchFunction:
         modality_dropout: Mapping[str, float],
         augment: Mapping[str, Sequence[Augmentation]],
     ):
-        self._source, self._names, self._make_rows, self._targets = source, tuple(names), make_rows, targets
+        self._source, self._names, self._make_rows, self._targets = source, tuple(names), make_rows, dict(targets)
         self._sampler, self._rows = sampler, rows
         # Positions of the examples in the global batch; row r has positions r * slots to (r + 1) * slots - 1.
         self._positions = (rows[:, None] * slots + np.arange(slots)).reshape(-1)
@@ -82,7 +82,7 @@ class BatchFunction:
                     errors.append(f"{name} of record {index}: {type(error).__name__}: {error}")
             for name, value in record.targets.items():
                 if value is not None and name in targets:
-                    targets[name].values[i], targets[name].weight[i] = value, 1.0
+                    targets[name].values[i], targets[name].weight[i] = self._targets[name].standardise(value), 1.0
         return Batch(rows.inputs, targets, ids, np.asarray(step, np.int32)), tuple(errors)
 
     def _read(self, index: int, errors: list[str]) -> Record:

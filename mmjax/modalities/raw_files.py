@@ -14,6 +14,22 @@ NPY = b"\x93NUMPY"
 """Magic bytes of the NPY format."""
 
 
+def to_float64(values: np.ndarray) -> np.ndarray:
+    """Converts numbers to float64; values outside the float32 range become infinite.
+
+    Standardised values are float32, but raw ones must not be: float32 has a resolution of 0.5 m in UTM coordinates and
+    of 128 s in Unix time. The range is that of float32, so that squares and sums stay finite.
+    """
+    values = values.astype(np.float64)
+    return np.where(np.abs(values) > np.finfo(np.float32).max, np.copysign(np.inf, values), values)
+
+
+def fits_float32(values: np.ndarray) -> bool:
+    """Returns True if float32 holds all values exactly, NaN included."""
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(values.astype(np.float32).astype(np.float64), values, equal_nan=True))
+
+
 def read_bytes(argument: str, where: str, remedy: str) -> bytes:
     """Reads the file at the path `argument`.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmjax.config import Count
 from mmjax.errors import UserError
-from mmjax.modalities.raw_files import NPY, read_bytes, read_npy
+from mmjax.modalities.raw_files import NPY, read_bytes, read_npy, to_float64
 from mmjax.modalities.standardise import StandardiseConfig
 from mmjax.modalities.table import is_missing
 from mmjax.tokens import InputSpec
@@ -105,8 +105,13 @@ def as_series(raw: np.ndarray) -> np.ndarray:
         raise ValueError("the series has no steps")
     if values.shape[1] > MAX_CHANNELS:
         raise ValueError(f"a series must have at most {MAX_CHANNELS} channels, not shape {list(values.shape)}")
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32).astype(np.float64)
+    return to_float64(values)
+
+
+def channel_means(values: np.ndarray) -> np.ndarray:
+    """Mean of the finite values of each channel of [n, channels], float64 [channels]; 0 for channels without any."""
+    valid = np.isfinite(values)
+    return np.where(valid, values, 0.0).sum(axis=0) / np.maximum(valid.sum(axis=0), 1)
 
 
 def read_series(data: bytes) -> np.ndarray:

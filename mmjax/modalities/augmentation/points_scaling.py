@@ -8,11 +8,11 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import Within
-from mmjax.modalities.point_files import as_points
+from mmjax.modalities.point_files import as_points, centroid
 
 
 class PointsScaling:
-    """Scales a cloud along each axis by an independent random factor."""
+    """Scales a cloud about its centroid, along each axis by an independent random factor."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
@@ -31,4 +31,5 @@ class PointsScaling:
         """Scales [n, 3 + features] to float64 of the same shape; features are unchanged."""
         values = as_points(raw)
         factors = 1.0 + self.config.change * rng.uniform(-1.0, 1.0, 3)
-        return np.concatenate([values[:, :3] * factors, values[:, 3:]], axis=1)
+        centre = centroid(values)
+        return np.concatenate([centre + (values[:, :3] - centre) * factors, values[:, 3:]], axis=1)

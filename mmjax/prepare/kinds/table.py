@@ -34,7 +34,7 @@ Cells = dict[str, "float | str"]
 
 
 class TableKind(Kind):
-    """Table cells, stored as float32: categories as indices, missing cells as NaN.
+    """Table cells, stored as float64: categories as indices, missing cells as NaN.
 
     A column is numeric if all of its cells are, including those of dropped rows; otherwise it is categorical. Digits
     with a leading zero, such as 01234, and 16 digits or more are identifiers, thus categories.
@@ -62,7 +62,7 @@ class TableKind(Kind):
         return cells or None
 
     def measure(self, raw: Cells) -> dict[str, float | int | str]:
-        return {"bytes": 4 * len(raw), **{f"{_CELL}{name}": cell for name, cell in raw.items()}}
+        return {"bytes": 8 * len(raw), **{f"{_CELL}{name}": cell for name, cell in raw.items()}}
 
     def signature(self, raw: Cells) -> bytes | None:
         digits = sum(len(_DIGITS.findall(f"{cell:g}")) for cell in raw.values() if not isinstance(cell, str))
@@ -128,10 +128,10 @@ class TableKind(Kind):
         return {**summary, "mean": means, "std": stds}
 
     def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
-        return tfds.features.Tensor(shape=(len(summary["columns"]),), dtype=np.float32, encoding="bytes")
+        return tfds.features.Tensor(shape=(len(summary["columns"]),), dtype=np.float64, encoding="bytes")
 
     def stored(self, raw: Cells, summary: Mapping[str, Any]) -> np.ndarray:
-        cells = np.full(len(summary["columns"]), np.nan, np.float32)
+        cells = np.full(len(summary["columns"]), np.nan)
         for index, name in enumerate(summary["columns"]):
             if name in raw and name in summary["categories"]:
                 cells[index] = summary["categories"][name].index(_text(raw[name]))
@@ -140,7 +140,7 @@ class TableKind(Kind):
         return cells
 
     def placeholder(self, summary: Mapping[str, Any]) -> np.ndarray:
-        return np.full(len(summary["columns"]), np.nan, np.float32)
+        return np.full(len(summary["columns"]), np.nan)
 
     def show(self, raw: Cells) -> str:
         cells = "".join(
