@@ -41,8 +41,9 @@ class WaveformCNN(nnx.Module):
         self.dtype, self.width = precision.dtype, config.channels[-1]
         layers, norms, inputs = [], [], 1
         for channels, kernel, stride in zip(config.channels, config.kernels, config.strides, strict=True):
-            options = {"stride": (stride,), "padding": "ALIGNED", "bias": False}
-            layers.append(Convolution(inputs, channels, (kernel,), **options, rngs=rngs))
+            layers.append(
+                Convolution(inputs, channels, (kernel,), stride=(stride,), padding="ALIGNED", bias=False, rngs=rngs)
+            )
             norms.append(GroupNorm(channels))
             inputs = channels
         self.layers, self.norms = nnx.List(layers), nnx.List(norms)

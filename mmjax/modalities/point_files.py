@@ -56,12 +56,6 @@ def as_points(raw: np.ndarray) -> np.ndarray:
     return to_float64(values)
 
 
-def centroid(values: np.ndarray) -> np.ndarray:
-    """Mean coordinates of the points of [n, 3 + features] with finite coordinates, float64 [3]; 0 without any."""
-    finite = values[np.isfinite(values[:, :3]).all(axis=1), :3]
-    return finite.mean(axis=0) if len(finite) else np.zeros(3)
-
-
 def _read_pcd(data: bytes) -> np.ndarray:
     """Parses PCD 0.7: x, y, z, then the other fields in file order; a packed colour becomes three columns."""
     header, start = _parse_header(data)

@@ -63,7 +63,8 @@ def read_npy(data: bytes) -> np.ndarray:
         raise ValueError(f"not a valid NPY file: {error}") from None
     if dtype.hasobject or dtype.kind not in "fiub":
         raise ValueError(f"the NPY file has dtype {dtype}, not integer, float or boolean")
-    if any(size < 0 for size in shape):
+    # A header may have True and False as sizes, which NumPy accepts as integers only here.
+    if any(isinstance(size, bool) or size < 0 for size in shape):
         raise ValueError(f"the NPY file has an invalid shape {shape}")
     # Compare the header's size with the file before allocating: it may exceed the memory.
     count = math.prod(shape)
@@ -71,4 +72,8 @@ def read_npy(data: bytes) -> np.ndarray:
     if available < expected:
         raise ValueError(f"truncated: {available:,} of {expected:,} bytes")
     values = np.frombuffer(data, dtype, count, file.tell())
-    return values.reshape(shape, order="F" if fortran else "C")
+    try:
+        return values.reshape(shape, order="F" if fortran else "C")
+    # Too many axes, or sizes beyond 64 bits beside a 0.
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"the NPY file has an invalid shape {shape}: {error}") from None

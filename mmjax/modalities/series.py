@@ -25,7 +25,7 @@ class Series:
     """Converts series of any length to arrays of a fixed shape. Raw data is float, int or bool [n] or [n, channels].
 
     Values that are not finite count as missing. After standardisation, missing values are 0, the mean; a validity flag
-    per value distinguishes the two.
+    per value distinguishes the two. Of a series with fewer than `channels`, the last channels are missing.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,13 @@ class Series:
         The mask is True at steps with at least one valid channel.
 
         Raises:
-          ValueError: if `raw` is not a series, has another number of channels, or all of its values are missing.
+          ValueError: if `raw` is not a series, has more than `channels` channels, or all of its values are missing.
         """
         values = as_series(raw)
-        if values.shape[1] != self.config.channels:
+        if values.shape[1] > self.config.channels:
             raise ValueError(f"the series has {values.shape[1]} channels instead of {self.config.channels}")
+        # Prepared data pads like this too.
+        values = np.pad(values, ((0, 0), (0, self.config.channels - values.shape[1])), constant_values=np.nan)
         values = values[: self.config.length]
         valid = np.isfinite(values)
         if not valid.any():

@@ -17,8 +17,8 @@ from mmjax.tokens import InputSpec
 class Text:
     """Converts strings to token ids.
 
-    Two special tokens follow the tokenizer's vocabulary of size n, its largest id + 1: `begin` = n, for decoders, and `end` = n + 1. Every
-    text ends with `end`, which distinguishes an empty text from a missing one.
+    Two special tokens follow the tokenizer's vocabulary of size n, its largest id + 1: `begin` = n, for decoders, and
+    `end` = n + 1. Every text ends with `end`, which distinguishes an empty text from a missing one.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from mmjax.modalities.audio import Waveform, mono
+from mmjax.modalities.recordings import Waveform, mono
 
 
 class Noise:

@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 import numpy as np
 
 from mmjax.config import Within
-from mmjax.modalities.point_files import as_points, centroid
+from mmjax.modalities.point_files import as_points
 
 _AXES = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}
 
 
 class PointsRotation:
-    """Rotates a cloud about an axis through its centroid, or by a uniform random rotation. Features are unchanged."""
+    """Rotates a cloud about an axis through the origin, or by a uniform random rotation. Features are unchanged."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
@@ -35,8 +35,7 @@ class PointsRotation:
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Rotates [n, 3 + features] to float64 of the same shape."""
         values = as_points(raw)
-        centre = centroid(values)
-        return np.concatenate([centre + (values[:, :3] - centre) @ self._matrix(rng).T, values[:, 3:]], axis=1)
+        return np.concatenate([values[:, :3] @ self._matrix(rng).T, values[:, 3:]], axis=1)
 
     def _matrix(self, rng: np.random.Generator) -> np.ndarray:
         if self.config.axis == "any":

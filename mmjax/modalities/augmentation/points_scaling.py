@@ -8,11 +8,15 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import Within
-from mmjax.modalities.point_files import as_points, centroid
+from mmjax.modalities.point_files import as_points
 
 
 class PointsScaling:
-    """Scales a cloud about its centroid, along each axis by an independent random factor."""
+    """Scales a cloud about the origin, along each axis by an independent random factor.
+
+    Unless the modality has `normalise="none"`, it moves the centroid to the origin afterwards; the result is then the
+    same as scaling about the centroid.
+    """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
@@ -31,5 +35,4 @@ class PointsScaling:
         """Scales [n, 3 + features] to float64 of the same shape; features are unchanged."""
         values = as_points(raw)
         factors = 1.0 + self.config.change * rng.uniform(-1.0, 1.0, 3)
-        centre = centroid(values)
-        return np.concatenate([centre + (values[:, :3] - centre) * factors, values[:, 3:]], axis=1)
+        return np.concatenate([values[:, :3] * factors, values[:, 3:]], axis=1)

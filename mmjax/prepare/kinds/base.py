@@ -30,11 +30,6 @@ class File:
     data: bytes
 
 
-def category_name(value: float) -> str:
-    """Formats a number as a category name: integers without a decimal point, others with all digits."""
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
-
-
 def mean_and_std(values: np.ndarray) -> tuple[float, float] | None:
     """Mean and standard deviation, ignoring NaN; None if no value is left. Constant values get standard deviation 1."""
     values = values[~np.isnan(values)]
@@ -201,6 +196,10 @@ class Kind:
     def dataset_options(self, summary: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
         """Modality options derived from the data; `numbers` are the measurements of the training split."""
         return {}
+
+    def notes(self, summary: Mapping[str, Any]) -> list[str]:
+        """Remarks about the column for the report, from the result of `summarise`."""
+        return []
 
     # The data card.
 

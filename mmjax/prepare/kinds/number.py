@@ -39,10 +39,10 @@ class NumberKind(Kind):
     def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         return tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")
 
-    def stored(self, raw: float, summary: Mapping[str, Any]) -> np.ndarray:
+    def stored(self, raw: float, summary: Mapping[str, Any]) -> np.float64:
         return np.float64(raw)
 
-    def placeholder(self, summary: Mapping[str, Any]) -> np.ndarray:
+    def placeholder(self, summary: Mapping[str, Any]) -> np.float64:
         return np.float64(math.nan)
 
     def show(self, raw: float) -> str:
