@@ -78,7 +78,9 @@ def write_series(folder: pathlib.Path, row: int) -> str:
         return f"{row}.npy"
     cells = [["" if (step + column) % 7 == 0 else repr(float(v)) for column, v in enumerate(line)]
              for step, line in enumerate(values)]  # fmt: skip
-    (folder / f"{row}.csv").write_text("t,p\n" + "\n".join(map(",".join, cells)) + "\n")
+    (folder / f"{row}.csv").write_text(
+        ",".join("tp"[: values.shape[1]]) + "\n" + "\n".join(map(",".join, cells)) + "\n"
+    )
     return f"{row}.csv"
 
 

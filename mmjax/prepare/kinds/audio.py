@@ -21,6 +21,8 @@ from mmjax.prepare.kinds.base import File, Kind, Unreadable
 # Signatures and features: sample rate in Hz, and compared duration in seconds.
 _RATE = 8000
 _SECONDS = 4.0
+# Seconds of a recording that signatures and features read.
+_MAX_SECONDS = 600
 # STFT window and hop in samples, and mel bands.
 _WINDOW, _HOP, _BANDS = 256, 80, 32
 # Leading and trailing silence is trimmed: samples this many dB below the peak.
@@ -120,7 +122,7 @@ class AudioKind(Kind):
         return measured["seconds"] * measured["rate"]
 
     def signature(self, raw: Waveform) -> bytes | None:
-        values = resample(mono(raw[0]), raw[1], _RATE)
+        values = _compared(raw)
         values = values - values.mean()
         level = np.abs(values)
         loud = np.flatnonzero(level > level.max(initial=0) * 10 ** (-_TRIM_DB / 20))
@@ -146,7 +148,7 @@ class AudioKind(Kind):
         return _correlation(first, second)
 
     def features(self, raw: Waveform) -> np.ndarray:
-        values = resample(mono(raw[0]), raw[1], _RATE)
+        values = _compared(raw)
         level = np.abs(values)
         loud = np.flatnonzero(level > level.max() * 10 ** (-_TRIM_DB / 20))
         values = values[loud[0] : loud[-1] + 1] if len(loud) else values
@@ -182,6 +184,15 @@ class AudioKind(Kind):
         samples = to_int16(raw[0][: int(_SHOWN_SECONDS * raw[1])])
         data = base64.b64encode(_wav(samples.reshape(len(samples), -1), raw[1])).decode()
         return f'{_envelope(mono(samples))}<audio controls preload="none" src="data:audio/wav;base64,{data}"></audio>'
+
+
+def _compared(raw: Waveform) -> np.ndarray:
+    """The first `_MAX_SECONDS` of a recording at `_RATE`, mono float32.
+
+    A small file may last for days: its header may declare one sample per second.
+    """
+    samples, rate = raw
+    return resample(mono(samples[: _MAX_SECONDS * rate]), rate, _RATE)
 
 
 def _storage_dtype(summary: Mapping[str, Any]) -> Any:
