@@ -75,7 +75,7 @@ ODD = {
     "cut": (WAV[:-900], "cut short"),
     "header": (WAV[:20], "cut short"),
     "no data": (changed(WAV[:36], 4, "<I", 28), "no samples"),
-    "flac": (b"fLaC" + bytes(200), ""),
+    "flac": (b"fLaC" + bytes(200), "unimplemented format"),
     "many": (sound(np.zeros((4, MAX_CHANNELS + 1)), subtype="PCM_16"), f"{MAX_CHANNELS + 1} channels"),
 }
 

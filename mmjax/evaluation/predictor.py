@@ -90,9 +90,9 @@ def input_warnings(kinds: Mapping[str, str], modalities: Mapping[str, Modality],
 
     warnings = []
     for name, raw in raws.items():
-        kind = KINDS[kinds[name]]()
+        kind = KINDS[kinds[name]]() if kinds[name] in KINDS else None
         # Cells of a table are parsed, so they have no faults.
-        if not kind.multi_column:
+        if kind is not None and not kind.multi_column:
             faults = kind.faults(kind.measure(kind.decode(raw)))
             warnings += [f"--{name}: {fault}, {why}; the prediction may be arbitrary" for fault, why in faults.items()]
         warnings += [f"--{name}: {why}" for why in getattr(modalities[name], "warnings", lambda raw: [])(raw)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 
 import numpy as np
@@ -154,7 +155,7 @@ def _read_with_soundfile(data: bytes, name: str) -> Waveform:
                 samples = to_int16(samples)
     # soundfile raises its own errors, RuntimeError, and MemoryError for absurd sizes in the header.
     except Exception as error:
-        raise ValueError(str(error).replace("Error opening <_io.BytesIO object>: ", "")) from None
+        raise ValueError(re.sub(r"Error opening <.*?>: ", "", str(error))) from None
     if len(samples) < frames:
         raise ValueError(f"cut short: {len(samples):,} of {frames:,} samples")
     return samples, int(rate)
