@@ -240,7 +240,8 @@ class TargetSpec:
       shape: shape of `Target.values` without the batch axis.
       dtype: dtype of `Target.values`, a NumPy name.
       classes: class names of a categorical target, else ().
-      mean, std: statistics of a numeric target over the training split; 0 and 1 if unknown.
+      mean, std: statistics of a numeric target over the training split; 0 and 1 if unknown. Batches hold
+        standardised values, (value - mean) / std.
     """
 
     shape: tuple[int, ...]
@@ -248,6 +249,12 @@ class TargetSpec:
     classes: tuple[str, ...] = ()
     mean: float = 0.0
     std: float = 1.0
+
+    def standardise(self, value: Any) -> Any:
+        """Returns (value - mean) / std in float64: float32 has a resolution of 128 s in Unix time. Classes as is."""
+        if self.classes or (self.mean, self.std) == (0.0, 1.0):
+            return value
+        return (np.asarray(value, np.float64) - self.mean) / self.std
 
 
 def abstract_batch(inputs: dict[str, InputSpec], targets: dict[str, TargetSpec], size: int, slots: int = 1) -> Batch:

@@ -412,3 +412,12 @@ def test_augmented_batches_are_a_function_of_seed_and_data_step_and_evaluation_i
         ]
 
     assert whole("validation")[0] == whole("validation")[1]
+
+
+def test_the_offset_of_a_recorder_is_no_signal():
+    """Noise at 20 dB below the signal, whatever constant the recorder adds."""
+    samples = 0.01 * np.sin(np.arange(16_000) / 5)
+    noise = Noise(Noise.Config(low=20.0, high=20.0))
+    for offset in (0.0, 0.5):
+        found = noise(((samples + offset).astype(np.float32), 16_000), np.random.default_rng(0))[0] - offset - samples
+        assert 20 * np.log10(samples.std() / found.std()) == pytest.approx(20, abs=0.1)

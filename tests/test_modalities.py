@@ -296,6 +296,48 @@ class TestText:
         assert modality.spec.details["vocabulary"] == 5
         assert modality.files() == [path]
 
+    @staticmethod
+    def words(tmp_path, change=lambda tokenizer: None, unknown=0):
+        vocabulary = {"[UNK]": unknown, "hello": 1, "world": 7}
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "[UNK]"))
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        change(tokenizer)
+        tokenizer.save(str(tmp_path / "words.json"))
+        return str(tmp_path / "words.json")
+
+    @pytest.mark.parametrize("direction", ["left", "right"])
+    def test_padding_and_truncation_of_a_tokenizers_file_are_switched_off(self, tmp_path, direction):
+        def change(tokenizer):
+            tokenizer.enable_padding(length=12, pad_id=0, pad_token="[UNK]", direction=direction)
+            tokenizer.enable_truncation(4)
+
+        modality = make("text", tokenizer=self.words(tmp_path, change), length=16)
+        values, mask = modality.process("hello world")
+        assert values[mask].tolist() == [1, 7, modality.end]
+        assert modality.process("hello " * 6)[1].sum() == 7
+        assert modality.lengths({"bytes": np.array([11])}, 100) == [13]
+
+    def test_a_vocabulary_with_gaps_ends_after_its_largest_id(self, tmp_path):
+        modality = make("text", tokenizer=self.words(tmp_path), length=5)
+        assert modality.process("hello world")[0].tolist() == [1, 7, 9, 0, 0]
+        assert modality.spec.details == {"vocabulary": 10, "begin": 8, "end": 9}
+        special = tokenizers.processors.TemplateProcessing(single="[C] $A", special_tokens=[("[C]", 20)])
+        path = self.words(tmp_path, lambda tokenizer: setattr(tokenizer, "post_processor", special))
+        assert make("text", tokenizer=path).spec.details["vocabulary"] == 23
+
+    def test_dropout_of_merges_is_switched_off(self, tmp_path):
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+        trainer = tokenizers.trainers.BpeTrainer(vocab_size=60, show_progress=False)
+        tokenizer.train_from_iterator(["hello hello world worlds"] * 20, trainer)
+        truth = tokenizer.encode("hello worlds").ids
+        tokenizer.model.dropout = 0.5
+        assert len({tuple(tokenizer.encode("hello worlds").ids) for _ in range(20)}) > 1
+        tokenizer.save(str(tmp_path / "bpe.json"))
+        modality = make("text", tokenizer=str(tmp_path / "bpe.json"), length=40)
+        for _ in range(20):
+            values, mask = modality.process("hello worlds")
+            assert values[mask].tolist() == [*truth, modality.end]
+
     def test_a_sentencepiece_file_is_used(self, tmp_path):
         corpus = tmp_path / "corpus.txt"
         corpus.write_text("the cat sat on the mat\nthe dog sat on the log\n" * 20)

@@ -38,6 +38,7 @@ ABSENCE = ("tests/test_contracts.py", "-k", "absent_changes and fusion-concatena
 MICROBATCHES = ("tests/test_contracts.py", "-k", "microbatches and fusion-concatenation")
 MICROBATCHES_OF_PAIRS = ("tests/test_contracts.py", "-k", "microbatches and task-contrastive")
 RECORDINGS = ("tests/test_spectrogram.py", "-k", "packed_recordings")
+PADDING = ("tests/test_padding.py", "-k", "waveform_cnn")
 PACKED = ("tests/test_contracts.py", "-k", "packed and fusion-cross_attention")
 WEIGHTS = ("tests/test_masks.py", "-k", "counts_as_often")
 PAIRS = ("tests/test_masks.py", "-k", "lacks_one_of_a_pair")
@@ -173,11 +174,88 @@ MUTATIONS = [
         RECORDINGS,
     ),
     Mutation(
-        "what follows a packed recording is no silence",
+        "frames after a packed recording are not zero",
         "layers/spectrogram.py",
-        "jnp.where(same, _shifted(part, shift), SILENT_FRAME)",
-        "jnp.where(same, _shifted(part, shift), 0.0)",
+        "((index >= 0) & (index * self.hop < samples))[..., None]",
+        "(index >= 0)[..., None]",
         RECORDINGS,
+    ),
+    Mutation(
+        "raw numbers are rounded to float32 before they are centred",
+        "modalities/raw_files.py",
+        "    values = values.astype(np.float64)\n",
+        "    values = values.astype(np.float32).astype(np.float64)\n",
+        ("tests/test_series.py", "-k", "centred_before"),
+        slow=False,
+    ),
+    Mutation(
+        "targets are rounded to float32 before they are centred",
+        "tokens.py",
+        "return (np.asarray(value, np.float64) - self.mean) / self.std",
+        "return (np.asarray(value, np.float32) - np.float32(self.mean)) / self.std",
+        ("tests/test_regression.py", "-k", "centred_before"),
+        slow=False,
+    ),
+    Mutation(
+        "scaling moves the mean of a channel",
+        "modalities/augmentation/series_scaling.py",
+        "mean + (values - mean) * rng",
+        "values * rng",
+        ("tests/test_series.py", "-k", "commutes_with_an_offset"),
+        slow=False,
+    ),
+    Mutation(
+        "noise is measured against the offset of the recorder",
+        "modalities/augmentation/noise.py",
+        "np.std(samples, dtype=np.float64)",
+        "np.sqrt(np.mean(np.square(samples)))",
+        ("tests/test_augmentation.py", "-k", "offset_of_a_recorder"),
+        slow=False,
+    ),
+    Mutation(
+        "the vocabulary is the number of tokens",
+        "modalities/text.py",
+        "max(ids, default=-1) + 1",
+        "tokenizer.get_vocab_size()",
+        ("tests/test_modalities.py", "-k", "vocabulary_with_gaps"),
+        slow=False,
+    ),
+    Mutation(
+        "padding of a tokenizer's file is text",
+        "modalities/text.py",
+        "    tokenizer.no_padding()\n",
+        "",
+        ("tests/test_modalities.py", "-k", "padding_and_truncation"),
+        slow=False,
+    ),
+    Mutation(
+        "predict reads frames that no record holds",
+        "modalities/clips.py",
+        "read_frame(encode_frame(clip.frames[index]))",
+        "clip.frames[index]",
+        ("tests/test_same_inputs.py", "-k", "video"),
+    ),
+    Mutation(
+        "24-bit samples lie in the lower bytes",
+        "modalities/recordings.py",
+        "wide[:, 4 - width :]",
+        "wide[:, :width]",
+        ("tests/test_recordings.py", "-k", "soundfile"),
+        slow=False,
+    ),
+    Mutation(
+        "group norm averages over the padding",
+        "layers/norms.py",
+        "count = jnp.maximum(valid.sum(axis=1, dtype=jnp.float32), 1.0)",
+        "count = jnp.full((x.shape[0], 1), valid.shape[1], jnp.float32)",
+        PADDING,
+    ),
+    Mutation(
+        "the left padding of a convolution depends on the length",
+        "layers/convolution.py",
+        "            left = left_padding(kernel, stride)\n",
+        "            left = max((-(-length // stride) - 1) * stride + kernel - length, 0) // 2\n",
+        PADDING,
     ),
     Mutation(
         "microbatches tear the examples of a row apart",

@@ -18,6 +18,7 @@ from mmjax.encoders.point_transformer import PointTransformer, farthest_point_sa
 from mmjax.errors import UserError
 from mmjax.layers import Precision
 from mmjax.modalities import points as host
+from mmjax.modalities.augmentation import AUGMENTATIONS
 from mmjax.modalities.augmentation.points_dropout import PointsDropout
 from mmjax.modalities.augmentation.points_jitter import PointsJitter
 from mmjax.modalities.augmentation.points_rotation import PointsRotation
@@ -393,3 +394,35 @@ def test_clouds_of_one_shape_with_other_features_are_no_copies():
 def test_the_files_of_nuscenes_have_a_fifth_column():
     values = np.arange(40, dtype="<f4").reshape(8, 5)
     np.testing.assert_array_equal(KINDS["points"]().decode(File("sweep.pcd.bin", values.tobytes())), values)
+
+
+UTM = np.array([500_000.0, 5_400_000.0, 100.0])
+
+
+def test_coordinates_are_centred_before_they_are_rounded():
+    """An object of 2 m, as surveyed: float32 has a resolution of half a metre there."""
+    local = draws().uniform(-1, 1, (1000, 3))
+    expected = local - local.mean(axis=0)
+    expected /= np.linalg.norm(expected, axis=1).max()
+    np.testing.assert_allclose(make(points=1000).process(local + UTM)[0], expected, atol=1e-6)
+    # The digits of a text are kept, whatever type the header names.
+    text = "\n".join(" ".join(map(repr, row)) for row in (local + UTM).tolist()).encode()
+    found = make(points=1000).process(read_points(pcd(text, 1000, data="ascii"), "a.pcd"))[0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", sorted(AUGMENTATIONS["points"]))
+def test_augmentation_commutes_with_an_offset_once_the_cloud_is_centred(kind):
+    augment = AUGMENTATIONS["points"][kind](AUGMENTATIONS["points"][kind].Config())
+    local = draws(1).normal(size=(50, 3)) @ np.diag([1.0, 2.0, 3.0])
+    points = make(points=50, normalise="centre")
+    for seed in range(5):
+        found, expected = (points.process(augment(raw, draws(seed)))[0] for raw in (local + UTM, local))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_clouds_in_one_place_are_no_copies_of_each_other():
+    kind = KINDS["points"]()
+    one, other = (kind.signature(draws(seed).uniform(-1, 1, (200, 3)) * [1, 2, 3] + UTM) for seed in (0, 1))
+    away = kind.signature(draws(0).uniform(-1, 1, (200, 3)) * [1, 2, 3] + UTM + 0.3)
+    assert kind.similarity(one, one) == 1 and kind.similarity(one, other) < 0.99 and kind.similarity(one, away) < 0.95

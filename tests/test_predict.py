@@ -148,6 +148,19 @@ def test_help_names_the_inputs_of_the_run_and_is_there_without_one(capsys, train
     assert all(f"--{name}=STRING" in out for name in ("image", "audio", "text"))
 
 
+def test_silence_and_a_constant_picture_are_answered_with_a_warning(capsys, trained_run, tmp_path):
+    PIL.Image.fromarray(np.full((20, 30), 90, np.uint8)).save(tmp_path / "grey.png")
+    write_wav(tmp_path / "quiet.wav", np.zeros(4000), 8000, 24)
+    words = [f"--workdir={trained_run}", f"--image={tmp_path / 'grey.png'}", f"--audio={tmp_path / 'quiet.wav'}"]
+    assert main(["predict", *words, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["digit"]["answer"]
+    lines = sorted(err.splitlines())
+    assert len(lines) == 2
+    assert lines[0].startswith("warning: --audio: silent, peak level is -120 dBFS; ")
+    assert lines[1].startswith("warning: --image: blank, grey levels span only 0.0 of 255; ")
+
+
 def test_preprocessing_is_that_of_the_workdir(tmp_path, trained_run, examples, predict):
     workdir = tmp_path / "run"
     shutil.copytree(trained_run, workdir)

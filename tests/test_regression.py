@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +12,9 @@ import sklearn.metrics
 from flax import nnx
 
 from mmjax.config import build
+from mmjax.data.batching import BatchFunction
+from mmjax.data.dataset import Record
+from mmjax.data.rows import PaddedRows
 from mmjax.errors import UserError
 from mmjax.tasks.metrics import finalise, merge
 from mmjax.tasks.regression import Regression
@@ -22,19 +27,23 @@ WEIGHT = (np.arange(SIZE) % 4 != 1) * np.where(np.arange(SIZE) % 2, 0.5, 1.0)
 ANSWERS = (VALUES + 8 * DRAWS.normal(size=SIZE)).astype(np.float32)
 
 
+TARGETS = {
+    "height": TargetSpec((), "float32", mean=500.0, std=20.0),
+    "label": TargetSpec((), "int32", ("a",)),
+}
+
+
 def make(**options) -> Regression:
-    targets = {
-        "height": TargetSpec((), "float32", mean=500.0, std=20.0),
-        "label": TargetSpec((), "int32", ("a",)),
-    }
     config = build(Regression.Config, {"target": "height", **options}, "tasks.height")
-    return Regression(config, "height", {"fused": 8}, targets, rngs=nnx.Rngs(0))
+    return Regression(config, "height", {"fused": 8}, TARGETS, rngs=nnx.Rngs(0))
 
 
 def batch(rows=slice(None)) -> Batch:
     size = len(VALUES[rows])
     inputs = {"facts": Input(jnp.ones((size, 2)), jnp.ones((size, 2), bool))}
-    target = Target(jnp.asarray(VALUES[rows]), jnp.asarray(WEIGHT[rows], jnp.float32))
+    # Batches hold standardised targets.
+    standardised = TARGETS["height"].standardise(VALUES[rows])
+    target = Target(jnp.asarray(standardised, jnp.float32), jnp.asarray(WEIGHT[rows], jnp.float32))
     return Batch(inputs, {"height": target}, np.arange(size, dtype=np.int32), np.int32(0))
 
 
@@ -74,6 +83,25 @@ def test_without_examples_there_are_no_metrics_and_of_equal_targets_nothing_is_e
 
 def test_answers_are_in_the_unit_of_the_target():
     assert [row["answer"] for row in make().predictions(np.array([0.0, -1.5]))] == [500.0, 470.0]
+
+
+def test_targets_are_centred_before_they_are_rounded():
+    """Seconds since 1970, a step a second: float32 holds only every 128th of them."""
+    times = 1.7e9 + np.arange(256.0)
+    mean, std = float(times.mean()), float(times.std())
+    spec = TargetSpec((), "float32", mean=mean, std=std)
+    records = [Record({}, {"height": time}) for time in times]
+
+    def sampler(step, rows):
+        return np.arange(256), np.zeros(256, int)
+
+    make_rows = functools.partial(PaddedRows, {})
+    function = BatchFunction(records, (), make_rows, {"height": spec}, sampler, np.arange(256), 1, 0, {}, {})
+    found = function(0)[0].targets["height"].values
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, (times - mean) / std, rtol=1e-6)
+    # Classes and soft labels are left alone.
+    assert TARGETS["label"].standardise(3) == 3
 
 
 @pytest.mark.parametrize(

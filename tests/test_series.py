@@ -12,6 +12,7 @@ import scipy.interpolate
 from mmjax.config import build
 from mmjax.datasets import Prepared
 from mmjax.errors import UserError
+from mmjax.modalities.augmentation import AUGMENTATIONS
 from mmjax.modalities.augmentation.series_jitter import SeriesJitter
 from mmjax.modalities.augmentation.series_scaling import SeriesScaling
 from mmjax.modalities.augmentation.time_warp import TimeWarp
@@ -114,6 +115,13 @@ class TestSeries:
         values, mask = make(length=3).process(np.arange(9))
         assert values[:, 0].tolist() == [0, 1, 2] and mask.all()
 
+    def test_values_are_centred_before_they_are_rounded(self):
+        """Seconds since 1970, a step a second: float32 holds only every 128th of them."""
+        times = 1.7e9 + np.arange(256.0)
+        mean, std = times.mean(), times.std()
+        values, _ = make(length=256, channels=1, mean=[mean], std=[std]).process(times)
+        np.testing.assert_allclose(values[:, 0], (times - mean) / std, rtol=1e-6)
+
     @pytest.mark.parametrize(
         ("raw", "said"),
         [
@@ -147,12 +155,28 @@ class TestAugmentation:
         np.testing.assert_allclose(shares, 0.1, rtol=0.15)
 
     def test_scaling_is_one_factor_a_channel(self):
-        scaling = SeriesScaling(SeriesScaling.Config(deviation=0.2))
-        factors = np.array([(scaling(self.RAW, draws(seed)) / self.RAW)[1] for seed in range(500)])
-        ratio = scaling(self.RAW, draws(3)) / self.RAW
+        scaling, centred = SeriesScaling(SeriesScaling.Config(deviation=0.2)), self.RAW - self.RAW.mean(axis=0)
+
+        def ratios(seed):
+            return (scaling(self.RAW, draws(seed)) - self.RAW.mean(axis=0)) / centred
+
+        factors = np.array([ratios(seed)[1] for seed in range(500)])
+        ratio = ratios(3)
         np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:1], ratio.shape))
         np.testing.assert_allclose(factors.mean(axis=0), 1, atol=0.04)
         np.testing.assert_allclose(factors.std(axis=0), 0.2, rtol=0.15)
+
+    @pytest.mark.parametrize("kind", sorted(AUGMENTATIONS["series"]))
+    def test_augmentation_commutes_with_an_offset_and_a_unit(self, kind):
+        """What is done to 1013 ± 5 hPa, or to seconds since 1970, is what is done to the centred channel."""
+        augment = AUGMENTATIONS["series"][kind](AUGMENTATIONS["series"][kind].Config())
+        raw, offset, unit = self.RAW.copy(), np.array([1.7e9, -1013.0]), np.array([1.0, 1e-3])
+        raw[3, 1] = np.nan
+        for seed in range(20):
+            plain, moved = augment(raw, draws(seed)), augment(offset + unit * raw, draws(seed))
+            np.testing.assert_allclose((moved - offset) / unit, plain, atol=2e-6 * np.nanmax(np.abs(plain)))
+        constant = augment(np.full((9, 1), 1013.0), draws())
+        np.testing.assert_allclose(constant, 1013.0, rtol=1e-12)
 
     def test_a_warp_without_strength_is_the_identity(self):
         np.testing.assert_allclose(TimeWarp(TimeWarp.Config(deviation=0.0))(self.RAW, draws()), self.RAW, atol=1e-9)

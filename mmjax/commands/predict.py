@@ -11,6 +11,7 @@ are skipped. Preprocessing is read from the workdir; the dataset is not needed. 
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,13 +47,16 @@ def define_dynamic_flags(flags: absl_flags.FlagValues, argv: list[str], show_hel
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Prints the prediction of each task."""
-    from mmjax.evaluation.predictor import Predictor, check_predictions, read_inputs
+    from mmjax.evaluation.predictor import Predictor, check_predictions, input_warnings, process_inputs, read_raw
     from mmjax.runs.run import restore
 
     workdir = pathlib.Path(flags.workdir)
     experiment, state = restore(workdir)
     given = _given(flags, list(experiment.modalities))
-    inputs = read_inputs(experiment.modalities, given, experiment.packing)
+    raws = read_raw(experiment.modalities, given)
+    inputs = process_inputs(experiment.modalities, raws, given, experiment.packing)
+    for warning in input_warnings(experiment.dataset.inputs, experiment.modalities, raws):
+        print(f"warning: {warning}", file=sys.stderr)
     predictor = Predictor(experiment.objective, experiment.mesh, experiment.targets)
     predictions = predictor.run(state.eval_parameters, inputs)
     check_predictions(predictions, given, experiment.modalities)
@@ -67,7 +71,10 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 def _format(prediction: Mapping[str, Any]) -> str:
     """Formats a prediction; for classes also its probability and the two runners-up."""
     value = prediction["answer"]
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = str(value)
+    if isinstance(value, float):
+        # Four digits, but all of those before the decimal point: 1.7e9 seconds are not a time.
+        text = f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
     if "probability" in prediction:
         text += f"  with probability {prediction['probability']:.3f}"
     others = ", ".join(f"{other['answer']} {other['probability']:.3f}" for other in prediction.get("top", ())[1:3])

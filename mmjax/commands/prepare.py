@@ -227,6 +227,9 @@ def _print_result(result: Any, dry_run: bool) -> None:
             dropped = f"{finding['dropped']:,}" if finding["drops"] else "no, reported only"
             table.add_row(name, f"{finding['rows']:,}", dropped, f"{example['key']}: {example['why']}")
         Console(highlight=False).print(table)
+    for name, notes in report.get("notes", {}).items():
+        for note in notes:
+            console.print(f"{name}: {note}")
     for check, why in report["not_judged"].items():
         console.print(f"not judged: {check}, because {why}")
     files = {

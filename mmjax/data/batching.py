@@ -71,7 +71,7 @@ class BatchFunction:
         modality_dropout: Mapping[str, float],
         augment: Mapping[str, Sequence[Augmentation]],
     ):
-        self._source, self._names, self._make_rows, self._targets = source, tuple(names), make_rows, targets
+        self._source, self._names, self._make_rows, self._targets = source, tuple(names), make_rows, dict(targets)
         self._sampler, self._rows = sampler, rows
         # Positions of the examples in the global batch; row r has positions r * slots to (r + 1) * slots - 1.
         self._positions = (rows[:, None] * slots + np.arange(slots)).reshape(-1)
@@ -101,10 +101,11 @@ class BatchFunction:
             for name, value in record.targets.items():
                 if value is None or name not in targets:
                     continue
-                if problem := find_target_problem(value, self._targets[name]):
+                spec = self._targets[name]
+                if problem := find_target_problem(value, spec):
                     errors.append(InvalidTarget(f"target {name!r} of record {index} {problem}"))
                     continue
-                targets[name].values[i], targets[name].weight[i] = value, 1.0
+                targets[name].values[i], targets[name].weight[i] = spec.standardise(value), 1.0
         return Batch(rows.inputs, targets, ids, np.asarray(step, np.int32)), tuple(errors)
 
     def ids(self, step: int) -> np.ndarray:

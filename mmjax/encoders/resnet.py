@@ -7,11 +7,12 @@ BatchNorm would make the output of an example depend on the rest of the batch. W
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool
 
 from mmjax.config import Count, Rate
 from mmjax.layers import GroupNorm, Precision, Randomness, drop_path
@@ -25,35 +26,48 @@ class ResidualBlock(nnx.Module):
     Args:
       inputs, outputs: number of channels.
       stride: stride of the first convolution and of the shortcut.
+      padding: padding of the convolutions, see `Convolution`.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, stride: int, padding: str = "SAME", *, rngs: nnx.Rngs):
+        options: dict[str, Any] = {"padding": padding, "bias": False, "rngs": rngs}
+        self.stride = stride
         self.first_norm = GroupNorm(inputs)
-        self.first = Convolution(inputs, outputs, (3, 3), stride=(stride, stride), bias=False, rngs=rngs)
+        self.first = Convolution(inputs, outputs, (3, 3), stride=(stride, stride), **options)
         self.second_norm = GroupNorm(outputs)
-        self.second = Convolution(outputs, outputs, (3, 3), bias=False, rngs=rngs)
+        self.second = Convolution(outputs, outputs, (3, 3), **options)
         projects = stride != 1 or inputs != outputs
-        self.shortcut = (
-            Convolution(inputs, outputs, (1, 1), stride=(stride, stride), bias=False, rngs=rngs) if projects else None
-        )
+        self.shortcut = Convolution(inputs, outputs, (1, 1), stride=(stride, stride), **options) if projects else None
 
-    def __call__(self, x: jax.Array, rng: Randomness | None, drop_rate: float) -> jax.Array:
-        """Applies the block to `x` [B, height, width, channels]; `drop_rate` is the stochastic depth rate."""
-        y = jax.nn.relu(self.first_norm(x))
+    def __call__(
+        self, x: jax.Array, rng: Randomness | None, drop_rate: float, mask: Bool[Array, "batch height"] | None = None
+    ) -> jax.Array:
+        """Applies the block to `x` [B, height, width, channels].
+
+        Args:
+          x: features.
+          rng: None outside training.
+          drop_rate: stochastic depth rate.
+          mask: valid rows of `x`; None if all are. Invalid rows do not affect valid rows of the output.
+        """
+        y = jax.nn.relu(self.first_norm(x, mask))
         shortcut = x if self.shortcut is None else self.shortcut(y)
-        y = self.second(jax.nn.relu(self.second_norm(self.first(y))))
+        mask = None if mask is None else mask[:, :: self.stride]
+        y = self.second(jax.nn.relu(self.second_norm(self.first(y), mask)))
         if rng is not None and drop_rate:
             y = drop_path(y, drop_rate, rng)
         return shortcut + y
 
 
-def residual_stages(channels: int, counts: tuple[int, ...], rngs: nnx.Rngs) -> nnx.List[ResidualBlock]:
+def residual_stages(
+    channels: int, counts: tuple[int, ...], rngs: nnx.Rngs, padding: str = "SAME"
+) -> nnx.List[ResidualBlock]:
     """Builds stages of `counts[stage]` blocks; each further stage doubles the channels and halves the resolution."""
     blocks, width = [], channels
     for stage, count in enumerate(counts):
         for index in range(count):
             outputs = channels * 2**stage
-            blocks.append(ResidualBlock(width, outputs, 2 if stage and index == 0 else 1, rngs=rngs))
+            blocks.append(ResidualBlock(width, outputs, 2 if stage and index == 0 else 1, padding, rngs=rngs))
             width = outputs
     return nnx.List(blocks)
 

@@ -59,8 +59,11 @@ class SeriesTransformer(nnx.Module):
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
         """Returns tokens [B, patches, width]."""
         values = self.patches(inputs.values.astype(self.dtype))
-        # A patch is valid if any of its time steps is.
+        # A patch is valid if any of its time steps is that no earlier patch covers; then the number of valid patches
+        # does not depend on the padding.
         steps = self.stride * np.arange(values.shape[1])[:, None] + np.arange(self.patch)
-        tokens = Tokens.make(values, inputs.mask[:, steps].any(axis=-1))
+        new = steps >= steps[:, :1] + (self.patch - self.stride)
+        new[0] = True
+        tokens = Tokens.make(values, (inputs.mask[:, steps] & new).any(axis=-1))
         embeddings = sincos_positions(tokens.positions, self.width).astype(self.dtype)
         return self.trunk(tokens.with_values(values + embeddings), rng)

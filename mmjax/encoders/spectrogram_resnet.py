@@ -6,7 +6,6 @@ import dataclasses
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.config import Count, Rate
@@ -46,11 +45,9 @@ class SpectrogramResNet(nnx.Module):
 
     def __init__(self, config: Config, spec: InputSpec, *, precision: Precision, rngs: nnx.Rngs):
         self.dtype, self.spectrogram = precision.dtype, Spectrogram(config, spec)
-        self.stem = Convolution(1, config.channels, (5, 5), stride=(2, 2), rngs=rngs)
-        self.blocks = residual_stages(config.channels, config.blocks, rngs)
+        self.stem = Convolution(1, config.channels, (5, 5), stride=(2, 2), padding="ALIGNED", rngs=rngs)
+        self.blocks = residual_stages(config.channels, config.blocks, rngs, "ALIGNED")
         self.width = config.channels * 2 ** (len(config.blocks) - 1)
-        # The stem and every stage but the first have stride 2.
-        self.reduction = 2 ** len(config.blocks)
         self.norm = GroupNorm(self.width)
         last = max(len(self.blocks) - 1, 1)
         self.drop_rates = [config.drop_path * index / last for index in range(len(self.blocks))]
@@ -58,8 +55,8 @@ class SpectrogramResNet(nnx.Module):
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
         """Returns tokens [B, steps, width] with positions (index)."""
         frames, mask = self.spectrogram(inputs, None if rng is None else rng.fold_in("spectrogram"))
-        x = self.stem(frames.astype(self.dtype)[..., None])
+        x, mask = self.stem(frames.astype(self.dtype)[..., None]), mask[:, ::2]
         for index, (block, rate) in enumerate(zip(self.blocks, self.drop_rates, strict=True)):
-            x = block(x, None if rng is None else rng.fold_in(index), rate)
-        x = jax.nn.relu(self.norm(x)).mean(axis=2)
-        return Tokens.make(x, mask[:, jnp.arange(x.shape[1]) * self.reduction])
+            x = block(x, None if rng is None else rng.fold_in(index), rate, mask)
+            mask = mask[:, :: block.stride]
+        return Tokens.make(jax.nn.relu(self.norm(x, mask)).mean(axis=2), mask)

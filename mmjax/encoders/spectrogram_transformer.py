@@ -11,7 +11,7 @@ from flax import nnx
 
 from mmjax.config import Count
 from mmjax.layers import Precision, Randomness, Transformer, TransformerConfig, sincos_positions
-from mmjax.layers.convolution import Convolution
+from mmjax.layers.convolution import Convolution, left_padding
 from mmjax.layers.spectrogram import Spectrogram, SpectrogramConfig
 from mmjax.tokens import Input, InputSpec, Tokens
 
@@ -51,8 +51,8 @@ class SpectrogramTransformer(nnx.Module):
             problem = f"chunk {spec.details['chunk']} of the packed input differs from the {samples} samples of a token"
             raise ValueError(f"{problem}; set chunk = {samples} of the input")
         first, second = STRIDES[config.reduction]
-        self.first = Convolution(config.bins, config.width, (3,), stride=(first,), rngs=rngs)
-        self.second = Convolution(config.width, config.width, (3,), stride=(second,), rngs=rngs)
+        self.first = Convolution(config.bins, config.width, (3,), stride=(first,), padding="ALIGNED", rngs=rngs)
+        self.second = Convolution(config.width, config.width, (3,), stride=(second,), padding="ALIGNED", rngs=rngs)
         self.trunk = Transformer(config, rngs=rngs)
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
@@ -64,11 +64,12 @@ class SpectrogramTransformer(nnx.Module):
 
     def _tokens(self, inputs: Input, rng: Randomness | None) -> Tokens:
         """Tokens of waveforms [B, samples], before positional embeddings."""
-        frames, frame_mask = self.spectrogram(inputs, rng)
-        values = jax.nn.gelu(self.first(frames.astype(self.dtype)))
-        values = jax.nn.gelu(self.second(values))
-        # A token is valid if its first frame is.
-        return Tokens.make(values, frame_mask[:, jnp.arange(values.shape[1]) * self.config.reduction])
+        frames, mask = self.spectrogram(inputs, rng)
+        # A step is valid if its first frame is; zero the others, as the padding of the next convolution is.
+        (stride, second_stride) = STRIDES[self.config.reduction]
+        values, mask = jax.nn.gelu(self.first(frames.astype(self.dtype))), mask[:, ::stride]
+        values = jax.nn.gelu(self.second(jnp.where(mask[..., None], values, 0)))
+        return Tokens.make(values, mask[:, ::second_stride])
 
     def _packed_tokens(self, inputs: Input, rng: Randomness | None) -> Tokens:
         """Tokens of packed chunks [R, N, chunk], one per chunk, before positional embeddings.
@@ -80,27 +81,22 @@ class SpectrogramTransformer(nnx.Module):
             windows of the first convolution         0 to 2, 2 to 4, 4 to 6
             window of the second convolution         these 3 steps
         """
-        (stride, second_stride), frames = STRIDES[self.config.reduction], self.spectrogram.frames
-        steps = -(-frames // stride)
-        padding = _left_padding(steps, second_stride)
-        start = -stride * padding - _left_padding(frames, stride)
+        stride, second_stride = STRIDES[self.config.reduction]
+        padding = left_padding(3, second_stride)
+        start = -stride * padding - left_padding(3, stride)
         field, first_frame = self.spectrogram.packed_frames(inputs, range(start, start + 2 * stride + 3), rng)
         field = field.astype(self.dtype)
         windows = jnp.stack([field[:, :, stride * step : stride * step + 3] for step in range(3)], axis=2)
         # [R, N, 3 steps, 3 frames * bins] -> [R, N, 3 steps, width]
         values = jax.nn.gelu(self.first.apply_to_windows(windows.reshape(*windows.shape[:3], -1)))
         step = first_frame[..., None] // stride - padding + jnp.arange(3)
-        values = jnp.where(((step >= 0) & (step < steps))[..., None], values, 0)
+        # Like the mask of unpacked recordings: a step is valid if its first frame starts in the recording.
+        valid = (step >= 0) & (step * stride * self.spectrogram.hop < inputs.positions[..., 1:])
+        values = jnp.where(valid[..., None], values, 0)
         # [R, N, 3 steps * width] -> [R, N, width]
         values = jax.nn.gelu(self.second.apply_to_windows(values.reshape(*values.shape[:2], -1)))
-        mask = inputs.mask & (first_frame < frames)
-        return Tokens.make(values, mask, inputs.positions[..., :1], inputs.segments, inputs.slots)
+        return Tokens.make(values, inputs.mask, inputs.positions[..., :1], inputs.segments, inputs.slots)
 
 
 STRIDES = {1: (1, 1), 2: (1, 2), 4: (2, 2), 6: (2, 3), 8: (2, 4)}
 """Strides of the two convolutions, by reduction."""
-
-
-def _left_padding(length: int, stride: int) -> int:
-    """Left zero padding of a convolution with kernel size 3 and padding "SAME"."""
-    return max((-(-length // stride) - 1) * stride + 3 - length, 0) // 2

@@ -6,7 +6,6 @@ import dataclasses
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from mmjax.config import Count
@@ -40,17 +39,19 @@ class WaveformCNN(nnx.Module):
 
     def __init__(self, config: Config, spec: InputSpec, *, precision: Precision, rngs: nnx.Rngs):
         self.dtype, self.width = precision.dtype, config.channels[-1]
-        layers, norms, inputs, self.reduction = [], [], 1, 1
+        layers, norms, inputs = [], [], 1
         for channels, kernel, stride in zip(config.channels, config.kernels, config.strides, strict=True):
-            layers.append(Convolution(inputs, channels, (kernel,), stride=(stride,), bias=False, rngs=rngs))
+            layers.append(
+                Convolution(inputs, channels, (kernel,), stride=(stride,), padding="ALIGNED", bias=False, rngs=rngs)
+            )
             norms.append(GroupNorm(channels))
-            inputs, self.reduction = channels, self.reduction * stride
+            inputs = channels
         self.layers, self.norms = nnx.List(layers), nnx.List(norms)
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
         """Returns tokens [B, steps, width] with positions (index)."""
-        x = inputs.values.astype(self.dtype)[:, :, None]
+        x, mask = inputs.values.astype(self.dtype)[:, :, None], inputs.mask
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = jax.nn.relu(norm(layer(x)))
-        mask = inputs.mask[:, jnp.arange(x.shape[1]) * self.reduction]
+            mask = mask[:, :: layer.stride[0]]
+            x = jax.nn.relu(norm(layer(x), mask))
         return Tokens.make(x, mask)

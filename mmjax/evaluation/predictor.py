@@ -23,16 +23,16 @@ from mmjax.training.objective import Objective, Parameters
 def read_inputs(
     modalities: Mapping[str, Modality], arguments: Mapping[str, str], packing: Packing | None = None
 ) -> dict[str, Input]:
-    """Reads and preprocesses the inputs given as `--NAME=ARGUMENT`, as in training.
+    """Reads and preprocesses the inputs given as `--NAME=ARGUMENT`: `read_raw`, then `process_inputs`."""
+    return process_inputs(modalities, read_raw(modalities, arguments), arguments, packing)
+
+
+def read_raw(modalities: Mapping[str, Modality], arguments: Mapping[str, str]) -> dict[str, Any]:
+    """Reads the inputs given as `--NAME=ARGUMENT` to raw data, `{name: raw}`.
 
     Args:
       modalities: modality by input name.
       arguments: path or text by input name.
-      packing: packing of the training data, or None; the example gets its own row.
-
-    Returns:
-      `{name: Input}` with values `spec.shape` and mask `spec.shape[:mask_rank]`, without batch axis; inputs that are
-      not given are absent.
 
     Raises:
       UserError: on an unknown or unreadable input, or without any input.
@@ -43,16 +43,60 @@ def read_inputs(
             raise UserError(f"--{name}", f"the run has no input {name!r}", nearest(name, modalities))
     if not arguments:
         raise UserError("mmjax predict", "no input is given", f"give {known}")
+    return {name: modalities[name].read(argument, f"--{name}") for name, argument in arguments.items()}
+
+
+def process_inputs(
+    modalities: Mapping[str, Modality],
+    raws: Mapping[str, Any],
+    arguments: Mapping[str, str],
+    packing: Packing | None = None,
+) -> dict[str, Input]:
+    """Preprocesses raw inputs as in training.
+
+    Args:
+      modalities: modality by input name.
+      raws: raw data by input name.
+      arguments: path or text by input name, for messages.
+      packing: packing of the training data, or None; the example gets its own row.
+
+    Returns:
+      `{name: Input}` with values `spec.shape` and mask `spec.shape[:mask_rank]`, without batch axis; inputs that are
+      not given are absent.
+
+    Raises:
+      UserError: if an input is invalid.
+    """
     buffers = BufferPool()
     rows = packing.packed_rows(None, 1, buffers, slots=1) if packing else PaddedRows(modalities, 1, buffers)
-    for name, argument in arguments.items():
-        where = f"--{name}"
-        raw = modalities[name].read(argument, where)
+    for name, raw in raws.items():
         try:
             rows.put(name, 0, 0, raw)
         except ValueError as error:
-            raise UserError(where, f"{argument!r}: {error}", "give another") from error
+            raise UserError(f"--{name}", f"{arguments[name]!r}: {error}", "give another") from error
     return jax.tree.map(lambda leaf: leaf[0], rows.inputs)
+
+
+def input_warnings(kinds: Mapping[str, str], modalities: Mapping[str, Modality], raws: Mapping[str, Any]) -> list[str]:
+    """Lists faults of raw inputs, such as silence or a blank image, that `mmjax prepare` would drop from training.
+
+    Args:
+      kinds: {input: modality}, of the dataset.
+      modalities: {input: modality that processes it}.
+      raws: {input: raw data}, from `read_raw`.
+    """
+    # Imported here because the kinds are slow to import.
+    from mmjax.prepare.kinds import KINDS
+
+    warnings = []
+    for name, raw in raws.items():
+        kind = KINDS[kinds[name]]() if kinds[name] in KINDS else None
+        # Cells of a table are parsed, so they have no faults.
+        if kind is not None and not kind.multi_column:
+            faults = kind.faults(kind.measure(kind.decode(raw)))
+            warnings += [f"--{name}: {fault}, {why}; the prediction may be arbitrary" for fault, why in faults.items()]
+        warnings += [f"--{name}: {why}" for why in getattr(modalities[name], "warnings", lambda raw: [])(raw)]
+    return warnings
 
 
 class Predictor:

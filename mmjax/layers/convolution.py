@@ -11,6 +11,11 @@ from mmjax.layers.linear import project
 from mmjax.sharding import parameter, shard
 
 
+def left_padding(kernel: int, stride: int) -> int:
+    """Left zero padding of a convolution with padding "ALIGNED"; that of "SAME" at multiples of the stride."""
+    return max(kernel - stride, 0) // 2
+
+
 class Convolution(nnx.Module):
     """Convolution from [B, *space, inputs] to [B, *space', outputs], in the dtype of the input.
 
@@ -18,7 +23,8 @@ class Convolution(nnx.Module):
       inputs, outputs: number of channels.
       kernel: kernel size per spatial axis.
       stride: stride per spatial axis; defaults to 1.
-      padding: "SAME" or "VALID".
+      padding: "SAME", "VALID" or "ALIGNED". The latter is "SAME" with a left padding that does not depend on the length
+        of the input, so that zeros at the end of the input change no output before them.
       bias: whether to add a bias.
     """
 
@@ -39,6 +45,16 @@ class Convolution(nnx.Module):
         self.kernel = parameter(init(rngs.params(), shape, jnp.float32), *("none",) * (len(kernel) + 1), "embed")
         self.bias = parameter(jnp.zeros(outputs), "none") if bias else None
 
+    def _padding(self, space: tuple[int, ...]) -> str | list[tuple[int, int]]:
+        """Padding (left, right) of each axis for an input of this shape."""
+        if self.padding != "ALIGNED":
+            return self.padding
+        pads = []
+        for length, kernel, stride in zip(space, self.kernel[...].shape, self.stride, strict=False):
+            left = left_padding(kernel, stride)
+            pads.append((left, max((-(-length // stride) - 1) * stride + kernel - length - left, 0)))
+        return pads
+
     def apply_to_windows(self, windows: Float[Array, "... window"]) -> Float[Array, "... outputs"]:
         """Applies the kernel to extracted windows, each flattened from [*kernel, inputs]."""
         kernel = self.kernel[...].reshape(-1, self.kernel[...].shape[-1]).astype(windows.dtype)
@@ -52,7 +68,7 @@ class Convolution(nnx.Module):
             x,
             self.kernel[...].astype(x.dtype),
             window_strides=self.stride,
-            padding=self.padding,
+            padding=self._padding(x.shape[1:-1]),
             dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
         )
         # Keep the spatial axes unsharded. If XLA shards them and the mesh has another, unused axis, the gradient of the

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mmjax.layers.linear import PRODUCT
 from mmjax.sharding import parameter
@@ -85,14 +85,39 @@ class GroupNorm(nnx.Module):
         self.scale = parameter(jnp.ones(channels), "none")
         self.bias = parameter(jnp.zeros(channels), "none")
 
-    def __call__(self, x: Float[Array, "batch *space channels"]) -> Float[Array, "batch *space channels"]:
-        """Normalises, scales and shifts `x`, in its dtype."""
-        y = x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
-        y = y - self._group_mean(y)
-        y = y * lax.rsqrt(self._group_mean(y * y) + EPSILON)
-        return (y * self.scale[...] + self.bias[...]).reshape(x.shape).astype(x.dtype)
+    def __call__(
+        self, x: Float[Array, "batch *space channels"], mask: Bool[Array, "batch steps"] | None = None
+    ) -> Float[Array, "batch *space channels"]:
+        """Normalises, scales and shifts `x`, in its dtype.
 
-    def _group_mean(self, y: Float[Array, "batch cells channels"]) -> Float[Array, "batch 1 channels"]:
-        """Averages over space first, then over groups: reducing small groups first would underuse the vector units."""
-        means = y.mean(axis=1).reshape(y.shape[0], self.groups, -1).mean(axis=-1)
+        Args:
+          x: features.
+          mask: valid steps of the first spatial axis. Statistics are over these only, and all other steps become 0,
+            so the result does not depend on the length of the padding.
+        """
+        y = x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
+        valid, count = None, None
+        if mask is not None:
+            cells = jnp.broadcast_to(mask.reshape(*mask.shape, *(1,) * (x.ndim - 3)), x.shape[:-1])
+            valid = cells.reshape(x.shape[0], -1, 1)
+            count = jnp.maximum(valid.sum(axis=1, dtype=jnp.float32), 1.0)
+            y = jnp.where(valid, y, 0.0)
+        y = y - self._group_mean(y, count)
+        if valid is not None:
+            y = jnp.where(valid, y, 0.0)
+        y = y * lax.rsqrt(self._group_mean(y * y, count) + EPSILON)
+        y = y * self.scale[...] + self.bias[...]
+        if valid is not None:
+            y = jnp.where(valid, y, 0.0)
+        return y.reshape(x.shape).astype(x.dtype)
+
+    def _group_mean(
+        self, y: Float[Array, "batch cells channels"], count: Float[Array, "batch 1"] | None
+    ) -> Float[Array, "batch 1 channels"]:
+        """Averages over `count` cells first, by default all, then over groups.
+
+        Reducing small groups first would underuse the vector units.
+        """
+        means = y.mean(axis=1) if count is None else y.sum(axis=1) / count
+        means = means.reshape(y.shape[0], self.groups, -1).mean(axis=-1)
         return jnp.repeat(means, y.shape[-1] // self.groups, axis=-1)[:, None]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -30,9 +29,6 @@ from mmjax.tokens import Input, InputSpec, slot_masks
 
 ENERGY_FLOOR = 1e-5
 """Added to the mel energies before the logarithm."""
-
-SILENT_FRAME = (math.log(ENERGY_FLOOR) + 5.0) / 4.0
-"""Value of all bins of a silent frame in the output of `log_mel`."""
 
 
 def mel_filters(bins: int, fft: int, sample_rate: int, low: float = 20.0) -> Float[np.ndarray, "frequencies bins"]:
@@ -119,7 +115,8 @@ class Spectrogram:
     Attributes:
       window: frame length in samples.
       hop: samples between the starts of adjacent frames.
-      frames: number of frames of the longest recording.
+      frames: number of frames of the longest recording, one for each hop that starts in it. The last windows extend
+        past its end and read zeros, so a recording has the same frames in any longer array.
 
     Raises:
       ValueError: if the hop is below one sample or the recordings are shorter than a window.
@@ -134,22 +131,22 @@ class Spectrogram:
         samples = spec.details["samples"] if spec.axes else spec.shape[0]
         if samples < self.window:
             raise ValueError(f"{samples} samples are shorter than a window of {self.window}; use longer audio")
-        self.frames = 1 + (samples - self.window) // self.hop
+        self.frames = -(-samples // self.hop)
 
     def __call__(
         self, inputs: Input, rng: Randomness | None
     ) -> tuple[Float[Array, "batch frames bins"], Bool[Array, "batch frames"]]:
         """Returns float32 frames of unpacked waveforms [B, samples] and the mask of frames that start in the recording.
 
-        `rng` is None outside training.
+        Frames after the recording are 0, like the padding of a convolution. `rng` is None outside training.
         """
-        frames = self._log_mel(inputs.values)
-        mask = inputs.mask[:, jnp.arange(frames.shape[1]) * self.hop]
+        overlap = (self.frames - 1) * self.hop + self.window - inputs.values.shape[1]
+        frames = self._log_mel(jnp.pad(inputs.values, ((0, 0), (0, max(overlap, 0)))))
+        mask = inputs.mask[:, :: self.hop]
+        valid = mask[:, :, None].astype(jnp.float32)
         if self.config.normalise == "recording":
-            valid = mask[:, :, None].astype(jnp.float32)
-            mean = (frames * valid).sum(axis=1, keepdims=True) / jnp.maximum(valid.sum(axis=1, keepdims=True), 1.0)
-            # Set padding to the mean as well: otherwise convolutions near the end would see a step down to silence.
-            frames = (frames - mean) * valid
+            frames -= (frames * valid).sum(axis=1, keepdims=True) / jnp.maximum(valid.sum(axis=1, keepdims=True), 1.0)
+        frames = jnp.where(mask[:, :, None], frames, 0.0)
         return self._spec_augment(frames, jnp.arange(frames.shape[1])[None], rng, lambda draws: draws), mask
 
     def packed_frames(
@@ -157,7 +154,7 @@ class Spectrogram:
     ) -> tuple[Float[Array, "rows chunks offsets bins"], Int[Array, "rows chunks"]]:
         """Returns the frames at `offsets` from the first frame of each packed chunk, and the first frame's index.
 
-        Frames have the values of the unpacked recording: silence after its end, and 0 outside of its frame range.
+        Frames have the values of the unpacked recording, and are 0 before its start and after its end.
 
         Args:
           inputs: chunks [R, N, chunk] with positions (chunk index, samples of the recording).
@@ -173,15 +170,14 @@ class Spectrogram:
         for shift in range(offsets.start // frames_per_chunk, (offsets.stop - 1) // frames_per_chunk + 1):
             start, stop = (offset - shift * frames_per_chunk for offset in (offsets.start, offsets.stop))
             part = chunk_frames[:, :, max(start, 0) : min(stop, frames_per_chunk)]
-            same = _same_example(inputs, shift)[..., None, None]
-            parts.append(jnp.where(same, _shifted(part, shift), SILENT_FRAME))
+            # Frames of other recordings in the row are outside of this one's range, and set to 0 below.
+            parts.append(_shifted(part, shift))
         frames = jnp.concatenate(parts, axis=2)
         if self.config.normalise == "recording":
             own_index = first[..., None] + jnp.arange(frames_per_chunk)
-            valid = (own_index * self.hop < samples) & (own_index < self.frames)
-            mean = _example_mean(inputs, chunk_frames, valid)
-            frames = (frames - mean[:, :, None]) * (index * self.hop < samples)[..., None]
-        frames = jnp.where(((index >= 0) & (index < self.frames))[..., None], frames, 0.0)
+            mean = _example_mean(inputs, chunk_frames, own_index * self.hop < samples)
+            frames = frames - mean[:, :, None]
+        frames = jnp.where(((index >= 0) & (index * self.hop < samples))[..., None], frames, 0.0)
 
         def per_chunk(draws):
             """Expands draws per example [B, 1] to chunks [R, N, 1]."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-import warnings
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -14,10 +13,9 @@ import numpy as np
 from mmjax.config import AtLeast, Count
 from mmjax.errors import UserError
 from mmjax.modalities.filters import resample
+from mmjax.modalities.raw_files import read_bytes
+from mmjax.modalities.recordings import Waveform, check_rate, mono, read_recording
 from mmjax.tokens import InputSpec
-
-Waveform = tuple[np.ndarray, int]
-"""(samples [n] or [n, channels], sample rate in Hz)."""
 
 
 class Audio:
@@ -104,6 +102,7 @@ class Audio:
         """Trims, resamples, truncates and normalises a recording to float32 [n], n <= max_samples."""
         samples, rate = raw
         samples = mono(np.asarray(samples))
+        check_rate(rate)
         if self.config.trim is not None:
             samples = _trim_silence(samples, self.config.trim)
         # Truncate before resampling, with a margin of one second, more than the filter length.
@@ -111,7 +110,7 @@ class Audio:
         return self._normalise(resample(samples, rate, self.config.sample_rate)[:max_samples])
 
     def read(self, argument: str, where: str) -> Waveform:
-        """Reads a WAV file: 8, 16, 24 or 32-bit PCM or floating point, any rate and channel count.
+        """Reads a WAV, FLAC, OGG or MP3 file of any rate and channel count; see `read_recording`.
 
         Args:
           argument: path of the file.
@@ -121,35 +120,14 @@ class Audio:
           (samples [n] or [n, channels], rate in Hz).
 
         Raises:
-          UserError: if the file is missing, unreadable, truncated, not WAV, or has no samples.
+          UserError: if the file is missing, unreadable, truncated, no recording, or has no samples.
         """
-        # Import scipy.io here: it is slow, and only the command line reads files.
-        import scipy.io.wavfile
-
-        remedy = "give the path of a complete WAV file (PCM or floating point)"
+        data = read_bytes(argument, where, "give the path of a WAV file")
         try:
-            with warnings.catch_warnings():
-                # SciPy only warns about a truncated file; unknown chunks are harmless.
-                warnings.filterwarnings("ignore", message="Chunk")
-                warnings.filterwarnings("error", message="Reached EOF")
-                rate, samples = scipy.io.wavfile.read(argument)
-        except FileNotFoundError:
-            raise UserError(where, f"file {argument!r} does not exist", "give the path of a WAV file") from None
-        # SciPy raises many exception types on a damaged header, struct.error and UnboundLocalError included.
-        except Exception as error:
-            raise UserError(where, f"{argument!r} cannot be read as WAV: {error}", remedy) from None
-        if samples.dtype == np.uint8:
-            samples = (samples.astype(np.float32) - 128) / 128
-        elif samples.dtype.kind == "i" and samples.dtype != np.int16:
-            # SciPy stores 24-bit samples in the upper bytes of int32.
-            samples = (samples / 2.0 ** (8 * samples.dtype.itemsize - 1)).astype(np.float32)
-        try:
-            mono(samples)
+            return read_recording(data, argument)
         except ValueError as error:
-            raise UserError(where, f"{argument!r}: {error}", remedy) from None
-        if rate < 1:
-            raise UserError(where, f"{argument!r} has a sample rate of {rate} Hz", remedy)
-        return samples, int(rate)
+            remedy = "give the path of a complete WAV file (PCM or floating point), or of a FLAC, OGG or MP3 file"
+            raise UserError(where, f"{argument!r} cannot be read as WAV or other audio: {error}", remedy) from None
 
     def files(self) -> list[pathlib.Path]:
         """Returns []: `process` depends on no files."""
@@ -164,24 +142,6 @@ class Audio:
         if self.config.normalise == "peak":
             return samples / peak
         return samples * np.float32(0.1 / np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
-
-
-def mono(samples: np.ndarray) -> np.ndarray:
-    """Averages the channels: int16 or floating point [n] or [n, channels] to float32 [n].
-
-    Raises:
-      ValueError: if the samples are empty or not finite, or have an unsupported shape or dtype.
-    """
-    if samples.ndim not in (1, 2) or not (samples.dtype == np.int16 or samples.dtype.kind == "f"):
-        raise ValueError(f"audio must be int16 or float [n] or [n, C], not {samples.dtype} {list(samples.shape)}")
-    if samples.size == 0:
-        raise ValueError("the audio has no samples")
-    values = samples.astype(np.float32) / (32768 if samples.dtype == np.int16 else 1)
-    if values.ndim == 2:
-        values = values.mean(axis=1)
-    if samples.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError("the audio has samples that are not finite")
-    return values
 
 
 def _trim_silence(samples: np.ndarray, decibels: float) -> np.ndarray:

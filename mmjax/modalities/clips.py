@@ -139,6 +139,28 @@ def read_frame(data: bytes) -> np.ndarray:
         return to_uint8(opened)
 
 
+def to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Converts to RGB uint8 [H, W, 3], compositing transparency over white."""
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+        alpha = pixels[..., -1:].astype(np.float32) / 255
+        pixels = np.rint(pixels[..., :-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def encode_frame(pixels: np.ndarray) -> bytes:
+    """Encodes a frame as prepared data stores it: JPEG without chroma subsampling; grey frames stay grey."""
+    opaque = pixels if pixels.ndim == 2 else to_rgb(pixels)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(opaque).save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def as_stored(clip: Clip) -> Clip:
+    """Returns a clip whose frames are those of prepared data, after JPEG compression. Lazy."""
+    return Clip(LazyFrames(len(clip.frames), lambda index: read_frame(encode_frame(clip.frames[index]))), clip.rate)
+
+
 def _read_image(name: str, data: bytes) -> np.ndarray:
     try:
         with PIL.Image.open(io.BytesIO(data)) as opened:

@@ -8,6 +8,7 @@ number of cores or workers.
 
 from __future__ import annotations
 
+import fractions
 import functools
 import math
 from typing import TYPE_CHECKING
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 # Elements per strip of columns, sized to stay in cache; and the minimum strip width, since short rows are slow.
 _STRIP, _MIN_STRIP_WIDTH = 2**17, 32
+
+# Maximum numerator and denominator of the ratio of two sample rates; all usual pairs are below.
+_MAX_TERM = 50_000
 
 # {kind: (filter support, weight function of the distance)}, in pixels of the coarser of the two images; as in Pillow.
 _KINDS = {
@@ -132,12 +136,12 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 def resample(samples: np.ndarray, rate: int, target: int) -> np.ndarray:
     """Resamples float32 [n] from `rate` to `target` Hz with a polyphase filter; float32 [ceil(n * target / rate)].
 
-    The filter is that of `scipy.signal.resample_poly`.
+    The filter is that of `scipy.signal.resample_poly`. Ratios of large integers are approximated to 1e-7 or better.
     """
     if rate == target or not len(samples):
         return samples
-    divisor = math.gcd(rate, target)
-    padding, step, matrix = _polyphase_matrix(target // divisor, rate // divisor)
+    ratio = _bounded_ratio(target, rate)
+    padding, step, matrix = _polyphase_matrix(ratio.numerator, ratio.denominator)
     block_size, width = matrix.shape
     count = -(-len(samples) * target // rate)
     blocks = -(-count // block_size)
@@ -147,6 +151,13 @@ def resample(samples: np.ndarray, rate: int, target: int) -> np.ndarray:
     # Row k has sample k of every block.
     lines = np.lib.stride_tricks.sliding_window_view(padded, width)[::step].T
     return (matrix @ np.ascontiguousarray(lines)).T.reshape(-1)[:count]
+
+
+def _bounded_ratio(target: int, rate: int) -> fractions.Fraction:
+    """target / rate, approximated if its terms exceed `_MAX_TERM`: the filter has 20 taps for each."""
+    if target > rate:
+        return 1 / _bounded_ratio(rate, target)
+    return max(fractions.Fraction(target, rate).limit_denominator(_MAX_TERM), fractions.Fraction(1, _MAX_TERM))
 
 
 @functools.lru_cache(maxsize=8)

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from mmjax.modalities.raw_files import NPY, read_npy
+from mmjax.modalities.raw_files import NPY, read_npy, to_float64
 
 MAX_COLUMNS = 256
 """Maximum number of columns; an array with more is not a list of points."""
@@ -53,8 +53,7 @@ def as_points(raw: np.ndarray) -> np.ndarray:
         raise ValueError(f"points must be numeric [n, 3 + features], not {values.dtype} {list(values.shape)}")
     if not len(values):
         raise ValueError("the point cloud is empty")
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32).astype(np.float64)
+    return to_float64(values)
 
 
 def _read_pcd(data: bytes) -> np.ndarray:
@@ -82,7 +81,8 @@ def _read_pcd(data: bytes) -> np.ndarray:
             raise ValueError(f"the PCD file has the unsupported TYPE {kind} with SIZE {size}")
         formats.append(_TYPES[kind][size])
     parse = _parse_ascii if header["DATA"] == ["ascii"] else _parse_binary
-    columns = parse(data[start:], points, formats, counts)
+    packed = [field in _COLOURS for field in fields]
+    columns = parse(data[start:], points, formats, counts, packed)
     order = [fields.index(axis) for axis in _XYZ]
     # Fields named "_" are padding.
     order += [index for index, field in enumerate(fields) if field not in (*_XYZ, "_")]
@@ -109,7 +109,9 @@ def _parse_header(data: bytes) -> tuple[dict[str, list[str]], int]:
     raise ValueError("the PCD header has no DATA line")
 
 
-def _parse_binary(data: bytes, points: int, formats: list[str], counts: list[int]) -> list[np.ndarray]:
+def _parse_binary(
+    data: bytes, points: int, formats: list[str], counts: list[int], packed: list[bool]
+) -> list[np.ndarray]:
     dtype = np.dtype([(str(index), kind, (counts[index],)) for index, kind in enumerate(formats)])
     expected = points * dtype.itemsize
     if len(data) < expected:
@@ -118,7 +120,9 @@ def _parse_binary(data: bytes, points: int, formats: list[str], counts: list[int
     return [values[str(index)] for index in range(len(formats))]
 
 
-def _parse_ascii(data: bytes, points: int, formats: list[str], counts: list[int]) -> list[np.ndarray]:
+def _parse_ascii(
+    data: bytes, points: int, formats: list[str], counts: list[int], packed: list[bool]
+) -> list[np.ndarray]:
     tokens = data.split()
     if len(tokens) != points * sum(counts):
         raise ValueError(f"the PCD file has {len(tokens):,} numbers instead of {points:,} x {sum(counts)}")
@@ -127,11 +131,11 @@ def _parse_ascii(data: bytes, points: int, formats: list[str], counts: list[int]
     except ValueError:
         raise ValueError("the PCD data has text instead of numbers") from None
     columns = np.split(values, np.cumsum(counts)[:-1], axis=1)
-    # Cast 32-bit columns to their own type, whose bits encode packed colours. Other types stay float64.
+    # Cast packed colours to their 32-bit type, whose bits encode them. All other columns keep the digits of the text.
     with np.errstate(invalid="ignore", over="ignore"):
         return [
-            column.astype(kind) if kind in ("<f4", "<u4", "<i4") else column
-            for column, kind in zip(columns, formats, strict=True)
+            column.astype(kind) if colour and kind in ("<f4", "<u4", "<i4") else column
+            for column, kind, colour in zip(columns, formats, packed, strict=True)
         ]
 
 

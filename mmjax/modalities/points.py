@@ -21,7 +21,8 @@ _REMEDY = "give the path of a PCD (ascii or binary), BIN (KITTI) or NPY file"
 class Points:
     """Converts point clouds of any size to arrays of a fixed shape. Raw data is float or int [n, 3 + features].
 
-    Points whose coordinates are not finite are dropped. Features that are not finite are replaced by their mean.
+    Points whose coordinates are not finite are dropped. Features that are not finite, and the last
+    features of a cloud with fewer than `features`, are replaced by their mean.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,11 +60,14 @@ class Points:
         """Converts a cloud to (values [points, 3 + features] float32, mask [points] bool), deterministically.
 
         Raises:
-          ValueError: if `raw` is not a cloud with `features` features, or no point has finite coordinates.
+          ValueError: if `raw` is not a cloud, has more than `features` features, or no point has finite coordinates.
         """
         values = as_points(raw)
-        if values.shape[1] != 3 + self.config.features:
+        if values.shape[1] > 3 + self.config.features:
             raise ValueError(f"the points have {values.shape[1] - 3} features instead of {self.config.features}")
+        # Prepared data pads like this too.
+        missing = 3 + self.config.features - values.shape[1]
+        values = np.pad(values, ((0, 0), (0, missing)), constant_values=np.nan)
         values = values[np.isfinite(values[:, :3]).all(axis=1)]
         if not len(values):
             raise ValueError("no point has finite coordinates")

@@ -14,6 +14,22 @@ NPY = b"\x93NUMPY"
 """Magic bytes of the NPY format."""
 
 
+def to_float64(values: np.ndarray) -> np.ndarray:
+    """Converts numbers to float64; values outside the float32 range become infinite.
+
+    Standardised values are float32, but raw ones must not be: float32 has a resolution of 0.5 m in UTM coordinates and
+    of 128 s in Unix time. The range is that of float32, so that squares and sums stay finite.
+    """
+    values = values.astype(np.float64)
+    return np.where(np.abs(values) > np.finfo(np.float32).max, np.copysign(np.inf, values), values)
+
+
+def fits_float32(values: np.ndarray) -> bool:
+    """Returns True if float32 holds all values exactly, NaN included."""
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(values.astype(np.float32).astype(np.float64), values, equal_nan=True))
+
+
 def read_bytes(argument: str, where: str, remedy: str) -> bytes:
     """Reads the file at the path `argument`.
 
@@ -47,7 +63,8 @@ def read_npy(data: bytes) -> np.ndarray:
         raise ValueError(f"not a valid NPY file: {error}") from None
     if dtype.hasobject or dtype.kind not in "fiub":
         raise ValueError(f"the NPY file has dtype {dtype}, not integer, float or boolean")
-    if any(size < 0 for size in shape):
+    # A header may have True and False as sizes, which NumPy accepts as integers only here.
+    if any(isinstance(size, bool) or size < 0 for size in shape):
         raise ValueError(f"the NPY file has an invalid shape {shape}")
     # Compare the header's size with the file before allocating: it may exceed the memory.
     count = math.prod(shape)
@@ -55,4 +72,8 @@ def read_npy(data: bytes) -> np.ndarray:
     if available < expected:
         raise ValueError(f"truncated: {available:,} of {expected:,} bytes")
     values = np.frombuffer(data, dtype, count, file.tell())
-    return values.reshape(shape, order="F" if fortran else "C")
+    try:
+        return values.reshape(shape, order="F" if fortran else "C")
+    # Too many axes, or sizes beyond 64 bits beside a 0.
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"the NPY file has an invalid shape {shape}: {error}") from None

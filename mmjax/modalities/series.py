@@ -10,7 +10,7 @@ import numpy as np
 
 from mmjax.config import Count
 from mmjax.errors import UserError
-from mmjax.modalities.raw_files import NPY, read_bytes, read_npy
+from mmjax.modalities.raw_files import NPY, read_bytes, read_npy, to_float64
 from mmjax.modalities.standardise import StandardiseConfig
 from mmjax.modalities.table import is_missing
 from mmjax.tokens import InputSpec
@@ -25,7 +25,7 @@ class Series:
     """Converts series of any length to arrays of a fixed shape. Raw data is float, int or bool [n] or [n, channels].
 
     Values that are not finite count as missing. After standardisation, missing values are 0, the mean; a validity flag
-    per value distinguishes the two.
+    per value distinguishes the two. Of a series with fewer than `channels`, the last channels are missing.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,11 +59,13 @@ class Series:
         The mask is True at steps with at least one valid channel.
 
         Raises:
-          ValueError: if `raw` is not a series, has another number of channels, or all of its values are missing.
+          ValueError: if `raw` is not a series, has more than `channels` channels, or all of its values are missing.
         """
         values = as_series(raw)
-        if values.shape[1] != self.config.channels:
+        if values.shape[1] > self.config.channels:
             raise ValueError(f"the series has {values.shape[1]} channels instead of {self.config.channels}")
+        # Prepared data pads like this too.
+        values = np.pad(values, ((0, 0), (0, self.config.channels - values.shape[1])), constant_values=np.nan)
         values = values[: self.config.length]
         valid = np.isfinite(values)
         if not valid.any():
@@ -107,8 +109,13 @@ def as_series(raw: np.ndarray) -> np.ndarray:
         raise ValueError("the series has no steps")
     if values.shape[1] > MAX_CHANNELS:
         raise ValueError(f"a series must have at most {MAX_CHANNELS} channels, not shape {list(values.shape)}")
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32).astype(np.float64)
+    return to_float64(values)
+
+
+def channel_means(values: np.ndarray) -> np.ndarray:
+    """Mean of the finite values of each channel of [n, channels], float64 [channels]; 0 for channels without any."""
+    valid = np.isfinite(values)
+    return np.where(valid, values, 0.0).sum(axis=0) / np.maximum(valid.sum(axis=0), 1)
 
 
 def read_series(data: bytes) -> np.ndarray:

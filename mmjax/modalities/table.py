@@ -19,9 +19,50 @@ MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 """Strings for a missing cell, in lower case."""
 
 
+# Digits that are an identifier, not a quantity: a leading zero, or 16 digits or more, which float64 would round.
+_NAME = re.compile(r"-?(0\d+|\d{16,})")
+
+
 def is_missing(cell: Any) -> bool:
     """Returns True for a string in `MISSING`, ignoring case and surrounding spaces."""
     return isinstance(cell, str) and cell.strip().lower() in MISSING
+
+
+def parse_cell(name: str, value: Any) -> float | str | None:
+    """Parses a cell of a file or of the command line to a number or category; None if missing.
+
+    Digits with a leading zero, such as 01234, and 16 digits or more are identifiers, thus categories.
+
+    Args:
+      name: column name, for messages.
+      value: the cell.
+
+    Raises:
+      ValueError: if the value is no cell, or is infinite.
+    """
+    if value is None or is_missing(value):
+        return None
+    if not isinstance(value, str | int | float | np.generic):
+        raise ValueError(f"{name} is a {type(value).__name__}, not a table cell")
+    if _NAME.fullmatch(str(value).strip()):
+        return str(value).strip()
+    try:
+        # Python's float() accepts 1_000; other programs do not.
+        number = float("_" if "_" in str(value) else value)
+    except ValueError:
+        return str(value).strip()
+    if math.isnan(number):
+        return None
+    if math.isinf(number):
+        raise ValueError(f"{name} = {value!r} is not finite")
+    return number
+
+
+def category_name(cell: float | str) -> str:
+    """Formats a cell as a category name: integers without a decimal point, other numbers with all digits."""
+    if isinstance(cell, str):
+        return cell
+    return str(int(cell)) if float(cell).is_integer() else repr(float(cell))
 
 
 class Table:
@@ -127,19 +168,16 @@ class Table:
     def _cells(self, row: Mapping[str, Any]) -> np.ndarray:
         cells = np.full(len(self._mean), np.nan)
         for index, name in enumerate(self.config.columns):
-            value = row.get(name)
-            if value is None or is_missing(value):
+            value = parse_cell(name, row.get(name))
+            if value is None:
                 continue
             if name in self._category_indices:
-                known = self._category_indices[name]
-                if str(value) not in known:
-                    raise ValueError(f"{name} = {value!r} is not a category; {nearest(str(value), known)}")
-                cells[index] = known[str(value)]
-                continue
-            try:
-                cells[index] = float(value)
-            except (TypeError, ValueError):
-                raise ValueError(f"{name} = {value!r} is not a number; give a number") from None
-            if not math.isfinite(cells[index]):
-                raise ValueError(f"{name} = {value!r} is not finite; omit missing columns")
+                known, category = self._category_indices[name], category_name(value)
+                if category not in known:
+                    raise ValueError(f"{name} = {category!r} is not a category; {nearest(category, known)}")
+                cells[index] = known[category]
+            elif isinstance(value, str):
+                raise ValueError(f"{name} = {value!r} is not a number; give a number")
+            else:
+                cells[index] = value
         return cells

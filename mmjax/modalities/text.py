@@ -17,8 +17,8 @@ from mmjax.tokens import InputSpec
 class Text:
     """Converts strings to token ids.
 
-    Two special tokens follow the tokenizer's vocabulary of size n: `begin` = n, for decoders, and `end` = n + 1. Every
-    text ends with `end`, which distinguishes an empty text from a missing one.
+    Two special tokens follow the tokenizer's vocabulary of size n, its largest id + 1: `begin` = n, for decoders, and
+    `end` = n + 1. Every text ends with `end`, which distinguishes an empty text from a missing one.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,16 @@ def _load_hugging_face(path: pathlib.Path) -> tuple[Callable[[str], list[int]], 
     # The package raises plain Exception.
     except Exception as error:
         raise ValueError(f"tokenizer {str(path)!r} cannot be read: {error}; give a Hugging Face file") from None
-    return _HuggingFace(tokenizer), tokenizer.get_vocab_size()
+    # These belong to the modality: padding would be masked as text, and truncation would come before `length`.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    for option in ("dropout", "alpha", "nbest_size"):
+        # Subword regularisation draws at random: the same text would get other tokens at each call.
+        if getattr(tokenizer.model, option, None) is not None:
+            setattr(tokenizer.model, option, None)
+    # Ids may have gaps, and the post-processor may add tokens outside of the vocabulary.
+    ids = [*tokenizer.get_vocab(with_added_tokens=True).values(), *tokenizer.encode("").ids]
+    return _HuggingFace(tokenizer), max(ids, default=-1) + 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmjax.config import AtLeast, Count
 from mmjax.errors import UserError
-from mmjax.modalities.clips import Clip, as_clip, clip_from_images, read_clip
+from mmjax.modalities.clips import Clip, as_clip, as_stored, clip_from_images, read_clip
 from mmjax.modalities.image import Image, PreprocessConfig
 from mmjax.modalities.raw_files import read_bytes
 from mmjax.tokens import InputSpec
@@ -28,6 +28,8 @@ class Video:
         Attributes:
           frames: number of frames; shorter clips are padded and masked.
           rate: frames sampled per second, from the start of the clip. None samples evenly over the whole clip.
+            Above the clip's own rate, frames repeat; `mmjax prepare` keeps at most 128 frames of a clip, and reports
+            the lowest rate that remains.
         """
 
         frames: Count = 8
@@ -57,7 +59,7 @@ class Video:
         return values, np.arange(self.config.frames) < len(indices)
 
     def read(self, argument: str, where: str) -> Clip:
-        """Reads a video file, or a folder of images, from the path `argument`.
+        """Reads a video file, or a folder of images, from the path `argument`, with the frames of prepared data.
 
         Raises:
           UserError: if the file or a frame is missing, unreadable, damaged or truncated.
@@ -66,10 +68,19 @@ class Video:
             folder = pathlib.Path(argument)
             if folder.is_dir():
                 paths = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-                return clip_from_images((path.name, read_bytes(str(path), where, _REMEDY)) for path in paths)
-            return read_clip(read_bytes(argument, where, _REMEDY), argument)
+                files = ((path.name, read_bytes(str(path), where, _REMEDY)) for path in paths)
+                return as_stored(clip_from_images(files))
+            return as_stored(read_clip(read_bytes(argument, where, _REMEDY), argument))
         except ValueError as error:
             raise UserError(where, f"{argument!r}: {error}", _REMEDY) from None
+
+    def warnings(self, raw: Clip) -> list[str]:
+        """Reports repeated frames: the rate of the clip is below `rate`."""
+        frames, rate = as_clip(raw)
+        wanted = self.config.rate
+        if wanted is None or not rate or len(frames) == 1 or wanted <= rate * (1 + 1e-6):
+            return []
+        return [f"frames repeat, because the clip has {rate:.4g} frames per second and the run samples {wanted:.4g}"]
 
     def files(self) -> list[pathlib.Path]:
         """Returns []: `process` depends on no files."""

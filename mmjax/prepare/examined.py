@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from mmjax.modalities.table import category_name
 from mmjax.prepare.compare import compare_pairs, read_scores, write_pairs
 from mmjax.prepare.examine import read_part, read_rows, write_arrays
 from mmjax.prepare.job import CHUNK, Job
-from mmjax.prepare.kinds.base import Unreadable, category_name
+from mmjax.prepare.kinds.base import Unreadable
 from mmjax.prepare.sources.folder import SPLIT_ALIASES
 
 RunTasks = Callable[[str, Callable[..., None], Sequence[tuple]], None]

@@ -22,7 +22,7 @@ CHUNK = 64
 """Rows examined together. A killed process loses at most one chunk."""
 
 # Increase when the content of chunk files changes, so that old work is not reused.
-_VERSION = 7
+_VERSION = 8
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,9 @@ def make(examined: Examined, decisions: Decisions) -> dict[str, Any]:
     """Builds the content of report.json.
 
     Returns:
-      {"rows", "kept", "dropped", "splits", "not_judged", "findings": {name: {"rows", "dropped", "drops", "examples"}}}.
-      In a finding, "rows" counts the affected rows, "dropped" the rows for which it is the first finding that drops
-      them, and "drops" is True if it drops rows.
+      {"rows", "kept", "dropped", "splits", "not_judged", "notes": {column: remarks}, "findings": {name: {"rows",
+      "dropped", "drops", "examples"}}}. In a finding, "rows" counts the affected rows, "dropped" the rows for which it
+      is the first finding that drops them, and "drops" is True if it drops rows.
     """
     drops = effective_drops(examined.job.config)
     by_name: dict[str, list[Finding]] = collections.defaultdict(list)
@@ -41,6 +41,11 @@ def make(examined: Examined, decisions: Decisions) -> dict[str, Any]:
                 "examples": [_line(examined, finding) for finding in findings[:_EXAMPLES]],
             }
             for name, findings in sorted(by_name.items(), key=lambda item: (not drops[item[0]], item[0]))
+        },
+        "notes": {
+            column.name: notes
+            for column in examined.job.layout.columns
+            if (notes := examined.job.kinds[column.name].notes(decisions.summary[column.name]))
         },
         # Without a finding, rows of these checks are unjudged rather than clean.
         "not_judged": examined.not_judged,

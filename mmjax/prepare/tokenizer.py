@@ -57,7 +57,7 @@ def train(folder: pathlib.Path, examined: Examined, columns: list[Column], rows:
         tokenizer.save(str(path), pretty=False)
         descriptions[column.name] = {
             "file": f"{FOLDER}/{column.name}.json",
-            "vocabulary": tokenizer.get_vocab_size(),
+            "vocabulary": max(tokenizer.get_vocab().values()) + 1,
             "longest": max(lengths),
         }
     return descriptions

@@ -23,7 +23,7 @@ from mmjax.tokens import Batch, TargetSpec, Tokens
 class RegressionErrors(Additive):
     """Weighted sums for the root mean squared error and the coefficient of determination R².
 
-    Targets are centred on the mean of their `TargetSpec` before summation, which avoids cancellation in the variance.
+    Targets are centred on the mean of their `TargetSpec`, which avoids cancellation in the variance.
 
     Attributes:
       squares: sum of squared errors.
@@ -61,8 +61,8 @@ class RegressionErrors(Additive):
 class Regression(Task):
     """Predicts a scalar from mean-pooled tokens, with squared or Huber loss on standardised targets.
 
-    Targets are standardised with the mean and standard deviation of the training split if the dataset provides them.
-    Predictions and metrics are in the target's unit.
+    Batches hold targets that are standardised with the `mean` and `std` of their `TargetSpec`. Predictions and metrics
+    are in the target's unit.
     """
 
     example: ClassVar[TargetSpec | None] = TargetSpec((), "float32", mean=3.0, std=2.0)
@@ -110,7 +110,7 @@ class Regression(Task):
 
     def _errors(self, features: Float[Array, " batch"], batch: Batch) -> Float[Array, " batch"]:
         """Prediction minus target, in standard deviations."""
-        return features - (batch.targets[self.target].values - self.mean) / self.std
+        return features - batch.targets[self.target].values
 
     def losses(self, features: Float[Array, " batch"], batch: Batch) -> Float[Array, " batch"]:
         """Half the squared error, or Huber loss, of the standardised predictions."""
@@ -125,7 +125,7 @@ class Regression(Task):
         weights, errors = self.weights(batch), self._errors(features, batch) * self.std
         return {
             "mean_absolute_error": Ratio.of(jnp.abs(errors), weights),
-            "errors": RegressionErrors.of(errors, batch.targets[self.target].values - self.mean, weights),
+            "errors": RegressionErrors.of(errors, batch.targets[self.target].values * self.std, weights),
         }
 
     def predictions(self, features: Float[Array, " batch"]) -> list[dict[str, Any]]:

@@ -23,8 +23,8 @@ from mmjax.datasets.digits.paired_digits import USES_PER_COPY, VERSIONS, latents
 from mmjax.datasets.digits.speakers import SPLITS, Speakers
 from mmjax.datasets.digits.voices import utterance
 from mmjax.errors import UserError
-from mmjax.modalities.audio import Waveform
 from mmjax.modalities.filters import resample
+from mmjax.modalities.recordings import Waveform
 
 # Maximum copies of each (a, b, operation), or of each digit; small raw data needs fewer, see `RawData.copies`.
 MAX_COPIES = {

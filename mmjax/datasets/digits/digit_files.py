@@ -19,7 +19,8 @@ import numpy as np
 
 from mmjax.errors import UserError
 from mmjax.files import cache_folder
-from mmjax.modalities.audio import Audio, Waveform, mono
+from mmjax.modalities.audio import Audio
+from mmjax.modalities.recordings import Waveform, mono
 
 # Maximum folder depth of the search, so that a home folder as `data.path` does not take forever.
 _MAX_DEPTH = 5

@@ -6,19 +6,22 @@ import dataclasses
 
 import numpy as np
 
-from mmjax.modalities.audio import Waveform, mono
+from mmjax.modalities.recordings import Waveform, mono
 
 
 class Noise:
-    """Adds Gaussian noise at a random signal-to-noise ratio, uniform in decibels."""
+    """Adds Gaussian noise at a random signal-to-noise ratio, uniform in decibels.
+
+    The signal's power is its variance: a constant offset of the recorder is not signal.
+    """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
         """Options of `Noise`.
 
         Attributes:
-          low: minimum signal-to-noise ratio (mean power) in decibels.
-          high: maximum signal-to-noise ratio (mean power) in decibels.
+          low: minimum signal-to-noise ratio (power about the mean) in decibels.
+          high: maximum signal-to-noise ratio (power about the mean) in decibels.
         """
 
         low: float = 10.0
@@ -35,6 +38,6 @@ class Noise:
         """Adds noise to (samples [n] or [n, channels], rate), to (mono float32 [n], rate). Digital silence stays."""
         samples, rate = mono(raw[0]), raw[1]
         ratio = rng.uniform(self.config.low, self.config.high)
-        std = np.sqrt(np.mean(np.square(samples))) * 10 ** (-ratio / 20)
+        std = np.std(samples, dtype=np.float64) * 10 ** (-ratio / 20)
         noise = rng.standard_normal(samples.shape, np.float32)
         return samples + np.float32(std) * noise, rate

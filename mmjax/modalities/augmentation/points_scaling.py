@@ -12,7 +12,11 @@ from mmjax.modalities.point_files import as_points
 
 
 class PointsScaling:
-    """Scales a cloud along each axis by an independent random factor."""
+    """Scales a cloud about the origin, along each axis by an independent random factor.
+
+    Unless the modality has `normalise="none"`, it moves the centroid to the origin afterwards; the result is then the
+    same as scaling about the centroid.
+    """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:

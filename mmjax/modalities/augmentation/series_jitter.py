@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import AtLeast
-from mmjax.modalities.series import as_series
+from mmjax.modalities.series import as_series, channel_means
 
 
 class SeriesJitter:
@@ -31,8 +31,6 @@ class SeriesJitter:
         """Transforms [n] or [n, channels] to float64 [n, channels]."""
         values = as_series(raw)
         valid = np.isfinite(values)
-        count = np.maximum(valid.sum(axis=0), 1)
-        centred = np.where(valid, values, 0.0)
-        centred = np.where(valid, centred - centred.sum(axis=0) / count, 0.0)
-        std = np.sqrt(np.square(centred).sum(axis=0) / count)
+        centred = np.where(valid, values - channel_means(values), 0.0)
+        std = np.sqrt(np.square(centred).sum(axis=0) / np.maximum(valid.sum(axis=0), 1))
         return values + self.config.deviation * std * rng.standard_normal(values.shape)

@@ -8,11 +8,14 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import AtLeast
-from mmjax.modalities.series import as_series
+from mmjax.modalities.series import as_series, channel_means
 
 
 class SeriesScaling:
-    """Multiplies each channel by an independent factor, drawn from a normal distribution with mean 1."""
+    """Multiplies each channel's deviations from its mean by an independent factor, normally distributed with mean 1.
+
+    The mean itself is kept: the factor of a channel such as 1013 ± 5 hPa would move it by many standard deviations.
+    """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
@@ -30,4 +33,5 @@ class SeriesScaling:
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Transforms [n] or [n, channels] to float64 [n, channels]. Missing values stay missing."""
         values = as_series(raw)
-        return values * rng.normal(1.0, self.config.deviation, values.shape[1])
+        mean = channel_means(values)
+        return mean + (values - mean) * rng.normal(1.0, self.config.deviation, values.shape[1])

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import AtLeast
-from mmjax.modalities.audio import Waveform
+from mmjax.modalities.recordings import Waveform
 
 
 class Shift:

@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import functools
 import io
-import struct
 import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -14,15 +13,16 @@ from typing import Annotated, Any
 import numpy as np
 
 from mmjax.config import AtLeast, Count, Formerly, Within
-from mmjax.errors import UserError
-from mmjax.modalities.audio import Waveform, mono
 from mmjax.modalities.filters import resample
+from mmjax.modalities.recordings import Waveform, check_rate, mono, read_recording, to_int16
 from mmjax.prepare import pictures
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 
 # Signatures and features: sample rate in Hz, and compared duration in seconds.
 _RATE = 8000
 _SECONDS = 4.0
+# Seconds of a recording that signatures and features read.
+_MAX_SECONDS = 600
 # STFT window and hop in samples, and mel bands.
 _WINDOW, _HOP, _BANDS = 256, 80, 32
 # Leading and trailing silence is trimmed: samples this many dB below the peak.
@@ -31,7 +31,10 @@ _SHOWN_SECONDS = 10.0
 
 
 class AudioKind(Kind):
-    """A recording, stored as int16 [samples, channels] with its sample rate. 24-bit and float samples are rounded."""
+    """A recording, stored as [samples, channels] with its sample rate.
+
+    The column is int16 if that is exact for all of its recordings, or if they are reduced; else float32.
+    """
 
     fault_names = ("silent", "clipped")
     suffixes = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au")
@@ -64,17 +67,17 @@ class AudioKind(Kind):
         mono: bool = False
 
     def decode(self, value: Any) -> Waveform:
-        if isinstance(value, File):
-            return _read(value)
-        if isinstance(value, bytes):
-            return _read(File("", value))
-        if isinstance(value, (tuple, list)) and len(value) == 2:
-            samples, rate = np.asarray(value[0]), int(value[1])
-            try:
+        try:
+            if isinstance(value, (File, bytes)):
+                file = value if isinstance(value, File) else File("", value)
+                return read_recording(file.data, file.name)
+            if isinstance(value, (tuple, list)) and len(value) == 2:
+                samples, rate = np.asarray(value[0]), int(value[1])
                 mono(samples)
-            except ValueError as error:
-                raise Unreadable(str(error)) from None
-            return samples, rate
+                check_rate(rate)
+                return samples, rate
+        except ValueError as error:
+            raise Unreadable(str(error)) from None
         raise Unreadable(f"{type(value).__name__} is not an audio file or a pair (samples, rate)")
 
     def reduced(self, raw: Waveform) -> Waveform:
@@ -93,6 +96,7 @@ class AudioKind(Kind):
     def measure(self, raw: Waveform) -> dict[str, float | int | str]:
         samples, rate = raw
         values = mono(samples)
+        exact = samples.dtype == np.int16 or self.reduce != type(self.reduce)()
         rms = float(np.sqrt(np.square(values, dtype=np.float64).mean()))
         return {
             "seconds": len(values) / rate,
@@ -103,7 +107,8 @@ class AudioKind(Kind):
             "peak_decibels": _decibels(float(np.abs(values - np.median(values)).max())),
             "level_decibels": _decibels(rms),
             "clipped": _clipped(samples),
-            "bytes": 2 * samples.size,
+            "int16": int(exact),
+            "bytes": (2 if exact else 4) * samples.size,
         }
 
     def faults(self, measured: Mapping[str, Any]) -> dict[str, str]:
@@ -117,7 +122,7 @@ class AudioKind(Kind):
         return measured["seconds"] * measured["rate"]
 
     def signature(self, raw: Waveform) -> bytes | None:
-        values = resample(mono(raw[0]), raw[1], _RATE)
+        values = _compared(raw)
         values = values - values.mean()
         level = np.abs(values)
         loud = np.flatnonzero(level > level.max(initial=0) * 10 ** (-_TRIM_DB / 20))
@@ -143,7 +148,7 @@ class AudioKind(Kind):
         return _correlation(first, second)
 
     def features(self, raw: Waveform) -> np.ndarray:
-        values = resample(mono(raw[0]), raw[1], _RATE)
+        values = _compared(raw)
         level = np.abs(values)
         loud = np.flatnonzero(level > level.max() * 10 ** (-_TRIM_DB / 20))
         values = values[loud[0] : loud[-1] + 1] if len(loud) else values
@@ -157,52 +162,42 @@ class AudioKind(Kind):
         return ((1 + np.arange(len(cepstra)))[:, None] * cepstra).reshape(-1).astype(np.float32)
 
     def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
-        samples = tfds.features.Tensor(shape=(None, None), dtype=np.int16, encoding="bytes")
+        samples = tfds.features.Tensor(shape=(None, None), dtype=_storage_dtype(summary), encoding="bytes")
         return tfds.features.FeaturesDict({"samples": samples, "rate": tfds.features.Scalar(dtype=np.int32)})
 
     def stored(self, raw: Waveform, summary: Mapping[str, Any]) -> dict[str, Any]:
-        return {"samples": _to_int16(raw[0]).reshape(len(raw[0]), -1), "rate": raw[1]}
+        samples, rate = raw
+        if _storage_dtype(summary) == np.int16:
+            samples = to_int16(samples)
+        elif samples.dtype == np.int16:
+            samples = samples / np.float32(32768)
+        return {"samples": samples.astype(_storage_dtype(summary)).reshape(len(samples), -1), "rate": rate}
 
     def placeholder(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        return {"samples": np.zeros((1, 1), np.int16), "rate": 0}
+        return {"samples": np.zeros((1, 1), _storage_dtype(summary)), "rate": 0}
 
     def restore(self, stored: Mapping[str, Any]) -> Waveform:
         samples = stored["samples"]
         return (samples[:, 0] if samples.shape[1] == 1 else samples), int(stored["rate"])
 
     def show(self, raw: Waveform) -> str:
-        samples = _to_int16(raw[0][: int(_SHOWN_SECONDS * raw[1])])
+        samples = to_int16(raw[0][: int(_SHOWN_SECONDS * raw[1])])
         data = base64.b64encode(_wav(samples.reshape(len(samples), -1), raw[1])).decode()
         return f'{_envelope(mono(samples))}<audio controls preload="none" src="data:audio/wav;base64,{data}"></audio>'
 
 
-def _read(file: File) -> Waveform:
-    try:
-        import soundfile
-    except (ImportError, OSError):
-        raise UserError("audio", f"{file.name!r} needs the package soundfile", "pip install 'mmjax[data]'") from None
-    if file.data[:4] == b"RIFF" and len(file.data) > 8:
-        # libsndfile silently reads truncated WAV files, so compare with the size in the RIFF header.
-        expected = struct.unpack("<I", file.data[4:8])[0] + 8
-        # Streaming writers leave the size at 0 or at all ones.
-        if 8 < expected < 0xFFFFFFF0 and len(file.data) < expected - 1:
-            raise Unreadable(f"cut short: {len(file.data):,} of {expected:,} bytes")
-    try:
-        with soundfile.SoundFile(io.BytesIO(file.data)) as opened:
-            is_int16 = opened.subtype == "PCM_16"
-            frames = opened.frames
-            samples = opened.read(dtype="int16" if is_int16 else "float32")
-            rate = opened.samplerate
-    # soundfile raises its own errors, RuntimeError, and MemoryError for absurd sizes in the header.
-    except Exception as error:
-        raise Unreadable(str(error).replace("Error opening <_io.BytesIO object>: ", "")) from None
-    if len(samples) < frames:
-        raise Unreadable(f"cut short: {len(samples):,} of {frames:,} samples")
-    try:
-        mono(samples)
-    except ValueError as error:
-        raise Unreadable(str(error)) from None
-    return samples, int(rate)
+def _compared(raw: Waveform) -> np.ndarray:
+    """The first `_MAX_SECONDS` of a recording at `_RATE`, mono float32.
+
+    A small file may last for days: its header may declare one sample per second.
+    """
+    samples, rate = raw
+    return resample(mono(samples[: _MAX_SECONDS * rate]), rate, _RATE)
+
+
+def _storage_dtype(summary: Mapping[str, Any]) -> Any:
+    """Returns int16 if the measure "int16" is 1 in all rows, else float32."""
+    return np.int16 if summary.get("int16", {"smallest": 1})["smallest"] else np.float32
 
 
 def _decibels(level: float) -> float:
@@ -288,14 +283,6 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     enough = energy > 0.05 * energies[0][-1] * energies[1][-1]
     scores = products[lags % size] / np.sqrt(np.where(enough, energy, np.inf))
     return float(np.abs(scores).max(initial=0))
-
-
-def _to_int16(samples: np.ndarray) -> np.ndarray:
-    """Converts float samples to int16."""
-    if samples.dtype == np.int16:
-        return samples
-    # Float samples may exceed full scale; scale the whole recording down then.
-    return np.rint(samples / max(1.0, float(np.abs(samples).max())) * 32767).astype(np.int16)
 
 
 def _wav(samples: np.ndarray, rate: int) -> bytes:

@@ -14,6 +14,10 @@ Numbers = Mapping[str, np.ndarray]
 Strings = Mapping[str, Sequence[str | None]]
 
 
+# Relative standard deviation up to which values are constant: rounding of the mean alone gives about 1e-16.
+_ROUNDING = 1e-14
+
+
 class Unreadable(ValueError):
     """Raised when a value cannot be decoded; the message gives the reason."""
 
@@ -26,18 +30,13 @@ class File:
     data: bytes
 
 
-def category_name(value: float) -> str:
-    """Formats a number as a category name: integers without a decimal point, others with all digits."""
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
-
-
 def mean_and_std(values: np.ndarray) -> tuple[float, float] | None:
     """Mean and standard deviation, ignoring NaN; None if no value is left. Constant values get standard deviation 1."""
     values = values[~np.isnan(values)]
     if not len(values):
         return None
     mean, std = float(values.mean()), float(values.std())
-    return mean, std if std > 1e-9 * abs(mean) else 1.0
+    return mean, std if std > _ROUNDING * abs(mean) else 1.0
 
 
 def pooled_mean_and_std(counts: np.ndarray, means: np.ndarray, stds: np.ndarray) -> tuple[float, float]:
@@ -52,7 +51,12 @@ def pooled_mean_and_std(counts: np.ndarray, means: np.ndarray, stds: np.ndarray)
         return 0.0, 1.0
     mean = float(np.average(means, weights=counts))
     std = float(np.sqrt(np.average(np.square(stds) + np.square(means - mean), weights=counts)))
-    return mean, std if std > 1e-9 * abs(mean) else 1.0
+    return mean, std if std > _ROUNDING * abs(mean) else 1.0
+
+
+def storage_dtype(summary: Mapping[str, Any]) -> Any:
+    """Returns float32 if the measure "float32" is 1 in all rows, so that nothing is rounded; else float64."""
+    return np.float32 if summary.get("float32", {"smallest": 1})["smallest"] else np.float64
 
 
 class Kind:
@@ -192,6 +196,10 @@ class Kind:
     def dataset_options(self, summary: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
         """Modality options derived from the data; `numbers` are the measurements of the training split."""
         return {}
+
+    def notes(self, summary: Mapping[str, Any]) -> list[str]:
+        """Remarks about the column for the report, from the result of `summarise`."""
+        return []
 
     # The data card.
 

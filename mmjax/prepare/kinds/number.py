@@ -13,7 +13,7 @@ from mmjax.prepare.kinds.base import Kind, Numbers, Unreadable, mean_and_std
 
 
 class NumberKind(Kind):
-    """A scalar, stored as float32."""
+    """A scalar, stored as float64. Batches standardise it before they round it to float32."""
 
     target = True
 
@@ -37,13 +37,13 @@ class NumberKind(Kind):
         return {} if statistics is None else dict(zip(("mean", "deviation"), statistics, strict=True))
 
     def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
-        return tfds.features.Scalar(dtype=np.float32)
+        return tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")
 
-    def stored(self, raw: float, summary: Mapping[str, Any]) -> float:
-        return raw
+    def stored(self, raw: float, summary: Mapping[str, Any]) -> np.float64:
+        return np.float64(raw)
 
-    def placeholder(self, summary: Mapping[str, Any]) -> float:
-        return math.nan
+    def placeholder(self, summary: Mapping[str, Any]) -> np.float64:
+        return np.float64(math.nan)
 
     def show(self, raw: float) -> str:
         return f"<b>{raw:g}</b>"

@@ -14,8 +14,9 @@ import PIL.Image
 
 from mmjax.config import Formerly, Within
 from mmjax.modalities.point_files import SUFFIXES, as_points, read_points
+from mmjax.modalities.raw_files import fits_float32
 from mmjax.prepare import fingerprints
-from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable, pooled_mean_and_std
+from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable, pooled_mean_and_std, storage_dtype
 
 # Signatures: projection directions, and quantiles per direction.
 _DIRECTIONS, _QUANTILES = 16, 33
@@ -26,8 +27,9 @@ _CELLS, _VIEWS = 12, ((0, 1), (0, 2), (1, 2))
 
 
 class PointsKind(Kind):
-    """A point cloud, stored as float32 [n, 3 + features] without points whose coordinates are not finite.
+    """A point cloud, stored as [n, 3 + features] without points whose coordinates are not finite.
 
+    The column is float32 if that is exact for all of its clouds, else float64.
     Clouds with fewer features than others of the column are padded with NaN.
     """
 
@@ -68,7 +70,8 @@ class PointsKind(Kind):
             "features": raw.shape[1] - 3,
             "not_finite": 1 - len(kept) / len(raw),
             "radius": float(np.linalg.norm(kept[:, :3] - kept[:, :3].mean(axis=0), axis=1).max()) if len(kept) else 0.0,
-            "bytes": 4 * kept.size,
+            "float32": int(fits_float32(kept)),
+            "bytes": (4 if fits_float32(kept) else 8) * kept.size,
         }
         for index, values in enumerate(kept[:, 3:].T):
             values = values[np.isfinite(values)]
@@ -99,7 +102,7 @@ class PointsKind(Kind):
         projected.sort(axis=0)
         # Mid-bin quantiles: the extremes are sensitive to outliers.
         ranks = (np.arange(_QUANTILES) + 0.5) / _QUANTILES * len(projected)
-        return projected[ranks.astype(int)].astype(np.float32).tobytes()
+        return projected[ranks.astype(int)].tobytes()
 
     def hashes(self, signature: bytes) -> np.ndarray:
         quantiles = _read_quantiles(signature)[:, :_DIRECTIONS]
@@ -131,15 +134,17 @@ class PointsKind(Kind):
         return np.append(np.sqrt(smooth).reshape(-1), 0.1 * np.log(extent)).astype(np.float32)
 
     def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
-        return tfds.features.Tensor(shape=(None, 3 + _features(summary)), dtype=np.float32, encoding="bytes")
+        return tfds.features.Tensor(
+            shape=(None, 3 + _features(summary)), dtype=storage_dtype(summary), encoding="bytes"
+        )
 
     def stored(self, raw: np.ndarray, summary: Mapping[str, Any]) -> np.ndarray:
         kept = _finite(raw)
         padding = np.full((len(kept), 3 + _features(summary) - kept.shape[1]), np.nan)
-        return np.concatenate([kept, padding], axis=1).astype(np.float32)
+        return np.concatenate([kept, padding], axis=1).astype(storage_dtype(summary))
 
     def placeholder(self, summary: Mapping[str, Any]) -> np.ndarray:
-        return np.full((1, 3 + _features(summary)), np.nan, np.float32)
+        return np.full((1, 3 + _features(summary)), np.nan, storage_dtype(summary))
 
     def dataset_options(self, summary: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
         """Feature count, and the mean and standard deviation of each feature over the training split's points."""
@@ -184,7 +189,7 @@ def _smooth(counts: np.ndarray) -> np.ndarray:
 
 def _read_quantiles(signature: bytes) -> np.ndarray:
     """Decodes a signature to float64 [quantiles, directions + features]."""
-    return np.frombuffer(signature, np.float32).reshape(_QUANTILES, -1).astype(np.float64)
+    return np.frombuffer(signature).reshape(_QUANTILES, -1)
 
 
 def _quantile_similarity(a: np.ndarray, b: np.ndarray) -> float:

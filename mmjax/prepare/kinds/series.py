@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import numpy as np
 
 from mmjax.config import Formerly, Within
+from mmjax.modalities.raw_files import fits_float32
 from mmjax.modalities.series import as_series, read_series
 from mmjax.prepare import fingerprints
-from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable, pooled_mean_and_std
+from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable, pooled_mean_and_std, storage_dtype
 
 # Steps that signatures and features resample to.
 _STEPS = 64
@@ -22,7 +23,7 @@ _WIDTH, _HEIGHT = 160, 40
 
 
 class SeriesKind(Kind):
-    """A series, stored as float32 [n, channels], with NaN for missing values.
+    """A series, stored as [n, channels], with NaN for missing values: float32 if that is exact for all, else float64.
 
     Series with fewer channels than others of the column are padded with missing channels.
     """
@@ -58,7 +59,8 @@ class SeriesKind(Kind):
             "channels": raw.shape[1],
             "missing": float(np.isnan(raw).mean()),
             "infinite": int(np.isinf(raw).sum()),
-            "bytes": 4 * raw.size,
+            "float32": int(fits_float32(raw)),
+            "bytes": (4 if fits_float32(raw) else 8) * raw.size,
         }
         spread = 0.0
         for channel in range(raw.shape[1]):
@@ -84,7 +86,7 @@ class SeriesKind(Kind):
         return measured["steps"] * measured["channels"] * (1 - measured["missing"])
 
     def signature(self, raw: np.ndarray) -> bytes:
-        return _profile(raw).astype(np.float32).tobytes()
+        return _profile(raw).tobytes()
 
     def hashes(self, signature: bytes) -> np.ndarray:
         # Standardize each channel, or a large one, such as a time column that all series share, would dominate.
@@ -117,14 +119,14 @@ class SeriesKind(Kind):
         return features.reshape(-1).astype(np.float32)
 
     def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
-        return tfds.features.Tensor(shape=(None, _channels(summary)), dtype=np.float32, encoding="bytes")
+        return tfds.features.Tensor(shape=(None, _channels(summary)), dtype=storage_dtype(summary), encoding="bytes")
 
     def stored(self, raw: np.ndarray, summary: Mapping[str, Any]) -> np.ndarray:
         padding = np.full((len(raw), _channels(summary) - raw.shape[1]), np.nan)
-        return np.concatenate([raw, padding], axis=1).astype(np.float32)
+        return np.concatenate([raw, padding], axis=1).astype(storage_dtype(summary))
 
     def placeholder(self, summary: Mapping[str, Any]) -> np.ndarray:
-        return np.full((1, _channels(summary)), np.nan, np.float32)
+        return np.full((1, _channels(summary)), np.nan, storage_dtype(summary))
 
     def dataset_options(self, summary: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
         """Channel count, and the mean and standard deviation of each channel over the training split."""
@@ -152,7 +154,7 @@ def _profile(raw: np.ndarray) -> np.ndarray:
 
 
 def _read_profile(signature: bytes) -> np.ndarray:
-    return np.frombuffer(signature, np.float32).reshape(_STEPS, -1).astype(np.float64)
+    return np.frombuffer(signature).reshape(_STEPS, -1)
 
 
 def _channels(summary: Mapping[str, Any]) -> int:

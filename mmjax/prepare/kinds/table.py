@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import html
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,15 +13,12 @@ from typing import Any
 import numpy as np
 
 from mmjax.errors import UserError, nearest
-from mmjax.modalities.table import is_missing
-from mmjax.prepare.kinds.base import Kind, Numbers, Strings, Unreadable, category_name, mean_and_std
+from mmjax.modalities.table import category_name, parse_cell
+from mmjax.prepare.kinds.base import Kind, Numbers, Strings, Unreadable, mean_and_std
 from mmjax.prepare.kinds.label import sort_classes
 
 # Prefix of column names among the measurements, to avoid collisions with other measurements.
 _CELL = "cell/"
-
-# Digits that are an identifier, not a quantity: a leading zero, or 16 digits or more, which float64 would round.
-_NAME = re.compile(r"-?(0\d+|\d{16,})")
 
 _DIGITS = re.compile(r"\d")
 # Rows with fewer digits in their numeric cells may be equal by chance and are not compared.
@@ -34,7 +30,7 @@ Cells = dict[str, "float | str"]
 
 
 class TableKind(Kind):
-    """Table cells, stored as float32: categories as indices, missing cells as NaN.
+    """Table cells, stored as float64: categories as indices, missing cells as NaN.
 
     A column is numeric if all of its cells are, including those of dropped rows; otherwise it is categorical. Digits
     with a leading zero, such as 01234, and 16 digits or more are identifiers, thus categories.
@@ -58,11 +54,14 @@ class TableKind(Kind):
     def decode(self, value: Any) -> Cells | None:
         if not isinstance(value, Mapping):
             raise Unreadable(f"{type(value).__name__} is not a table row")
-        cells = {name: cell for name, raw in value.items() if (cell := _parse_cell(name, raw)) is not None}
+        try:
+            cells = {name: cell for name, raw in value.items() if (cell := parse_cell(name, raw)) is not None}
+        except ValueError as error:
+            raise Unreadable(str(error)) from None
         return cells or None
 
     def measure(self, raw: Cells) -> dict[str, float | int | str]:
-        return {"bytes": 4 * len(raw), **{f"{_CELL}{name}": cell for name, cell in raw.items()}}
+        return {"bytes": 8 * len(raw), **{f"{_CELL}{name}": cell for name, cell in raw.items()}}
 
     def signature(self, raw: Cells) -> bytes | None:
         digits = sum(len(_DIGITS.findall(f"{cell:g}")) for cell in raw.values() if not isinstance(cell, str))
@@ -128,46 +127,21 @@ class TableKind(Kind):
         return {**summary, "mean": means, "std": stds}
 
     def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
-        return tfds.features.Tensor(shape=(len(summary["columns"]),), dtype=np.float32, encoding="bytes")
+        return tfds.features.Tensor(shape=(len(summary["columns"]),), dtype=np.float64, encoding="bytes")
 
     def stored(self, raw: Cells, summary: Mapping[str, Any]) -> np.ndarray:
-        cells = np.full(len(summary["columns"]), np.nan, np.float32)
+        cells = np.full(len(summary["columns"]), np.nan)
         for index, name in enumerate(summary["columns"]):
             if name in raw and name in summary["categories"]:
-                cells[index] = summary["categories"][name].index(_text(raw[name]))
+                cells[index] = summary["categories"][name].index(category_name(raw[name]))
             elif name in raw:
                 cells[index] = raw[name]
         return cells
 
     def placeholder(self, summary: Mapping[str, Any]) -> np.ndarray:
-        return np.full(len(summary["columns"]), np.nan, np.float32)
+        return np.full(len(summary["columns"]), np.nan)
 
     def show(self, raw: Cells) -> str:
-        cells = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(_text(cell))}</td></tr>" for name, cell in raw.items()
-        )
+        rows = ((html.escape(name), html.escape(category_name(cell))) for name, cell in raw.items())
+        cells = "".join(f"<tr><td>{name}</td><td>{cell}</td></tr>" for name, cell in rows)
         return f"<table>{cells}</table>"
-
-
-def _parse_cell(name: str, value: Any) -> float | str | None:
-    """Parses a cell to a number or category; None if missing."""
-    if value is None or is_missing(value):
-        return None
-    if not isinstance(value, str | int | float | np.generic):
-        raise Unreadable(f"{name} is a {type(value).__name__}, not a table cell")
-    if _NAME.fullmatch(str(value).strip()):
-        return str(value).strip()
-    try:
-        # Python's float() accepts 1_000; other programs do not.
-        number = float("_" if "_" in str(value) else value)
-    except ValueError:
-        return str(value).strip()
-    if math.isnan(number):
-        return None
-    if math.isinf(number):
-        raise Unreadable(f"{name} = {value!r} is not finite")
-    return number
-
-
-def _text(cell: float | str) -> str:
-    return cell if isinstance(cell, str) else category_name(cell)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import io
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
@@ -13,7 +12,18 @@ import numpy as np
 import PIL.Image
 
 from mmjax.config import AtLeast, Formerly, Within
-from mmjax.modalities.clips import Clip, LazyFrames, as_clip, clip_from_array, clip_from_images, read_clip, read_frame
+from mmjax.modalities.clips import (
+    MAX_FRAMES,
+    Clip,
+    LazyFrames,
+    as_clip,
+    clip_from_array,
+    clip_from_images,
+    encode_frame,
+    read_clip,
+    read_frame,
+    to_rgb,
+)
 from mmjax.prepare import pictures
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 from mmjax.prepare.kinds.image import ImageKind, Picture, thumbnail
@@ -87,7 +97,7 @@ class VideoKind(Kind):
             "std": float(grey.std()) / 255,
             "range": float(high - low),
             "motion": float(np.quantile(np.ptp(grey, axis=0), 0.999)),
-            # Rough size of the JPEG files at the quality of `_jpeg`.
+            # Rough size of the JPEG files at the quality of `encode_frame`.
             "bytes": len(frames) * size[0] * size[1] // 3,
         }
         return measured | ({"rate": rate, "seconds": len(frames) / rate} if rate else {})
@@ -135,28 +145,36 @@ class VideoKind(Kind):
     def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         # Encoded frames, so that readers decode only the frames they need.
         frames = tfds.features.Sequence(tfds.features.Text())
-        return tfds.features.FeaturesDict({"frames": frames, "rate": tfds.features.Scalar(dtype=np.float32)})
+        rate = tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")
+        return tfds.features.FeaturesDict({"frames": frames, "rate": rate})
 
     def stored(self, raw: Footage, summary: Mapping[str, Any]) -> dict[str, Any]:
-        return {"frames": [_jpeg(frame) for frame in raw.clip.frames], "rate": raw.clip.rate}
+        return {"frames": [encode_frame(frame) for frame in raw.clip.frames], "rate": np.float64(raw.clip.rate)}
 
     def placeholder(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        return {"frames": [b""], "rate": 0.0}
+        return {"frames": [b""], "rate": np.float64(0.0)}
 
     def restore(self, stored: Mapping[str, Any]) -> Clip:
         files = stored["frames"]
         return Clip(LazyFrames(len(files), lambda index: read_frame(files[index])), float(stored["rate"]))
+
+    def notes(self, summary: Mapping[str, Any]) -> list[str]:
+        if "rate" not in summary:
+            return ["frame rates are unknown; leave the option `rate` of the modality unset"]
+        low, high = (summary["rate"][name] for name in ("smallest", "largest"))
+        note = f"{low:.4g} to {high:.4g} frames per second are stored; `rate` above {low:.4g} repeats frames"
+        return [f"{note} (clips keep at most {MAX_FRAMES})"]
 
     def show(self, raw: Footage) -> str:
         frames, rate = raw.clip
         height, width = frames[0].shape[:2]
         scaled_width = max(1, round(_STRIP * width / height))
         shown = [
-            np.asarray(PIL.Image.fromarray(_rgb(frames[index])).resize((scaled_width, _STRIP)))
+            np.asarray(PIL.Image.fromarray(to_rgb(frames[index])).resize((scaled_width, _STRIP)))
             for index in _evenly_spaced(len(frames), _SHOWN)
         ]
         title = f"{len(frames):,} frames of {width} x {height}" + (f", {rate:.4g} per second" if rate else "")
-        strip = base64.b64encode(_jpeg(np.concatenate(shown, axis=1))).decode()
+        strip = base64.b64encode(encode_frame(np.concatenate(shown, axis=1))).decode()
         html = f'<img alt="" title="{title}" style="max-width: 100%" src="data:image/jpeg;base64,{strip}">'
         for mime, magic in _PLAYABLE.items():
             if raw.file is not None and re.match(magic, raw.file, re.S):
@@ -170,28 +188,11 @@ def _evenly_spaced(count: int, samples: int) -> list[int]:
     return np.rint(np.linspace(0, count - 1, samples)).astype(int).tolist()
 
 
-def _rgb(pixels: np.ndarray) -> np.ndarray:
-    """Converts to RGB uint8 [H, W, 3], compositing transparency over white."""
-    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
-        alpha = pixels[..., -1:].astype(np.float32) / 255
-        pixels = np.rint(pixels[..., :-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
-
-
 def _grey(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Converts a frame to grey float [H, W], resized to `size`: frames of a folder may differ in size."""
     if pixels.shape[:2] != size:
-        pixels = np.asarray(PIL.Image.fromarray(_rgb(pixels)).resize((size[1], size[0])))
-    return _rgb(pixels).mean(axis=2)
-
-
-def _jpeg(pixels: np.ndarray) -> bytes:
-    """Encodes as JPEG without chroma subsampling; grey frames stay grey."""
-    opaque = pixels if pixels.ndim == 2 else _rgb(pixels)
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(opaque).save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue()
+        pixels = np.asarray(PIL.Image.fromarray(to_rgb(pixels)).resize((size[1], size[0])))
+    return to_rgb(pixels).mean(axis=2)
 
 
 def _thumbnails(signature: bytes) -> np.ndarray:
