@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjax.config import Formerly
 from mmjax.errors import UserError, nearest
+from mmjax.modalities.names import canonical_name
 from mmjax.tokens import InputSpec
 
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
@@ -131,9 +132,10 @@ class Table:
                 continue
             if name in self._category_indices:
                 known = self._category_indices[name]
-                if str(value) not in known:
-                    raise ValueError(f"{name} = {value!r} is not a category; {nearest(str(value), known)}")
-                cells[index] = known[str(value)]
+                category = canonical_name(value)
+                if category not in known:
+                    raise ValueError(f"{name} = {value!r} is not a category; {nearest(category, known)}")
+                cells[index] = known[category]
                 continue
             try:
                 cells[index] = float(value)

@@ -26,11 +26,6 @@ class File:
     data: bytes
 
 
-def category_name(value: float) -> str:
-    """Formats a number as a category name: integers without a decimal point, others with all digits."""
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
-
-
 def mean_and_std(values: np.ndarray) -> tuple[float, float] | None:
     """Mean and standard deviation, ignoring NaN; None if no value is left. Constant values get standard deviation 1."""
     values = values[~np.isnan(values)]
@@ -71,7 +66,10 @@ class Kind:
       keeps_strings: True if the strings in `measure` are categories, which are kept and counted.
       takes_folders: True if a path may name a folder; `decode` then gets a tuple of its files.
       tokenized: True if `restore` returns strings, for which a tokenizer can be trained.
+      has_classes: True for targets of class names, which are in the measure "class"; see `class_names`.
       multi_column: True if several source columns form one column of this kind; `decode` then gets {column: value}.
+      inline: True if a text in a manifest may be the value itself, although it looks like a path.
+      value_faults: faults that lose the value, not the row.
       suffixes: file suffixes of this kind, lower case, with the dot.
     """
 
@@ -81,8 +79,11 @@ class Kind:
     keeps_strings: ClassVar[bool] = False
     takes_folders: ClassVar[bool] = False
     tokenized: ClassVar[bool] = False
+    has_classes: ClassVar[bool] = False
     multi_column: ClassVar[bool] = False
+    inline: ClassVar[bool] = False
     fault_names: ClassVar[tuple[str, ...]] = ()
+    value_faults: ClassVar[tuple[str, ...]] = ()
     suffixes: ClassVar[tuple[str, ...]] = ()
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,8 @@ class Kind:
         """No downsampling options."""
 
     def __init__(self, config: Any = None, reduce: Any = None):
+        # True if the column holds file paths, apart from a few wrong ones.
+        self.paths = False
         self.config: Any = self.Config() if config is None else config
         self.reduce: Any = self.Reduce() if reduce is None else reduce
 
@@ -189,11 +192,23 @@ class Kind:
             if len(values)
         }
 
+    def summarise_training(self, numbers: Numbers) -> dict[str, Any]:
+        """Statistics of the training split that storage needs, added to those of `summarise`."""
+        return {}
+
     def dataset_options(self, summary: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
         """Modality options derived from the data; `numbers` are the measurements of the training split."""
         return {}
 
+    def class_names(self, category: str) -> tuple[str, ...]:
+        """Class names in a measured "class", for kinds with `has_classes`."""
+        raise NotImplementedError
+
     # The data card.
+
+    def rendered(self, raw: Any, summary: Mapping[str, Any]) -> Any:
+        """Raw data for `show`, as it is stored."""
+        return raw
 
     def show(self, raw: Any) -> str:
         """Renders raw data as HTML for the data card."""

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from mmjax.errors import UserError, nearest
+from mmjax.modalities.names import canonical_name
 from mmjax.modalities.table import is_missing
-from mmjax.prepare.kinds.base import Kind, Numbers, Strings, Unreadable, category_name, mean_and_std
+from mmjax.prepare.kinds.base import Kind, Numbers, Strings, Unreadable, mean_and_std
 from mmjax.prepare.kinds.label import sort_classes
 
 # Prefix of column names among the measurements, to avoid collisions with other measurements.
@@ -115,7 +116,7 @@ class TableKind(Kind):
                 categories[name] = sort_classes({value for value in strings[_CELL + name] if value is not None})
             elif name in self.config.categories:
                 cells = numbers[_CELL + name]
-                categories[name] = sort_classes({category_name(cell) for cell in cells[~np.isnan(cells)]})
+                categories[name] = sort_classes({canonical_name(cell) for cell in cells[~np.isnan(cells)]})
         return {"columns": columns, "categories": categories}
 
     def dataset_options(self, summary: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
@@ -156,12 +157,12 @@ def _parse_cell(name: str, value: Any) -> float | str | None:
     if not isinstance(value, str | int | float | np.generic):
         raise Unreadable(f"{name} is a {type(value).__name__}, not a table cell")
     if _NAME.fullmatch(str(value).strip()):
-        return str(value).strip()
+        return canonical_name(str(value))
     try:
         # Python's float() accepts 1_000; other programs do not.
         number = float("_" if "_" in str(value) else value)
     except ValueError:
-        return str(value).strip()
+        return canonical_name(value)
     if math.isnan(number):
         return None
     if math.isinf(number):
@@ -170,4 +171,4 @@ def _parse_cell(name: str, value: Any) -> float | str | None:
 
 
 def _text(cell: float | str) -> str:
-    return cell if isinstance(cell, str) else category_name(cell)
+    return cell if isinstance(cell, str) else canonical_name(cell)
