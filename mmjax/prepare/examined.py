@@ -100,6 +100,7 @@ class Examined:
         self.job, self._run_tasks, self.aligner = job, run_tasks, aligner
         self.not_judged: dict[str, str] = {}
         self._cache: dict[str, Any] = {}
+        self._pair_filters: dict[str, Callable[[bytes, bytes], bool] | None] = {}
         self._duplicate_groups: dict[str, np.ndarray] = {}
         self.keys: list[str] = []
         self.splits: list[str | None] = []
@@ -184,7 +185,18 @@ class Examined:
         tasks = [(self.job, name, round_index, part) for part in range(num_parts)]
         self._run_tasks(f"Comparing {name}", compare_pairs, tasks)
         scores = read_scores(self.job.work, name, round_index, num_parts)
-        return scores >= getattr(self.job.kinds[name].config, "similarity", 1.0)
+        mask = scores >= getattr(self.job.kinds[name].config, "similarity", 1.0)
+        similar = np.flatnonzero(mask)
+
+        def signatures(pair: int) -> tuple[bytes, bytes]:
+            return self.signature(name, int(pairs[pair, 0])), self.signature(name, int(pairs[pair, 1]))
+
+        # Round 0 compares all candidates, from which the filter learns.
+        if round_index == 0:
+            self._pair_filters[name] = self.job.kinds[name].pair_filter(map(signatures, similar))
+        if (are_copies := self._pair_filters.get(name)) is not None:
+            mask[similar] = [are_copies(*signatures(pair)) for pair in similar]
+        return mask
 
     def signature(self, name: str, row: int) -> bytes:
         """Reads the signature of a column in one row, b"" if it has none."""

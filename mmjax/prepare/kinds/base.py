@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -149,6 +149,10 @@ class Kind:
     def similarity(self, a: bytes, b: bytes) -> float:
         """Similarity of two signatures. Pairs at or above `config.similarity` are near duplicates."""
         return 0.0
+
+    def pair_filter(self, pairs: Iterable[tuple[bytes, bytes]]) -> Callable[[bytes, bytes], bool] | None:
+        """Learns from the similar pairs of all rows which of them are no copies; None if all are."""
+        return None
 
     # Suspected label errors.
 

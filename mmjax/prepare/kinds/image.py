@@ -16,13 +16,11 @@ import PIL.ImageOps
 
 from mmjax.config import AtLeast, Count, Formerly, Within
 from mmjax.modalities.image import deep_grey, grey_to_uint8, is_deep, to_uint8
-from mmjax.prepare import pictures
+from mmjax.prepare import picture_signature, pictures
 from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable
 
 _SIDE = pictures.SIDE
 _THUMBNAIL = 160
-# Images with a shorter side below this many pixels are not compared with crops of each other.
-_TINY = 16
 _JPEG = b"\xff\xd8"
 
 
@@ -53,7 +51,8 @@ class ImageKind(Kind):
         Attributes:
           blank: range of grey levels (0 to 255, central 99.9 % of the pixels) up to which an image is blank.
           similarity: fraction of one image's variance that the other, optimally cropped and scaled, must explain in
-            every block for the two to be near duplicates; see `mmjax.prepare.pictures.crop_similarity`.
+            every block for the two to be near duplicates; see `mmjax.prepare.pictures.crop_similarity`. Drawings on a
+            flat background are not cropped, and each block's own variance counts; see `mmjax.prepare.drawings`.
         """
 
         blank: Annotated[float, AtLeast(0)] = 8.0
@@ -149,30 +148,23 @@ class ImageKind(Kind):
         return measured["height"] * measured["width"]
 
     def signature(self, raw: Picture) -> bytes:
-        side = bytes([min(255, *raw.pixels.shape[:2])])
         if raw.pixels.dtype == np.uint8:
-            return thumbnail(raw.pixels) + side
-        small = _resized(raw.pixels, (_SIDE, _SIDE), PIL.Image.Resampling.BICUBIC)
-        return small.astype(np.float32).tobytes() + side
+            rgb = _rgb(raw.pixels)
+            small = np.frombuffer(thumbnail(raw.pixels), np.uint8).reshape(_SIDE, _SIDE, 3)
+            return picture_signature.make(raw.pixels, rgb, small, 0.0, 255.0).pack()
+        small = _resized(raw.pixels, (_SIDE, _SIDE), PIL.Image.Resampling.BICUBIC).astype(np.float32)[..., None]
+        low, high = float(np.nanmin(raw.pixels)), float(np.nanmax(raw.pixels))
+        rgb = _rgb(self.rendered(raw, {}).pixels)
+        return picture_signature.make(raw.pixels, rgb, small, low, high).pack()
 
     def hashes(self, signature: bytes) -> np.ndarray:
-        image = _thumbnail(signature)
-        return pictures.hash_image((image if _is_uint8(signature) else _stretched(image, image)).mean(axis=2))
+        return picture_signature.hashes(signature)
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return pictures.candidates(hashes)
 
     def similarity(self, a: bytes, b: bytes) -> float:
-        # In tiny images one pixel is already a 10 % crop, so different images (digits) match as crops of each other.
-        compare = pictures.overlay_similarity if min(a[-1], b[-1]) < _TINY else pictures.crop_similarity
-        if _is_uint8(a) != _is_uint8(b):
-            return 0.0
-        first, second = _thumbnail(a), _thumbnail(b)
-        if not _is_uint8(a):
-            # The range of both, since a difference in brightness is one.
-            both = np.stack([first, second])
-            first, second = _stretched(first, both), _stretched(second, both)
-        return compare(first, second)
+        return picture_signature.similarity(a, b)
 
     def features(self, raw: Picture) -> np.ndarray:
         size = 28
@@ -268,17 +260,6 @@ def _resized(pixels: np.ndarray, size: tuple[int, ...], resampling: PIL.Image.Re
     return np.asarray(image, np.float64) + low
 
 
-def _is_uint8(signature: bytes) -> bool:
-    """Returns True for the signature of an 8-bit image, False for one of more bits."""
-    return len(signature) == 3 * _SIDE**2 + 1
-
-
-def _stretched(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Maps the range of `reference` to 0 to 255."""
-    low, high = reference.min(), reference.max()
-    return (image - low) * (255 / max(high - low, 1e-30))
-
-
 def thumbnail(pixels: np.ndarray) -> bytes:
     """Bytes of the image resized to uint8 [SIDE, SIDE, 3]."""
     image = PIL.Image.fromarray(_rgb(pixels))
@@ -326,12 +307,6 @@ def _rgb(pixels: np.ndarray) -> np.ndarray:
         alpha = pixels[..., -1:].astype(np.float32) / 255
         pixels = np.rint(pixels[..., :-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if pixels.shape[2] == 1 else pixels
-
-
-def _thumbnail(signature: bytes) -> np.ndarray:
-    if _is_uint8(signature):
-        return np.frombuffer(signature[:-1], np.uint8).reshape(_SIDE, _SIDE, 3).astype(np.float32)
-    return np.frombuffer(signature[:-1], np.float32).reshape(_SIDE, _SIDE, 1)
 
 
 def _channels(summary: Mapping[str, Any]) -> int:

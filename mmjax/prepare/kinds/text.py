@@ -8,14 +8,14 @@ import html
 import re
 import unicodedata
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import numpy as np
 
 from mmjax.config import Formerly, NonNegative, Within
 from mmjax.errors import nearest
-from mmjax.prepare import languages
+from mmjax.prepare import languages, templates
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 
 # MinHash: characters per shingle, and hash functions.
@@ -85,7 +85,8 @@ class TextKind(Kind):
           boilerplate: regular expressions, by default `mmjax.prepare.kinds.text.BOILERPLATE`; a text that fully matches
             one of them is faulty. Case is ignored.
           similarity: Jaccard similarity of the sets of 5-character shingles at or above which two texts are near
-            duplicates.
+            duplicates, unless they differ in a number or in a place that a template leaves open; see
+            `mmjax.prepare.templates`.
         """
 
         shortest: NonNegative = 1
@@ -175,6 +176,10 @@ class TextKind(Kind):
     def similarity(self, a: bytes, b: bytes) -> float:
         first, second = _shingles(a), _shingles(b)
         return len(first & second) / len(first | second)
+
+    def pair_filter(self, pairs: Iterable[tuple[bytes, bytes]]) -> Callable[[bytes, bytes], bool]:
+        learned = templates.Templates((a.decode(), b.decode()) for a, b in pairs)
+        return lambda a, b: learned.are_copies(a.decode(), b.decode())
 
     def features(self, raw: str) -> np.ndarray:
         values = np.zeros(_FEATURES, np.float32)
