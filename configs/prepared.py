@@ -89,6 +89,10 @@ def get_config(argument: str = "prepared/mine") -> ConfigDict:
     if option and (name != "target" or not targets[target]):
         known = ", ".join(manifest["targets"])
         raise ValueError(f"{option!r} is no target of {folder!r}; give for example 'target=NAME' with one of {known}")
+    if several := [name for name, facts in targets.items() if facts["kind"] == "labels"]:
+        others = [name for name, facts in manifest["targets"].items() if facts["kind"] != "labels"]
+        remedy = f"give 'target={others[0]}'" if others else "prepare the data with another target"
+        raise ValueError(f"{several[0]!r} is a multi-label target, which no task can learn yet; {remedy}")
     config = ConfigDict()
     config.seed = 0
     measured = read_statistics(path)["train"]["columns"]

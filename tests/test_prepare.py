@@ -24,10 +24,10 @@ from mmjax.datasets import Prepared
 from mmjax.errors import UserError
 from mmjax.modalities import MODALITIES
 from mmjax.prepare import languages, pictures
-from mmjax.prepare.columns import guess_kind
 from mmjax.prepare.kinds import KINDS, File, Unreadable
 from mmjax.prepare.options import PrepareConfig
 from mmjax.prepare.preparation import prepare
+from mmjax.prepare.profile import guess_kind
 from mmjax.prepare.runners import Local, make_runner
 from mmjax.prepare.shards import shard_ends
 from mmjax.prepare.sources.manifest import Manifest
@@ -464,11 +464,11 @@ def test_recordings_beyond_full_scale_are_made_quieter_as_a_whole():
 
 @pytest.mark.parametrize(
     "text, fault",
-    [("a dog on the beach", None), (" ... ", "empty"), ("", "empty"), ("IMG_2041.jpg", "boilerplate"),
+    [("a dog on the beach", None), (" ... ", "empty"), ("", "empty"), ("IMG_2041.jpg", "file_name"),
      ("Click here for more", "boilerplate"), ("n/a", "boilerplate"), ("ein Hund läuft am Strand", "language"),
      ("a frog sits on a log in a pond", None), ("404 passengers boarded the ship", None), ("[image]", "boilerplate"),
      ("please share this cake with your friends", None), ("Please log in to continue", "boilerplate"),
-     ("(no description)", "boilerplate"), ("Screenshot 2021-03-04 at 10.12.33.png", "boilerplate"),
+     ("(no description)", "boilerplate"), ("Screenshot 2021-03-04 at 10.12.33.png", "file_name"),
      ("403 Forbidden", "boilerplate"), ("caption goes here", "boilerplate"), ("xxx", "boilerplate"),
      ("Loading...", "boilerplate"), ("loading a truck with hay", None), ("an advertisement on a bus", None),
      ("no image of the sea is complete without a gull", None), ("Click to enlarge", "boilerplate"),
@@ -797,9 +797,9 @@ def test_a_copy_whose_label_is_another_says_so(tmp_path):
     rows[7]["who"] = "a"
     run(write_table(tmp_path / "in", rows), tmp_path / "out", columns={"said": "said", "who": "who:label"})
     lines = [json.loads(line) for line in (tmp_path / "out" / "findings.jsonl").read_text().splitlines()]
-    told = {line["key"]: line["why"] for line in lines if line["check"] == "duplicate"}
-    assert told["00000001"] == "near duplicate of '00000000', but who is 'b' instead of 'a'"
-    assert told["00000007"] == "near duplicate of '00000000'"
+    told = {line["key"]: line["why"] for line in lines if line["check"] == "conflict"}
+    assert told["00000001"] == "copy of '00000000', but who is 'b' instead of 'a'"
+    assert [line["key"] for line in lines if line["check"] == "duplicate"] == ["00000007"]
 
 
 def test_one_torn_line_does_not_hide_what_stands_between_the_values(tmp_path):

@@ -33,7 +33,7 @@ from mmjax.commands.config_flag import define_config
 from mmjax.errors import UserError, nearest
 from mmjax.files import to_json
 
-_LIST_FLAGS = {"columns": dict, "splits": dict, "keep": list, "drop": list}
+_LIST_FLAGS = {"columns": dict, "splits": dict, "target": list, "keep": list, "drop": list}
 _TEXT_FLAGS = ("format", "key", "split", "group", "stratify")
 
 
@@ -50,7 +50,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("alignment", None, help_text, flag_values=flags)
     absl_flags.DEFINE_bool("json", False, "print the report as one JSON object", flag_values=flags)
     help_texts = {
-        "columns": "inputs and targets: comma-separated NAME=COLUMN or NAME=COLUMN:KIND",
+        "columns": "inputs and targets: comma-separated NAME=COLUMN or NAME=COLUMN:KIND; *:table joins all others",
+        "target": "comma-separated columns that are targets; the others are inputs",
         "splits": "comma-separated NAME=SHARE (default: train=0.8,validation=0.1,test=0.1)",
         "keep": "comma-separated findings to report without dropping their rows",
         "drop": "comma-separated findings whose rows are dropped instead of only reported",
@@ -218,6 +219,8 @@ def _print_result(result: Any, dry_run: bool) -> None:
     for split, count in report["splits"].items():
         summary[split] = f"{count:,} examples"
     print_key_values(console, "dataset", summary)
+    if report["left_out"]:
+        print_key_values(console, "left out", report["left_out"])
     if report["findings"]:
         table = Table(title="findings", title_justify="left", title_style="bold")
         for name in ("finding", "rows", "dropped", "example"):
@@ -227,9 +230,8 @@ def _print_result(result: Any, dry_run: bool) -> None:
             dropped = f"{finding['dropped']:,}" if finding["drops"] else "no, reported only"
             table.add_row(name, f"{finding['rows']:,}", dropped, f"{example['key']}: {example['why']}")
         Console(highlight=False).print(table)
-    for name, notes in report.get("notes", {}).items():
-        for note in notes:
-            console.print(f"{name}: {note}")
+    for note in report["notes"]:
+        console.print(f"note: {note}", markup=False)
     for check, why in report["not_judged"].items():
         console.print(f"not judged: {check}, because {why}")
     files = {
@@ -243,3 +245,5 @@ def _print_result(result: Any, dry_run: bool) -> None:
     else:
         files["next"] = "run the same command without --dry_run; rows are not examined again"
     print_key_values(console, "output files", files)
+    if report["warning"]:
+        console.print(f"warning: {report['warning']}", markup=False)

@@ -55,7 +55,9 @@ class Prepared(Dataset):
     @property
     def targets(self) -> Mapping[str, TargetSpec]:
         return {
-            name: TargetSpec((), "int32", tuple(target["classes"]))
+            name: TargetSpec((len(target["classes"]),), "uint8", tuple(target["classes"]))
+            if target["kind"] == "labels"
+            else TargetSpec((), "int32", tuple(target["classes"]))
             if "classes" in target
             else TargetSpec((), "float32", mean=target.get("mean", 0.0), std=target.get("deviation", 1.0))
             for name, target in self.manifest["targets"].items()

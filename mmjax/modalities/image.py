@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -58,6 +58,8 @@ class Image:
         """Options of `Image`.
 
         Attributes:
+          range: (low, high), which greyscale files of more than 8 bits are mapped from to 0 to 255. A prepared dataset
+            provides the range of its training split. None refuses such files.
           background: "any" leaves images unchanged. "dark" inverts images with a light border, so that photos and
             drawings of dark ink on white paper match the light-on-black digits of `digits` and MNIST.
           crop: "content" first removes margins of the border's colour; "none" keeps them. With `fit="pad"`, a digit on
@@ -67,10 +69,16 @@ class Image:
           patches: maximum number of patches of a packed image, by default a whole row; larger images are downscaled.
         """
 
+        range: tuple[float, ...] | None = None
         background: Literal["any", "dark"] = "any"
         crop: Literal["none", "content"] = "none"
         patch: Count | None = None
         patches: Count | None = None
+
+        def __post_init__(self):
+            super().__post_init__()
+            if self.range is not None and not (len(self.range) == 2 and self.range[0] < self.range[1]):
+                raise ValueError(f"range = {self.range} is not (low, high); give for example (0, 4095)")
 
     measures: ClassVar[tuple[str, ...]] = ("height", "width")
 
@@ -171,7 +179,15 @@ class Image:
         except Exception as error:
             remedy = "give a complete PNG, JPEG or WebP file"
             raise UserError(where, f"{argument!r} cannot be read: {error}", remedy) from None
-        return to_uint8(image)
+        if not is_deep(image):
+            return to_uint8(image)
+        if self.config.range is None:
+            problem = f"{argument!r} has values of more than 8 bits, and this model was trained on none"
+            raise UserError(where, problem, "convert it to 8 bits as the training data was")
+        try:
+            return grey_to_uint8(deep_grey(image), self.config.range)
+        except ValueError as error:
+            raise UserError(where, f"{argument!r} cannot be read: {error}", "give another image") from None
 
     def files(self) -> list[pathlib.Path]:
         """Returns []: `process` depends on no files."""
@@ -260,16 +276,42 @@ def _mean(colour: int | tuple[int, ...]) -> float:
     return sum(colour) / len(colour) if isinstance(colour, tuple) else colour
 
 
+def is_deep(image: PIL.Image.Image) -> bool:
+    """Returns True for a greyscale image of more than 8 bits: integers of 16 or 32 bits, or floats."""
+    return image.mode.startswith(("I", "F"))
+
+
+def deep_grey(image: PIL.Image.Image | np.ndarray) -> np.ndarray:
+    """Returns the values of an image for which `is_deep` holds, float64 [H, W]; NaN where they are not finite.
+
+    Raises:
+      ValueError: if no value is finite.
+    """
+    values = np.asarray(image).astype(np.float64)
+    values[~np.isfinite(values)] = np.nan
+    if np.isnan(values).all():
+        raise ValueError("no pixel has a finite value")
+    return values
+
+
+def grey_to_uint8(values: np.ndarray, limits: Sequence[float]) -> np.ndarray:
+    """Maps values [H, W] from limits = (low, high) to 0 to 255, linearly. NaN becomes 0.
+
+    One range for all images keeps their differences in brightness. Values outside are clipped.
+    """
+    low, high = limits
+    levels = (values - low) * (255 / (high - low))
+    return np.rint(np.clip(np.nan_to_num(levels), 0, 255)).astype(np.uint8)
+
+
 def to_uint8(image: PIL.Image.Image) -> np.ndarray:
-    """Converts an image of any Pillow mode to uint8 [H, W] or [H, W, C]; rescales 16-bit and floating-point values."""
-    if image.mode.startswith("I;16"):
-        return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-    if image.mode in ("I", "F"):
-        # Some Pillow versions open 16-bit PNG as mode "I"; clipping at 255 would turn it all white.
-        values = np.asarray(image, np.float64)
-        peak = values.max(initial=0)
-        scale = 1.0 if peak <= 255 else 255 / 65535 if peak <= 65535 else 255 / peak
-        return np.clip(np.nan_to_num(values) * scale, 0, 255).astype(np.uint8)
+    """Converts an image of any 8-bit Pillow mode to uint8 [H, W] or [H, W, C].
+
+    Raises:
+      ValueError: if `is_deep(image)`.
+    """
+    if is_deep(image):
+        raise ValueError("greyscale of more than 8 bits has no range here; convert it to 8 bits")
     alpha = image.has_transparency_data
     grey = image.mode in ("1", "L", "LA")
     return np.asarray(image.convert(("LA" if alpha else "L") if grey else ("RGBA" if alpha else "RGB")))

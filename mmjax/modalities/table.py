@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjax.config import Formerly
 from mmjax.errors import UserError, nearest
+from mmjax.modalities.names import canonical_name
 from mmjax.tokens import InputSpec
 
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
@@ -45,24 +46,17 @@ def parse_cell(name: str, value: Any) -> float | str | None:
     if not isinstance(value, str | int | float | np.generic):
         raise ValueError(f"{name} is a {type(value).__name__}, not a table cell")
     if _NAME.fullmatch(str(value).strip()):
-        return str(value).strip()
+        return canonical_name(value)
     try:
         # Python's float() accepts 1_000; other programs do not.
         number = float("_" if "_" in str(value) else value)
     except ValueError:
-        return str(value).strip()
+        return canonical_name(value)
     if math.isnan(number):
         return None
     if math.isinf(number):
         raise ValueError(f"{name} = {value!r} is not finite")
     return number
-
-
-def category_name(cell: float | str) -> str:
-    """Formats a cell as a category name: integers without a decimal point, other numbers with all digits."""
-    if isinstance(cell, str):
-        return cell
-    return str(int(cell)) if float(cell).is_integer() else repr(float(cell))
 
 
 class Table:
@@ -172,7 +166,7 @@ class Table:
             if value is None:
                 continue
             if name in self._category_indices:
-                known, category = self._category_indices[name], category_name(value)
+                known, category = self._category_indices[name], canonical_name(value)
                 if category not in known:
                     raise ValueError(f"{name} = {category!r} is not a category; {nearest(category, known)}")
                 cells[index] = known[category]

@@ -12,7 +12,7 @@ import numpy as np
 from mmjax.prepare import statistics
 from mmjax.prepare.decide import Decisions
 from mmjax.prepare.examined import Examined, Finding
-from mmjax.prepare.kinds import Unreadable
+from mmjax.prepare.kinds import KINDS, Unreadable
 
 _SAMPLES_PER_SPLIT = 8
 _EXAMPLES_PER_FINDING = 6
@@ -37,7 +37,7 @@ def make(examined: Examined, decisions: Decisions, report: dict[str, Any], name:
     environment.filters["number"] = _format_number
     split_statistics = statistics.statistics(examined, decisions.splits)
     samples = {
-        split: [_render_row(examined, row) for row in _sample(examined, rows)]
+        split: [_render_row(examined, decisions, row) for row in _sample(examined, rows)]
         for split, rows in decisions.splits.items()
     }
     return environment.get_template("card.html.jinja").render(
@@ -60,7 +60,7 @@ def _sample(examined: Examined, rows: np.ndarray) -> list[int]:
     return sorted(int(row) for row in shuffled[:_SAMPLES_PER_SPLIT])
 
 
-def _render_row(examined: Examined, index: int) -> dict[str, Any]:
+def _render_row(examined: Examined, decisions: Decisions, index: int) -> dict[str, Any]:
     """Renders a row: {"key", "shown": {column: HTML}}."""
     from markupsafe import Markup
 
@@ -68,7 +68,8 @@ def _render_row(examined: Examined, index: int) -> dict[str, Any]:
     for column in examined.job.layout.columns:
         try:
             raw = examined.job.decode(row, column)
-            text = "<i>absent</i>" if raw is None else examined.job.kinds[column.name].show(raw)
+            kind = examined.job.kinds[column.name]
+            text = "<i>absent</i>" if raw is None else kind.show(kind.rendered(raw, decisions.summary[column.name]))
         except Unreadable as error:
             text = f"<i>unreadable: {html.escape(str(error))}</i>"
         # `Kind.show` escapes its values.
@@ -80,13 +81,13 @@ def _examples(examined: Examined, decisions: Decisions, check: str) -> list[dict
     """Renders a few evenly spaced findings of a check."""
     findings = [finding for finding in decisions.findings if finding.check == check]
     step = max(1, len(findings) // _EXAMPLES_PER_FINDING)
-    return [_render_finding(examined, finding) for finding in findings[::step][:_EXAMPLES_PER_FINDING]]
+    return [_render_finding(examined, decisions, finding) for finding in findings[::step][:_EXAMPLES_PER_FINDING]]
 
 
-def _render_finding(examined: Examined, finding: Finding) -> dict[str, Any]:
+def _render_finding(examined: Examined, decisions: Decisions, finding: Finding) -> dict[str, Any]:
     """Renders a finding with its one or two rows: {"why", "rows"}."""
     rows = [finding.row] if finding.other is None else [finding.row, finding.other]
-    return {"why": finding.why, "rows": [_render_row(examined, row) for row in rows]}
+    return {"why": finding.why, "rows": [_render_row(examined, decisions, row) for row in rows]}
 
 
 def _class_tables(split_statistics: dict[str, Any]) -> dict[str, dict[str, dict[str, int]]]:
@@ -113,7 +114,7 @@ def _measures(examined: Examined, decisions: Decisions) -> list[dict[str, Any]]:
         for name, values in examined.measures[column.name].items():
             valid = values[rows]
             valid = valid[~np.isnan(valid)]
-            if not len(valid) or column.kind == "label":
+            if not len(valid) or KINDS[column.kind].has_classes:
                 continue
             counts, _ = np.histogram(valid, bins=40)
             heights = 36 * counts / counts.max()

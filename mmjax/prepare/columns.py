@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 from mmjax.errors import UserError, nearest
-from mmjax.modalities.table import is_missing
 from mmjax.prepare.kinds import KINDS
 from mmjax.prepare.options import PrepareConfig
-from mmjax.prepare.sources import Row
-from mmjax.prepare.sources.folder import kind_of_suffix
+from mmjax.prepare.profile import Profile
 
-_KEYS = ("key", "id", "index", "idx", "uid", "uuid")
+KEYS = ("key", "id")
+"""Columns that are the key of the rows if each row has another value."""
+
+_KEYS = (*KEYS, "index", "idx", "uid", "uuid")
 _SPLIT = "split"
-# A column with more distinct values is not a label.
-_MOST_CLASSES = 1000
-# Minimum share of values with a kind's file suffix. The other paths may be wrong and are reported as unreadable.
-_PATH_SHARE = 0.9
+# In `--columns`: all columns that no other item names.
+_ALL = "*"
+# Kinds whose values can be cells of a table.
+_CELL_KINDS = ("number", "label")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +30,15 @@ class Column:
       name: name in records and configs.
       kind: key of `KINDS`.
       sources: source columns; several only for tables.
+      separator: character between the names in a cell, for kind "labels"; "" for lists.
+      paths: True if the values are file paths, apart from a few wrong ones.
     """
 
     name: str
     kind: str
     sources: tuple[str, ...]
+    separator: str = ""
+    paths: bool = False
 
     @property
     def target(self) -> bool:
@@ -50,106 +53,144 @@ class Layout:
     Attributes:
       columns: inputs and targets.
       key, split, group: columns with the key, split and group of each row; "" if the source has none.
+      left_out: {column or other content of the source: why it is not used}.
     """
 
     columns: tuple[Column, ...]
     key: str
     split: str
     group: str
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def infer_layout(sample: Sequence[Row], known: Mapping[str, str], config: PrepareConfig) -> Layout:
+def infer_layout(
+    profiles: Mapping[str, Profile],
+    unique: Collection[str],
+    known: Mapping[str, str],
+    config: PrepareConfig,
+    ignored: Mapping[str, str] | None = None,
+) -> Layout:
     """Determines the column layout. Options that are not set are inferred.
 
     Args:
-      sample: first rows of the source.
+      profiles: {column: profile of all of its values}.
+      unique: columns that have a different value in each row.
       known: {column: kind} declared by the source.
       config: options.
+      ignored: {content of the source that is no column: reason}.
 
     Raises:
       UserError: if an option names an unknown column, or no column is an input.
     """
-    if not sample:
+    if not profiles:
         raise UserError("--source", f"{config.source!r} has no rows", "give a source with examples")
-    present = list(dict.fromkeys(name for row in sample for name in row.values))
+    present = list(profiles)
     for where in ("key", "split", "group"):
         if (name := getattr(config, where)) and name not in present:
             raise UserError(f"--{where}", f"the source has no column {name!r}", nearest(name, present))
-    key = config.key or next((name for name in _KEYS[:2] if _unique(sample, name)), "")
+    for name in config.target:
+        if name not in present:
+            raise UserError(f"--target={name}", f"the source has no column {name!r}", nearest(name, present))
+    key = config.key or next((name for name in KEYS if name in unique and name not in config.target), "")
     split = config.split or (_SPLIT if _SPLIT in present else "")
+    roles = {key, split, config.group}
+    left_out = {name: "named like a row number or a key" for name in present if name.lower() in _KEYS}
+    left_out = {name: why for name, why in left_out.items() if name not in {*roles, *config.target}}
+    others = [name for name in present if name not in roles and name not in left_out]
+    kinds = {name: known.get(name) or profiles[name].kind() for name in others}
     if config.columns:
-        columns = [_parse(name, text, present, sample, known) for name, text in config.columns.items()]
+        items = config.columns | {_identifier(name): name for name in config.target}
+        used = {part for text in items.values() for part in _sources(text, present)[0]}
+        rest = [name for name in others if name not in used and kinds[name] in _CELL_KINDS]
+        columns = [_parse(name, text, present, profiles, known, rest) for name, text in items.items()]
     else:
-        others = [name for name in present if name.lower() not in _KEYS and name not in (key, split, config.group)]
-        kinds = {name: known.get(name) or guess_kind(row.values.get(name) for row in sample) for name in others}
-        columns = [Column(_identifier(name), kind, (name,)) for name, kind in kinds.items() if kind]
+        columns = _roles({name: kind for name, kind in kinds.items() if kind}, profiles, config)
         if len({column.name for column in columns}) < len(columns):
             raise UserError("--source", f"names of the columns {present} collide", "choose and rename with --columns")
     if all(column.target for column in columns):
         remedy = "name one with --columns=NAME=COLUMN:KIND"
         raise UserError("--columns", f"none of {', '.join(map(repr, present))} is an input", remedy)
-    return Layout(tuple(columns), key, split, config.group)
+    used = {source for column in columns for source in column.sources}
+    for name in others:
+        if name not in used:
+            why = profiles[name].reason if not kinds[name] else f"{kinds[name]}, not a cell of a table"
+            left_out[name] = "not in --columns" if config.columns else why
+    left_out = {name: why for name, why in left_out.items() if name not in used}
+    return Layout(tuple(columns), key, split, config.group, left_out | dict(ignored or {}))
 
 
-def guess_kind(values: Iterable[Any]) -> str | None:
-    """Infers the kind of a column from its values. Returns None if all are missing or no kind accepts them."""
-    present = [value for value in values if value is not None]
-    if not present:
-        return None
-    if isinstance(present[0], dict):
-        return kind_of_suffix(present[0].get("name", ""))
-    if not all(isinstance(value, (str, int, float)) for value in present):
-        return None
-    # Ignore spellings of a missing value such as "none", although a class may have that name.
-    texts = [str(value).strip() for value in present if not is_missing(value)]
-    if not texts:
-        return None
-    suffixes = collections.Counter(kind_of_suffix(text) if len(text.split()) == 1 else None for text in texts)
-    kind, count = suffixes.most_common(1)[0]
-    if kind and count >= _PATH_SHARE * len(texts):
-        return kind
-    distinct = len(set(texts))
-    few = distinct <= min(_MOST_CLASSES, max(2, len(texts) // 2))
-    if all(_is_number(text) for text in texts):
-        return "label" if few and all(re.fullmatch(r"[-+]?\d+(\.0*)?", text) for text in texts) else "number"
-    # Sentences from templates repeat as labels do; their length tells them apart.
-    mean_words = sum(len(text.split()) for text in texts) / len(texts)
-    return "label" if few and mean_words < 3 else "text"
+def _roles(kinds: Mapping[str, str], profiles: Mapping[str, Profile], config: PrepareConfig) -> list[Column]:
+    """Makes inputs and targets of columns with known kinds. Joins numbers and labels that are no targets to a table.
+
+    Raises:
+      UserError: if `--target` is needed, or names a column that cannot be one.
+    """
+    targets = config.target or [name for name, kind in kinds.items() if KINDS[kind].target]
+    for name in config.target:
+        if name not in kinds or not KINDS[kinds[name]].target:
+            problem = f"{name!r} is {kinds[name]!r}" if name in kinds else f"{name!r} {profiles[name].reason}"
+            remedy = f"give a column of classes or numbers, or --columns={_identifier(name)}={name}:label"
+            raise UserError(f"--target={name}", problem, remedy)
+    if not config.target and len(targets) == len(kinds) > 1:
+        labels = [name for name in targets if kinds[name] == "label"]
+        if len(labels) != 1:
+            problem = f"no column is an input: {', '.join(targets)} are all classes or numbers"
+            raise UserError("--target", problem, "name the target, --target=COLUMN; the others become one table")
+        targets = labels
+    cells = tuple(name for name, kind in kinds.items() if name not in targets and kind in _CELL_KINDS)
+    names = [name for name, kind in kinds.items() if name in targets or not KINDS[kind].target]
+    columns = [Column(_identifier(name), kinds[name], (name,), paths=profiles[name].paths) for name in names]
+    if cells:
+        taken = {column.name for column in columns}
+        columns.insert(
+            0, Column(next(name for name in ("table", "cells", "table_") if name not in taken), "table", cells)
+        )
+    return columns
 
 
-def _parse(name: str, text: str, present: Sequence[str], sample: Sequence[Row], known: Mapping[str, str]) -> Column:
-    """Parses an item of `--columns`, NAME=COLUMN or NAME=COLUMN:KIND. Raises UserError."""
-    source, _, kind = text.rpartition(":") if ":" in text else (text, "", "")
-    sources = tuple(source.split("+")) if source not in present else (source,)
+def _sources(text: str, present: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """Splits COLUMN+COLUMN:KIND into source columns and kind; a column's name may hold colons and plus signs."""
+    source, _, kind = text.rpartition(":") if ":" in text and text not in present else (text, "", "")
+    return (source,) if source in present or source == _ALL else tuple(source.split("+")), kind
+
+
+def _parse(
+    name: str,
+    text: str,
+    present: Sequence[str],
+    profiles: Mapping[str, Profile],
+    known: Mapping[str, str],
+    rest: Sequence[str],
+) -> Column:
+    """Parses an item of `--columns`: NAME=COLUMN, NAME=COLUMN:KIND or NAME=*:table. Raises UserError."""
+    where = f"--columns={name}={text}"
+    sources, kind = _sources(text, present)
+    separator = ""
+    if separated := re.fullmatch(r"labels(\W)", kind):
+        kind, separator = "labels", separated[1]
+    if sources == (_ALL,):
+        if kind != "table":
+            raise UserError(where, f"* cannot be {kind or 'of an inferred kind'!r}", f"write {name}=*:table")
+        if not rest:
+            raise UserError(where, "no other column holds numbers or classes", "name the columns: A+B:table")
+        sources = tuple(rest)
     for part in sources:
         if part not in present:
-            raise UserError(f"--columns={name}={text}", f"the source has no column {part!r}", nearest(part, present))
+            raise UserError(where, f"the source has no column {part!r}", nearest(part, present))
     if kind and kind not in KINDS:
-        raise UserError(f"--columns={name}={text}", f"unknown kind {kind!r}", nearest(kind, KINDS))
-    inferred = kind or known.get(source) or guess_kind(row.values.get(source) for row in sample)
+        raise UserError(where, f"unknown kind {kind!r}", nearest(kind, KINDS))
+    profile = profiles[sources[0]]
+    inferred = kind or (known.get(sources[0]) or profile.kind() if len(sources) == 1 else "")
     if not inferred:
-        remedy = f"name it, --columns={name}={source}:KIND, with KIND one of {', '.join(KINDS)}"
-        raise UserError(f"--columns={name}={text}", f"the kind of {source!r} cannot be inferred", remedy)
+        remedy = f"name it, --columns={name}={'+'.join(sources)}:KIND, with KIND one of {', '.join(KINDS)}"
+        problem = f"the kind of {'+'.join(sources)!r} cannot be inferred"
+        raise UserError(where, problem + (f": {profile.reason}" if profile.reason else ""), remedy)
     if len(sources) > 1 and not KINDS[inferred].multi_column:
-        raise UserError(f"--columns={name}={text}", f"kind {inferred!r} takes one column", "use kind table for several")
-    return Column(name, inferred, sources)
+        raise UserError(where, f"kind {inferred!r} takes one column", "use kind table for several")
+    return Column(name, inferred, sources, separator, profile.paths)
 
 
 def _identifier(column: str) -> str:
     """Converts a column name to a name valid in configs and flags."""
     name = re.sub(r"\W+", "_", column).strip("_")
     return name if name[:1].isalpha() else f"column_{name}".rstrip("_")
-
-
-def _unique(sample: Sequence[Row], name: str) -> bool:
-    """Returns True if no value of a column is missing or repeated."""
-    values = [row.values.get(name) for row in sample]
-    return None not in values and len(set(map(str, values))) == len(values)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -38,7 +38,7 @@ class Decisions:
 
 def default_drops() -> dict[str, bool]:
     """Returns `{finding: True if it drops a row by default}` for all checks and faults."""
-    faults = {fault: True for kind in KINDS.values() for fault in kind.fault_names}
+    faults = {fault: fault not in kind.value_faults for kind in KINDS.values() for fault in kind.fault_names}
     return {name: check.drops for name, check in CHECKS.items() if name != "faulty"} | faults
 
 
@@ -71,7 +71,9 @@ def decide(examined: Examined) -> Decisions:
         check_findings = list(check.function(examined))
         findings += check_findings
         for finding in check_findings:
-            if drops[finding.check]:
+            if finding.check in examined.job.lost_faults(finding.column):
+                examined.present[finding.column][finding.row] = False
+            elif drops[finding.check]:
                 dropped.setdefault(finding.row, finding.check)
                 examined.alive[finding.row] = False
     if not examined.alive.any():
@@ -88,7 +90,7 @@ def decide(examined: Examined) -> Decisions:
         rows = np.flatnonzero(examined.alive)
         shares = {str(fold): 1.0 for fold in range(config.folds)}
         folds[rows] = assign_parts(shares, groups[rows], [labels[row] for row in rows], f"{config.seed}:folds")
-    return Decisions(findings, dropped, splits, folds, summarise(examined))
+    return Decisions(findings, dropped, splits, folds, summarise(examined, splits[sort_splits(splits)[0]]))
 
 
 def stratification_labels(examined: Examined) -> list[str | None]:
@@ -119,12 +121,19 @@ def _split_rows(examined: Examined, groups: np.ndarray, labels: list[str | None]
     return {name: rows[parts == index] for index, name in enumerate(shares) if (parts == index).any()}
 
 
-def summarise(examined: Examined) -> dict[str, Any]:
-    """Summarises the kept values of each column: `{column: result of Kind.summarise}`."""
+def summarise(examined: Examined, training: np.ndarray) -> dict[str, Any]:
+    """Summarises each column: `{column: results of Kind.summarise and Kind.summarise_training}`.
+
+    Args:
+      examined: measurements of all rows.
+      training: rows of the training split.
+    """
     summary: dict[str, Any] = {}
     for column in examined.job.layout.columns:
         rows = np.flatnonzero(examined.alive & examined.present[column.name])
         measures = {name: values[rows] for name, values in examined.measures[column.name].items()}
         categories = {name: [values[row] for row in rows] for name, values in examined.categories[column.name].items()}
-        summary[column.name] = examined.job.kinds[column.name].summarise(measures, categories)
+        kind = examined.job.kinds[column.name]
+        measured = {name: values[training] for name, values in examined.measures[column.name].items()}
+        summary[column.name] = kind.summarise(measures, categories) | kind.summarise_training(measured)
     return summary

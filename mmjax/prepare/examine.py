@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmjax.modalities.names import canonical_name
 from mmjax.prepare.job import CHUNK, Job
 from mmjax.prepare.kinds import Kind, Unreadable
 
@@ -69,7 +70,7 @@ def examine_chunk(job: Job, chunk: int) -> None:
                 continue
             if reduced is not None and not column.target:
                 _add_parts(parts, column.name, offset, kind, reduced)
-        split, group = (None if (value := row.values.get(name)) is None else str(value)
+        split, group = (None if (value := row.values.get(name)) is None else canonical_name(value)
                         for name in (job.layout.split, job.layout.group))  # fmt: skip
         rows.append(ExaminedRow(row.key, measured, split, group))
     arrays = {name: _to_array(name, values) for name, values in parts.items()}

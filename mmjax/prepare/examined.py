@@ -8,16 +8,18 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from mmjax.modalities.table import category_name
+from mmjax.modalities.names import canonical_name
 from mmjax.prepare.compare import compare_pairs, read_scores, write_pairs
-from mmjax.prepare.examine import read_part, read_rows, write_arrays
+from mmjax.prepare.examine import read_part, read_rows, read_signature, write_arrays
 from mmjax.prepare.job import CHUNK, Job
 from mmjax.prepare.kinds.base import Unreadable
 from mmjax.prepare.sources.folder import SPLIT_ALIASES
+
+T = TypeVar("T")
 
 RunTasks = Callable[[str, Callable[..., None], Sequence[tuple]], None]
 """(title, function, argument tuples): calls `function(*arguments)` for each tuple, in any order and process."""
@@ -67,6 +69,7 @@ class Finding:
       why: explanation for the user.
       column: affected column, "" for the whole row.
       other: index of the matching row, for findings about two rows.
+      exact: True if the two rows are equal; None otherwise.
     """
 
     row: int
@@ -74,6 +77,7 @@ class Finding:
     why: str
     column: str = ""
     other: int | None = None
+    exact: bool | None = None
 
 
 class Examined:
@@ -95,6 +99,8 @@ class Examined:
     def __init__(self, job: Job, run_tasks: RunTasks, aligner: PairScorer | None = None):
         self.job, self._run_tasks, self.aligner = job, run_tasks, aligner
         self.not_judged: dict[str, str] = {}
+        self._cache: dict[str, Any] = {}
+        self._pair_filters: dict[str, Callable[[bytes, bytes], bool] | None] = {}
         self._duplicate_groups: dict[str, np.ndarray] = {}
         self.keys: list[str] = []
         self.splits: list[str | None] = []
@@ -117,7 +123,7 @@ class Examined:
             for measure, labels in categories.items():
                 values = self.measures[name].pop(measure, np.zeros(0))
                 for index in np.flatnonzero(~np.isnan(values)):
-                    labels[index] = category_name(values[index])
+                    labels[index] = canonical_name(values[index])
 
     def _add(self, row: int, name: str, measured: dict[str, Any] | None) -> None:
         """Adds the measurements of one value."""
@@ -179,7 +185,28 @@ class Examined:
         tasks = [(self.job, name, round_index, part) for part in range(num_parts)]
         self._run_tasks(f"Comparing {name}", compare_pairs, tasks)
         scores = read_scores(self.job.work, name, round_index, num_parts)
-        return scores >= getattr(self.job.kinds[name].config, "similarity", 1.0)
+        mask = scores >= getattr(self.job.kinds[name].config, "similarity", 1.0)
+        similar = np.flatnonzero(mask)
+
+        def signatures(pair: int) -> tuple[bytes, bytes]:
+            return self.signature(name, int(pairs[pair, 0])), self.signature(name, int(pairs[pair, 1]))
+
+        # Round 0 compares all candidates, from which the filter learns.
+        if round_index == 0:
+            self._pair_filters[name] = self.job.kinds[name].pair_filter(map(signatures, similar))
+        if (are_copies := self._pair_filters.get(name)) is not None:
+            mask[similar] = [are_copies(*signatures(pair)) for pair in similar]
+        return mask
+
+    def signature(self, name: str, row: int) -> bytes:
+        """Reads the signature of a column in one row, b"" if it has none."""
+        return read_signature(self.job.work, name, row)
+
+    def cached(self, name: str, function: Callable[[Examined], T]) -> T:
+        """Calls `function(self)` once, for results that several checks share."""
+        if name not in self._cache:
+            self._cache[name] = function(self)
+        return self._cache[name]
 
     def features(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Reads (row indices int64 [n], features float16 [n, width]) of the rows that have features in a column."""
@@ -208,6 +235,7 @@ class Examined:
             # Embed all readable rows, so that the stored result does not depend on other checks.
             summary = {
                 name: self.job.kinds[name].summarise(self.measures[name], self.categories[name])
+                | self.job.kinds[name].summarise_training(self.measures[name])
                 for name in {name for pair in pairs for name in pair}
             }
             rows = range(chunk * CHUNK, min(self.job.num_rows, (chunk + 1) * CHUNK))

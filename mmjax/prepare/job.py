@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.errors import UserError
+from mmjax.modalities.names import printable
 from mmjax.prepare import files
 from mmjax.prepare.columns import Column, Layout
 from mmjax.prepare.kinds import Kind, Unreadable
@@ -51,7 +52,10 @@ class Job:
     @functools.cached_property
     def kinds(self) -> dict[str, Kind]:
         """Kind of each column, with the user's thresholds: `{column: kind}`."""
-        return {column.name: self.config.kind(column.kind) for column in self.layout.columns}
+        kinds = {column.name: self.config.kind(column.kind) for column in self.layout.columns}
+        for column in self.layout.columns:
+            kinds[column.name].paths = column.paths
+        return kinds
 
     @property
     def inputs(self) -> list[Column]:
@@ -62,6 +66,11 @@ class Job:
     def targets(self) -> list[Column]:
         """Target columns."""
         return [column for column in self.layout.columns if column.target]
+
+    def lost_faults(self, name: str) -> tuple[str, ...]:
+        """Faults for which a value of a column is lost, but not its row. `name` may be "", for no column."""
+        faults = self.kinds[name].value_faults if name else ()
+        return tuple(fault for fault in faults if fault not in (*self.config.keep, *self.config.drop))
 
     def row(self, index: int) -> Row:
         """Reads a row of the listing."""
@@ -102,7 +111,10 @@ class Job:
         try:
             if kind.multi_column:
                 return kind.decode(values)
-            value = self.source.load(values[column.sources[0]], kind)
+            value = values[column.sources[0]]
+            if column.separator and isinstance(value, str):
+                value = [name for name in value.split(column.separator) if name.strip()]
+            value = self.source.load(value, kind)
             return None if value is None else kind.decode(value)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
             raise Unreadable(error.strerror or "no such file") from None
@@ -127,7 +139,7 @@ def list_rows(source: Source, config: PrepareConfig, layout: Layout, work: pathl
     with (work / "index.jsonl").open("wb") as file:
         # Sources unpack to the parent folder, since `work` is renamed later.
         for row in source.rows(work.parent):
-            key = row.key if not layout.key else str(row.values.get(layout.key))
+            key = printable(row.key if not layout.key else str(row.values.get(layout.key)))
             if key in seen:
                 where = f"--key={layout.key}" if layout.key else "--source"
                 raise UserError(where, f"two rows have the key {key!r}", "give a column of unique values: --key=COLUMN")

@@ -20,7 +20,9 @@ class PrepareConfig:
       source: folder, manifest or tar file, as a path or a URI; or tfds:NAME.
       format: key of `mmjax.prepare.sources.SOURCES`; "" infers it.
       columns: {name: "COLUMN" or "COLUMN:KIND"}, inputs and targets; {} infers them. "COLUMN+COLUMN:table" joins
-        several columns to one input.
+        several columns to one input, "*:table" all columns that no other item names. "COLUMN:labels;" splits the
+        cells of a multi-label target at semicolons.
+      target: columns that are targets; the other columns of numbers and classes become one table. () infers them.
       key: column of unique example keys; "" uses the column "key" or "id", else the keys of the source.
       split: column with the split of each example; "" uses the column "split", else `splits`.
       splits: {split: share of the examples}; ignored if there is a split column.
@@ -41,6 +43,7 @@ class PrepareConfig:
     source: str
     format: str = ""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    target: tuple[str, ...] = ()
     key: str = ""
     split: str = ""
     splits: dict[str, Annotated[float, AtLeast(0)]] = dataclasses.field(

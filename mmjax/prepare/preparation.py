@@ -17,7 +17,6 @@ import dataclasses
 import fcntl
 import hashlib
 import io
-import itertools
 import json
 import os
 import pathlib
@@ -31,18 +30,16 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.files import write_atomically, write_json
 from mmjax.prepare import card, examine, report, shards, statistics, tokenizer
-from mmjax.prepare.columns import Column, Layout, infer_layout
+from mmjax.prepare.columns import KEYS, Column, Layout, infer_layout
 from mmjax.prepare.decide import Decisions, decide, effective_drops
 from mmjax.prepare.examined import Examined, PairScorer
 from mmjax.prepare.job import Job, decision_fingerprint, examine_fingerprint, list_rows
 from mmjax.prepare.kinds import KINDS
 from mmjax.prepare.options import PrepareConfig
+from mmjax.prepare.profile import profile_rows
 from mmjax.prepare.runners import Runner
 from mmjax.prepare.sources import open_source
 from mmjax.prepare.splits import sort_splits
-
-_SAMPLED = 2000
-"""Rows from which the kinds of columns are inferred."""
 
 VERSION = 1
 """Version of `manifest.json`."""
@@ -109,8 +106,8 @@ def prepare(
             runner.run(function, calls, advance)
 
     with _locked(partial):
-        sample = list(itertools.islice(source.rows(partial), _SAMPLED))
-        layout = infer_layout(sample, source.kinds, config)
+        profiles, unique = profile_rows(source.rows(partial), KEYS)
+        layout = infer_layout(profiles, unique, source.kinds, config, source.left_out)
         for column in layout.columns:
             if column.name in shards.RESERVED:
                 remedy = f"rename the column: --columns={column.name}_=COLUMN"
@@ -249,7 +246,7 @@ def _manifest(
     targets = {
         column.name: {
             "kind": column.kind,
-            **(decisions.summary[column.name] if column.kind == "label" else {}),
+            **(decisions.summary[column.name] if KINDS[column.kind].has_classes else {}),
             **_dataset_options(examined, decisions, column),
         }
         for column in job.targets

@@ -9,19 +9,24 @@ import pathlib
 from typing import Any
 
 from mmjax.files import write_atomically, write_json
+from mmjax.modalities.names import similar_names
 from mmjax.prepare.decide import Decisions, effective_drops
 from mmjax.prepare.examined import Examined, Finding
 
 _EXAMPLES = 5
+_MANY = 0.05
+"""Share of rows that are dropped, exact copies apart, above which the user is warned."""
 
 
 def make(examined: Examined, decisions: Decisions) -> dict[str, Any]:
     """Builds the content of report.json.
 
     Returns:
-      {"rows", "kept", "dropped", "splits", "not_judged", "notes": {column: remarks}, "findings": {name: {"rows",
-      "dropped", "drops", "examples"}}}. In a finding, "rows" counts the affected rows, "dropped" the rows for which it
-      is the first finding that drops them, and "drops" is True if it drops rows.
+      {"rows", "kept", "dropped", "splits", "left_out", "notes", "warning", "not_judged", "findings": {name: {"rows",
+      "dropped", "drops", "examples"}}}. "left_out" is {column or other content of the source: reason}, "notes" are
+      sentences about columns, "warning" is not empty if many rows are dropped.
+      In a finding, "rows" counts the affected rows, "dropped" the rows for which it is the first finding that drops
+      them, and "drops" is True if it drops rows.
     """
     drops = effective_drops(examined.job.config)
     by_name: dict[str, list[Finding]] = collections.defaultdict(list)
@@ -33,6 +38,9 @@ def make(examined: Examined, decisions: Decisions) -> dict[str, Any]:
         "kept": int(examined.alive.sum()),
         "dropped": len(decisions.dropped),
         "splits": {split: len(rows) for split, rows in decisions.splits.items()},
+        "left_out": dict(examined.job.layout.left_out),
+        "notes": _spelling_notes(examined) + _kind_notes(examined, decisions),
+        "warning": _warning(examined, decisions),
         "findings": {
             name: {
                 "rows": len({finding.row for finding in findings}),
@@ -42,14 +50,56 @@ def make(examined: Examined, decisions: Decisions) -> dict[str, Any]:
             }
             for name, findings in sorted(by_name.items(), key=lambda item: (not drops[item[0]], item[0]))
         },
-        "notes": {
-            column.name: notes
-            for column in examined.job.layout.columns
-            if (notes := examined.job.kinds[column.name].notes(decisions.summary[column.name]))
-        },
         # Without a finding, rows of these checks are unjudged rather than clean.
         "not_judged": examined.not_judged,
     }
+
+
+def _spelling_notes(examined: Examined) -> list[str]:
+    """Reports names that differ only in case or blanks, in targets, categories, groups and splits."""
+    layout = examined.job.layout
+    names: dict[str, list[str | None]] = {}
+    for column in layout.columns:
+        kind = examined.job.kinds[column.name]
+        for measure, values in examined.categories[column.name].items():
+            where = f"{column.name}/{measure.rpartition('/')[2]}" if kind.multi_column else column.name
+            if kind.has_classes:
+                lists = (kind.class_names(value) for value in values if value is not None)
+                values = [name for several in lists for name in several]
+            names[where] = values
+    names |= {layout.group: examined.groups} if layout.group else {}
+    names |= {layout.split: examined.splits} if layout.split else {}
+    notes = []
+    for where, values in names.items():
+        for spellings in similar_names(values):
+            counts = ", ".join(f"{name!r} ({count:,} rows)" for name, count in spellings.items())
+            notes.append(f"{where}: {counts} differ only in case or blanks")
+    return notes
+
+
+def _kind_notes(examined: Examined, decisions: Decisions) -> list[str]:
+    """Remarks of the kinds about their columns."""
+    return [
+        f"{column.name}: {note}"
+        for column in examined.job.layout.columns
+        for note in examined.job.kinds[column.name].notes(decisions.summary[column.name])
+    ]
+
+
+def _warning(examined: Examined, decisions: Decisions) -> str:
+    """Says what drops many rows, exact copies apart, and how to keep them; "" if few are dropped."""
+    copies = {finding.row for finding in decisions.findings if finding.check == "duplicate" and finding.exact}
+    reasons = collections.Counter(
+        reason for row, reason in decisions.dropped.items() if reason != "duplicate" or row not in copies
+    )
+    count, rows = sum(reasons.values()), examined.job.num_rows
+    if count <= _MANY * rows:
+        return ""
+    counts = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
+    return (
+        f"{count:,} of {rows:,} rows ({count / rows:.0%}) go for other reasons than exact copies: {counts}; "
+        f"look at card.html, and keep them with --keep={','.join(reason for reason, _ in reasons.most_common())}"
+    )
 
 
 def write(folder: pathlib.Path, content: dict[str, Any], examined: Examined, decisions: Decisions) -> None:

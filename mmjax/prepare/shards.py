@@ -107,7 +107,7 @@ def write_shard(job: Job, name: str, rows: np.ndarray) -> None:
 def _make_example(job: Job, index: int, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Makes the example of a row, with placeholders for absent values."""
     row = job.row(index)
-    key = row.key if not job.layout.key else str(row.values[job.layout.key])
+    key = row.key
     example: dict[str, Any] = {"key": key, "present": {}}
     for column in job.layout.columns:
         kind = job.kinds[column.name]
@@ -118,6 +118,9 @@ def _make_example(job: Job, index: int, summary: Mapping[str, Any]) -> dict[str,
                 problem = f"{column.name} of {key!r} is no longer readable: {error}"
                 raise UserError("--source", problem, "do not change the source during preparation") from None
             raw = None
+        # The value is lost, as in `decide`.
+        if raw is not None and (lost := job.lost_faults(column.name)):
+            raw = None if set(lost).intersection(kind.faults(kind.measure(raw))) else raw
         example["present"][column.name] = raw is not None
         value = kind.placeholder(summary[column.name]) if raw is None else kind.stored(raw, summary[column.name])
         example[column.name] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from mmjax.prepare.decide import Decisions
 from mmjax.prepare.examined import Examined
+from mmjax.prepare.kinds import KINDS
 
 
 def statistics(examined: Examined, splits: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -21,8 +23,8 @@ def statistics(examined: Examined, splits: Mapping[str, np.ndarray]) -> dict[str
 
     Returns:
       {split: {"examples", "columns": {column: ...}, "present": {"INPUT+INPUT": examples}}}. A column has "present", the
-      number of rows with a value. A label also has "classes", {class: examples}; other columns have "measures",
-      {measure: result of `describe`}, and "categories", {measure: {category: examples}}.
+      number of rows with a value. A target of classes also has "classes", {class: examples}; other columns have
+      "measures", {measure: result of `describe`}, and "categories", {measure: {category: examples}}.
     """
     return {split: _split_statistics(examined, rows) for split, rows in splits.items()}
 
@@ -32,8 +34,10 @@ def _split_statistics(examined: Examined, rows: np.ndarray) -> dict[str, Any]:
     for column in examined.job.layout.columns:
         present = rows[examined.present[column.name][rows]]
         content: dict[str, Any] = {"present": len(present)}
-        if column.kind == "label":
-            content["classes"] = _count(examined.classes(column.name), present)
+        if (kind := KINDS[column.kind]).has_classes:
+            categories = examined.classes(column.name)
+            lists = [kind().class_names(category) for row in present if (category := categories[row]) is not None]
+            content["classes"] = dict(sorted(collections.Counter(itertools.chain(*lists)).items()))
         else:
             measures, categories = examined.measures[column.name], examined.categories[column.name]
             content["categories"] = {name: _count(values, present) for name, values in categories.items()}
@@ -75,7 +79,7 @@ def index_columns(examined: Examined, decisions: Decisions, rows: np.ndarray) ->
 
     Returns:
       {index column: values [rows]}: "key", "group", "fold", "NAME/present" and "NAME/MEASURE" of each column NAME, and
-      "NAME" with the class of a label.
+      "NAME" with the class of a label, or the JSON list of the classes of a multi-label target.
     """
     table: dict[str, Any] = {
         "key": [examined.keys[row] for row in rows],
@@ -85,7 +89,7 @@ def index_columns(examined: Examined, decisions: Decisions, rows: np.ndarray) ->
     for column in examined.job.layout.columns:
         table[f"{column.name}/present"] = examined.present[column.name][rows]
         for name, categories in examined.categories[column.name].items():
-            index_name = column.name if column.kind == "label" else f"{column.name}/{name}"
+            index_name = column.name if KINDS[column.kind].has_classes else f"{column.name}/{name}"
             table[index_name] = [categories[row] for row in rows]
         for name, values in examined.measures[column.name].items():
             table[f"{column.name}/{name}"] = values[rows]

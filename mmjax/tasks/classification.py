@@ -54,6 +54,9 @@ class Classification(Task):
             raise UserError(
                 f"tasks.{name}.target", f"the data has no target {self.target!r}", nearest(self.target, targets)
             )
+        if targets[self.target].shape:
+            problem = f"{self.target!r} is a multi-label target, which no task can learn yet"
+            raise UserError(f"tasks.{name}.target", problem, "choose a target with one class per example")
         self.classes = tuple(targets[self.target].classes)
         if len(self.classes) < 2:
             raise UserError(f"tasks.{name}.target", f"{self.target!r} has no classes", "choose a target with classes")

@@ -127,6 +127,9 @@ class Contrastive(Task):
             if config.positives not in targets:
                 problem = f"the data has no target {config.positives!r}"
                 raise UserError(where, problem, nearest(config.positives, targets))
+            if targets[config.positives].shape:
+                problem = f"{config.positives!r} is a multi-label target, which defines no pairs"
+                raise UserError(where, problem, "choose a target with one class per example")
         self.config = config
         self.pools: nnx.List[AttentionPooling] = nnx.List([])
         for reads, pooling in zip(config.pair, config.poolings, strict=True):

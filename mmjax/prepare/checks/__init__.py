@@ -28,8 +28,10 @@ class Check:
 
 CHECKS: dict[str, Check] = {
     "unreadable": Check(values.unreadable),
+    "unreadable_target": Check(values.unreadable_target, drops=False),
     "faulty": Check(values.faulty),
     "absent": Check(values.absent),
+    "conflict": Check(duplicates.conflict, drops=False),
     "duplicate": Check(duplicates.duplicate),
     "leakage": Check(duplicates.leakage),
     "shared": Check(duplicates.shared, drops=False),

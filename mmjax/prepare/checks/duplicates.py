@@ -19,11 +19,27 @@ def duplicate(examined: Examined) -> Iterator[Finding]:
     """Finds rows whose inputs are all near duplicates of those of another row in the same split.
 
     The row with the most pixels and samples is kept; the first one if several are equal. If some inputs are shared and
-    others differ, such as an image with two captions, the rows are not duplicates: see `shared`.
+    others differ, such as an image with two captions, the rows are not duplicates: see `shared`. Neither are rows whose
+    targets or groups differ: see `conflict`.
     """
+    yield from (finding for finding in examined.cached("copies", _copies) if finding.check == "duplicate")
+
+
+def conflict(examined: Examined) -> Iterator[Finding]:
+    """Finds rows whose inputs are near duplicates of those of another row, but whose targets or groups differ.
+
+    One of the two may be wrong, or the difference between the inputs is too small for the comparison.
+    """
+    yield from (finding for finding in examined.cached("copies", _copies) if finding.check == "conflict")
+
+
+def _copies(examined: Examined) -> list[Finding]:
+    """Findings of `duplicate` and `conflict`."""
     if all(examined.job.kinds[column.name].duplicates_expected for column in examined.job.inputs):
-        return
-    labels = {c.name: examined.classes(c.name) for c in examined.job.targets if c.kind == "label"}
+        return []
+    known = _other_columns(examined)
+    copied: list[Finding] = []
+    conflicts: dict[int, Finding] = {}
     groups: list[list[int]] = []
     for component in _components(examined):
         by_split: dict[str | None, list[int]] = {}
@@ -34,12 +50,20 @@ def duplicate(examined: Examined) -> Iterator[Finding]:
         # Near duplication is not transitive: drop a row only if it duplicates a kept row, not just its neighbours.
         groups = [rows for rows in groups if len(rows) > 1]
         pairs = np.asarray([(rows[0], row) for rows in groups for row in rows[1:]], np.int64).reshape(-1, 2)
-        copies = set(pairs[_near_duplicates(examined, turn, pairs), 1].tolist())
+        similar = set(pairs[_near_duplicates(examined, turn, pairs), 1].tolist())
+        copies = set()
         for kept, *rows in groups:
-            for row in sorted(copies.intersection(rows)):
-                why = f"near duplicate of {examined.keys[kept]!r}" + _label_conflicts(labels, row, kept)
-                yield Finding(row, "duplicate", why, other=kept)
+            for row in sorted(similar.intersection(rows)):
+                exact = _are_equal(examined, row, kept)
+                why = f"{'copy' if exact else 'near duplicate'} of {examined.keys[kept]!r}"
+                if differences := _differences(known, row, kept):
+                    conflicts.setdefault(row, Finding(row, "conflict", why + differences, other=kept))
+                else:
+                    copies.add(row)
+                    copied.append(Finding(row, "duplicate", why, other=kept, exact=exact or None))
         groups = [[row for row in rows if row not in copies] for _, *rows in groups]
+    gone = {finding.row for finding in copied}
+    return copied + [finding for row, finding in conflicts.items() if row not in gone]
 
 
 def shared(examined: Examined) -> Iterator[Finding]:
@@ -121,11 +145,30 @@ def _near_duplicates(examined: Examined, turn: int, pairs: np.ndarray) -> np.nda
     return mask
 
 
-def _label_conflicts(labels: dict[str, list[str | None]], row: int, kept: int) -> str:
-    """Text for the labels in which a duplicate differs from the kept row: one of the two is wrong."""
-    conflicts = [
-        f", but {name} is {names[row]!r} instead of {names[kept]!r}"
-        for name, names in labels.items()
-        if names[row] is not None and names[kept] is not None and names[row] != names[kept]
-    ]
-    return "".join(conflicts)
+def _are_equal(examined: Examined, row: int, other: int) -> bool:
+    """Returns True if all present inputs of two rows have equal signatures."""
+    names = [column.name for column in examined.job.inputs if examined.present[column.name][row]]
+    return all(examined.signature(name, row) == examined.signature(name, other) for name in names)
+
+
+def _other_columns(examined: Examined) -> dict[str, list[Any]]:
+    """{column: value of each row, None where missing} of the targets and the group."""
+    columns: dict[str, list[Any]] = {}
+    for column in examined.job.targets:
+        values = examined.categories[column.name].get("class")
+        if values is None and (numbers := examined.measures[column.name].get("value")) is not None:
+            values = [None if np.isnan(number) else float(number) for number in numbers]
+        if values is not None:
+            columns[column.name] = values
+    if examined.job.layout.group:
+        columns[examined.job.layout.group] = examined.groups
+    return columns
+
+
+def _differences(columns: dict[str, list[Any]], row: int, kept: int) -> str:
+    """Text for the targets and the group in which two rows differ, "" if in none."""
+    return "".join(
+        f", but {name} is {values[row]!r} instead of {values[kept]!r}"
+        for name, values in columns.items()
+        if values[row] is not None and values[kept] is not None and values[row] != values[kept]
+    )

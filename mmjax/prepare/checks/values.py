@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 from mmjax.prepare.examined import Examined, Finding
 
 
 def unreadable(examined: Examined) -> Iterator[Finding]:
-    """Finds inputs that cannot be decoded. Unreadable targets count as missing instead."""
+    """Finds inputs that cannot be decoded."""
     targets = {column.name for column in examined.job.targets}
     yield from (f for f in examined.findings if f.check == "unreadable" and f.column not in targets)
+
+
+def unreadable_target(examined: Examined) -> Iterator[Finding]:
+    """Finds targets that cannot be decoded. They count as missing, and the rows are kept."""
+    for column in examined.job.targets:
+        for finding in examined.findings:
+            if finding.check == "unreadable" and finding.column == column.name:
+                yield dataclasses.replace(finding, check="unreadable_target")
 
 
 def faulty(examined: Examined) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from mmjax.prepare.kinds.audio import AudioKind
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 from mmjax.prepare.kinds.image import ImageKind
 from mmjax.prepare.kinds.label import LabelKind
+from mmjax.prepare.kinds.labels import LabelsKind
 from mmjax.prepare.kinds.number import NumberKind
 from mmjax.prepare.kinds.points import PointsKind
 from mmjax.prepare.kinds.series import SeriesKind
@@ -28,5 +29,6 @@ KINDS: dict[str, type[Kind]] = {
     "points": PointsKind,
     "video": VideoKind,
     "label": LabelKind,
+    "labels": LabelsKind,
     "number": NumberKind,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -75,7 +75,10 @@ class Kind:
       keeps_strings: True if the strings in `measure` are categories, which are kept and counted.
       takes_folders: True if a path may name a folder; `decode` then gets a tuple of its files.
       tokenized: True if `restore` returns strings, for which a tokenizer can be trained.
+      has_classes: True for targets of class names, which are in the measure "class"; see `class_names`.
       multi_column: True if several source columns form one column of this kind; `decode` then gets {column: value}.
+      inline: True if a text in a manifest may be the value itself, although it looks like a path.
+      value_faults: faults that lose the value, not the row.
       suffixes: file suffixes of this kind, lower case, with the dot.
     """
 
@@ -85,8 +88,11 @@ class Kind:
     keeps_strings: ClassVar[bool] = False
     takes_folders: ClassVar[bool] = False
     tokenized: ClassVar[bool] = False
+    has_classes: ClassVar[bool] = False
     multi_column: ClassVar[bool] = False
+    inline: ClassVar[bool] = False
     fault_names: ClassVar[tuple[str, ...]] = ()
+    value_faults: ClassVar[tuple[str, ...]] = ()
     suffixes: ClassVar[tuple[str, ...]] = ()
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +104,8 @@ class Kind:
         """No downsampling options."""
 
     def __init__(self, config: Any = None, reduce: Any = None):
+        # True if the column holds file paths, apart from a few wrong ones.
+        self.paths = False
         self.config: Any = self.Config() if config is None else config
         self.reduce: Any = self.Reduce() if reduce is None else reduce
 
@@ -151,6 +159,10 @@ class Kind:
         """Similarity of two signatures. Pairs at or above `config.similarity` are near duplicates."""
         return 0.0
 
+    def pair_filter(self, pairs: Iterable[tuple[bytes, bytes]]) -> Callable[[bytes, bytes], bool] | None:
+        """Learns from the similar pairs of all rows which of them are no copies; None if all are."""
+        return None
+
     # Suspected label errors.
 
     def features(self, raw: Any) -> np.ndarray | None:
@@ -193,6 +205,10 @@ class Kind:
             if len(values)
         }
 
+    def summarise_training(self, numbers: Numbers) -> dict[str, Any]:
+        """Statistics of the training split that storage needs, added to those of `summarise`."""
+        return {}
+
     def dataset_options(self, summary: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
         """Modality options derived from the data; `numbers` are the measurements of the training split."""
         return {}
@@ -201,7 +217,15 @@ class Kind:
         """Remarks about the column for the report, from the result of `summarise`."""
         return []
 
+    def class_names(self, category: str) -> tuple[str, ...]:
+        """Class names in a measured "class", for kinds with `has_classes`."""
+        raise NotImplementedError
+
     # The data card.
+
+    def rendered(self, raw: Any, summary: Mapping[str, Any]) -> Any:
+        """Raw data for `show`, as it is stored."""
+        return raw
 
     def show(self, raw: Any) -> str:
         """Renders raw data as HTML for the data card."""

@@ -15,26 +15,31 @@ import PIL.Image
 import PIL.ImageOps
 
 from mmjax.config import AtLeast, Count, Formerly, Within
-from mmjax.modalities.image import to_uint8
-from mmjax.prepare import pictures
-from mmjax.prepare.kinds.base import File, Kind, Unreadable
+from mmjax.modalities.image import deep_grey, grey_to_uint8, is_deep, to_uint8
+from mmjax.prepare import picture_signature, pictures
+from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable
 
 _SIDE = pictures.SIDE
 _THUMBNAIL = 160
-# Images with a shorter side below this many pixels are not compared with crops of each other.
-_TINY = 16
 _JPEG = b"\xff\xd8"
 
 
 class Picture(NamedTuple):
-    """Pixels uint8 [H, W] or [H, W, 2 to 4], and the PNG or JPEG file with exactly these pixels, or None."""
+    """Pixels uint8 [H, W] or [H, W, 2 to 4], and the PNG or JPEG file with exactly these pixels, or None.
+
+    Greyscale of more than 8 bits is float64 [H, W], NaN where a value is not finite.
+    """
 
     pixels: np.ndarray
     file: bytes | None = None
 
 
 class ImageKind(Kind):
-    """An image. PNG and JPEG files are stored unchanged, other images as PNG."""
+    """An image. PNG and JPEG files are stored unchanged, other images as PNG.
+
+    Greyscale of more than 8 bits (CT, depth, microscopy) is mapped to 8 bits with one range for all rows, that of the
+    training split.
+    """
 
     fault_names = ("blank",)
     suffixes = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -46,7 +51,8 @@ class ImageKind(Kind):
         Attributes:
           blank: maximum grey level range (of 255, over the central 99.9 % of the pixels) of a blank image.
           similarity: minimum similarity of near duplicates: the fraction of one image's variance that the other,
-            optimally cropped and scaled, explains in every block; see `mmjax.prepare.pictures.crop_similarity`.
+            optimally cropped and scaled, explains in every block; see `mmjax.prepare.pictures.crop_similarity`. Drawings
+            on a flat background are not cropped, and each block's own variance counts; see `mmjax.prepare.drawings`.
         """
 
         blank: Annotated[float, AtLeast(0)] = 8.0
@@ -57,17 +63,27 @@ class ImageKind(Kind):
         """Downsampling of images.
 
         Attributes:
+          range: (low, high), which greyscale images of more than 8 bits are mapped from; by default the range of the
+            training split, of which each image may exceed 0.05 % of its pixels at each end.
           shortest: maximum length of the shorter side in pixels; larger images are resized, and JPEG files re-encoded
             at quality 95. None keeps every size.
         """
 
+        range: tuple[float, ...] | None = None
         shortest: Count | None = None
+
+        def __post_init__(self):
+            if self.range is not None and not (len(self.range) == 2 and self.range[0] < self.range[1]):
+                raise ValueError(f"range = {self.range} is not (low, high); give for example (0, 4095)")
 
     def decode(self, value: Any) -> Picture:
         if isinstance(value, np.ndarray):
-            if value.dtype != np.uint8 or value.ndim not in (2, 3) or not value.size:
-                raise Unreadable(f"an image must be uint8 [H, W] or [H, W, C], not {value.dtype} {list(value.shape)}")
-            return Picture(value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value)
+            pixels = value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value
+            deep = pixels.dtype.kind in "iuf" and pixels.dtype != np.uint8 and pixels.ndim == 2
+            if not deep and (pixels.dtype != np.uint8 or pixels.ndim not in (2, 3)) or not pixels.size:
+                problem = f"not {value.dtype} {list(value.shape)}"
+                raise Unreadable(f"an image must be uint8 [H, W] or [H, W, C], or greyscale [H, W], {problem}")
+            return Picture(_deep(pixels) if deep else pixels)
         data = value.data if isinstance(value, File) else value
         if not isinstance(data, bytes):
             raise Unreadable(f"{value!r} is not an image file")
@@ -82,6 +98,8 @@ class ImageKind(Kind):
         # Damaged files raise many types of errors, including SyntaxError and struct.error, depending on the decoder.
         except Exception as error:
             raise Unreadable(str(error)) from None
+        if is_deep(image):
+            return Picture(_deep(image))
         pixels = to_uint8(image)
         plain = file_format in ("PNG", "JPEG") and mode in ("L", "RGB", "RGBA") and upright and frames == 1
         return Picture(pixels, data if plain and not (mode != "RGBA" and image.has_transparency_data) else None)
@@ -92,6 +110,8 @@ class ImageKind(Kind):
         if shortest is None or min(height, width) <= shortest:
             return raw
         size = tuple(max(1, round(side * shortest / min(height, width))) for side in (width, height))
+        if raw.pixels.dtype != np.uint8:
+            return Picture(_resized(raw.pixels, size, PIL.Image.Resampling.LANCZOS))
         image = PIL.Image.fromarray(raw.pixels).resize(size, PIL.Image.Resampling.LANCZOS)
         if raw.file is None or not raw.file.startswith(_JPEG):
             return Picture(np.asarray(image))
@@ -101,6 +121,8 @@ class ImageKind(Kind):
 
     def measure(self, raw: Picture) -> dict[str, float | int | str]:
         pixels = raw.pixels
+        if pixels.dtype != np.uint8:
+            return _measure_deep(pixels)
         grey = _grey(pixels)
         low, high = np.quantile(grey, (0.0005, 0.9995))
         colour = pixels.reshape(*pixels.shape[:2], -1) / 255.0
@@ -115,6 +137,9 @@ class ImageKind(Kind):
         }
 
     def faults(self, measured: Mapping[str, Any]) -> dict[str, str]:
+        if "low" in measured:
+            same = measured["smallest"] == measured["largest"]
+            return {"blank": f"all values are {measured['smallest']:g}"} if same else {}
         if measured["range"] <= self.config.blank:
             return {"blank": f"grey levels span only {measured['range']:.1f} of 255"}
         return {}
@@ -123,33 +148,60 @@ class ImageKind(Kind):
         return measured["height"] * measured["width"]
 
     def signature(self, raw: Picture) -> bytes:
-        return thumbnail(raw.pixels) + bytes([min(255, *raw.pixels.shape[:2])])
+        if raw.pixels.dtype == np.uint8:
+            rgb = _rgb(raw.pixels)
+            small = np.frombuffer(thumbnail(raw.pixels), np.uint8).reshape(_SIDE, _SIDE, 3)
+            return picture_signature.make(raw.pixels, rgb, small, 0.0, 255.0).pack()
+        small = _resized(raw.pixels, (_SIDE, _SIDE), PIL.Image.Resampling.BICUBIC).astype(np.float32)[..., None]
+        low, high = float(np.nanmin(raw.pixels)), float(np.nanmax(raw.pixels))
+        rgb = _rgb(self.rendered(raw, {}).pixels)
+        return picture_signature.make(raw.pixels, rgb, small, low, high).pack()
 
     def hashes(self, signature: bytes) -> np.ndarray:
-        return pictures.hash_image(_thumbnail(signature).mean(axis=2))
+        return picture_signature.hashes(signature)
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
         return pictures.candidates(hashes)
 
     def similarity(self, a: bytes, b: bytes) -> float:
-        # In tiny images one pixel is already a 10 % crop, so different images (digits) match as crops of each other.
-        compare = pictures.overlay_similarity if min(a[-1], b[-1]) < _TINY else pictures.crop_similarity
-        return compare(_thumbnail(a), _thumbnail(b))
+        return picture_signature.similarity(a, b)
 
     def features(self, raw: Picture) -> np.ndarray:
         size = 28
-        image = PIL.Image.fromarray(_rgb(raw.pixels)).resize((size, size), PIL.Image.Resampling.BICUBIC)
+        pixels = self.rendered(raw, {}).pixels
+        image = PIL.Image.fromarray(_rgb(pixels)).resize((size, size), PIL.Image.Resampling.BICUBIC)
         values = np.asarray(image, np.float32) / 255
         shapes, colours = gradients(values.mean(axis=2)), values.reshape(4, 7, 4, 7, 3).mean(axis=(1, 3))
         # Chroma only: luminance is already in the gradients.
         colours = (colours - colours.mean(axis=2, keepdims=True)).reshape(-1)
         return np.concatenate([shapes, 4 * colours])
 
+    def summarise_training(self, numbers: Numbers) -> dict[str, Any]:
+        """Range of greyscale images of more than 8 bits: {"limits": [low, high]}, {} without such images."""
+        low, high = (numbers.get(name, np.zeros(0)) for name in ("low", "high"))
+        if np.isnan(low).all():
+            return {}
+        limits = self.reduce.range or (float(np.nanmin(low)), float(np.nanmax(high)))
+        # Without any difference, as in constant images, the range is one unit.
+        return {"limits": list(limits) if limits[0] < limits[1] else [limits[0], limits[0] + 1]}
+
+    def dataset_options(self, summary: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
+        """The range with which `predict` reads files of more than 8 bits."""
+        return {"range": summary["limits"]} if "limits" in summary else {}
+
+    def rendered(self, raw: Picture, summary: Mapping[str, Any]) -> Picture:
+        if raw.pixels.dtype == np.uint8:
+            return raw
+        # Without a summary, as for features, the image's own range.
+        low, high = np.nanmin(raw.pixels), np.nanmax(raw.pixels)
+        limits = summary.get("limits", (low, high if high > low else low + 1))
+        return Picture(grey_to_uint8(raw.pixels, limits))
+
     def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
         return tfds.features.Image(shape=(None, None, _channels(summary)), encoding_format=None)
 
     def stored(self, raw: Picture, summary: Mapping[str, Any]) -> bytes:
-        channels = _channels(summary)
+        channels, raw = _channels(summary), self.rendered(raw, summary)
         image_channels = 1 if raw.pixels.ndim == 2 else raw.pixels.shape[2]
         if raw.file is not None and image_channels == channels:
             return raw.file
@@ -172,6 +224,40 @@ class ImageKind(Kind):
             image.thumbnail((_THUMBNAIL, _THUMBNAIL))
         data = base64.b64encode(_png(image)).decode()
         return f'<img alt="" title="{width} x {height}" src="data:image/png;base64,{data}">'
+
+
+def _deep(image: PIL.Image.Image | np.ndarray) -> np.ndarray:
+    try:
+        return deep_grey(image)
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
+
+
+def _measure_deep(pixels: np.ndarray) -> dict[str, float | int | str]:
+    """Measures greyscale of more than 8 bits, in its own unit."""
+    values = pixels[np.isfinite(pixels)].astype(np.float64)
+    # Values of pixels, never between them, so that a small image keeps its extremes.
+    low, high = np.quantile(values, 0.0005, method="lower"), np.quantile(values, 0.9995, method="higher")
+    return {
+        "height": pixels.shape[0],
+        "width": pixels.shape[1],
+        "channels": 1,
+        "mean": float(values.mean()),
+        "std": float(values.std()),
+        "low": float(low),
+        "high": float(high),
+        "smallest": float(values.min()),
+        "largest": float(values.max()),
+        "bytes": pixels.size,
+    }
+
+
+def _resized(pixels: np.ndarray, size: tuple[int, ...], resampling: PIL.Image.Resampling) -> np.ndarray:
+    """Resizes greyscale of more than 8 bits to (width, height). NaN counts as the smallest value."""
+    # Pillow resizes float32, which would round values far from zero.
+    low = np.nanmin(pixels)
+    image = PIL.Image.fromarray(np.nan_to_num(pixels - low).astype(np.float32)).resize(size, resampling)
+    return np.asarray(image, np.float64) + low
 
 
 def thumbnail(pixels: np.ndarray) -> bytes:
@@ -221,10 +307,6 @@ def _rgb(pixels: np.ndarray) -> np.ndarray:
         alpha = pixels[..., -1:].astype(np.float32) / 255
         pixels = np.rint(pixels[..., :-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if pixels.shape[2] == 1 else pixels
-
-
-def _thumbnail(signature: bytes) -> np.ndarray:
-    return np.frombuffer(signature[:-1], np.uint8).reshape(_SIDE, _SIDE, 3).astype(np.float32)
 
 
 def _channels(summary: Mapping[str, Any]) -> int:

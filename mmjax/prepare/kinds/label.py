@@ -6,16 +6,21 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
+from mmjax.modalities.names import canonical_name
 from mmjax.prepare.kinds.base import File, Kind, Numbers, Strings, Unreadable
 
-# Spellings of a missing cell. "none" and "NA" are not among them: they may be classes.
-_MISSING = ("nan", "NaN", "N/A", "n/a", "?")
+MISSING = ("nan", "NaN", "N/A", "n/a", "?")
+"""Spellings of a missing cell. "none" and "NA" are not among them: they may be classes."""
 
 
 class LabelKind(Kind):
-    """A class label, stored as an index into the sorted class names; numeric names sort by value."""
+    """A class label, stored as an index into the sorted class names; numeric names sort by value.
+
+    Names are spelled as by `canonical_name`: `1` and `1.0` are one class.
+    """
 
     target = True
+    has_classes = True
     keeps_strings = True
     suffixes = (".cls",)
 
@@ -26,16 +31,16 @@ class LabelKind(Kind):
                 value = data.decode()
             except UnicodeDecodeError:
                 raise Unreadable("not UTF-8") from None
-        if isinstance(value, float) and value.is_integer():
-            # Parquet and pandas store integer columns with missing values as floats.
-            value = int(value)
-        name = str(value).strip()
+        name = canonical_name(value)
         if not name:
             raise Unreadable("the label is empty")
-        return None if name in _MISSING else name
+        return None if name in MISSING else name
 
     def measure(self, raw: str) -> dict[str, float | int | str]:
         return {"class": raw, "bytes": 8}
+
+    def class_names(self, category: str) -> tuple[str, ...]:
+        return (category,)
 
     def summarise(self, numbers: Numbers, strings: Strings) -> dict[str, Any]:
         return {"classes": sort_classes({name for name in strings.get("class", ()) if name is not None})}

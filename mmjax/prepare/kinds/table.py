@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from mmjax.errors import UserError, nearest
-from mmjax.modalities.table import category_name, parse_cell
+from mmjax.modalities.names import canonical_name
+from mmjax.modalities.table import parse_cell
 from mmjax.prepare.kinds.base import Kind, Numbers, Strings, Unreadable, mean_and_std
 from mmjax.prepare.kinds.label import sort_classes
 
@@ -114,7 +115,7 @@ class TableKind(Kind):
                 categories[name] = sort_classes({value for value in strings[_CELL + name] if value is not None})
             elif name in self.config.categories:
                 cells = numbers[_CELL + name]
-                categories[name] = sort_classes({category_name(cell) for cell in cells[~np.isnan(cells)]})
+                categories[name] = sort_classes({canonical_name(cell) for cell in cells[~np.isnan(cells)]})
         return {"columns": columns, "categories": categories}
 
     def dataset_options(self, summary: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
@@ -133,7 +134,7 @@ class TableKind(Kind):
         cells = np.full(len(summary["columns"]), np.nan)
         for index, name in enumerate(summary["columns"]):
             if name in raw and name in summary["categories"]:
-                cells[index] = summary["categories"][name].index(category_name(raw[name]))
+                cells[index] = summary["categories"][name].index(canonical_name(raw[name]))
             elif name in raw:
                 cells[index] = raw[name]
         return cells
@@ -142,6 +143,6 @@ class TableKind(Kind):
         return np.full(len(summary["columns"]), np.nan)
 
     def show(self, raw: Cells) -> str:
-        rows = ((html.escape(name), html.escape(category_name(cell))) for name, cell in raw.items())
+        rows = ((html.escape(name), html.escape(canonical_name(cell))) for name, cell in raw.items())
         cells = "".join(f"<tr><td>{name}</td><td>{cell}</td></tr>" for name, cell in rows)
         return f"<table>{cells}</table>"

@@ -8,14 +8,14 @@ import html
 import re
 import unicodedata
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import numpy as np
 
 from mmjax.config import Formerly, NonNegative, Within
 from mmjax.errors import nearest
-from mmjax.prepare import languages
+from mmjax.prepare import languages, templates
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 
 # MinHash: characters per shingle, and number of hash functions.
@@ -41,8 +41,7 @@ BOILERPLATE = (
     r"(image|picture|photo|file|page|content) (is )?missing\W*",
     r"(error )?(403|404|50[0234])(\W+(error|page|not found|forbidden|bad gateway|service unavailable)\b)*\W*",
     r".*\bpage not found\b.*",
-    # A bare file name or URL.
-    r"\S+\.(jpe?g|png|gif|webp|bmp|tiff?|wav|mp3|flac|ogg|mp4|txt)",
+    # A bare name of a camera, or a URL.
     r"(img|dsc|dscn|dscf|pict?|image|photo)[-_ ]?\d+",
     r"screen ?shot\W*\d[\d\W]*((at|um|à)\W+[\d\W]+)?([ap]m)?(\.\w+)?",
     r"(https?://|www\.)\S+",
@@ -57,13 +56,21 @@ BOILERPLATE = (
 )
 """Regular expressions for texts without content. A match must cover the whole text; case is ignored."""
 
+# At most four words, since a sentence may end with the name of a file.
+_FILE_NAME = re.compile(
+    r"(\S+[ ]){0,3}\S*[^\s.]\.(jpe?g|png|gif|webp|bmp|tiff?|wav|mp3|flac|ogg|mp4|webm|npy|csv|txt|md|caption|pdf)",
+    re.IGNORECASE,
+)
+
 
 class TextKind(Kind):
     """A text, stored unchanged."""
 
     distinctive = False
     tokenized = True
-    fault_names = ("empty", "long", "boilerplate", "language")
+    inline = True
+    fault_names = ("empty", "long", "boilerplate", "language", "file_name")
+    value_faults = ("file_name",)
     suffixes = (".txt", ".md", ".caption")
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +85,8 @@ class TextKind(Kind):
           boilerplate: regular expressions, by default `mmjax.prepare.kinds.text.BOILERPLATE`; a text that fully matches
             one of them is faulty. Case is ignored.
           similarity: Jaccard similarity of the sets of 5-character shingles at or above which two texts are near
-            duplicates.
+            duplicates, unless they differ in a number or in a place that a template leaves open; see
+            `mmjax.prepare.templates`.
         """
 
         shortest: NonNegative = 1
@@ -102,7 +110,7 @@ class TextKind(Kind):
         self._boilerplate = [re.compile(pattern, re.IGNORECASE | re.DOTALL) for pattern in self.config.boilerplate]
 
     def is_path(self, value: str) -> bool:
-        return value.lower().endswith(self.suffixes) and len(value.split()) == 1
+        return value.lower().endswith(self.suffixes) and "\n" not in value and (self.paths or len(value.split()) == 1)
 
     def decode(self, value: Any) -> str:
         value = value.data if isinstance(value, File) else value
@@ -128,6 +136,8 @@ class TextKind(Kind):
         if not any(letter.isalnum() for letter in text) or length < self.config.shortest:
             reason = f"{length} characters" if length < self.config.shortest else "no letters or digits"
             return {"empty": reason}
+        if _FILE_NAME.fullmatch(text.strip()):
+            return {"file_name": f"{text[:60]!r} is the name of a file"}
         faults = {}
         if self.config.longest and length > self.config.longest:
             faults["long"] = f"{length:,} characters"
@@ -166,6 +176,10 @@ class TextKind(Kind):
     def similarity(self, a: bytes, b: bytes) -> float:
         first, second = _shingles(a), _shingles(b)
         return len(first & second) / len(first | second)
+
+    def pair_filter(self, pairs: Iterable[tuple[bytes, bytes]]) -> Callable[[bytes, bytes], bool]:
+        learned = templates.Templates((a.decode(), b.decode()) for a, b in pairs)
+        return lambda a, b: learned.are_copies(a.decode(), b.decode())
 
     def features(self, raw: str) -> np.ndarray:
         values = np.zeros(_FEATURES, np.float32)

@@ -37,6 +37,11 @@ class Source(Protocol):
     def kinds(self) -> Mapping[str, str]:
         """{column: kind} of columns whose kind the source defines; the others are inferred from values."""
 
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """{content that is no column: why it is not used}, complete after `rows`."""
+        return {}
+
     def rows(self, work: pathlib.Path) -> Iterator[Row]:
         """Lists the examples in a deterministic order. `work` is a folder for unpacked files.
 

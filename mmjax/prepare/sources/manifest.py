@@ -17,7 +17,7 @@ from mmjax.prepare.kinds import Kind
 from mmjax.prepare.sources.base import Row, Source, load_file, load_folder
 from mmjax.prepare.sources.csv_dialect import detect_dialect
 
-_NAMES = ("manifest", "metadata")
+_NAMES = ("manifest", "metadata", "data")
 # Column name of the empty field after a trailing delimiter.
 _UNNAMED = "\0"
 # Python's default limit is 131,072 characters per field; texts may be longer.
@@ -59,6 +59,8 @@ class Manifest(Source):
             return None
         # Accept Windows path separators.
         uri = files.join(self.folder, name if "/" in name else name.replace("\\", "/"))
+        if kind.inline and not kind.paths and not files.exists(uri):
+            return value
         if kind.takes_folders and files.is_folder(uri):
             return load_folder(uri)
         return load_file({"file": uri, "name": name})

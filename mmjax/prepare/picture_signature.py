@@ -1,0 +1,109 @@
+"""Signatures of images for the search of near duplicates."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+
+from mmjax.prepare import drawings, pictures
+
+_SIDE = pictures.SIDE
+# Images with a shorter side below this many pixels are not compared with crops of each other.
+_TINY = 16
+# Shorter side, deep or not, hash of the pixels, range of the grey values, side of the detail.
+_HEADER = struct.Struct("<H?16sddH")
+
+
+class PictureSignature(NamedTuple):
+    """Signature of an image. Equal images have equal signatures, and others different ones.
+
+    Attributes:
+      side: shorter side in pixels.
+      deep: True for greyscale of more than 8 bits.
+      digest: hash of the pixels.
+      low, high: range of the values.
+      thumbnail: uint8 [SIDE, SIDE, 3], or float32 [SIDE, SIDE, 1] if deep.
+      detail: uint8 [n, n], grey values from low to high, of a drawing; [0, 0] for other images.
+    """
+
+    side: int
+    deep: bool
+    digest: bytes
+    low: float
+    high: float
+    thumbnail: np.ndarray
+    detail: np.ndarray
+
+    def pack(self) -> bytes:
+        """Converts to bytes, which `unpack` reads."""
+        values = (self.side, self.deep, self.digest, self.low, self.high, len(self.detail))
+        # The text of a scan compresses to a third.
+        return _HEADER.pack(*values) + self.thumbnail.tobytes() + zlib.compress(self.detail.tobytes(), 1)
+
+
+def unpack(packed: bytes) -> PictureSignature:
+    """Reads the result of `PictureSignature.pack`."""
+    *values, side = _HEADER.unpack_from(packed)
+    deep = values[1]
+    dtype, shape = (np.dtype(np.float32), (_SIDE, _SIDE, 1)) if deep else (np.dtype(np.uint8), (_SIDE, _SIDE, 3))
+    start = _HEADER.size
+    end = start + dtype.itemsize * int(np.prod(shape))
+    small = np.frombuffer(packed[start:end], dtype).reshape(shape)
+    detail = np.frombuffer(zlib.decompress(packed[end:]), np.uint8).reshape(side, side)
+    return PictureSignature(*values, small, detail)
+
+
+def make(pixels: np.ndarray, rgb: np.ndarray, small: np.ndarray, low: float, high: float) -> PictureSignature:
+    """Makes the signature of an image.
+
+    Args:
+      pixels: the pixels, of which equal images have equal ones.
+      rgb: uint8 [H, W, 3] of the pixels.
+      small: `PictureSignature.thumbnail`.
+      low, high: range of the values.
+    """
+    digest = hashlib.blake2b(f"{pixels.dtype} {pixels.shape}".encode() + pixels.tobytes(), digest_size=16).digest()
+    grey = np.asarray(PIL.Image.fromarray(rgb).convert("L"))
+    drawn = min(grey.shape) >= _TINY and drawings.is_drawing(grey)
+    detail = drawings.detail(grey) if drawn else np.zeros((0, 0), np.uint8)
+    return PictureSignature(min(65535, *pixels.shape[:2]), small.dtype != np.uint8, digest, low, high, small, detail)
+
+
+def hashes(packed: bytes) -> np.ndarray:
+    """Hashes for `pictures.candidates`, uint64 [n]."""
+    signature = unpack(packed)
+    small = signature.thumbnail.astype(np.float32)
+    return pictures.hash_image((_stretched(small, small.min(), small.max()) if signature.deep else small).mean(axis=2))
+
+
+def similarity(a: bytes, b: bytes) -> float:
+    """Computes the similarity of two packed signatures: of drawings by their detail, of others up to crops."""
+    one, other = unpack(a), unpack(b)
+    if one.digest == other.digest:
+        return 1.0
+    if one.deep != other.deep:
+        return 0.0
+    # Greyscale of more bits: the range of both, since a difference in brightness is one.
+    low, high = (min(one.low, other.low), max(one.high, other.high)) if one.deep else (0.0, 255.0)
+    small = [_stretched(signature.thumbnail.astype(np.float32), low, high) for signature in (one, other)]
+    if not len(one.detail) and not len(other.detail):
+        # In tiny images one pixel is already a 10 % crop, so different images (digits) match as crops of each other.
+        tiny = min(one.side, other.side) < _TINY
+        return (pictures.overlay_similarity if tiny else pictures.crop_similarity)(*small)
+    if len(one.detail) == 0 or len(other.detail) == 0:
+        return 0.0
+    details = [
+        _stretched(signature.low + signature.detail * ((signature.high - signature.low) / 255), low, high)
+        for signature in (one, other)
+    ]
+    return min(drawings.detail_similarity(*details), pictures.overlay_similarity(*small))
+
+
+def _stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Maps low to 0 and high to 255, float32."""
+    return np.asarray((values - low) * (255 / max(high - low, 1e-30)), np.float32)
