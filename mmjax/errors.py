@@ -20,6 +20,10 @@ class UserError(Exception):
         super().__init__(" ".join(f"{where}: {problem}; {remedy}".split()))
 
 
+class MissingData(UserError):
+    """Raw or prepared data, which mmjax does not provide, is not on this machine."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns "did you mean X?" if a known name is similar to `name`, else the list of known names as choices."""
     known = sorted(known)
