@@ -1,9 +1,9 @@
-"""Writes the tables of `docs/config.md` from the dataclasses themselves: `python docs/make_config_reference.py`.
+"""Generates the tables of `docs/config.md` from the config dataclasses: `python docs/make_config_reference.py`.
 
-The prose of the page is written by hand. Between `<!-- table PLACE -->` and `<!-- end -->` stands what this file makes
-of the dataclass at PLACE, for example `mmjax.experiment:TrainConfig`; between `<!-- kinds PLACE -->` and `<!-- end -->`
-stands one part for each line of the table at PLACE, for example `mmjax.encoders:ENCODERS`; and `<!-- sizes PLACE -->`
-is for a table of variants. With `--check` nothing is written, and the exit code is 1 where the page is out of date.
+The prose of the page is written by hand. The text between `<!-- table PLACE -->` and `<!-- end -->` is generated from
+the dataclass at PLACE, for example `mmjax.experiment:TrainConfig`; after `<!-- kinds PLACE -->`, from all entries of
+the registry at PLACE, for example `mmjax.encoders:ENCODERS`; after `<!-- sizes PLACE -->`, from a table of variants.
+With `--check` nothing is written, and the exit code is 1 if the page is out of date.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PAGE = pathlib.Path(__file__).parent / "config.md"
 
 
 def reference(page: str) -> str:
-    """The page with all its tables made anew."""
+    """Returns the page with all tables regenerated."""
     makers = {"table": table, "kinds": kinds, "sizes": sizes}
 
     def make(match: re.Match) -> str:
@@ -34,18 +34,18 @@ def reference(page: str) -> str:
 
 
 def places(page: str) -> list[str]:
-    """The places that the page has a table of."""
+    """Returns the PLACE of each table of the page."""
     return re.findall(r"<!-- (?:table|kinds|sizes) (\S+) -->", page)
 
 
 def look_up(place: str) -> Any:
-    """The object at "package.module:NAME"."""
+    """Returns the object at "package.module:NAME"."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def kinds(components: dict[str, type]) -> str:
-    """For each kind: its name, what it is, and its options."""
+    """Returns name, description and options of each kind."""
     parts = []
     for kind, cls in components.items():
         parts.append(f"#### `{kind}`\n\n{paragraph(cls)}\n\n{table(cls.Config)}")
@@ -53,21 +53,21 @@ def kinds(components: dict[str, type]) -> str:
 
 
 def sizes(variants: dict[str, tuple[int, int, int, int]]) -> str:
-    """The variants of a Transformer."""
+    """Returns the table of Transformer variants."""
     rows = ["| variant | width | depth | heads | hidden |", "|---|---|---|---|---|"]
     return "\n".join(rows + [f"| `{name}` | " + " | ".join(map(str, row)) + " |" for name, row in variants.items()])
 
 
 def paragraph(cls: type) -> str:
-    """The first paragraph of a docstring, in one line."""
+    """Returns the first paragraph of a docstring as one line."""
     return " ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split())
 
 
 def table(cls: type) -> str:
-    """The fields of a dataclass as a Markdown table.
+    """Formats the fields of a dataclass as a Markdown table.
 
     Raises:
-      ValueError: where a field has no line under `Attributes:`.
+      ValueError: if a field has no line under `Attributes:`.
     """
     hints, meanings = typing.get_type_hints(cls, include_extras=True), attributes(cls)
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
@@ -81,7 +81,7 @@ def table(cls: type) -> str:
 
 
 def attributes(cls: type) -> dict[str, str]:
-    """{field: its meaning}, from the section `Attributes:` of the docstrings of a class and those that it inherits."""
+    """Returns {field: meaning} from the section `Attributes:` of the docstrings of a class and its base classes."""
     meanings: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         text = inspect.cleandoc(base.__doc__ or "") if "__doc__" in vars(base) else ""
@@ -93,14 +93,14 @@ def attributes(cls: type) -> dict[str, str]:
 
 
 def section_or_value(field: dataclasses.Field) -> str:
-    """What goes where anything may stand, from the default: another part's section, or a value in its place."""
+    """Describes the values of a field of type Any, judged by its default."""
     if field.default is None:
         return "section or `None`"
     return "number or section" if isinstance(field.default, float) else "section"
 
 
 def describe(annotation: Any) -> str:
-    """A type as people say it."""
+    """Formats a type in plain words."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         bounds = [limits(bound) for bound in arguments[1:] if not isinstance(bound, Formerly)]
@@ -130,7 +130,7 @@ def default(field: dataclasses.Field) -> str:
 
 
 def spell(value: Any) -> str:
-    """A value as it stands in a recipe."""
+    """Formats a default value as in a recipe."""
     if isinstance(value, tuple):
         return "[" + ", ".join(map(spell, value)) + "]"
     return f'"{value}"' if isinstance(value, str) else repr(value)

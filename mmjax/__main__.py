@@ -23,6 +23,7 @@ from mmjax.errors import UserError, nearest
 from mmjax.files import cache_folder
 from mmjax.host.compilation_cache import enable_compilation_cache
 from mmjax.host.huge_pages import use_huge_pages
+from mmjax.host.libtpu import expects_tpu, use_as_compiler
 from mmjax.host.quiet import quiet_libraries
 from mmjax.host.simulated_devices import set_thread_count
 
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         use_huge_pages()
         enable_compilation_cache(cache_folder(), os.environ)
         set_thread_count(os.environ)
+        if not expects_tpu(os.environ):
+            use_as_compiler(os.environ)
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:

@@ -55,7 +55,7 @@ class DataConfig:
       sampling: mixture weights of record groups in each batch; see `mmjax.data.sampling.SamplingConfig`. By default
         each epoch contains each record once.
       filter: {column: condition on training records}; see `mmjax.data.sampling.FilterConfig`.
-      packing: packing of several examples in one row; see `mmjax.data.packing.PackingConfig`. By default one example
+      packing: packing of several examples into one row; see `mmjax.data.packing.PackingConfig`. By default one example
         per row.
       workers: data loading processes; 0 loads in a thread of the main process. -1 takes as many as the host's cores
         and half of its free memory allow, and 0 if the devices are CPUs.
@@ -79,9 +79,9 @@ class TrainConfig:
 
     Attributes:
       steps: data steps of the whole run.
-      batch_size: global batch size, over all devices of all processes; with packing, the maximum.
+      batch_size: global batch size, over all devices of all processes; with packing, the maximum number of examples.
       accumulate: microbatches per step (gradient accumulation); more need less memory, with the same result.
-      ema: decay of the exponential moving average (EMA) of the parameters, which evaluation then uses; None for none.
+      ema: decay of the exponential moving average (EMA) of the parameters, used in evaluation; None disables it.
       estimator: gradient estimator, {"kind": a name in `ESTIMATORS`, …}; by default `plain`, or `accumulated` if
         `accumulate` is above 1.
       loss_transforms: list of {"kind": a name in `LOSS_TRANSFORMS`, …}, innermost first.
@@ -335,7 +335,7 @@ class Experiment:
         return batch_rows(self.mesh, batch_size, where)
 
     def train_batches(self, start: int) -> Generator[Batch, None, None]:
-        """Yields training batches on the mesh, from data step `start` on, without end."""
+        """Yields training batches on the mesh, endlessly, starting at data step `start`."""
         size = self.config.train.batch_size
         batches = self.pipeline.train_batches("train", size, start_step=start, rows=self._rows(size))
         return prefetch_to_device(batches, lambda batch: place_batch(self.mesh, batch, size))
@@ -374,7 +374,7 @@ class Experiment:
 
 
 def _zeros(shapes: Any) -> Any:
-    """Replaces abstract shapes by zero arrays. JAX then reuses the cached trace, which it does not for bare shapes."""
+    """Replaces abstract shapes by zero arrays, because JAX reuses the cached trace for arrays only."""
     return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
 

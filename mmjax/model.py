@@ -99,7 +99,7 @@ class Model(nnx.Module):
         return outputs
 
     def features(self, batch: Batch, rng: Randomness | None = None) -> dict[str, Any]:
-        """Returns per-example head outputs, {task name: arrays [B, ...]}, from any batch."""
+        """Returns per-example head outputs, {task name: arrays [B, ...]}; applies `Batch.zero_absent` to the batch."""
         outputs = self.outputs(batch.zero_absent(), rng)
         return {name: task.features(outputs) for name, task in self.tasks.items()}
 

@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 def load_recipe(path_and_argument: str, flag: str = "--config") -> ConfigDict:
     """Loads the file of `path.py` or `path.py:argument` and returns its `get_config(argument)`.
 
+    A bare name, such as `digits` or `digits:matched`, is the recipe `configs/NAME.py` of the current folder, or else
+    the recipe of this name that mmjax ships.
+
     Raises:
       UserError: if the file does not exist, fails, or does not return a `ConfigDict`.
     """
     from ml_collections import ConfigDict
 
     name, *argument = path_and_argument.split(":", 1)
-    path, where = Path(name), f"{flag}={path_and_argument}"
+    path, where = _find(name), f"{flag}={path_and_argument}"
     if not path.is_file():
         siblings = [str(sibling) for sibling in path.parent.glob("*.py") if sibling.name != "__init__.py"]
-        remedy = nearest(name, siblings) if siblings else "give the path of a recipe"
+        known = siblings if "/" in name or name.endswith(".py") else list(shipped_recipes())
+        remedy = nearest(name, known) if known else "give the path of a recipe"
         raise UserError(where, f"file {name!r} does not exist", remedy)
     try:
         get_config = getattr(_run_file(path), "get_config", None)
@@ -54,6 +58,21 @@ def load_recipe(path_and_argument: str, flag: str = "--config") -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(where, f"get_config returned a {type(config).__name__}", "return an ml_collections.ConfigDict")
     return config
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Recipes that come with mmjax, {name: file}: `configs/` of the checkout, or the files that a wheel installs."""
+    for folder in (Path(__file__).parents[1] / "configs", Path(sys.prefix) / "share" / "mmjax" / "configs"):
+        if (folder / "digits.py").is_file():
+            return {path.stem: path for path in sorted(folder.glob("*.py"))}
+    return {}
+
+
+def _find(name: str) -> Path:
+    if "/" in name or name.endswith(".py"):
+        return Path(name)
+    local = Path("configs", f"{name}.py")
+    return local if local.is_file() else shipped_recipes().get(name, Path(name))
 
 
 def check_key(config: ConfigDict, key: str, where: str) -> bool:

@@ -248,8 +248,8 @@ class TestSpeakers:
             ("an", None, "held_out.*no recordings of speaker 'an'; did you mean 'ann'"),
             ("ann", "bob", "validation.*no recordings of speaker 'bob'"),
             (("ann", "07"), "07", "'07' is also a test speaker"),
-            (tuple(SPEAKERS), None, "no training speaker remains"),
-            (tuple(SPEAKERS[:3]), None, "no training speaker remains"),
+            (tuple(SPEAKERS), None, "no speaker remains for training"),
+            (tuple(SPEAKERS[:3]), None, "no speaker remains for training"),
         ],
     )
     def test_what_cannot_be_is_a_user_error(self, held_out, validation, problem):

@@ -368,7 +368,7 @@ def test_a_run_whose_gradients_were_never_finite_fails(tmp_path):
     [
         (["--audio={0}/cut.wav"], "cut.wav' cannot be read as WAV"),
         (["--audio={0}/text.wav"], "text.wav' cannot be read as WAV"),
-        (["--audio={0}/not_there.wav"], "not_there.wav'; give the path of a WAV file"),
+        (["--audio={0}/not_there.wav"], "not_there.wav' does not exist; give the path of a WAV file"),
         (["--image={0}/text.wav"], "text.wav' is not an image; give a PNG, JPEG or WebP file"),
         (["--image={0}"], "cannot be read"),
         ([], "no input is given; give --audio or --image or --text"),

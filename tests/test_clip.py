@@ -54,7 +54,7 @@ def test_the_flops_of_a_step_are_those_on_paper(experiment):
 def test_one_pooling_too_many_is_one_line():
     recipe = load_recipe(str(ROOT / "configs" / "clip_b32.py"))
     recipe.tasks.image_text.pooling = ["first", "last", "mean"]
-    with pytest.raises(UserError, match="tasks.image_text.*give one, or one of each side"):
+    with pytest.raises(UserError, match="tasks.image_text.*give one, or one per side"):
         Experiment(recipe, jax.devices()[:1])
 
 

@@ -292,8 +292,11 @@ class TestFilter:
         "filters, said",
         [
             ({"label": {"at_least": 3}}, "data.filter.label: at_least and at_most need a numeric column; use one_of"),
-            ({"label": {"none_of": ["7"]}}, "data.filter.label: the column has no value '7'; known are '0', '1', '2'"),
-            ({"length": {"one_of": ["a"]}}, "data.filter.length: the column has no value 'a'; known are"),
+            (
+                {"label": {"none_of": ["7"]}},
+                "data.filter.label: the column has no value '7'; choose from '0', '1', '2'",
+            ),
+            ({"length": {"one_of": ["a"]}}, "data.filter.length: the column has no value 'a'; choose from"),
             ({"height": {"at_least": 3}}, "data.filter.height: the index has no column 'height'"),
             ({"length": {"at_least": 99}}, "data.filter: no record of split 'train' passes the filters"),
         ],

@@ -383,7 +383,7 @@ class TestTable:
         "argument, said",
         [
             ("aeg=3", "--facts: unknown column 'aeg'; did you mean 'age'?"),
-            ("colour=pink", "--facts: colour = 'pink' is not a category; known are 'blue', 'green', 'red'"),
+            ("colour=pink", "--facts: colour = 'pink' is not a category; choose from 'blue', 'green', 'red'"),
             ("age=x", "--facts: age = 'x' is not a number; give a number"),
             ("age", "--facts: 'age' has no value; give COLUMN=VALUE,COLUMN=VALUE"),
             ("age=41,age=42", "--facts: 'age' is given twice; give each column once"),

@@ -805,7 +805,7 @@ def test_a_copy_whose_label_is_another_says_so(tmp_path):
 def test_one_torn_line_does_not_hide_what_stands_between_the_values(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text("a;b\n" + "1;2\n" * 30 + "1;2;3\n")
-    with pytest.raises(UserError, match="line 32 has 3 fields between ';', not 2"):
+    with pytest.raises(UserError, match="line 32 has 3 fields separated by ';', not 2"):
         run(path, tmp_path / "out")
     for header, said in (("a,,b", "column 2 has no name"), ("a,b,a", "two columns have the name 'a'")):
         path.write_text(f"{header}\n1,2,3\n")
@@ -834,7 +834,7 @@ def test_a_few_wrong_paths_and_a_long_text_are_no_reason_to_take_a_column_for_so
 def test_tables_that_are_torn_are_refused_with_the_line(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text("a,b\n1,2\n1,2,3\n")
-    with pytest.raises(UserError, match="line 3 has 3 fields between ',', not 2"):
+    with pytest.raises(UserError, match="line 3 has 3 fields separated by ',', not 2"):
         run(path, tmp_path / "out")
 
 

@@ -1,12 +1,12 @@
-"""Fails where a recipe's step needs more memory, cycles or bytes between chips than was recorded for this libtpu.
+"""Fails if a recipe's step needs more memory, cycles or communication than recorded for this libtpu.
 
     python experiments/03_plans/check.py            # two recipes, cut to two layers: minutes
-    python experiments/03_plans/check.py --full     # every plan in plans.json again: hours
-    python experiments/03_plans/check.py --record   # records the cut ones anew, after a change that is worth it
+    python experiments/03_plans/check.py --full     # all plans in plans.json: hours
+    python experiments/03_plans/check.py --record   # updates the record of the two-layer recipes
     python experiments/03_plans/check.py --record siglip_b16   # this one only
 
-More than 5 % is a failure (exit code 1); nothing recorded for this libtpu is wrong input (exit code 2). What became
-less is shown, so that it can be recorded.
+An increase of more than 5 % is a failure (exit code 1); a missing record for this libtpu is invalid input (exit code
+2). Decreases are printed, so that they can be recorded.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ FIGURES = ("peak_bytes", "cycles", "collective_bytes")
 
 
 def figures(found: dict) -> dict[str, int]:
-    """What is compared, from a plan as plain values."""
+    """Returns the figures to compare, from a plan as plain values."""
     moved = sum(row["bytes"] for row in found["collectives"])
     return {"peak_bytes": found["peak_bytes"], "cycles": found["cycles"] or 0, "collective_bytes": moved}
 
 
 def cut(name: str) -> dict[str, int]:
-    """Figures of a recipe with two layers in each stack, 8 examples a chip, on four chips."""
+    """Figures of a recipe with two layers in each stack, 8 examples per chip, on four chips."""
     from mmjax.experiment import Experiment
     from mmjax.planning import topology_devices
     from mmjax.planning.plan import make_plan
@@ -49,7 +49,7 @@ def cut(name: str) -> dict[str, int]:
 
 
 def compare(name: str, found: dict[str, int], recorded: dict[str, int]) -> bool:
-    """Prints each figure beside its record; returns whether all are within what is allowed."""
+    """Prints each figure with its record. Returns True if all are within the tolerance."""
     good = True
     for figure in FIGURES:
         ratio = found[figure] / recorded[figure] if recorded[figure] else 1.0
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
     if any(name not in record.get(compiler, {}) for name in CUT):
         print(f"check.py: error: libtpu {compiler}: nothing is recorded for it; run with --record", file=sys.stderr)
         return 2
-    # All are compared, also after one that failed.
+    # Compare all, even after a failure.
     good = [compare(name, cut(name), record[compiler][name]) for name in CUT]
     return 0 if all(good) else 1
 

@@ -1,9 +1,9 @@
-"""What a step costs as the pod grows: SigLIP L/16 with 32 examples a chip, on v5p from 8 chips to 2,048.
+"""Step cost by pod size: SigLIP L/16 with 32 examples per chip, on 8 to 2,048 v5p chips.
 
-    python experiments/03_plans/growth.py           # plans what is not recorded yet, then the table and growth.png
-    python experiments/03_plans/growth.py --again   # all
+    python experiments/03_plans/growth.py           # missing plans, then the table and growth.png
+    python experiments/03_plans/growth.py --again   # all plans
 
-Nothing but the pod changes, and on 8 chips `mesh.fsdp`, which is 16 elsewhere. What comes is kept in `plans.json`.
+Only the pod size changes, except that `mesh.fsdp` is 8 instead of 16 on 8 chips. Results are stored in `plans.json`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     found = {chips: read_record()[f"siglip_l16 on v5p-{chips}"] for chips in PODS}
     columns = {chips: figures(row) for chips, row in found.items()}
     header = list(next(iter(columns.values())))
-    rows = [f"| chips | {' | '.join(header)} | of the step on {min(PODS)} chips |", "|---" * (len(header) + 2) + "|"]
+    rows = [f"| chips | {' | '.join(header)} | step relative to {min(PODS)} chips |", "|---" * (len(header) + 2) + "|"]
     first = columns[min(PODS)][STEP]
     for chips, row in columns.items():
         values = " | ".join(f"{value:,.2f}" for value in row.values())
@@ -48,17 +48,17 @@ STEP = "predicted step, ms"
 
 
 def figures(found: dict) -> dict[str, float]:
-    """What is shown of a plan, of one chip."""
+    """Returns the figures of a plan to show, per chip."""
     return {
-        "between chips, GiB": sum(row["bytes"] for row in found["collectives"]) / 2**30,
+        "communication, GiB": sum(row["bytes"] for row in found["collectives"]) / 2**30,
         "peak, GiB": found["peak_bytes"] / 2**30,
         STEP: 1e3 * found["step_seconds"],
-        "of it waited for, ms": 1e3 * found["exposed_seconds"],
+        "exposed communication, ms": 1e3 * found["exposed_seconds"],
     }
 
 
 def plot(path: pathlib.Path, columns: dict[int, dict[str, float]]) -> None:
-    """A panel for each figure, from zero, over the number of chips."""
+    """Plots each figure against the number of chips in a panel of its own."""
     from matplotlib.figure import Figure
 
     names = list(next(iter(columns.values())))

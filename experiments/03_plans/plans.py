@@ -1,13 +1,13 @@
-"""Plans the recipes on pods of four kinds, and models whose speed others published; keeps what came in `plans.json`.
+"""Plans the recipes on four kinds of pods, and models with published speeds. Results are stored in `plans.json`.
 
-    python experiments/03_plans/plans.py            # what is not recorded yet for the installed libtpu
-    python experiments/03_plans/plans.py --again    # everything
-    python experiments/03_plans/plans.py --tables   # only writes the tables of README.md anew
-    python experiments/03_plans/plans.py siglip_l16 --keep=/tmp/texts   # those whose name has this in it; keeps the HLO
-    python experiments/03_plans/big_vision.py --big_vision=PATH         # what ours stand beside
+    python experiments/03_plans/plans.py            # plans that are missing for the installed libtpu
+    python experiments/03_plans/plans.py --again    # all plans
+    python experiments/03_plans/plans.py --tables   # only rewrites the tables of README.md
+    python experiments/03_plans/plans.py siglip_l16 --keep=/tmp/texts   # plans whose names contain this; keeps the HLO
+    python experiments/03_plans/big_vision.py --big_vision=PATH         # plans of big_vision
     python experiments/03_plans/growth.py           # one recipe on pods of many sizes
 
-A plan takes minutes and some GiB; each runs in a process of its own, one after the other.
+A plan takes minutes and a few GiB. Each runs in its own process, sequentially.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ PUBLISHED = {
         "experiments/03_plans/dense.py:32b",
         ["--topology=v5e:16x16", "--batch_per_chip=4"],
         0.6686,
-        "MaxText, configs/v5e/README.md and 32b.sh: 2,048 tokens, 4 sequences a chip, everything computed again",
+        "MaxText, configs/v5e/README.md and 32b.sh: 2,048 tokens, 4 sequences per chip, full rematerialisation",
     ),
     "32B on v5p-64": (
         "experiments/03_plans/dense.py:32b_minimal",
         ["--topology=v5p:4x4x4", "--batch_per_chip=7", "--config.mesh.fsdp=16", "--config.mesh.tensor=4"],
         0.7147,
-        "MaxText, configs/v5p/README.md and 32b.sh: 2,048 tokens, 7 sequences a chip, results of products kept",
+        "MaxText, configs/v5p/README.md and 32b.sh: 2,048 tokens, 7 sequences per chip, matmul outputs saved",
     ),
     "PaliGemma on v5e-256": (
         "experiments/03_plans/dense.py:paligemma",
         ["--topology=v5e:16x16", "--batch_per_chip=32"],
         0.55,
-        "Beyer et al., PaliGemma (2024), 55 % reported: 224 pixels, 128 tokens of text; we assume 32 a chip",
+        "Beyer et al., PaliGemma (2024), 55 % reported: 224 pixels, 128 text tokens; assuming 32 examples per chip",
     ),
 }
 
 LESS_MEMORY = [f"--config.model.encoders.{name}.rematerialise=dots_except_mlp" for name in ("image", "text")]
-# (recipe, pod), examples a chip, what is changed of the recipe: what stands beside big_vision.
+# Plans to compare with big_vision: (recipe, pod), examples per chip, overrides.
 BESIDE = (
     (("siglip_l16", "v5e-256"), 32, []),
     (("siglip_l16", "v5e-256"), 64, []),
@@ -75,13 +75,13 @@ BESIDE = (
 
 
 def jobs() -> dict[str, list[str]]:
-    """{name: arguments of `mmjax plan`}."""
+    """Returns {plan name: arguments of `mmjax plan`}."""
     found = {}
     for name, (recipe, flags, _, _) in PUBLISHED.items():
         found[name] = [f"--config={recipe}", *flags]
     for place, flags in TOPOLOGIES.items():
         for recipe in RECIPES:
-            # On eight chips the smallest keeps whole parameters on every chip.
+            # On eight chips, the smallest recipe replicates its parameters.
             whole = ["--config.mesh.fsdp=1"] if recipe == "siglip_b16" and flags[-1:] == EIGHT else []
             found[f"{recipe} on {place}"] = [f"--config=configs/{recipe}.py", BATCH, *flags, *whole]
     for (recipe, place), examples, changed in BESIDE:
@@ -91,12 +91,12 @@ def jobs() -> dict[str, list[str]]:
 
 
 def beside_name(recipe: str, place: str, examples: int) -> str:
-    """As in the table of recipes where the batch is the same."""
+    """Name of a plan; equal to that of the recipe table if the batch size is the same."""
     return f"{recipe} on {place}" + (f" at {examples}" if examples != EXAMPLES else "")
 
 
 def plan(arguments: list[str]) -> dict:
-    """What `mmjax plan` finds."""
+    """Runs `mmjax plan` and returns its JSON output, or {"error"}."""
     command = [sys.executable, "-m", "mmjax", "plan", *arguments, "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -105,24 +105,24 @@ def plan(arguments: list[str]) -> dict:
 
 
 def read_record() -> dict[str, dict]:
-    """What is recorded, {name: plan}."""
+    """Returns the recorded plans, {name: plan}."""
     return json.loads(RECORD.read_text()) if RECORD.exists() else {}
 
 
 def write_table(title: str, table: str) -> None:
-    """Puts a table between its marks in README.md."""
+    """Replaces a table between its marks in README.md."""
     page = FOLDER / "README.md"
     text = re.sub(rf"(<!-- {title} -->\n).*?(<!-- end -->)", rf"\g<1>\n{table}\n\n\g<2>", page.read_text(), flags=re.S)
     page.write_text(text)
 
 
 def kept(name: str, found: dict) -> dict:
-    """Records a plan, and returns what is recorded of it."""
-    # Places in the code change with every commit.
+    """Records a plan and returns the recorded part."""
+    # Drop source locations, which change with every commit.
     found.pop("slowest", None)
     if found.get("memory"):
         found["memory"].pop("largest")
-    # Several of these may run side by side.
+    # Read again, because several processes may record at the same time.
     record = read_record()
     record[name] = found
     beside = RECORD.with_suffix(".part")
@@ -185,7 +185,7 @@ def published_table(record: dict) -> str:
 
 def beside_table(record: dict) -> str:
     rows = [
-        "| step | examples a chip | | peak | between chips | compute alone | utilisation | ours / theirs |",
+        "| step | examples per chip | | peak | communication | compute only | utilisation | speedup |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (recipe, place), examples, _ in BESIDE:
@@ -195,7 +195,7 @@ def beside_table(record: dict) -> str:
             continue
         theirs = both["big_vision"]
         for who, found in both.items():
-            who += ", all computed again" if found.get("all computed again") else ""
+            who += ", full rematerialisation" if found.get("all computed again") else ""
             ends = f"{found['peak_bytes'] / 2**30:.1f} GiB"
             if found["step_seconds"] is None:
                 rows.append(f"| {recipe} on {place} | {examples} | {who} | {ends}: does not fit | | | | |")

@@ -13,6 +13,7 @@ The table contains the summaries for `mmjax --help`, so that listing the command
 from __future__ import annotations
 
 COMMANDS = {
+    "init": ("mmjax.commands.init", "copy a recipe into this folder, to edit it"),
     "train": ("mmjax.commands.train", "train a recipe, or resume it from the workdir's newest checkpoint"),
     "evaluate": ("mmjax.commands.evaluate", "evaluate a trained model, also with missing modalities"),
     "predict": ("mmjax.commands.predict", "predict with a trained model on raw files"),

@@ -21,6 +21,8 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from mmjax.host.libtpu import has_tpu
+
 PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
 # {extra: groups of modules}; an extra is installed if at least one module of each group is.
 EXTRAS: dict[str, list[tuple[str, ...]]] = {
@@ -141,7 +143,7 @@ def _advice(extras: dict[str, bool], devices: list[dict[str, Any]], error: str |
         advice.append("JAX found no device: check that no other process holds it, and that the driver fits the extra")
     if Path("/dev/nvidiactl").exists() and "gpu" not in platforms:
         advice.append("JAX does not use this machine's NVIDIA GPU: pip install -c constraints.txt -e '.[cuda]'")
-    if (Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()) and "tpu" not in platforms:
+    if has_tpu() and "tpu" not in platforms:
         advice.append("a TPU seems present, but JAX does not use it: pip install -c constraints.txt -e '.[tpu]'")
     if not extras["demo"]:
         advice.append("the speech synthesis of the digits demo is missing: pip install -c constraints.txt -e '.[demo]'")

@@ -32,7 +32,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("workdir", None, "folder of the runs; by default runs/EXPERIMENT", flag_values=flags)
     absl_flags.DEFINE_multi_string("arms", None, "arm to run; by default all", flag_values=flags)
     absl_flags.DEFINE_list("folds", None, "folds to run; by default all", flag_values=flags)
-    absl_flags.DEFINE_integer("jobs", 1, "parallel runs, which share out the cores", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "jobs", 1, "number of parallel runs; the cores are divided between them", lower_bound=1, flag_values=flags
+    )
     absl_flags.DEFINE_bool("quick", False, "check a small form of each arm, in minutes", flag_values=flags)
     absl_flags.DEFINE_bool("all", False, "reproduce every experiment below experiments/", flag_values=flags)
     absl_flags.DEFINE_bool("record", False, "record the new result instead of comparing it", flag_values=flags)

@@ -57,7 +57,7 @@ class PaddedRows(Rows):
 
 
 class PackedRows(Rows):
-    """Rows of up to E examples, whose elements follow one another.
+    """Rows that concatenate the elements of up to E examples.
 
     Args:
       modalities: {input name: packable modality that processes it}.

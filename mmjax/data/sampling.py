@@ -23,8 +23,10 @@ class FilterConfig:
     """Filter on one index column: training uses only records that satisfy all given conditions.
 
     Attributes:
-      at_least, at_most: inclusive bounds of a numeric column.
-      one_of, none_of: allowed and excluded values.
+      at_least: inclusive lower bound of a numeric column.
+      at_most: inclusive upper bound of a numeric column.
+      one_of: allowed values.
+      none_of: excluded values.
     """
 
     at_least: float | None = None

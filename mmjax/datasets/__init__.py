@@ -40,19 +40,6 @@ DATASETS: dict[str, type[Dataset]] = {
     "synthetic": Synthetic,
 }
 
-__all__ = [
-    "DATASETS",
-    "Avmnist",
-    "Dataset",
-    "Digits",
-    "Mixture",
-    "Prepared",
-    "Record",
-    "Source",
-    "Synthetic",
-    "make_dataset",
-]
-
 
 def make_dataset(section: Any, shared: type[Shared], where: str = "data") -> tuple[Shared, Dataset]:
     """Builds the dataset named in a config section, without preparing it.

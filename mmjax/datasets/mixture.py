@@ -58,10 +58,16 @@ class Mixture(Dataset):
         # Merged inputs and targets may differ in their statistics, but in nothing else; the first dataset's are used.
         inputs = self._merge("inputs", lambda part, name: (part.dataset.inputs[name], part.format_options(name)))
         targets = self._merge("targets", lambda part, name: _without_statistics(part.dataset.targets[name]))
-        self.inputs: Mapping[str, str] = {new: part.dataset.inputs[name] for new, (part, name) in inputs.items()}
-        self.targets: Mapping[str, TargetSpec] = {
-            new: part.dataset.targets[name] for new, (part, name) in targets.items()
-        }
+        self._inputs = {new: part.dataset.inputs[name] for new, (part, name) in inputs.items()}
+        self._targets = {new: part.dataset.targets[name] for new, (part, name) in targets.items()}
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        return self._inputs
+
+    @property
+    def targets(self) -> Mapping[str, TargetSpec]:
+        return self._targets
 
     @property
     def dataset_options(self) -> Mapping[str, Mapping[str, Any]]:

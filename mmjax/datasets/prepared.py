@@ -98,7 +98,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     """Reads `manifest.json` of a prepared folder.
 
     Raises:
-      UserError: if the file is missing, unreadable or of another version.
+      UserError: if the file is missing, unreadable or has another format version.
     """
     path, remedy = folder / "manifest.json", "run mmjax prepare --source=PATH --output=FOLDER"
     try:
@@ -110,7 +110,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError("data.path", f"{str(path)!r} cannot be read: {error}", remedy) from None
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
-        raise UserError("data.path", f"{str(path)!r} is not of version {VERSION}", "prepare the data again")
+        raise UserError("data.path", f"{str(path)!r} does not have format version {VERSION}", "prepare the data again")
     return manifest
 
 

@@ -2,5 +2,3 @@
 
 from mmjax.evaluation.evaluator import EvaluateConfig, EvaluationHook, Evaluator
 from mmjax.evaluation.subsets import subset_name, subsets
-
-__all__ = ["EvaluateConfig", "EvaluationHook", "Evaluator", "subset_name", "subsets"]

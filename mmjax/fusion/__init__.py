@@ -21,5 +21,3 @@ FUSIONS = {
     "concatenation": Concatenation,
     "gated_average": GatedAverage,
 }
-
-__all__ = ["FUSED", "FUSIONS"]

@@ -11,28 +11,3 @@ from mmjax.layers.precision import Precision
 from mmjax.layers.randomness import Randomness, drop_path, dropout
 from mmjax.layers.stack import REMATERIALISATION, Stack
 from mmjax.layers.transformer import VARIANTS, Transformer, TransformerConfig
-
-__all__ = [
-    "MLP",
-    "REMATERIALISATION",
-    "VARIANTS",
-    "Attention",
-    "AttentionPooling",
-    "Block",
-    "Embedding",
-    "GroupNorm",
-    "LayerNorm",
-    "Linear",
-    "Precision",
-    "Randomness",
-    "Stack",
-    "Transformer",
-    "TransformerConfig",
-    "attend",
-    "drop_path",
-    "dropout",
-    "first_pool",
-    "last_pool",
-    "mean_pool",
-    "sincos_positions",
-]

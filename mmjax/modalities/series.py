@@ -116,7 +116,7 @@ def read_series(data: bytes) -> np.ndarray:
     `NA` and the like (`table.MISSING`) are missing values; so are all cells of an empty line.
 
     Raises:
-      ValueError: if the format is neither, or the file is damaged or empty.
+      ValueError: if the file is neither NPY nor CSV, or is damaged or empty.
     """
     if data.startswith(NPY):
         return as_series(read_npy(data))
@@ -124,7 +124,7 @@ def read_series(data: bytes) -> np.ndarray:
         lines = data.decode("utf-8-sig").rstrip("\r\n").splitlines()
     except UnicodeDecodeError:
         raise ValueError("neither NPY nor UTF-8 text") from None
-    delimiter = next((mark for mark in "\t;" if lines and mark in lines[0]), ",")
+    delimiter = next((each for each in "\t;" if lines and each in lines[0]), ",")
     try:
         rows = list(csv.reader(lines, delimiter=delimiter, strict=True))
     except csv.Error as error:

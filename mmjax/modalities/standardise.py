@@ -15,7 +15,8 @@ class StandardiseConfig:
     """Options of standardisation. A prepared dataset provides mean and std.
 
     Attributes:
-      mean, std: one number per channel; 0 and 1 by default.
+      mean: mean of each channel, 0 by default.
+      std: standard deviation of each channel, 1 by default.
       largest: clips standardised values to [-largest, largest], which bounds the effect of outliers.
     """
 

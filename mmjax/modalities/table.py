@@ -38,7 +38,8 @@ class Table:
         Attributes:
           columns: column names.
           categories: {column: names of its categories}; all other columns are numeric.
-          mean, std: {column: statistic} for standardising numeric columns; 0 and 1 by default.
+          mean: {column: mean} for standardising numeric columns; 0 by default.
+          std: {column: standard deviation} for standardising numeric columns; 1 by default.
           largest: clips standardised numbers to [-largest, largest], which bounds the effect of outliers.
         """
 

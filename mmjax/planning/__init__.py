@@ -3,5 +3,3 @@
 from mmjax.planning.chips import peak_flops
 from mmjax.planning.flops import matmul_flops, step_flops, training_flops
 from mmjax.planning.topology import topology_devices
-
-__all__ = ["matmul_flops", "peak_flops", "step_flops", "topology_devices", "training_flops"]

@@ -1,7 +1,7 @@
 """Parser for the HLO text of compiled programs: computations, instructions, execution counts, source locations.
 
-XLA prints a module as computations of instructions; with `is_scheduled=true` they are in execution order. TPU programs
-have no trip counts in their text: they follow from the condition of a counted loop, like `i < 24`.
+XLA prints a module as computations of instructions; with `is_scheduled=true` the instructions are in execution order.
+The text of TPU programs has no trip counts; `Module.trip_count` reads them from the condition of a loop, like `i < 24`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Array:
 
     @property
     def on_chip(self) -> bool:
-        """True if it is allocated in a TPU's vector or scalar memory instead of HBM."""
+        """True if the array is allocated in a TPU's vector or scalar memory instead of HBM."""
         return "S(" in self.layout
 
     @property
@@ -64,7 +64,7 @@ class Instruction:
     Attributes:
       name: name without "%".
       shape: text of the result shape.
-      opcode: opcode, like "fusion".
+      opcode: operation, like "fusion".
       operands: names of the operands.
       attributes: text after the operands.
       root: True if it is the root, the result of the computation.
@@ -249,7 +249,7 @@ class Module:
         return start or 0, step
 
     def location(self, instruction: Instruction) -> str:
-        """Returns the source location "file.py:line" of the instruction or its first located part; "" if unknown."""
+        """Returns the source location "file.py:line" of the instruction or of one in its fusion; "" if unknown."""
         for inner in self.walk(instruction):
             frame = inner.attribute("stack_frame_id")
             if frame and int(frame) in self.locations:
@@ -277,7 +277,7 @@ def _parse(line: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Returns the index of the bracket that closes the opening bracket of the text."""
+    """Returns the index of the bracket that closes the first opening bracket."""
     depth = 0
     for index, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -287,7 +287,7 @@ def _closing(text: str) -> int:
 
 
 def _origin(computation: Computation, name: str) -> Instruction | None:
-    """Returns the named instruction, skipping copies, bitcasts and converts."""
+    """Returns the instruction that computes the named value, looking through copies, bitcasts and converts."""
     source = computation.by_name.get(name)
     while source is not None and source.opcode in ("copy", "bitcast", "convert") and source.operands:
         source = computation.by_name.get(source.operands[0])

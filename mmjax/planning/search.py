@@ -109,7 +109,7 @@ def _parts(raw: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], Mapping
 def find_fitting(
     raw: Mapping[str, Any], plan: Plan, shards: int, planner: Planner, log: Callable[[str], None]
 ) -> tuple[Overrides, Plan] | None:
-    """Tries overrides in order of their cost in time until the step fits in memory.
+    """Tries overrides in order of increasing step time until the step fits in memory.
 
     Order: larger fsdp, more rematerialisation, microbatches, smaller batch.
 
@@ -226,8 +226,8 @@ def score(plan: Plan) -> float:
 def neighbours(raw: Mapping[str, Any], plan: Plan) -> Iterator[Overrides]:
     """Yields overrides that change one setting: rematerialisation, batch size, mesh or microbatches.
 
-    The most promising come first. If the step fits, more rematerialisation is paired with a larger batch, as alone it
-    only slows the step.
+    The most promising come first. If the step fits, more rematerialisation is paired with a larger batch, because by
+    itself it only slows the step.
     """
     accumulate = raw["train"].get("accumulate", 1)
     if plan.fits:

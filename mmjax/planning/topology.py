@@ -12,6 +12,7 @@ import jax
 from jax.experimental import topologies
 
 from mmjax.errors import UserError
+from mmjax.host.libtpu import use_as_compiler
 from mmjax.planning.gpu import GPUS, gpu_devices
 
 
@@ -62,7 +63,7 @@ def topology_devices(name: str, num_slices: int = 1, where: str = "--topology") 
     generation, shape = parse_topology(name, where)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(where, "the TPU compiler is not installed", _INSTALL)
-    _prepare_environment()
+    use_as_compiler(os.environ)
     options: dict[str, object] = dict(GENERATIONS[generation].options)
     if math.prod(shape) < 4:
         # libtpu assumes hosts with four chips and rejects a slice of part of a host.
@@ -100,16 +101,3 @@ def parse_topology(name: str, where: str = "--topology") -> tuple[str, tuple[int
 
 def _example(generation: str) -> str:
     return f"{generation}:4x4" if GENERATIONS[generation].rank == 2 else f"{generation}:4x4x4"
-
-
-def _prepare_environment() -> None:
-    """Sets the variables that keep libtpu from querying Google's metadata server and from locking a local TPU."""
-    for name, value in (
-        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-        ("TPU_SKIP_MDS_QUERY", "1"),
-        ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_STDERR_LOG_LEVEL", "3"),
-        ("TPU_MIN_LOG_LEVEL", "3"),
-    ):
-        os.environ.setdefault(name, value)

@@ -23,14 +23,14 @@ class PrepareConfig:
         several columns to one input.
       key: column of unique example keys; "" uses the column "key" or "id", else the keys of the source.
       split: column with the split of each example; "" uses the column "split", else `splits`.
-      splits: {split: share of the examples}, without a split column.
-      group: column whose values must not be in two splits, such as a speaker, a patient or a video.
+      splits: {split: share of the examples}; ignored if there is a split column.
+      group: column such as speaker, patient or video; rows with the same value stay in one split.
       stratify: label by which splits and folds are stratified; "" uses the first label.
       folds: number of cross-validation folds, grouped and stratified; 0 for none.
       seed: random seed.
       shard_megabytes: target size of a shard, in MiB.
       train_tokenizer: vocabulary size of a tokenizer trained on each text input of the training split; 0 trains none.
-        It includes the 256 bytes.
+        The size includes the 256 byte tokens.
       checks: {kind: thresholds of its checks}, see `mmjax.prepare.kinds`.
       reduce: {kind: options of its data reduction}, see `mmjax.prepare.kinds`. Data reduced once need not be reduced in
         every epoch.

@@ -3,5 +3,3 @@
 from mmjax.processes.agreement import agree_or_raise
 from mmjax.processes.start import initialize
 from mmjax.processes.watch import Watchdog
-
-__all__ = ["Watchdog", "agree_or_raise", "initialize"]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import pathlib
 import sys
 import threading
 import urllib.request
@@ -22,6 +21,7 @@ from typing import Any
 import jax
 
 from mmjax.errors import UserError
+from mmjax.host.libtpu import has_tpu
 from mmjax.processes.roll_call import REMEDY, roll_call
 from mmjax.processes.watch import catch_abort
 
@@ -142,8 +142,7 @@ def _has_multi_process_launcher() -> bool:
     if hosts is not None:
         return "," in hosts
     # On a Cloud TPU VM outside GKE, only the metadata server lists the other workers of the slice.
-    on_tpu = any(pathlib.Path(device).exists() for device in ("/dev/accel0", "/dev/vfio/0"))
-    return on_tpu and "," in _worker_endpoints()
+    return has_tpu() and "," in _worker_endpoints()
 
 
 def _worker_endpoints() -> str:

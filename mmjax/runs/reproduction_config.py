@@ -56,7 +56,7 @@ class ReproductionConfig:
       seeds: seeds of the recorded runs.
       metrics: {split: {metric: tolerance}}; the tolerance is the maximum absolute difference between the mean over
         seeds and the recorded mean.
-      subsets: comparison of subsets of the inputs with upper bounds; None for none.
+      subsets: comparison of subsets of the inputs with upper bounds; None disables it.
       arms: {arm: its differences}, for experiments that compare recipes.
       folds: {fold: overrides}, for cross-validation; each arm runs on each fold.
     """

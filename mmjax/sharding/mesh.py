@@ -58,9 +58,9 @@ class MeshConfig:
       tensor: tensor parallelism: shards attention heads and hidden units.
       rules: overrides of the logical axis table; the first matching rule applies.
       sequence_attention: attention across the devices of `sequence`: "ring" passes keys and values around, "all_to_all"
-        exchanges tokens for heads, whose number per device `sequence` must divide.
-      attention: attention kernel: "short" or "splash" (TPU), "cudnn" (GPU) or "xla"; "auto" takes the first one that
-        supports the device and the shapes, and logs the reasons where only "xla" is left.
+        exchanges tokens for heads if `sequence` divides the number of heads per device, else it falls back to "ring".
+      attention: attention kernel: "short" or "splash" (TPU), "cudnn" (GPU) or "xla"; "auto" selects the first one that
+        supports the device and the shapes, and logs the reason if that is "xla".
       heartbeat_timeout: seconds without a heartbeat after which a process counts as dead and the others stop.
       stall: seconds that a process may lag behind the step of the others before they stop.
     """

@@ -10,5 +10,3 @@ TASKS = {
     "contrastive": Contrastive,
     "regression": Regression,
 }
-
-__all__ = ["TASKS", "Task", "presence"]

@@ -123,7 +123,7 @@ class Contrastive(Task):
         return features[0], features[1]
 
     def _valid_and_labels(self, batch: Batch) -> tuple[Bool[Array, " batch"], Int[Array, " batch"]]:
-        """Mask of the examples that take part, and labels that are equal for positive pairs."""
+        """Mask of the examples in the loss, and labels that are equal for positive pairs."""
         if self.config.positives is None:
             return self.weights(batch) > 0, jnp.arange(batch.size)
         return self.weights(batch) > 0, batch.targets[self.config.positives].values

@@ -32,7 +32,7 @@ class Additive(metrics.Metric):
         return jax.tree.map(lambda x: x.sum(axis=0), self)
 
     def compute_values(self) -> dict[str, float]:
-        """Values by name; "" stands for the name of the state itself. {} if the total weight is 0."""
+        """Returns {name: value}; the name "" means the state's own name. {} if the total weight is 0."""
         raise NotImplementedError
 
 

@@ -8,5 +8,3 @@ from mmjax.training.estimators import ESTIMATORS
 from mmjax.training.hooks import HOOKS
 from mmjax.training.loss_transforms import LOSS_TRANSFORMS
 from mmjax.training.optim import TRANSFORMS
-
-__all__ = ["ESTIMATORS", "HOOKS", "LOSS_TRANSFORMS", "TRANSFORMS"]

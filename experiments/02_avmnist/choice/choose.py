@@ -1,9 +1,9 @@
-"""Which arm is best for each speaker who will be tested, from what was recorded without that speaker.
+"""Selects the best arm for each test speaker from the recorded runs that exclude this speaker from training.
 
     python experiments/02_avmnist/choice/choose.py
 
-A model that was trained without two speakers tells something about both: its accuracy on the one helps to choose for
-the fold that tests the other.
+Each model is trained without two speakers. Its accuracy on one of them informs the choice for the fold that tests the
+other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RESULTS = pathlib.Path(__file__).with_name("results.json")
 
 
 def accuracies(folds: dict[str, dict]) -> dict[str, list[float]]:
-    """{speaker never trained on nor listened to: accuracies on each of the others}."""
+    """Returns {test speaker: accuracies on each of the other speakers, without training on either}."""
     found: dict[str, list[float]] = {}
     for fold in folds.values():
         one, other = fold["overrides"]["data.held_out"], fold["overrides"]["data.validation"]

@@ -1,7 +1,7 @@
 """AV-MNIST dataset: MNIST images paired with recordings of spoken digits, and generated sentences.
 
-After AV-MNIST (Liang et al., MultiBench, 2021), with both tasks of `digits`. Nothing is downloaded: the user provides
-MNIST's idx files and recordings named DIGIT_SPEAKER_INDEX.wav, such as the Free Spoken Digit Dataset.
+Modelled on AV-MNIST (Liang et al., MultiBench, 2021), with both tasks of `digits`. Nothing is downloaded: the user
+provides MNIST's idx files and recordings named DIGIT_SPEAKER_INDEX.wav, such as the Free Spoken Digit Dataset.
 
 Splits: `train`; `validation`, held-out speakers for model selection; and `test`, other held-out speakers. Neither
 speakers nor images overlap between splits.
@@ -43,7 +43,7 @@ class Avmnist(PairedDigits):
           path: folder with the idx files and the recordings, at any depth up to 5; by default $MMJAX_DATA, or else
             `raw` in the cache folder.
           held_out: test speaker or speakers; by default the last in alphabetical order.
-          validation: validation speaker or speakers; by default the last of the others. [] removes the validation
+          validation: validation speaker or speakers; by default the last remaining one. [] removes the validation
             split, for the final training after model selection.
           synthetic: fraction of training examples with audio synthesised by espeak-ng, in many voices.
         """

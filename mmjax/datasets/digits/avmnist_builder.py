@@ -9,8 +9,8 @@ import collections
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -18,7 +18,8 @@ import tensorflow_datasets as tfds
 from mmjax.data.stable_rng import shuffled_cycle, stable_rng
 from mmjax.datasets.digits import arithmetic, speech
 from mmjax.datasets.digits.digit_files import DigitFiles, Recording, read_images, read_recordings
-from mmjax.datasets.digits.paired_digits import USES_PER_COPY, VERSIONS, features, latents
+from mmjax.datasets.digits.paired_builder import PairedBuilder
+from mmjax.datasets.digits.paired_digits import USES_PER_COPY, VERSIONS, latents
 from mmjax.datasets.digits.speakers import SPLITS, Speakers
 from mmjax.datasets.digits.voices import utterance
 from mmjax.errors import UserError
@@ -183,21 +184,11 @@ def plan_examples(task: str, split: str, raw_data: RawData, synthetic: float = 0
     ]
 
 
-class AvmnistBuilder(tfds.core.GeneratorBasedBuilder):
+class AvmnistBuilder(PairedBuilder):
     """TFDS builder of handwritten digits, recordings of spoken digits, and sentences; see `Avmnist`."""
 
     name = "avmnist"
     VERSION = tfds.core.Version(VERSIONS["avmnist"])
-    BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name="arithmetic", description="Seen digit, heard digit, and what to do with them."),
-        tfds.core.BuilderConfig(name="matched", description="The same digit seen, heard and written."),
-    ]
-
-    # Nothing is downloaded. Without this, TFDS looks for a checksum file through a package that it does not require.
-    url_infos: ClassVar[dict[str, Any]] = {}
-
-    # Progress callback, called with the number of utterances or records finished since its last call.
-    advance: Callable[[int], None] = staticmethod(lambda count: None)
 
     def __init__(self, *, raw_data: RawData, synthetic: float = 0.0, config: str, **options: Any):
         self._raw_data = raw_data
@@ -210,17 +201,10 @@ class AvmnistBuilder(tfds.core.GeneratorBasedBuilder):
         return sum(len(plans) + sum(plan.utterance is not None for plan in plans) for plans in self._plans.values())
 
     def _info(self) -> tfds.core.DatasetInfo:
-        stored = features(tfds, self.builder_config.name, self._raw_data.pixels.shape[1:]) | {
-            "rate": tfds.features.Scalar(dtype=np.int32),
-            "speaker": tfds.features.Text(),
-            "recording": tfds.features.Text(),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=self.builder_config.description,
-            features=tfds.features.FeaturesDict(stored),
-            homepage="https://github.com/Jakobovski/free-spoken-digit-dataset",
-        )
+        text = tfds.features.Text()
+        stored = {"rate": tfds.features.Scalar(dtype=np.int32), "speaker": text, "recording": text}
+        homepage = "https://github.com/Jakobovski/free-spoken-digit-dataset"
+        return self._dataset_info(self._raw_data.pixels.shape[1:], stored, homepage)
 
     def _split_generators(self, download_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         utterances = [plan.utterance for plans in self._plans.values() for plan in plans if plan.utterance]

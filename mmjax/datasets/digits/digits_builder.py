@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import sklearn.datasets
@@ -17,7 +17,8 @@ import tensorflow_datasets as tfds
 
 from mmjax.data.stable_rng import interpolate, shuffled, stable_rng
 from mmjax.datasets.digits import arithmetic, speech
-from mmjax.datasets.digits.paired_digits import VERSIONS, features, latents
+from mmjax.datasets.digits.paired_builder import PairedBuilder
+from mmjax.datasets.digits.paired_digits import VERSIONS, latents
 from mmjax.datasets.digits.voices import SPLITS, utterance
 
 # Copies of each (a, b, operation), or of each digit.
@@ -70,21 +71,11 @@ def plan_examples(task: str, split: str) -> list[ExamplePlan]:
     return plans
 
 
-class DigitsBuilder(tfds.core.GeneratorBasedBuilder):
+class DigitsBuilder(PairedBuilder):
     """TFDS builder of handwritten digits, spoken digits, and sentences; see `mmjax.datasets.digits.digits`."""
 
     name = "digits"
     VERSION = tfds.core.Version(VERSIONS["digits"])
-    BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name="arithmetic", description="Seen digit, heard digit, and what to do with them."),
-        tfds.core.BuilderConfig(name="matched", description="The same digit seen, heard and written."),
-    ]
-
-    # Nothing is downloaded. Without this, TFDS looks for a checksum file through a package that it does not require.
-    url_infos: ClassVar[dict[str, Any]] = {}
-
-    # Progress callback, called with the number of utterances or records finished since its last call.
-    advance: Callable[[int], None] = staticmethod(lambda count: None)
 
     @property
     def size(self) -> int:
@@ -93,13 +84,7 @@ class DigitsBuilder(tfds.core.GeneratorBasedBuilder):
         return 2 * per_copy * sum(COPIES[self.builder_config.name].values())
 
     def _info(self) -> tfds.core.DatasetInfo:
-        stored = features(tfds, self.builder_config.name, (8, 8)) | {"voice": tfds.features.Text()}
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=self.builder_config.description,
-            features=tfds.features.FeaturesDict(stored),
-            homepage="https://archive.ics.uci.edu/dataset/80",
-        )
+        return self._dataset_info((8, 8), {"voice": tfds.features.Text()}, "https://archive.ics.uci.edu/dataset/80")
 
     def _split_generators(self, download_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         plans = {split: plan_examples(self.builder_config.name, split) for split in SPLITS}

@@ -30,7 +30,7 @@ def choose_speakers(
       held_out, validation: test and validation speakers; see `Avmnist.Config`.
 
     Raises:
-      UserError: if a speaker is unknown or in two splits, or no training speaker remains.
+      UserError: if a speaker is unknown or in two splits, or none remains for training.
     """
     names = sorted(set(speakers))
 
@@ -52,7 +52,7 @@ def choose_speakers(
         raise UserError("data.validation", problem, "choose a speaker that is not in data.held_out")
     train_speakers = tuple(name for name in others if name not in validation_speakers)
     if not train_speakers:
-        problem = f"no training speaker remains of {', '.join(map(repr, names))}"
+        problem = f"no speaker remains for training: all of {', '.join(map(repr, names))} are held out"
         remedy = "add recordings of other speakers, hold out fewer in data.held_out, or set data.validation to []"
         raise UserError("data.held_out", problem, remedy)
     return Speakers(train_speakers, validation_speakers, test_speakers)

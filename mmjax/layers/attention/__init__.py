@@ -2,5 +2,3 @@
 
 from mmjax.layers.attention.attend import attend
 from mmjax.layers.attention.module import Attention
-
-__all__ = ["Attention", "attend"]

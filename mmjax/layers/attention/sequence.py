@@ -63,29 +63,29 @@ def _forward(axes, query, key, value, query_segments, key_segments):
 
     def update(carry, visitor):
         # Online softmax: rescale the running sums whenever the running maximum grows.
-        maximum, total, mixed = carry
+        maximum, total, output = carry
         logits, visible = _masked_logits(query, query_segments, visitor)
         new_maximum = jnp.maximum(maximum, logits.max(axis=-1))
         weights = jnp.where(visible, jnp.exp(logits - new_maximum[..., None]), 0.0)
         rescale = jnp.exp(maximum - new_maximum)
         v = visitor["value"]
         added = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return (new_maximum, total * rescale + weights.sum(axis=-1), mixed * _expand(rescale) + added), visitor
+        return (new_maximum, total * rescale + weights.sum(axis=-1), output * _expand(rescale) + added), visitor
 
     shape = (batch, heads, queries)
     carry = jnp.full(shape, MASKED_LOGIT), jnp.zeros(shape), jnp.zeros(query.shape, jnp.float32)
     visitor = {"key": key, "value": value, "segments": key_segments}
-    (maximum, total, mixed), _ = _rotate(update, carry, visitor, query, key, axes)
+    (maximum, total, output), _ = _rotate(update, carry, visitor, query, key, axes)
     total = jnp.where(total > 0, total, 1.0)
-    mixed = (mixed / _expand(total)).astype(value.dtype)
-    return mixed, (query, key, value, query_segments, key_segments, mixed, maximum + jnp.log(total))
+    output = (output / _expand(total)).astype(value.dtype)
+    return output, (query, key, value, query_segments, key_segments, output, maximum + jnp.log(total))
 
 
 def _backward(axes, saved, cotangent):
-    query, key, value, query_segments, key_segments, mixed, log_normaliser = saved
+    query, key, value, query_segments, key_segments, output, log_normaliser = saved
     scale = query.shape[-1] ** -0.5
     # sum_k weights * d(weights) equals sum_d cotangent * output (Dao et al., FlashAttention, 2022).
-    mean = (cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1).swapaxes(1, 2)
+    mean = (cotangent.astype(jnp.float32) * output.astype(jnp.float32)).sum(axis=-1).swapaxes(1, 2)
 
     def einsum(equation, *operands):
         return jnp.einsum(equation, *operands, preferred_element_type=jnp.float32)

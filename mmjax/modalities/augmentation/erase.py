@@ -20,7 +20,8 @@ class Erase:
 
         Attributes:
           probability: probability of erasing, per image.
-          smallest, largest: bounds of the rectangle's area as a fraction of the image.
+          smallest: minimum area of the rectangle as a fraction of the image.
+          largest: maximum area of the rectangle as a fraction of the image.
           aspect: maximum aspect ratio of the rectangle, wide or tall.
         """
 

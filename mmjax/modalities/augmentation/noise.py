@@ -17,7 +17,8 @@ class Noise:
         """Options of `Noise`.
 
         Attributes:
-          low, high: bounds of the signal-to-noise ratio (mean power) in decibels.
+          low: minimum signal-to-noise ratio (mean power) in decibels.
+          high: maximum signal-to-noise ratio (mean power) in decibels.
         """
 
         low: float = 10.0

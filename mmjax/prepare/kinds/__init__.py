@@ -30,5 +30,3 @@ KINDS: dict[str, type[Kind]] = {
     "label": LabelKind,
     "number": NumberKind,
 }
-
-__all__ = ["KINDS", "File", "Kind", "Unreadable"]

@@ -44,9 +44,9 @@ class ImageKind(Kind):
         """Thresholds of the image checks.
 
         Attributes:
-          blank: range of grey levels (0 to 255, central 99.9 % of the pixels) up to which an image is blank.
-          similarity: fraction of one image's variance that the other, optimally cropped and scaled, must explain in
-            every block for the two to be near duplicates; see `mmjax.prepare.pictures.crop_similarity`.
+          blank: maximum grey level range (of 255, over the central 99.9 % of the pixels) of a blank image.
+          similarity: minimum similarity of near duplicates: the fraction of one image's variance that the other,
+            optimally cropped and scaled, explains in every block; see `mmjax.prepare.pictures.crop_similarity`.
         """
 
         blank: Annotated[float, AtLeast(0)] = 8.0
@@ -79,7 +79,7 @@ class ImageKind(Kind):
                 image.load()
         except PIL.UnidentifiedImageError:
             raise Unreadable("not an image") from None
-        # Damaged files raise many types of errors, depending on the decoder, SyntaxError and struct.error included.
+        # Damaged files raise many types of errors, including SyntaxError and struct.error, depending on the decoder.
         except Exception as error:
             raise Unreadable(str(error)) from None
         pixels = to_uint8(image)

@@ -33,6 +33,3 @@ def open_source(uri: str, kind: str = "") -> Source:
             return cls(uri)
     remedy = "give a folder, a manifest (CSV, TSV, JSONL, Parquet), a tar file, or tfds:NAME"
     raise UserError("--source", f"{uri!r} does not exist or has an unknown format", remedy)
-
-
-__all__ = ["SOURCES", "Row", "Source", "open_source"]

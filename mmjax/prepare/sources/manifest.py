@@ -82,7 +82,8 @@ def _csv(uri: str) -> Iterator[dict[str, Any]]:
         for values in filter(None, reader):
             line = f"line {reader.line_num + dialect.skipped}"
             if len(values) != len(names):
-                raise ValueError(f"{line} has {len(values)} fields between {dialect.delimiter!r}, not {len(names)}")
+                fields = f"{len(values)} fields separated by {dialect.delimiter!r}"
+                raise ValueError(f"{line} has {fields}, not {len(names)}")
             # Empty fields are missing values.
             row = {name: dialect.normalize(name, value) or None for name, value in zip(names, values, strict=True)}
             if row.pop(_UNNAMED, None):
@@ -129,7 +130,7 @@ def _parquet(uri: str) -> Iterator[dict[str, Any]]:
         with files.open_file(uri) as raw:
             for batch in pyarrow.parquet.ParquetFile(raw).iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
-                    json.dumps(values)  # raises TypeError for values that a listing cannot hold
+                    json.dumps(values)  # raises TypeError for values that are not JSON-serialisable
                     yield values
     except (pyarrow.ArrowException, TypeError) as error:
         raise ValueError(str(error)) from None

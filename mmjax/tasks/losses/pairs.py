@@ -2,13 +2,13 @@
 
 The rows (features of the first modality) stay on their device. The columns (features of the second modality) travel
 around a ring of devices together with their partial sums, so one pass serves both directions. The backward pass goes
-around the ring once more and recomputes the blocks. Automatic differentiation would save every visitor of the forward
-ring: all features, on each device.
+around the ring once more and recomputes the blocks. Automatic differentiation would save the columns of every ring
+step, that is all features, on each device.
 
 On a mesh with several axes, devices form groups. All devices of a group hold the rows of the whole group, so columns
-visit only one device per group, and partial sums are reduced over the group at the end: on 16 x 16 devices 16 and 16
-steps instead of 256, as in matrix products that are split both ways (van de Geijn and Watts, SUMMA: Scalable Universal
-Matrix Multiplication Algorithm, 1997).
+visit only one device per group, and partial sums are reduced over the group at the end. On 16 x 16 devices this takes
+16 ring steps and a reduction over 16 devices instead of 256 ring steps, as in 2D-partitioned matrix multiplication (van
+de Geijn and Watts, SUMMA: Scalable Universal Matrix Multiplication Algorithm, 1997).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Side(NamedTuple):
 
     Attributes:
       features: float32, L2-normalised.
-      valid: True for examples that take part.
+      valid: False for examples that are neither positives nor negatives.
       labels: equal labels mark positive pairs.
     """
 
@@ -70,7 +70,7 @@ class SoftmaxResiduals(NamedTuple):
 
     Attributes:
       logsumexp: log of the softmax denominator.
-      positive_weight: 1 / number of positive pairs; 0 without any.
+      positive_weight: 1 / number of positive pairs; 0 if there are none.
     """
 
     logsumexp: Vector
