@@ -27,6 +27,9 @@ class OneRecord(Dataset):
     inputs = {"image": "image", "audio": "audio"}
     targets = {"label": TargetSpec((), "int32", ("a", "b"))}
 
+    def __init__(self):
+        pass
+
     def prepare(self):
         raise NotImplementedError
 

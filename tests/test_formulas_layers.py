@@ -13,6 +13,8 @@ from mmjax.layers import AttentionPooling, Block, Randomness, Stack, sincos_posi
 from mmjax.layers.convolution import Convolution
 from mmjax.layers.linear import Linear
 from mmjax.layers.randomness import drop_path, dropout
+from mmjax.sharding import MeshConfig, make_mesh
+from mmjax.sharding.rules import spec_for
 from mmjax.tokens import Tokens
 from mmjax.training.optim.moments import in_bfloat16, stochastic_round
 
@@ -220,3 +222,10 @@ def test_dropout_of_a_block_acts_on_both_branches_apart():
     middle = X + masks[0] * attention(block.attention, normed, normed)
     expected = middle + masks[1] * feed_forward(block.mlp, norm(block.mlp_norm, middle))
     np.testing.assert_allclose(block(tokens_of(X), rng).values[0], expected, atol=1e-3)
+
+
+def test_dimensions_are_split_where_the_mesh_axes_divide_them():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    names = ("batch", "tokens", "heads", "none")
+    assert spec_for(mesh, names, (8, 5, 4, 3)) == jax.P(("data", "fsdp"), None, "tensor", None)
+    assert spec_for(mesh, names, (6, 5, 3, 3)) == jax.P(None, None, None, None)
