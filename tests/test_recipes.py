@@ -78,14 +78,16 @@ def here(monkeypatch, place, digits_cache):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains(here, tmp_path, name):
     recipe = plain(load_recipe(path_of(name)))
-    result = train(shrink(recipe), tmp_path / "run", Console(quiet=True))
-    assert result["steps"] == STEPS and set(recipe["evaluate"]["splits"]) <= set(result)
+    small = shrink(recipe)
+    # `mmjax reproduce --quick` evaluates; see test_reproduce_quick.py.
+    small["evaluate"] = {"every": 0, "splits": []}
+    result = train(small, tmp_path / "run", Console(quiet=True))
+    assert result["steps"] == STEPS
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    trained = [row for row in rows if row["split"] == "train"]
-    assert [row["step"] for row in trained] == [1, 2]
-    for task in recipe["tasks"]:
-        assert all(math.isfinite(row[f"{task}/loss"]) for row in trained)
-    assert all(row["optimizer/skipped"] == 0 for row in trained)
+    assert [row["step"] for row in rows] == [1, 2] and all(row["optimizer/skipped"] == 0 for row in rows)
+    # A batch of a mixture may hold no example of one of its tasks.
+    losses = [row[f"{task}/loss"] for row in rows for task in recipe["tasks"] if f"{task}/loss" in row]
+    assert len(losses) >= len(recipe["tasks"]) and all(map(math.isfinite, losses))
     assert [child.name for child in (tmp_path / "run" / "checkpoints").iterdir()] == [str(STEPS)]
 
 
