@@ -24,6 +24,10 @@ class RunError(Exception):
     """A failure of a run that needs no traceback. The command line prints it as one line and exits with code 1."""
 
 
+class MissingData(UserError):
+    """Raw or prepared data, which mmjax does not provide, is not on this machine."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns "did you mean X?" if a known name is similar to `name`, else the list of known names as choices."""
     known = sorted(known)

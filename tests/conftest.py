@@ -20,8 +20,11 @@ QUICK_FLAGS = "--xla_backend_optimization_level=0"
 if metadata.version("jaxlib").startswith("0.10."):
     QUICK_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
-# Eight simulated devices; set before JAX starts.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK_FLAGS}"
+# Eight simulated devices; set before JAX starts. On a GPU, unoptimised code would be too slow.
+if not os.environ.get("JAX_PLATFORMS", "").startswith(("cuda", "gpu")):
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK_FLAGS}"
+    )
 set_thread_count(os.environ)
 
 
@@ -53,6 +56,27 @@ def digits_cache(tmp_path_factory, worker_id) -> pathlib.Path:
         return pathlib.Path(configured)
     base = tmp_path_factory.getbasetemp()
     return (base if worker_id == "master" else base.parent) / "mmjax-cache"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory, worker_id):
+    """JAX's compilation cache for all of pytest's workers: recipes of one size share their programs."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    base = tmp_path_factory.getbasetemp()
+    settings = {
+        "jax_compilation_cache_dir": str((base if worker_id == "master" else base.parent) / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is settings:
+            yield
 
 
 @pytest.fixture(scope="session")

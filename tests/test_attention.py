@@ -12,10 +12,9 @@ import pytest
 from mmjax.layers import attend
 from mmjax.layers.attention import Attention, kernels, sequence
 from mmjax.sharding import MeshConfig, make_mesh, use_mesh_config
+from tests import attention_truth
 
-BATCH, TOKENS, HEADS, DEPTH = 4, 16, 4, 6
-TOLERANCE = 3e-6
-"""Of the largest value of each array, in float32 with matmul precision "highest"."""
+TOKENS, HEADS, DEPTH = 16, 4, 6
 
 MESHES = {
     "sequence=8": MeshConfig(data=1, sequence=8),
@@ -28,56 +27,8 @@ MESHES = {
 }
 
 
-@functools.cache
-def parts(tokens: int = TOKENS, keys: int | None = None):
-    """Query, key, value and what is pulled back; segments, some of them for tokens that are not there."""
-    draws = np.random.default_rng(3)
-    keys = keys or tokens
-    arrays = [draws.normal(size=(BATCH, size, HEADS, DEPTH)).astype(np.float32) for size in (tokens, keys, keys)]
-    query_segments, key_segments = (np.sort(draws.integers(0, 3, (BATCH, size)), axis=1) for size in (tokens, keys))
-    # The second example has one segment and padding, the third is absent, the last has queries that see nothing.
-    for segments, absent in ((query_segments, -1), (key_segments, -2)):
-        segments[1], segments[2] = 0, absent
-        segments[1, segments.shape[1] // 2 :] = absent
-        segments[0, 2] = absent
-    query_segments[3, :2] = 7
-    pull = draws.normal(size=arrays[0].shape).astype(np.float32)
-    return arrays, (query_segments.astype(np.int32), key_segments.astype(np.int32)), pull
-
-
-@functools.cache
-def truth(tokens: int = TOKENS, keys: int | None = None):
-    """The result and the gradients of query, key and value in float64, by the formulas of the softmax."""
-    arrays, (query_segments, key_segments), pull = parts(tokens, keys)
-    query, key, value, pull = (x.astype(np.float64) for x in (*arrays, pull))
-    scale = DEPTH**-0.5
-    visible = query_segments[:, None, :, None] == key_segments[:, None, None, :]
-    weights = np.where(visible, np.exp(scale * np.einsum("bqhd,bkhd->bhqk", query, key)), 0)
-    total = weights.sum(-1, keepdims=True)
-    weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-    mixed = np.einsum("bhqk,bkhd->bqhd", weights, value)
-    of_weights = np.einsum("bqhd,bkhd->bhqk", pull, value)
-    slopes = scale * weights * (of_weights - (of_weights * weights).sum(-1, keepdims=True))
-    return mixed, (
-        np.einsum("bhqk,bkhd->bqhd", slopes, key),
-        np.einsum("bhqk,bqhd->bkhd", slopes, query),
-        np.einsum("bhqk,bqhd->bkhd", weights, pull),
-    )
-
-
 def check(compute, tokens: int = TOKENS, keys: int | None = None) -> None:
-    arrays, segments, pull = parts(tokens, keys)
-
-    def weighted(*arrays):
-        mixed = compute(*arrays, *segments)
-        return (mixed * pull).sum(), mixed
-
-    with jax.default_matmul_precision("highest"):
-        gradients, mixed = jax.jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))(*arrays)
-    true_mixed, true_gradients = truth(tokens, keys)
-    for found, expected in zip((mixed, *gradients), (true_mixed, *true_gradients), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
-    assert (np.asarray(mixed)[true_mixed == 0] == 0).all(), "a query that sees no key gets exactly 0"
+    attention_truth.check(compute, attention_truth.Shape(tokens, keys or tokens, HEADS, DEPTH))
 
 
 def check_on(config: MeshConfig, keys: int | None = None) -> None:
@@ -138,10 +89,28 @@ def test_heads_that_do_not_divide_go_in_a_ring_and_the_log_says_so(caplog):
 # Kernels.
 
 
-@pytest.mark.parametrize("kernel", [kernels.splash_attention, kernels.short_attention])
-@pytest.mark.parametrize("tokens, keys", [(16, 16), (130, 24)])
-def test_the_kernels_for_tpus_compute_the_definition_in_their_interpreter(kernel, tokens, keys):
-    check(functools.partial(kernel, interpret=True), tokens, keys)
+def like_cudnn(query, key, value, *, mask, implementation):
+    """JAX's attention, with the fault of cuDNN's: the gradient of a query whose mask row is all False is NaN."""
+    assert implementation == "cudnn"
+    # Measured on an H200; the forward pass hides it.
+    empty = ~mask.any(axis=-1).swapaxes(1, 2)[..., None]
+    poison = jax.custom_vjp(lambda query: query)
+    poison.defvjp(lambda query: (query, None), lambda _, cotangent: (jnp.where(empty, jnp.nan, cotangent),))
+    return DOT_PRODUCT_ATTENTION(poison(query), key, value, mask=mask, implementation="xla")
+
+
+DOT_PRODUCT_ATTENTION = jax.nn.dot_product_attention
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", attention_truth.SHAPES)
+@pytest.mark.parametrize("name", kernels.KERNELS)
+def test_every_kernel_computes_the_definition(monkeypatch, name, shape, dtype):
+    monkeypatch.setattr(jax.nn, "dot_product_attention", like_cudnn)
+    kernel = kernels.KERNELS[name]
+    # Kernels for TPUs run in the interpreter of Pallas.
+    compute = functools.partial(kernel.compute, interpret=True) if kernel.platform == "tpu" else kernel.compute
+    attention_truth.check(compute, attention_truth.SHAPES[shape], dtype)
 
 
 @pytest.mark.parametrize("heads, depth", [(4, 64), (3, 72), (5, 40), (2, 128), (1, 256), (3, 5)])
@@ -161,22 +130,6 @@ def test_heads_that_share_registers_do_not_touch_each_other(heads, depth):
         np.testing.assert_allclose(mine, truth, atol=2e-5)
     # Queries of the third segment see nothing.
     assert not np.any(found[0][:, 2::3]) and not np.any(found[1][:, 2::3])
-
-
-def test_cudnn_gets_no_mask_with_an_empty_row_and_computes_the_definition(monkeypatch):
-    original = jax.nn.dot_product_attention
-
-    def like_cudnn(query, key, value, *, mask, implementation):
-        assert implementation == "cudnn"
-        # Measured on an H200: the gradient of a query that sees no key is NaN, and the forward pass hides it.
-        empty = ~mask.any(axis=-1).swapaxes(1, 2)[..., None]
-        poison = jax.custom_vjp(lambda query: query)
-        poison.defvjp(lambda query: (query, None), lambda _, cotangent: (jnp.where(empty, jnp.nan, cotangent),))
-        return original(poison(query), key, value, mask=mask, implementation="xla")
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", like_cudnn)
-    check(kernels.cudnn_attention)
-    check(kernels.cudnn_attention, tokens=13, keys=7)
 
 
 def array(tokens=256, depth=64, dtype=jnp.bfloat16):

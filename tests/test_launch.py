@@ -73,14 +73,35 @@ def test_the_slurm_script_runs_what_it_is_given_on_every_node(tmp_path, code):
     assert done.stdout.splitlines() == ["--kill-on-bad-exit=1", ".venv/bin/mmjax", "train", *words[1:]]
 
 
-def test_the_slurm_script_ends_the_run_at_the_time_limit_and_queues_it_again(tmp_path):
-    sleeps = 'trap "echo saved; exit 0" TERM; echo started; while true; do sleep 0.1; done'
-    words, environment = slurm(tmp_path, srun=sleeps, scontrol='echo scontrol "$@"')
+# As Slurm's own: srun answers SIGTERM with SIGKILL to the task, and scancel signals the task, whose id is in a file.
+SRUN = """
+while [[ $1 == --* ]]; do shift; done
+"$@" & echo $! > task
+trap "kill -KILL $!; echo killed" TERM HUP QUIT
+while kill -0 $!; do wait $!; code=$?; done 2> /dev/null
+exit $code
+"""
+SCANCEL = 'echo scancel "$@"; while [ ! -s task ]; do sleep 0.01; done; kill -TERM $(cat task)'
+TASK = 'trap "echo saved; exit 0" TERM; echo started; while true; do sleep 0.02; done'
+REQUEUED = ["scancel --signal=TERM 77", "saved", "scontrol requeue 77"]
+
+
+def test_the_slurm_script_saves_and_requeues_at_the_time_limit(tmp_path):
+    words, environment = slurm(tmp_path, srun=SRUN, scancel=SCANCEL, scontrol='echo scontrol "$@"')
+    (tmp_path / ".venv/bin/mmjax").write_text(f"#!/bin/bash\n{TASK}\n")
     started = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     assert started.stdout.readline() == "started\n"
     started.send_signal(signal.SIGUSR1)
-    assert started.communicate(timeout=60)[0].splitlines() == ["saved", "scontrol requeue 77"]
+    assert started.communicate(timeout=60)[0].splitlines() == REQUEUED
     assert started.returncode == 0
+
+
+def test_the_slurm_script_requeues_when_the_time_limit_comes_as_srun_starts(tmp_path):
+    # srun signals its parent, the script, before the script can know srun's process id.
+    early = 'kill -USR1 $PPID\n trap "echo saved; exit 0" TERM; echo $$ > task; while true; do sleep 0.02; done'
+    words, environment = slurm(tmp_path, srun=early, scancel=SCANCEL, scontrol='echo scontrol "$@"')
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == REQUEUED and done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("words, said", [([], "usage: sbatch"), (["--config=x"], ".venv/bin/mmjax does not exist in")])

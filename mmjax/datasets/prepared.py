@@ -13,7 +13,7 @@ import numpy as np
 
 from mmjax.data.dataset import Dataset, Record, check_split
 from mmjax.datasets.records import Records
-from mmjax.errors import UserError
+from mmjax.errors import MissingData, UserError
 from mmjax.prepare.splits import sort_splits
 from mmjax.tokens import TargetSpec
 
@@ -108,7 +108,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     except FileNotFoundError:
         partial = folder.with_name(folder.name + ".partial").exists()
         problem = "is only partially prepared" if partial else "is not a prepared dataset"
-        raise UserError("data.path", f"{str(folder)!r} {problem}", remedy) from None
+        raise MissingData("data.path", f"{str(folder)!r} {problem}", remedy) from None
     except (OSError, ValueError) as error:
         raise UserError("data.path", f"{str(path)!r} cannot be read: {error}", remedy) from None
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:

@@ -4,7 +4,8 @@ An experiment is a folder with experiment.json (runs, metrics and tolerances; `R
 (recorded results), README.md (question and, between two marks, tables of the results) and plot.png.
 `reproduce(record=True)` writes the last three.
 
-An experiment trains one recipe with several seeds, or compares several `arms`, each on all `folds`.
+An experiment trains one recipe with several seeds, or compares several `arms`, each on all `folds`. A folder with
+check.py instead of experiment.json, such as recorded plans, is checked by that script.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import json
 import math
 import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +39,7 @@ from mmjax.reporting.records import (
 )
 from mmjax.runs.parallel import PlannedRun, train_all
 from mmjax.runs.reproduction_config import Cell, ReproductionConfig
+from mmjax.runs.shrink import shrink
 from mmjax.runs.workdir import check_same_config
 from mmjax.training.metrics_log import read_rows
 
@@ -48,6 +52,7 @@ def reproduce(
     arms: Sequence[str] | None = None,
     folds: Sequence[str] | None = None,
     record: bool = False,
+    quick: bool = False,
     jobs: int = 1,
     console: Console | None = None,
 ) -> bool:
@@ -58,27 +63,38 @@ def reproduce(
       seeds, arms, folds: subset of the experiment's; all by default.
       workdir: parent of the runs' workdirs, ARM/FOLD/seed_SEED. Finished runs are reused, interrupted ones resumed.
       record: write the result to `folder`.
+      quick: train each arm in the small form of `mmjax.runs.shrink`, by default with the first seed on the first fold,
+        and compare only which entries the record has.
       jobs: number of parallel runs, each in a process with its share of the CPU cores.
       console: output of progress and tables.
 
     Returns:
-      True if all metrics are within their tolerances and all accuracies by subset are as expected.
+      True if all metrics are within their tolerances and all accuracies by subset are as expected; with `quick`, if
+      the record has the same entries.
 
     Raises:
       UserError: if the experiment, the recipe or a workdir is invalid, before training.
     """
     console = console or Console()
+    if is_checked_by_script(folder):
+        return _run_check(folder, quick)
     config = _read_config(folder)
+    known_folds = list(config.folds or [""])
+    if quick:
+        seeds = config.seeds[:1] if seeds is None else seeds
+        folds = known_folds[:1] if folds is None else folds
     seeds = _select("--seeds", seeds, config.seeds, folder, record)
     arms = _select("--arms", arms, config.arms or [""], folder, record)
-    folds = _select("--folds", folds, config.folds or [""], folder, record)
+    folds = _select("--folds", folds, known_folds, folder, record)
     cells = [cell for cell in config.cells if cell.arm in arms and cell.fold in folds]
     recorded = None if record else _read_results(folder)
     runs: dict[str, dict[int, PlannedRun]] = {}
     experiments: dict[str, Experiment] = {}
     for cell in cells:
         parent = workdir / cell.arm / cell.fold
-        runs[cell.name] = {seed: PlannedRun(_recipe(folder, cell, seed), parent / f"seed_{seed}") for seed in seeds}
+        runs[cell.name] = {
+            seed: PlannedRun(_recipe(folder, cell, seed, quick), parent / f"seed_{seed}") for seed in seeds
+        }
         experiments[cell.name] = Experiment(runs[cell.name][seeds[0]].recipe)
         _check(folder, cell, experiments[cell.name])
         for run in runs[cell.name].values():
@@ -93,6 +109,8 @@ def reproduce(
         )
         for cell in cells
     }
+    if quick and recorded is not None:
+        return _print_entries(console, cells, recorded, summaries)
     if recorded is None:
         _record(folder, config, summaries)
         console.print(f"recorded in {folder}")
@@ -101,6 +119,28 @@ def reproduce(
     reproduced &= _print_subsets(console, cells, summaries)
     console.print("reproduced" if reproduced else "NOT reproduced", style=f"bold {'green' if reproduced else 'red'}")
     return reproduced
+
+
+def is_checked_by_script(folder: pathlib.Path) -> bool:
+    """Returns True for an experiment without runs, whose check.py compares its record."""
+    return not (folder / "experiment.json").is_file() and (folder / "check.py").is_file()
+
+
+def _run_check(folder: pathlib.Path, quick: bool) -> bool:
+    command = [sys.executable, str(folder / "check.py"), *([] if quick else ["--full"])]
+    # The script imports this package from where it was imported here.
+    path = os.pathsep.join([str(pathlib.Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode == 0
+
+
+def find_experiments(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folders of all experiments below `folder`, sorted. Raises a UserError if there are none."""
+    found = sorted(
+        path for path in folder.rglob("*") if (path / "experiment.json").is_file() or is_checked_by_script(path)
+    )
+    if not found:
+        raise UserError(str(folder), "contains no experiments", "run in the folder that contains experiments/")
+    return found
 
 
 _CHANGEABLE = tuple(key for key in CHANGEABLE_ON_RESUME if key != "train.steps")
@@ -142,15 +182,15 @@ def _select(flag: str, given: Sequence[Any] | None, known: Iterable[Any], folder
     return selected
 
 
-def _recipe(folder: pathlib.Path, cell: Cell, seed: int) -> dict[str, Any]:
-    """Returns the cell's plain config with its overrides and the seed."""
+def _recipe(folder: pathlib.Path, cell: Cell, seed: int, quick: bool = False) -> dict[str, Any]:
+    """Returns the cell's plain config with its overrides and the seed, in small form if `quick`."""
     where = f"{folder / 'experiment.json'}"
     recipe = load_recipe(str(_root(folder) / cell.config), f"{where} config")
     with recipe.ignore_type(), recipe.unlocked():
         for key, value in {**cell.overrides, "seed": seed}.items():
             check_key(recipe, key, f"{where} overrides.{key}")
             recipe.update_from_flattened_dict({key: value})
-    return plain(recipe)
+    return shrink(plain(recipe)) if quick else plain(recipe)
 
 
 def _root(folder: pathlib.Path) -> pathlib.Path:
@@ -310,6 +350,31 @@ def _print_comparison(
     for line in hashes:
         console.print(line, highlight=False)
     return reproduced
+
+
+def _print_entries(
+    console: Console, cells: Sequence[Cell], recorded: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Any]]
+) -> bool:
+    """Prints which entries of results.json differ from the new ones. Returns True if none does."""
+    differences = []
+    for cell in cells:
+        old, new = _recorded_summary(recorded, cell), summaries[cell.name]
+        seeds = {seed: row for seed, row in old["seeds"].items() if seed in new["seeds"]}
+        curves = {seed: row for seed, row in old.get("curves", {}).items() if seed in new["seeds"]}
+        before, after = _entries({**old, "seeds": seeds, "curves": curves}), _entries(new)
+        differences += [f"{cell.name}: only in the record: {entry}" for entry in sorted(before - after)]
+        differences += [f"{cell.name}: missing in the record: {entry}" for entry in sorted(after - before)]
+    for line in differences:
+        console.print(line.removeprefix(": "), highlight=False, markup=False)
+    console.print(f"all {len(cells)} parts run; the record has {'other' if differences else 'the same'} entries")
+    return not differences
+
+
+def _entries(value: Any, path: str = "") -> set[str]:
+    """Dotted paths of all values in nested dicts; overrides are values."""
+    if not isinstance(value, Mapping) or path == ".overrides":
+        return {path.lstrip(".")}
+    return {entry for key, child in value.items() for entry in _entries(child, f"{path}.{key}")}
 
 
 def _print_subsets(console: Console, cells: Sequence[Cell], summaries: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mmjax.errors import UserError
+from mmjax.errors import MissingData, UserError
 from mmjax.files import cache_folder
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.recordings import Waveform, mono
@@ -114,7 +114,7 @@ def find_digit_files(folder: pathlib.Path) -> DigitFiles:
     missing += [] if recordings else ["recordings of spoken digits"]
     if missing:
         problem = f"has no {' and no '.join(missing)}" if folder.is_dir() else "is not a folder"
-        raise UserError("data.path", f"{str(folder)!r} {problem}", _REMEDY)
+        raise MissingData("data.path", f"{str(folder)!r} {problem}", _REMEDY)
     # Test images without training images are split like training images.
     return DigitFiles(images, test_images, recordings) if images else DigitFiles(test_images, {}, recordings)
 
