@@ -228,7 +228,7 @@ def split_of(size: int, batch_size: int, weights: dict[str, np.ndarray], x: np.n
         valid, rows = rows < size, np.minimum(rows, size - 1)
         yield Batch(
             {"x": Input(x[rows], valid)},
-            {name: Target(np.zeros(batch_size, np.float32), np.float32(w[rows] * valid)) for name, w in weights.items()},
+            {name: Target(np.zeros_like(rows, np.float32), np.float32(w[rows] * valid)) for name, w in weights.items()},
             np.where(valid, rows, -1).astype(np.int32),
             np.int32(step),
         )  # fmt: skip

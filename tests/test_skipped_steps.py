@@ -116,7 +116,7 @@ def test_rollback_goes_further_back_where_the_checkpoint_itself_is_the_cause():
     # Saved within a streak, checkpoints are never a target.
     assert "checkpoint of step 30" not in printed
     assert int(final.data_step) == 46
-    # Also where the parameters are saved again after each rollback. From 19, one update leads to a checkpoint at step 35.
+    # Also where the parameters are saved again after each rollback. From 19, one update leads to checkpoint 35.
     _, _, printed = run((), every=1, poisoned={20, 21}, rollback=True, steps=40)
     targets = [int(step) for step in re.findall(r"continuing from the checkpoint of step (\d+)", printed)]
     assert targets == [20, 19, 35]
