@@ -138,7 +138,7 @@ FORMULAS = [
     Mutation(
         "two augmentations of one kind draw the same",
         "data/batching.py",
-        'f"{name}/{number}"',
+        'f"{name}/{index}"',
         "name",
         data("augmentation_draws"),
     ),
@@ -159,8 +159,8 @@ FORMULAS = [
     Mutation(
         "ids repeat in each epoch",
         "data/batching.py",
-        "ids[i] = index + size * (int(epochs[i]) % (MAX_STEP // size))",
-        "ids[i] = index",
+        "ids = indices.astype(np.int64) + size * (np.asarray(epochs, np.int64) % (MAX_STEP // size))",
+        "ids = indices.astype(np.int64)",
         data("targets_and_ids"),
     ),
     Mutation(

@@ -51,8 +51,9 @@ class ImageKind(Kind):
         Attributes:
           blank: maximum grey level range (of 255, over the central 99.9 % of the pixels) of a blank image.
           similarity: minimum similarity of near duplicates: the fraction of one image's variance that the other,
-            optimally cropped and scaled, explains in every block; see `mmjax.prepare.pictures.crop_similarity`. Drawings
-            on a flat background are not cropped, and each block's own variance counts; see `mmjax.prepare.drawings`.
+            optimally cropped and scaled, explains in every block; see `mmjax.prepare.pictures.crop_similarity`.
+            Drawings on a flat background are not cropped, and each block's own variance counts; see
+            `mmjax.prepare.drawings`.
         """
 
         blank: Annotated[float, AtLeast(0)] = 8.0
