@@ -20,7 +20,8 @@ from mmjax.data.packing import Packing, PackingConfig
 from mmjax.data.pipeline import Pipeline, prefetch_to_device
 from mmjax.data.sampling import FilterConfig, SamplingConfig
 from mmjax.data.workers import worker_count
-from mmjax.datasets import Dataset, make_dataset
+from mmjax.datasets import Dataset, make_dataset, shared_config
+from mmjax.datasets.paths import LOCATION_KEYS, resolve_paths
 from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluateConfig, Evaluator, subset_name, subsets
 from mmjax.layers import Precision
@@ -39,8 +40,9 @@ from mmjax.training.optim.schedules import make_schedule
 from mmjax.training.state import TrainState
 from mmjax.training.step import Trainer, compile_step, state_shardings
 
-CHANGEABLE_ON_RESUME = ("mesh", "log", "checkpoint", "data.workers", "data.prefetch", "train.steps")
-"""Config keys that may change on resume. They do not affect the computed values, except for the last step."""
+CHANGEABLE_ON_RESUME = ("mesh", "log", "checkpoint", "data.workers", "data.prefetch", "train.steps", *LOCATION_KEYS)
+"""Config keys that may change on resume, with `*` for any name. They do not affect the computed values, except for the
+last step. The location of the data may change, since the data itself is compared with the run's record of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,15 +124,25 @@ class Experiment:
       raw: the recipe, a `ConfigDict` or a dict.
       devices: devices of the mesh; all by default.
       mesh: replaces the recipe's section `mesh`, for reading a checkpoint on other devices.
+      dataset: replaces the dataset of the section `data`, for example by a run's record of it.
 
     Raises:
       UserError: if the recipe is invalid.
     """
 
-    def __init__(self, raw: Any, devices: list[jax.Device] | None = None, mesh: MeshConfig | None = None):
-        self.raw = plain(raw)
+    def __init__(
+        self,
+        raw: Any,
+        devices: list[jax.Device] | None = None,
+        mesh: MeshConfig | None = None,
+        dataset: Dataset | None = None,
+    ):
+        self.raw = resolve_paths(plain(raw))
         self.config = config = build(ExperimentConfig, self.raw, "")
-        self.data_config, self.dataset = make_dataset(config.data, DataConfig)
+        if dataset is None:
+            self.data_config, self.dataset = make_dataset(config.data, DataConfig)
+        else:
+            self.data_config, self.dataset = shared_config(config.data, DataConfig), dataset
         self.modalities = _modalities(self.data_config, self.dataset, config.model)
         self.augmentations = _augmentations(self.data_config, self.dataset)
         packing = self.data_config.packing

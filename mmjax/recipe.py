@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mmjax.errors import UserError, nearest
+from mmjax.files import user_path
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -26,7 +27,7 @@ def load_recipe(path_and_argument: str, flag: str = "--config") -> ConfigDict:
     from ml_collections import ConfigDict
 
     name, *argument = path_and_argument.split(":", 1)
-    path, where = Path(name), f"{flag}={path_and_argument}"
+    path, where = user_path(name), f"{flag}={path_and_argument}"
     if not path.is_file():
         siblings = [str(sibling) for sibling in path.parent.glob("*.py") if sibling.name != "__init__.py"]
         remedy = nearest(name, siblings) if siblings else "give the path of a recipe"

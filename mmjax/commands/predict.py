@@ -11,13 +11,13 @@ given are omitted. Preprocessing is read from the workdir; the dataset is not ne
 from __future__ import annotations
 
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from absl import flags as absl_flags
 
 from mmjax.errors import UserError, nearest
+from mmjax.files import user_path
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -37,7 +37,7 @@ def define_dynamic_flags(flags: absl_flags.FlagValues, argv: list[str], show_hel
         raise UserError("--workdir", "is missing", "give --workdir=RUN, the workdir of `mmjax train`")
     from mmjax.runs.workdir import read_config
 
-    for name in read_config(pathlib.Path(workdir))["model"]["encoders"]:
+    for name in read_config(user_path(workdir))["model"]["encoders"]:
         # An input whose name is already a flag can be given with --input.
         if name not in flags:
             help_text = f"input {name!r} of the run, a file or a text; masked by default"
@@ -49,7 +49,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from mmjax.evaluation.predictor import Predictor, check_predictions, read_inputs
     from mmjax.runs.run import restore
 
-    workdir = pathlib.Path(flags.workdir)
+    workdir = user_path(flags.workdir)
     experiment, state = restore(workdir)
     given = _given(flags, list(experiment.modalities))
     inputs = read_inputs(experiment.modalities, given, experiment.packing)

@@ -16,6 +16,7 @@ import pathlib
 from absl import flags as absl_flags
 
 from mmjax.errors import UserError
+from mmjax.files import user_path
 
 ARGUMENTS = "EXPERIMENT"
 
@@ -37,9 +38,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
     if len(arguments) != 1:
         problem = f"{len(arguments)} experiments are given" if arguments else "no experiment is given"
         raise UserError("mmjax reproduce", problem, "give one folder, like experiments/01_digits")
-    folder = pathlib.Path(arguments[0])
+    folder = user_path(arguments[0])
     seeds = None if flags.seeds is None else [_seed(text) for text in flags.seeds]
-    workdir = pathlib.Path(flags.workdir or pathlib.Path("runs", folder.resolve().name))
+    workdir = user_path(flags.workdir or pathlib.Path("runs", folder.resolve().name))
     options = {"arms": flags.arms, "folds": flags.folds, "record": flags.record, "jobs": flags.jobs}
     return 0 if reproduce(folder, seeds, workdir, **options) else 1
 

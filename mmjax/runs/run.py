@@ -11,14 +11,24 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from mmjax.data.dataset import check_split
+from mmjax.data.dataset import Dataset, check_split
+from mmjax.datasets import Prepared, make_dataset
+from mmjax.datasets.recorded import OtherData, RecordedDataset, describe
 from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
-from mmjax.experiment import CHANGEABLE_ON_RESUME, Experiment
+from mmjax.experiment import CHANGEABLE_ON_RESUME, DataConfig, Experiment
 from mmjax.files import write_atomically, write_json
 from mmjax.processes import Watchdog, agree_or_raise
 from mmjax.reporting.overview import count_by_component, count_elements, print_key_values, print_metrics, print_subsets
-from mmjax.runs.workdir import check_same_config, check_same_files, provenance, read_config, write_config
+from mmjax.runs.workdir import (
+    check_same_config,
+    check_same_data,
+    check_same_files,
+    provenance,
+    read_config,
+    read_record,
+    write_config,
+)
 from mmjax.sharding import MeshConfig, format_mesh, unsharded_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.hooks.log import LogHook
@@ -54,8 +64,10 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
         _check_steps(workdir, experiment)
         experiment.dataset.prepare()
         examples = _check_examples(experiment)
+        record = describe(experiment.dataset)
+        check_same_data(workdir, record)
     if writes:
-        write_config(workdir, experiment.raw, experiment.modalities)
+        write_config(workdir, experiment.raw, experiment.modalities, record)
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint)
     state, restored = _first_state(experiment, checkpoints)
     if writes:
@@ -101,12 +113,15 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
     return result
 
 
-def restore(workdir: pathlib.Path, mesh: MeshConfig | None = None) -> tuple[Experiment, TrainState]:
+def restore(
+    workdir: pathlib.Path, mesh: MeshConfig | None = None, dataset: Dataset | None = None
+) -> tuple[Experiment, TrainState]:
     """Restores a run's checkpoint, the best or the newest as `evaluate.use` says, on this machine's devices.
 
     Args:
       workdir: folder of the run.
       mesh: mesh over all devices; by default `MeshConfig()` over the most devices that divide the batch sizes.
+      dataset: data to evaluate on; by default the run's record of its data, which predictions need, without examples.
 
     Returns:
       experiment, state.
@@ -118,7 +133,9 @@ def restore(workdir: pathlib.Path, mesh: MeshConfig | None = None) -> tuple[Expe
     missing = UserError("--workdir", f"{workdir} has no checkpoint", "train first, or lower checkpoint.every")
     if not (workdir / "checkpoints").is_dir():
         raise missing
-    experiment = Experiment(raw, None if mesh else _fitting_devices(raw), mesh or MeshConfig())
+    if dataset is None:
+        dataset = RecordedDataset(read_record(workdir))
+    experiment = Experiment(raw, None if mesh else _fitting_devices(raw), mesh or MeshConfig(), dataset)
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint, read_only=True)
     step = checkpoints.best() if experiment.config.evaluate.use == "best" else checkpoints.latest
     if step is None:
@@ -132,6 +149,7 @@ def evaluate(
     workdir: pathlib.Path,
     splits: Sequence[str] | None = None,
     *,
+    data: str | None = None,
     without: Collection[str] = (),
     all_subsets: bool = False,
     console: Console | None = None,
@@ -141,6 +159,7 @@ def evaluate(
     Args:
       workdir: folder of the run.
       splits: splits to evaluate; by default the run's `evaluate.splits`.
+      data: folder of other prepared data of the same schema; by default the data that the run was trained on.
       without: inputs to mask in every example.
       all_subsets: evaluate every subset of the inputs instead.
       console: output of the tables; by default that of process 0 only.
@@ -149,10 +168,10 @@ def evaluate(
       {"step", "without", split: metrics}, with "subsets" and "ceilings" as in `result.json` if `all_subsets`.
 
     Raises:
-      UserError: if the workdir has no checkpoint, or a split or an input does not exist.
+      UserError: if the workdir has no checkpoint, the data is not the run's, or a split or an input does not exist.
     """
     console = console or Console(quiet=jax.process_index() != 0)
-    experiment, state = restore(workdir)
+    experiment, state = restore(workdir, dataset=_evaluation_data(workdir, data))
     splits = tuple(experiment.config.evaluate.splits if splits is None else splits)
     for split in splits:
         check_split(split, experiment.dataset.splits, "--split")
@@ -169,6 +188,17 @@ def evaluate(
         result[split] = experiment.evaluator.run(state.eval_parameters, split, without)
         print_metrics(console, f"{split}, step {result['step']:,}, with {present}", result[split])
     return result
+
+
+def _evaluation_data(workdir: pathlib.Path, path: str | None) -> Dataset:
+    """Opens the run's own data, or prepared data of the same schema in the folder `path`."""
+    raw = read_config(workdir)
+    if path is None:
+        dataset = make_dataset(raw["data"], DataConfig)[1]
+        dataset.prepare()
+        check_same_data(workdir, describe(dataset))
+        return dataset
+    return OtherData(RecordedDataset(read_record(workdir)), Prepared(Prepared.Config(path=path)))
 
 
 def evaluate_splits(
