@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import pathlib
+import sys
+import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -17,9 +21,11 @@ from mmjax.datasets.recorded import OtherData, RecordedDataset, describe
 from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
 from mmjax.experiment import CHANGEABLE_ON_RESUME, DataConfig, Experiment
-from mmjax.files import write_atomically, write_json
+from mmjax.files import user_path, write_atomically, write_json
 from mmjax.processes import Watchdog, agree_or_raise
 from mmjax.reporting.overview import count_by_component, count_elements, print_key_values, print_metrics, print_subsets
+from mmjax.runs.lock import locked
+from mmjax.runs.storage import report_storage_errors
 from mmjax.runs.workdir import (
     check_same_config,
     check_same_data,
@@ -53,6 +59,7 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
       SystemExit: after a preemption, or if no step had a finite gradient.
     """
     started = time.perf_counter()
+    workdir = user_path(workdir)
     writes = jax.process_index() == 0
     console = console or Console(quiet=not writes)
     # No process writes before all have checked; if one process rejects the config, all exit.
@@ -66,8 +73,22 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
         examples = _check_examples(experiment)
         record = describe(experiment.dataset)
         check_same_data(workdir, record)
-    if writes:
-        write_config(workdir, experiment.raw, experiment.modalities, record)
+    with report_storage_errors(workdir), contextlib.ExitStack() as stack:
+        with agree_or_raise("the lock of the workdir"):
+            if writes:
+                stack.enter_context(locked(workdir, console))
+                # Checked again, since another process may have trained here until now.
+                check_same_config(workdir, experiment.raw, CHANGEABLE_ON_RESUME)
+                check_same_data(workdir, record)
+                write_config(workdir, experiment.raw, experiment.modalities, record)
+        return _train(experiment, workdir, console, examples, started)
+
+
+def _train(
+    experiment: Experiment, workdir: pathlib.Path, console: Console, examples: int, started: float
+) -> dict[str, Any]:
+    """Trains and evaluates in a workdir that is locked and checked."""
+    writes = jax.process_index() == 0
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint)
     state, restored = _first_state(experiment, checkpoints)
     if writes:
@@ -96,12 +117,14 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
         if loop.step and not int(state.step):
             problem = f"the gradient was not finite in any of {loop.step} steps, so no parameter was updated"
             raise SystemExit(f"mmjax: {problem}; lower the tasks' weights, or check the data for infinite values")
+        evaluated, evaluated_step = _evaluated_state(experiment, checkpoints, state)
         result = {
             "seed": experiment.config.seed,
             "steps": loop.step,
+            "evaluated_step": evaluated_step,
             "parameters": count_elements(state.parameters),
             "parameters_hash": parameters_hash(state.parameters),
-            **evaluate_splits(experiment, state.eval_parameters, experiment.config.evaluate.splits, console),
+            **evaluate_splits(experiment, evaluated.eval_parameters, experiment.config.evaluate.splits, console),
             **provenance(),
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "seconds": {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)},
@@ -129,6 +152,7 @@ def restore(
     Raises:
       UserError: if the workdir has no run or no checkpoint.
     """
+    workdir = user_path(workdir)
     raw = read_config(workdir)
     missing = UserError("--workdir", f"{workdir} has no checkpoint", "train first, or lower checkpoint.every")
     if not (workdir / "checkpoints").is_dir():
@@ -137,12 +161,18 @@ def restore(
         dataset = RecordedDataset(read_record(workdir))
     experiment = Experiment(raw, None if mesh else _fitting_devices(raw), mesh or MeshConfig(), dataset)
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint, read_only=True)
-    step = checkpoints.best() if experiment.config.evaluate.use == "best" else checkpoints.latest
-    if step is None:
-        raise missing
-    state = checkpoints.restore(step, experiment.abstract_state)
+    best = experiment.config.evaluate.use == "best"
+    restored = checkpoints.restore_newest(experiment.abstract_state, _warn, best=best)
     checkpoints.close()
-    return experiment, state
+    if restored is None:
+        raise missing
+    return experiment, restored[0]
+
+
+def _warn(message: str) -> None:
+    """Prints a message of process 0 to standard error, because standard output is for results."""
+    if jax.process_index() == 0:
+        print(f"mmjax: {message}", file=sys.stderr)
 
 
 def evaluate(
@@ -170,6 +200,7 @@ def evaluate(
     Raises:
       UserError: if the workdir has no checkpoint, the data is not the run's, or a split or an input does not exist.
     """
+    workdir = user_path(workdir)
     console = console or Console(quiet=jax.process_index() != 0)
     experiment, state = restore(workdir, dataset=_evaluation_data(workdir, data))
     splits = tuple(experiment.config.evaluate.splits if splits is None else splits)
@@ -268,10 +299,16 @@ def _check_examples(experiment: Experiment) -> int:
 
 def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:
     """Restores the newest checkpoint or initialises the state. Returns the state and the restored step, if any."""
-    step = checkpoints.latest
-    if step is None:
-        return experiment.init_state(), None
-    return checkpoints.restore(step, experiment.abstract_state), step
+    return checkpoints.restore_newest(experiment.abstract_state, _warn) or (experiment.init_state(), None)
+
+
+def _evaluated_state(experiment: Experiment, checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, int]:
+    """Returns the state that `evaluate.use` selects, and its data step; `state` is the last one."""
+    if experiment.config.evaluate.use == "best":
+        restored = checkpoints.restore_newest(experiment.abstract_state, _warn, best=True)
+        if restored is not None:
+            return restored
+    return state, int(state.data_step)
 
 
 def _hooks(
@@ -289,9 +326,16 @@ def _hooks(
         EvaluationHook(experiment.evaluator, config.evaluate.every, log),
     ]
     hooks += [cls(options, history) for cls, options in experiment.hooks]
-    hooks.append(CheckpointHook(checkpoints, log.sync if log else lambda: None))
+    hooks.append(CheckpointHook(checkpoints, functools.partial(_flush, workdir, log)))
     hooks.append(_WatchdogHook(watchdog))
     return hooks
+
+
+def _flush(workdir: pathlib.Path, log: MetricsLog | None) -> None:
+    """Flushes the metrics log before a save. Raises FileNotFoundError if the workdir was deleted."""
+    (workdir / "config.json").stat()
+    if log:
+        log.sync()
 
 
 class _WatchdogHook(Hook):
@@ -336,9 +380,12 @@ def _print_overview(
     for name in unsharded_parameters(experiment.mesh, experiment.shardings.parameters, shapes.parameters):
         summary[f"warning: {name}"] = "not divisible by mesh.fsdp, so every device stores all of it"
     service = checkpoints.preemption_service()
-    summary["preemption"] = (
-        "coordinated across hosts" if service else "saves on SIGTERM" if jax.process_count() == 1 else "not handled"
-    )
+    if service:
+        summary["preemption"] = "coordinated across hosts"
+    elif threading.current_thread() is not threading.main_thread():
+        summary["preemption"] = "not handled, because the run is not in the main thread"
+    else:
+        summary["preemption"] = "saves on SIGTERM" if jax.process_count() == 1 else "not handled"
     summary["workdir"] = str(workdir) + (f", resumed at step {restored:,}" if restored is not None else "")
     print_key_values(console, "run summary", summary)
 
