@@ -226,11 +226,7 @@ class Experiment:
             check_split("validation", self.dataset.splits, "evaluate.every")
         if evaluate.batch_size:
             self._rows(evaluate.batch_size, "evaluate.batch_size")
-        watched = {"checkpoint.best": checkpoint.best} if checkpoint.best else {}
-        for index, (_, options) in enumerate(self.hooks):
-            if hasattr(options, "metric"):
-                watched[f"train.hooks[{index}].metric"] = options.metric
-        for where, metric in watched.items():
+        for where, metric in self._watched_metrics.items():
             if not evaluate.every:
                 raise UserError(where, f"{metric!r} is never measured: evaluate.every is 0", "set evaluate.every")
             if metric not in self.evaluated_metrics:
@@ -240,6 +236,28 @@ class Experiment:
             raise UserError("checkpoint.every", f"{problem}, as checkpoint.best requires", "make it a multiple")
         if evaluate.use == "best" and not checkpoint.best:
             raise UserError("evaluate.use", "'best' requires checkpoint.best", "set checkpoint.best to a metric")
+
+    @property
+    def _watched_metrics(self) -> dict[str, str]:
+        """Validation metrics that select checkpoints or stop the run, `{config key: metric}`."""
+        watched = {"checkpoint.best": self.config.checkpoint.best} if self.config.checkpoint.best else {}
+        for index, (_, options) in enumerate(self.hooks):
+            if hasattr(options, "metric"):
+                watched[f"train.hooks[{index}].metric"] = options.metric
+        return watched
+
+    def check_watched_targets(self) -> None:
+        """Checks that the validation split has targets for the metrics that the run depends on. Reads records.
+
+        Raises:
+          UserError: if no record of the split has the target of a metric.
+        """
+        for where, metric in self._watched_metrics.items():
+            section = self.config.tasks.get(metric.partition("/")[0], {})
+            target = section.get("target") or metric.partition("/")[0]
+            if target in self.targets and not self.pipeline.has_target("validation", target):
+                problem = f"no example of 'validation' has the target {target!r}, so {metric!r} is never measured"
+                raise UserError(where, problem, "remove the key, choose a metric of another task, or label the split")
 
     @functools.cached_property
     def evaluated_metrics(self) -> list[str]:

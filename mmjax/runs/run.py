@@ -294,6 +294,7 @@ def _check_examples(experiment: Experiment) -> int:
     config = experiment.config.evaluate
     for split in (*config.splits, *(("validation",) if config.every else ())):
         experiment.pipeline.size(split)
+    experiment.check_watched_targets()
     return experiment.pipeline.size("train")
 
 
