@@ -63,7 +63,10 @@ def _no_examples() -> UserError:
 
 
 def _spec(values: Mapping[str, Any]) -> TargetSpec:
-    return TargetSpec(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    return TargetSpec(**fields)
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

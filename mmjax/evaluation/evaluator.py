@@ -26,7 +26,7 @@ class EvaluateConfig:
       every: evaluation interval on "validation" in data steps; 0 evaluates only at the end.
       splits: splits to evaluate after the last step.
       subsets: evaluate these splits with every subset of the inputs.
-      use: checkpoint that `mmjax evaluate` and `mmjax predict` restore, "latest" or "best".
+      use: checkpoint that `result.json` measures and `mmjax evaluate` and `mmjax predict` restore, "latest" or "best".
       batch_size: examples per batch; defaults to the training batch size.
     """
 

@@ -28,7 +28,7 @@ def _on_host(array: jax.Array) -> bool:
     return array.is_fully_addressable and next(iter(array.devices())).platform == "cpu"
 
 
-def _host_sum(array: jax.Array) -> np.ndarray:
+def _host_sum(array: jax.Array) -> np.uint32:
     words = _words(array) if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended) else _host_words(np.asarray(array))
     words, total = np.asarray(words).reshape(-1), 0
     for start in range(0, words.size, _CHUNK):
