@@ -18,7 +18,7 @@ import types
 import typing
 from typing import Annotated, Any, Literal, Union
 
-from mmjax.config import Above, Formerly
+from mmjax.config import Above, FilePath, Formerly
 
 PAGE = pathlib.Path(__file__).parent / "config.md"
 
@@ -103,7 +103,7 @@ def describe(annotation: Any) -> str:
     """Formats a type in plain words."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        bounds = [limits(bound) for bound in arguments[1:] if not isinstance(bound, Formerly)]
+        bounds = [limits(bound) for bound in arguments[1:] if not isinstance(bound, (FilePath, Formerly))]
         return " ".join([describe(arguments[0]), *bounds])
     if origin is Literal:
         return ", ".join(f"`{spell(value)}`" for value in arguments)

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
 from mmjax.errors import UserError, nearest
+from mmjax.files import user_path
 
 T = TypeVar("T")
 
@@ -73,6 +74,27 @@ class Formerly:
     """Previous name of a config key, for `Annotated`. The old key raises an error that names the new one."""
 
     name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class FilePath:
+    """Marks a string as the path of a file or folder, for `Annotated`. `names` are values that are not paths."""
+
+    names: tuple[str, ...] = ("",)
+
+    def absolute(self, value: Any) -> Any:
+        """Returns the absolute path of `value` with `~` expanded; `value` itself if it is not a path."""
+        return str(user_path(value).absolute()) if isinstance(value, str) and value not in self.names else value
+
+
+def path_keys(cls: type) -> dict[str, FilePath]:
+    """Returns `{key: marker}` of the fields of the dataclass `cls` that are paths."""
+    return {
+        key: marker
+        for key, hint in _hints(cls).items()
+        for marker in getattr(hint, "__metadata__", ())
+        if isinstance(marker, FilePath)
+    }
 
 
 Count = Annotated[int, AtLeast(1)]
@@ -208,7 +230,7 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     if origin is Annotated:
         value = _convert(value, args[0], where)
         for bound in args[1:]:
-            if isinstance(bound, Formerly):
+            if isinstance(bound, (Formerly, FilePath)):
                 continue
             if remedy := bound.check(value):
                 raise UserError(where, f"{value!r} is out of range", remedy)

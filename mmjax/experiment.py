@@ -20,7 +20,8 @@ from mmjax.data.packing import Packing, PackingConfig
 from mmjax.data.pipeline import Pipeline, prefetch_to_device
 from mmjax.data.sampling import FilterConfig, SamplingConfig
 from mmjax.data.workers import worker_count
-from mmjax.datasets import Dataset, make_dataset
+from mmjax.datasets import Dataset, make_dataset, shared_config
+from mmjax.datasets.paths import LOCATION_KEYS, resolve_paths
 from mmjax.errors import UserError, nearest
 from mmjax.evaluation import EvaluateConfig, Evaluator, subset_name, subsets
 from mmjax.layers import Precision
@@ -50,9 +51,11 @@ CHANGEABLE_ON_RESUME = (
     "train.rollback",
     "schedule.steps",
     "tasks.*.weight.steps",
+    *LOCATION_KEYS,
 )
 """Config keys that may change on resume; `*` stands for one name. They affect only the last step, the ends of
-schedules, and runs with many skipped steps, not the other computed values."""
+schedules, and runs with many skipped steps, not the other computed values. The location of the data may change, because
+the data itself is compared with the run's record of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,15 +142,25 @@ class Experiment:
       raw: the recipe, a `ConfigDict` or a dict.
       devices: devices of the mesh; all by default.
       mesh: replaces the recipe's section `mesh`, for reading a checkpoint on other devices.
+      dataset: replaces the dataset of the section `data`, for example by a run's record of it.
 
     Raises:
       UserError: if the recipe is invalid.
     """
 
-    def __init__(self, raw: Any, devices: list[jax.Device] | None = None, mesh: MeshConfig | None = None):
-        self.raw = plain(raw)
+    def __init__(
+        self,
+        raw: Any,
+        devices: list[jax.Device] | None = None,
+        mesh: MeshConfig | None = None,
+        dataset: Dataset | None = None,
+    ):
+        self.raw = resolve_paths(plain(raw))
         self.config = config = build(ExperimentConfig, self.raw, "")
-        self.data_config, self.dataset = make_dataset(config.data, DataConfig)
+        if dataset is None:
+            self.data_config, self.dataset = make_dataset(config.data, DataConfig)
+        else:
+            self.data_config, self.dataset = shared_config(config.data, DataConfig), dataset
         self.modalities = _modalities(self.data_config, self.dataset, config.model)
         self.augmentations = _augmentations(self.data_config, self.dataset)
         packing = self.data_config.packing
@@ -225,11 +238,7 @@ class Experiment:
             check_split("validation", self.dataset.splits, "evaluate.every")
         if evaluate.batch_size:
             self._rows(evaluate.batch_size, "evaluate.batch_size")
-        watched = {"checkpoint.best": checkpoint.best} if checkpoint.best else {}
-        for index, (_, options) in enumerate(self.hooks):
-            if hasattr(options, "metric"):
-                watched[f"train.hooks[{index}].metric"] = options.metric
-        for where, metric in watched.items():
+        for where, metric in self._watched_metrics.items():
             if not evaluate.every:
                 raise UserError(where, f"{metric!r} is never measured: evaluate.every is 0", "set evaluate.every")
             if metric not in self.evaluated_metrics:
@@ -239,6 +248,28 @@ class Experiment:
             raise UserError("checkpoint.every", f"{problem}, as checkpoint.best requires", "make it a multiple")
         if evaluate.use == "best" and not checkpoint.best:
             raise UserError("evaluate.use", "'best' requires checkpoint.best", "set checkpoint.best to a metric")
+
+    @property
+    def _watched_metrics(self) -> dict[str, str]:
+        """Validation metrics that select checkpoints or stop the run, `{config key: metric}`."""
+        watched = {"checkpoint.best": self.config.checkpoint.best} if self.config.checkpoint.best else {}
+        for index, (_, options) in enumerate(self.hooks):
+            if hasattr(options, "metric"):
+                watched[f"train.hooks[{index}].metric"] = options.metric
+        return watched
+
+    def check_watched_targets(self) -> None:
+        """Checks that the validation split has targets for the metrics that the run depends on. Reads records.
+
+        Raises:
+          UserError: if no record of the split has the target of a metric.
+        """
+        for where, metric in self._watched_metrics.items():
+            section = self.config.tasks.get(metric.partition("/")[0], {})
+            target = section.get("target") or metric.partition("/")[0]
+            if target in self.targets and not self.pipeline.has_target("validation", target):
+                problem = f"no example of 'validation' has the target {target!r}, so {metric!r} is never measured"
+                raise UserError(where, problem, "remove the key, choose a metric of another task, or label the split")
 
     @functools.cached_property
     def evaluated_metrics(self) -> list[str]:

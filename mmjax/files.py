@@ -9,6 +9,11 @@ import pathlib
 from typing import Any
 
 
+def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the path with a leading `~` or `~user` expanded; shells leave the `~` of `--flag=~/x` to the program."""
+    return pathlib.Path(os.path.expanduser(text))
+
+
 def cache_folder(configured: str = "") -> pathlib.Path:
     """Returns the folder of prepared data and compiled programs: `configured`, $MMJAX_CACHE or ~/.cache/mmjax."""
     return pathlib.Path(configured or os.environ.get("MMJAX_CACHE", "") or "~/.cache/mmjax").expanduser().absolute()

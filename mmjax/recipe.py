@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mmjax.errors import UserError, nearest
+from mmjax.files import user_path
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -70,7 +71,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 def _find(name: str) -> Path:
     if "/" in name or name.endswith(".py"):
-        return Path(name)
+        return user_path(name)
     local = Path("configs", f"{name}.py")
     return local if local.is_file() else shipped_recipes().get(name, Path(name))
 

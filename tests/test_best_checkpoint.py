@@ -34,6 +34,9 @@ def test_the_best_checkpoint_stays_and_is_read(monkeypatch, digits_cache, tmp_pa
     measured = losses(workdir)
     best = min((step for step in measured if step % 8 == 0), key=measured.get)
     assert best < 24 and saved == {best, 40}
+    recorded = json.loads((workdir / "result.json").read_text())
+    assert recorded["steps"] == 40 and recorded["evaluated_step"] == best
+    assert recorded["validation"]["digit/loss"] == pytest.approx(measured[best], rel=1e-5)
     result = runs.evaluate(workdir, ["validation"])
     assert result["step"] == best
     assert result["validation"]["digit/loss"] == pytest.approx(measured[best], rel=1e-5)

@@ -10,7 +10,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "mmjax"
 
 FLOORS = [
     ("__init__", "errors"),
-    ("tokens", "files", "host", "config"),
+    ("tokens", "files", "host"),
+    ("config",),
     ("recipe", "processes", "sharding"),
     ("layers", "modalities"),
     ("encoders", "fusion"),

@@ -18,7 +18,6 @@ device unless named otherwise. See docs/plan.md.
 from __future__ import annotations
 
 import os
-import pathlib
 from typing import Any
 
 from absl import flags as absl_flags
@@ -74,9 +73,9 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if flags.hlo and text is None:
         log(f"{flags.hlo} is not written: the program does not fit in memory")
     elif flags.hlo:
-        from mmjax.files import write_atomically
+        from mmjax.files import user_path, write_atomically
 
-        write_atomically(pathlib.Path(flags.hlo), str(text))
+        write_atomically(user_path(flags.hlo), str(text))
     report.print_plan(console, plan, flags.examples, flags.price)
     result: dict[str, Any] = plan.as_dict()
     if flags.examples is not None and flags.price is not None:

@@ -10,7 +10,6 @@ are skipped. Preprocessing is read from the workdir; the dataset is not needed. 
 
 from __future__ import annotations
 
-import pathlib
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from mmjax.errors import UserError, nearest
-from mmjax.files import to_json
+from mmjax.files import to_json, user_path
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -38,7 +37,7 @@ def define_dynamic_flags(flags: absl_flags.FlagValues, argv: list[str], show_hel
         raise UserError("--workdir", "is missing", "give --workdir=RUN, the workdir of `mmjax train`")
     from mmjax.runs.workdir import read_config
 
-    for name in read_config(pathlib.Path(workdir))["model"]["encoders"]:
+    for name in read_config(user_path(workdir))["model"]["encoders"]:
         # An input whose name is already a flag can be given with --input.
         if name not in flags:
             help_text = f"input {name!r} of the run, a file or a text; masked by default"
@@ -50,7 +49,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from mmjax.evaluation.predictor import Predictor, check_predictions, input_warnings, process_inputs, read_raw
     from mmjax.runs.run import restore
 
-    workdir = pathlib.Path(flags.workdir)
+    workdir = user_path(flags.workdir)
     experiment, state = restore(workdir)
     given = _given(flags, list(experiment.modalities))
     raws = read_raw(experiment.modalities, given)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,7 +32,7 @@ from absl import flags as absl_flags
 
 from mmjax.commands.config_flag import define_config
 from mmjax.errors import UserError, nearest
-from mmjax.files import to_json
+from mmjax.files import to_json, user_path
 
 _LIST_FLAGS = {"columns": dict, "splits": dict, "target": list, "keep": list, "drop": list}
 _TEXT_FLAGS = ("format", "key", "split", "group", "stratify")
@@ -116,9 +117,9 @@ def _prepare_source(flags: absl_flags.FlagValues) -> None:
     from mmjax.prepare.runners import make_runner
 
     config = _parse_options(flags)
-    aligner = _load_aligner(pathlib.Path(flags.alignment)) if flags.alignment else None
+    aligner = _load_aligner(user_path(flags.alignment)) if flags.alignment else None
     with make_runner(flags.runner, flags.workers) as runner:
-        result = prepare(config, pathlib.Path(flags.output), runner, _progress, flags.dry_run, aligner)
+        result = prepare(config, user_path(flags.output), runner, _progress, flags.dry_run, aligner)
     if flags.json:
         print(to_json(result.report, indent=2))
     else:
@@ -150,7 +151,7 @@ def _parse_options(flags: absl_flags.FlagValues) -> Any:
     from mmjax.prepare.options import PrepareConfig, merge, parse_assignments
 
     section = parse_assignments(flags.set, "--set")
-    values: dict[str, Any] = {"source": flags.source}
+    values: dict[str, Any] = {"source": os.path.expanduser(flags.source)}
     for name, kind in _LIST_FLAGS.items():
         if (text := flags[name].value) is not None:
             values[name] = _parse_pairs(name, text) if kind is dict else [item for item in text.split(",") if item]

@@ -22,6 +22,7 @@ import pathlib
 from absl import flags as absl_flags
 
 from mmjax.errors import MissingData, UserError
+from mmjax.files import user_path
 
 ARGUMENTS = "[EXPERIMENT]"
 
@@ -49,7 +50,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
     if len(arguments) != 1:
         problem = f"{len(arguments)} experiments are given" if arguments else "no experiment is given"
         raise UserError("mmjax reproduce", problem, "give one folder, like experiments/01_digits")
-    folder = pathlib.Path(arguments[0])
+    folder = user_path(arguments[0])
     seeds = None if flags.seeds is None else [_seed(text) for text in flags.seeds]
     return 0 if _reproduce(folder, flags, seeds, _workdir(flags, folder.resolve().name)) else 1
 

@@ -10,11 +10,10 @@ Elsewhere give the address of process 0, the number of processes and the index o
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags as absl_flags
 
 from mmjax.commands.config_flag import define_config
+from mmjax.files import user_path
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -32,4 +31,4 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     from mmjax.runs.run import train
 
     initialize(flags.coordinator, flags.process_count, flags.process_id)
-    train(flags.config, pathlib.Path(flags.workdir))
+    train(flags.config, user_path(flags.workdir))

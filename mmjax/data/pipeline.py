@@ -7,6 +7,7 @@ state to checkpoint: a resumed run requests batches from its data step on. `mmja
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from mmjax.data.packing import Packing
 from mmjax.data.rows import PaddedRows, Rows
 from mmjax.data.samplers import IndexSampler, SequentialSampler
 from mmjax.data.sampling import FilterConfig, SamplingConfig, make_sampler
+from mmjax.data.worker_processes import WorkerMonitor, parent_imports
 from mmjax.errors import UserError, nearest
 from mmjax.modalities import Modality
 from mmjax.modalities.augmentation import Augmentation
@@ -102,6 +104,13 @@ class Pipeline:
         if self.packing:
             self._planned_lengths(split, self.packing)
         return len(self._source(split))
+
+    def has_target(self, split: str, target: str) -> bool:
+        """Returns True if at least one record of a split has the target. Reads records until one is found."""
+        source = self._source(split)
+        # In random order, because records without the target may stand together.
+        order = np.random.default_rng(0).permutation(len(source))
+        return any(source[int(index)].targets.get(target) is not None for index in order)
 
     def train_batches(
         self, split: str, batch_size: int, start_step: int = 0, rows: Sequence[int] | np.ndarray | None = None
@@ -227,6 +236,7 @@ class Pipeline:
             buffer_size = max(1, -(-self.prefetch // workers))
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer_size)
             iterable = batches.to_iter_dataset(_read_options(1, 1)).mp_prefetch(options)
+            return BatchIterator(iter(iterable), self._count_errors, workers)
         else:
             # One thread: most of the work holds the GIL, and two threads took 1.4 times as long as one.
             iterable = batches.to_iter_dataset(_read_options(min(1, self.prefetch), self.prefetch))
@@ -253,8 +263,13 @@ class Pipeline:
 class BatchIterator:
     """Iterator over batches. Owns threads or processes until it is closed."""
 
-    def __init__(self, iterator: Any, count_errors: Callable[[Batch, Sequence[str]], None]):
+    def __init__(self, iterator: Any, count_errors: Callable[[Batch, Sequence[str]], None], workers: int = 0):
         self._iterator, self._count_errors = iterator, count_errors
+        self._resources = contextlib.ExitStack()
+        if workers:
+            # Grain starts the processes at the first batch, in threads of its own.
+            self._resources.enter_context(parent_imports())
+            self._resources.callback(WorkerMonitor().close)
 
     def __iter__(self) -> BatchIterator:
         return self
@@ -262,7 +277,14 @@ class BatchIterator:
     def __next__(self) -> Batch:
         if self._iterator is None:
             raise StopIteration
-        batch, errors = next(self._iterator)
+        try:
+            batch, errors = next(self._iterator)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            code = str(error).partition("exit code ")[2].partition(".")[0]
+            problem = f"a data-loading process ended with exit code {code}, after SIGKILL often for lack of memory"
+            raise RuntimeError(f"{problem}: lower data.workers or data.prefetch") from error
         self._count_errors(batch, errors)
         return batch
 
@@ -271,6 +293,7 @@ class BatchIterator:
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+            self._resources.close()
 
     def __enter__(self) -> BatchIterator:
         return self

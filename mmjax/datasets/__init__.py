@@ -11,6 +11,7 @@ A dataset is a class with a nested frozen dataclass `Config` and these members; 
     dataset_options -> {input: options}           optional: modality options that the data determines
     inputs_of(split) -> {names}                   optional: inputs that occur in the split
     columns(split) -> {name: array}               optional: index columns, available without reading records
+    checksum -> str                               optional: SHA-256 of the records, by which a run recognises its data
 
 Importing this package is fast: slow dependencies are imported where they are used.
 """
@@ -41,6 +42,14 @@ DATASETS: dict[str, type[Dataset]] = {
 }
 
 
+def shared_config(section: Any, shared: type[Shared], where: str = "data") -> Shared:
+    """Builds `shared` from its keys of a config section, and ignores the dataset's own keys."""
+    if not isinstance(section, Mapping):
+        raise UserError(where, f"{section!r} is not a section", "give a dict with the key 'name'")
+    keys = {field.name for field in dataclasses.fields(shared)}  # type: ignore[arg-type]
+    return build(shared, {key: value for key, value in section.items() if key in keys}, where)
+
+
 def make_dataset(section: Any, shared: type[Shared], where: str = "data") -> tuple[Shared, Dataset]:
     """Builds the dataset named in a config section, without preparing it.
 
@@ -55,10 +64,8 @@ def make_dataset(section: Any, shared: type[Shared], where: str = "data") -> tup
     Raises:
       UserError: if the section is invalid.
     """
-    if not isinstance(section, Mapping):
-        raise UserError(where, f"{section!r} is not a section", "give a dict with the key 'name'")
+    config: Any = shared_config(section, shared, where)
     shared_keys = {field.name for field in dataclasses.fields(shared)}  # type: ignore[arg-type]
-    config: Any = build(shared, {key: value for key, value in section.items() if key in shared_keys}, where)
     if config.name not in DATASETS:
         raise UserError(f"{where}.name", f"unknown dataset {config.name!r}", nearest(config.name, DATASETS))
     cls: Any = DATASETS[config.name]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mmjax.data.dataset import Dataset, Record, Source, check_split
+from mmjax.data.dataset import Record, Source, check_split
 from mmjax.errors import UserError, nearest
 from mmjax.files import cache_folder
 from mmjax.tokens import TargetSpec
@@ -29,7 +31,7 @@ class PartConfig:
     rename: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-class Mixture(Dataset):
+class Mixture:
     """Combines datasets with different inputs and targets in one run.
 
     Split "test" holds the records of the "test" splits of all datasets; "NAME/test" holds those of dataset NAME. The
@@ -77,6 +79,12 @@ class Mixture(Dataset):
             for name, options in part.dataset_options.items():
                 merged.setdefault(part.new_name(name), options)
         return merged
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the names and checksums of all datasets."""
+        checksums = {name: getattr(part.dataset, "checksum", None) for name, part in self._parts.items()}
+        return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
 
     @property
     def splits(self) -> tuple[str, ...]:

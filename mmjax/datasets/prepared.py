@@ -7,13 +7,15 @@ import functools
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from mmjax.config import FilePath
 from mmjax.data.dataset import Dataset, Record, check_split
 from mmjax.datasets.records import Records
 from mmjax.errors import MissingData, UserError
+from mmjax.files import user_path
 from mmjax.prepare.splits import sort_splits
 from mmjax.tokens import TargetSpec
 
@@ -32,10 +34,10 @@ class Prepared(Dataset):
           path: folder of the prepared data, `--output` of `mmjax prepare`.
         """
 
-        path: str
+        path: Annotated[str, FilePath()]
 
     def __init__(self, config: Config):
-        self._folder = pathlib.Path(config.path).expanduser().absolute()
+        self._folder = user_path(config.path).absolute()
         self.manifest = read_manifest(self._folder)
         self._columns: dict[str, dict[str, np.ndarray]] = {}
 

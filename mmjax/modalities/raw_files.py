@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-import pathlib
 
 import numpy as np
 
 from mmjax.errors import UserError
+from mmjax.files import user_path
 
 NPY = b"\x93NUMPY"
 """Magic bytes of the NPY format."""
@@ -37,7 +37,7 @@ def read_bytes(argument: str, where: str, remedy: str) -> bytes:
       UserError: if it cannot be read; `where` and `remedy` are parts of the message.
     """
     try:
-        return pathlib.Path(argument).read_bytes()
+        return user_path(argument).read_bytes()
     except FileNotFoundError:
         raise UserError(where, f"file {argument!r} does not exist", remedy) from None
     except (OSError, ValueError) as error:

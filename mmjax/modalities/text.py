@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from mmjax.config import AtLeast, Count, Within
+from mmjax.config import AtLeast, Count, FilePath, Within
 from mmjax.errors import UserError
+from mmjax.files import user_path
 from mmjax.tokens import InputSpec
 
 
@@ -37,7 +38,7 @@ class Text:
         """
 
         length: Annotated[int, AtLeast(2)] = 32
-        tokenizer: str = "bytes"
+        tokenizer: Annotated[str, FilePath(("bytes",))] = "bytes"
         lowercase: bool = False
         tokens_per_byte: Annotated[float, Within(0.01, 8.0)] = 1.0
         vocabulary: Count | None = None
@@ -112,14 +113,14 @@ class Text:
 
     def files(self) -> list[pathlib.Path]:
         """Lists the tokenizer's file, if any."""
-        return [] if self.config.tokenizer == "bytes" else [pathlib.Path(self.config.tokenizer)]
+        return [] if self.config.tokenizer == "bytes" else [user_path(self.config.tokenizer)]
 
 
 def _load_tokenizer(name: str) -> tuple[Callable[[str], list[int]], int]:
     """Returns (encode function, vocabulary size). The text of a ValueError is "problem; remedy"."""
     if name == "bytes":
         return _encode_bytes, 256
-    path = pathlib.Path(name)
+    path = user_path(name)
     if path.suffix not in (".json", ".model"):
         raise ValueError(f"unknown tokenizer {name!r}; give 'bytes' or the path of a .json or .model file")
     if not path.is_file():

@@ -10,6 +10,7 @@ import numpy as np
 
 from mmjax.config import AtLeast, Count
 from mmjax.errors import UserError
+from mmjax.files import user_path
 from mmjax.modalities.clips import Clip, as_clip, as_stored, clip_from_images, read_clip
 from mmjax.modalities.image import Image, PreprocessConfig
 from mmjax.modalities.raw_files import read_bytes
@@ -65,7 +66,7 @@ class Video:
           UserError: if the file or a frame is missing, unreadable, damaged or truncated.
         """
         try:
-            folder = pathlib.Path(argument)
+            folder = user_path(argument)
             if folder.is_dir():
                 paths = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
                 files = ((path.name, read_bytes(str(path), where, _REMEDY)) for path in paths)

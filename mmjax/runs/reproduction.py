@@ -25,7 +25,7 @@ from rich.table import Table
 from mmjax.config import build
 from mmjax.data.dataset import check_split
 from mmjax.errors import UserError, nearest
-from mmjax.experiment import CHANGEABLE_ON_RESUME, Experiment, plain
+from mmjax.experiment import CHANGEABLE_ON_RESUME, Experiment, plain, resolve_paths
 from mmjax.files import write_atomically, write_json
 from mmjax.recipe import check_key, load_recipe
 from mmjax.reporting.records import (
@@ -190,7 +190,8 @@ def _recipe(folder: pathlib.Path, cell: Cell, seed: int, quick: bool = False) ->
         for key, value in {**cell.overrides, "seed": seed}.items():
             check_key(recipe, key, f"{where} overrides.{key}")
             recipe.update_from_flattened_dict({key: value})
-    return shrink(plain(recipe)) if quick else plain(recipe)
+    raw = resolve_paths(plain(recipe))
+    return shrink(raw) if quick else raw
 
 
 def _root(folder: pathlib.Path) -> pathlib.Path:

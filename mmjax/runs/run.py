@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import pathlib
+import sys
+import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -11,14 +15,26 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from mmjax.data.dataset import check_split
+from mmjax.data.dataset import Dataset, check_split
+from mmjax.datasets import Prepared, make_dataset
+from mmjax.datasets.recorded import OtherData, RecordedDataset, describe
 from mmjax.errors import RunError, UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
-from mmjax.experiment import CHANGEABLE_ON_RESUME, Experiment, schedule_changes
-from mmjax.files import write_atomically, write_json
+from mmjax.experiment import CHANGEABLE_ON_RESUME, DataConfig, Experiment, schedule_changes
+from mmjax.files import user_path, write_atomically, write_json
 from mmjax.processes import Watchdog, agree_or_raise
 from mmjax.reporting.overview import count_by_component, count_elements, print_key_values, print_metrics, print_subsets
-from mmjax.runs.workdir import check_same_config, check_same_files, provenance, read_config, write_config
+from mmjax.runs.lock import locked
+from mmjax.runs.storage import report_storage_errors
+from mmjax.runs.workdir import (
+    check_same_config,
+    check_same_data,
+    check_same_files,
+    provenance,
+    read_config,
+    read_record,
+    write_config,
+)
 from mmjax.sharding import MeshConfig, format_mesh, unsharded_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.hooks.log import LogHook
@@ -45,6 +61,7 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
       RunError: if too many steps had gradients that are not finite, or the trained parameters are not finite.
     """
     started = time.perf_counter()
+    workdir = user_path(workdir)
     writes = jax.process_index() == 0
     console = console or Console(quiet=not writes)
     # No process writes before all have checked; if one process rejects the config, all exit.
@@ -56,9 +73,31 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
         _check_steps(workdir, experiment)
         experiment.dataset.prepare()
         examples = _check_examples(experiment)
-    if writes:
-        previous = read_config(workdir) if (workdir / "config.json").exists() else experiment.raw
-        write_config(workdir, experiment.raw, experiment.modalities)
+        record = describe(experiment.dataset)
+        check_same_data(workdir, record)
+    with report_storage_errors(workdir), contextlib.ExitStack() as stack:
+        previous = experiment.raw
+        with agree_or_raise("the lock of the workdir"):
+            if writes:
+                stack.enter_context(locked(workdir, console))
+                # Checked again, since another process may have trained here until now.
+                check_same_config(workdir, experiment.raw, CHANGEABLE_ON_RESUME)
+                check_same_data(workdir, record)
+                previous = read_config(workdir) if (workdir / "config.json").exists() else experiment.raw
+                write_config(workdir, experiment.raw, experiment.modalities, record)
+        return _train(experiment, previous, workdir, console, examples, started)
+
+
+def _train(
+    experiment: Experiment,
+    previous: dict[str, Any],
+    workdir: pathlib.Path,
+    console: Console,
+    examples: int,
+    started: float,
+) -> dict[str, Any]:
+    """Trains and evaluates in a workdir that is locked and checked; `previous` is its config before this process."""
+    writes = jax.process_index() == 0
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint)
     state, restored = _first_state(experiment, checkpoints)
     if writes:
@@ -88,13 +127,19 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
             raise SystemExit(f"mmjax: stopped at step {loop.step} with a checkpoint; run the same command to resume")
         if not parameters_finite(state.parameters, experiment.mesh):
             raise RunError(f"the parameters after step {loop.step} are not finite; lower the learning rate")
+        evaluated, evaluated_step = _evaluated_state(experiment, checkpoints, state)
         result = {
             "seed": experiment.config.seed,
             "steps": loop.step,
+            "evaluated_step": evaluated_step,
             "parameters": count_elements(state.parameters),
             "parameters_hash": parameters_hash(state.parameters),
             **evaluate_splits(
-                experiment, state.eval_parameters, experiment.config.evaluate.splits, console, step=loop.step
+                experiment,
+                evaluated.eval_parameters,
+                experiment.config.evaluate.splits,
+                console,
+                step=evaluated_step,
             ),
             **provenance(),
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -107,12 +152,15 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
     return result
 
 
-def restore(workdir: pathlib.Path, mesh: MeshConfig | None = None) -> tuple[Experiment, TrainState]:
+def restore(
+    workdir: pathlib.Path, mesh: MeshConfig | None = None, dataset: Dataset | None = None
+) -> tuple[Experiment, TrainState]:
     """Restores a run's best or latest checkpoint, selected by `evaluate.use`, on this machine's devices.
 
     Args:
       workdir: folder of the run.
       mesh: mesh over all devices; by default `MeshConfig()` over the largest number that divides the batch sizes.
+      dataset: data to evaluate on; by default the run's record of its data, which predictions need, without examples.
 
     Returns:
       experiment, state.
@@ -120,27 +168,37 @@ def restore(workdir: pathlib.Path, mesh: MeshConfig | None = None) -> tuple[Expe
     Raises:
       UserError: if the workdir has no run or no checkpoint.
     """
+    workdir = user_path(workdir)
     raw = read_config(workdir)
     missing = UserError("--workdir", f"{workdir} has no checkpoint", "train first, or lower checkpoint.every")
     if not (workdir / "checkpoints").is_dir():
         raise missing
-    experiment = Experiment(raw, None if mesh else _fitting_devices(raw), mesh or MeshConfig())
+    if dataset is None:
+        dataset = RecordedDataset(read_record(workdir))
+    experiment = Experiment(raw, None if mesh else _fitting_devices(raw), mesh or MeshConfig(), dataset)
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint, read_only=True)
-    step = checkpoints.best() if experiment.config.evaluate.use == "best" else checkpoints.latest
-    if step is None and checkpoints.latest is not None:
+    best = experiment.config.evaluate.use == "best"
+    if best and checkpoints.steps and checkpoints.best() is None:
         problem = f"no checkpoint in {workdir} has a finite {experiment.config.checkpoint.best}"
         raise RunError(f"{problem}, which evaluate.use = 'best' needs")
-    if step is None:
-        raise missing
-    state = checkpoints.restore(step, experiment.abstract_state)
+    restored = checkpoints.restore_newest(experiment.abstract_state, _warn, best=best)
     checkpoints.close()
-    return experiment, state
+    if restored is None:
+        raise missing
+    return experiment, restored[0]
+
+
+def _warn(message: str) -> None:
+    """Prints a message of process 0 to standard error, because standard output is for results."""
+    if jax.process_index() == 0:
+        print(f"mmjax: {message}", file=sys.stderr)
 
 
 def evaluate(
     workdir: pathlib.Path,
     splits: Sequence[str] | None = None,
     *,
+    data: str | None = None,
     without: Collection[str] = (),
     all_subsets: bool = False,
     console: Console | None = None,
@@ -150,6 +208,7 @@ def evaluate(
     Args:
       workdir: folder of the run.
       splits: splits to evaluate; by default the run's `evaluate.splits`.
+      data: folder of other prepared data of the same schema; by default the data that the run was trained on.
       without: inputs to mask in every example.
       all_subsets: evaluate every subset of the inputs instead.
       console: output of the tables; by default that of process 0 only.
@@ -158,10 +217,11 @@ def evaluate(
       {"step", "without", split: metrics}, with "subsets" and "ceilings" as in `result.json` if `all_subsets`.
 
     Raises:
-      UserError: if the workdir has no checkpoint, or a split or an input does not exist.
+      UserError: if the workdir has no checkpoint, the data is not the run's, or a split or an input does not exist.
     """
+    workdir = user_path(workdir)
     console = console or Console(quiet=jax.process_index() != 0)
-    experiment, state = restore(workdir)
+    experiment, state = restore(workdir, dataset=_evaluation_data(workdir, data))
     splits = tuple(experiment.config.evaluate.splits if splits is None else splits)
     for split in splits:
         check_split(split, experiment.dataset.splits, "--split")
@@ -179,6 +239,17 @@ def evaluate(
         result[split] = experiment.evaluator.run(state.eval_parameters, split, without, step=result["step"])
         print_metrics(console, f"{split}, step {result['step']:,}, with {present}", result[split])
     return result
+
+
+def _evaluation_data(workdir: pathlib.Path, path: str | None) -> Dataset:
+    """Opens the run's own data, or prepared data of the same schema in the folder `path`."""
+    raw = read_config(workdir)
+    if path is None:
+        dataset = make_dataset(raw["data"], DataConfig)[1]
+        dataset.prepare()
+        check_same_data(workdir, describe(dataset))
+        return dataset
+    return OtherData(RecordedDataset(read_record(workdir)), Prepared(Prepared.Config(path=path)))
 
 
 def evaluate_splits(
@@ -246,15 +317,22 @@ def _check_examples(experiment: Experiment) -> int:
     config = experiment.config.evaluate
     for split in (*config.splits, *(("validation",) if config.every else ())):
         experiment.pipeline.size(split)
+    experiment.check_watched_targets()
     return experiment.pipeline.size("train")
 
 
 def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:
     """Restores the newest checkpoint or initialises the state. Returns the state and the restored step, if any."""
-    step = checkpoints.latest
-    if step is None:
-        return experiment.init_state(), None
-    return checkpoints.restore(step, experiment.abstract_state), step
+    return checkpoints.restore_newest(experiment.abstract_state, _warn) or (experiment.init_state(), None)
+
+
+def _evaluated_state(experiment: Experiment, checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, int]:
+    """Returns the state that `evaluate.use` selects, and its data step; `state` is the last one."""
+    if experiment.config.evaluate.use == "best":
+        restored = checkpoints.restore_newest(experiment.abstract_state, _warn, best=True)
+        if restored is not None:
+            return restored
+    return state, int(state.data_step)
 
 
 def _hooks(
@@ -281,9 +359,16 @@ def _hooks(
         EvaluationHook(experiment.evaluator, config.evaluate.every, log),
     ]
     hooks += [cls(options, history) for cls, options in experiment.hooks]
-    hooks.append(CheckpointHook(checkpoints, log.sync if log else lambda: None))
+    hooks.append(CheckpointHook(checkpoints, functools.partial(_flush, workdir, log)))
     hooks.append(_WatchdogHook(watchdog))
     return hooks
+
+
+def _flush(workdir: pathlib.Path, log: MetricsLog | None) -> None:
+    """Flushes the metrics log before a save. Raises FileNotFoundError if the workdir was deleted."""
+    (workdir / "config.json").stat()
+    if log:
+        log.sync()
 
 
 class _WatchdogHook(Hook):
@@ -328,9 +413,12 @@ def _print_overview(
     for name in unsharded_parameters(experiment.mesh, experiment.shardings.parameters, shapes.parameters):
         summary[f"warning: {name}"] = "not divisible by mesh.fsdp, so every device stores all of it"
     service = checkpoints.preemption_service()
-    summary["preemption"] = (
-        "coordinated across hosts" if service else "saves on SIGTERM" if jax.process_count() == 1 else "not handled"
-    )
+    if service:
+        summary["preemption"] = "coordinated across hosts"
+    elif threading.current_thread() is not threading.main_thread():
+        summary["preemption"] = "not handled, because the run is not in the main thread"
+    else:
+        summary["preemption"] = "saves on SIGTERM" if jax.process_count() == 1 else "not handled"
     summary["workdir"] = str(workdir) + (f", resumed at step {restored:,}" if restored is not None else "")
     print_key_values(console, "run summary", summary)
 

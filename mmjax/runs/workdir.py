@@ -1,6 +1,8 @@
 """Workdir of a run. Its file names and formats are stable, so other programs may read them.
 
-Files: config.json (resolved), metrics.jsonl, result.json, parameters.txt, checkpoints/, preprocessing/, tensorboard/.
+Files: config.json (resolved), metrics.jsonl, result.json, parameters.txt, checkpoints/, tensorboard/, and
+preprocessing/ with dataset.json, the record of the data, and copies of files. A workdir can be moved and opened without
+its data.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from importlib import metadata
 from typing import Any
 
 from mmjax import __version__
+from mmjax.datasets import recorded
 from mmjax.errors import UserError
 from mmjax.files import write_json
 from mmjax.modalities import Modality
+from mmjax.runs import lock
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
 
@@ -59,7 +63,7 @@ def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable:
             raise UserError("--workdir", f"{workdir} is not empty and contains no run", "give an empty or a new folder")
         return
     for where, old, new in differences(_load(path), raw):
-        if not any(_is_within(where, key) for key in changeable):
+        if not any(_is_within(where, key) for key in changeable) and not _is_moved_file(workdir, where, old, new):
             raise UserError(
                 "--workdir",
                 f"{workdir} contains a run with {where} = {_shorten(old)}, not {_shorten(new)}",
@@ -73,6 +77,19 @@ def _is_within(where: str, key: str) -> bool:
     return len(names) >= len(pattern) and all(map(fnmatch.fnmatchcase, names, pattern))
 
 
+def _is_moved_file(workdir: pathlib.Path, where: str, old: Any, new: Any) -> bool:
+    """Returns True if both values are paths of the preprocessing file that `check_same_files` compares by its name."""
+    section = where.rpartition(".")[0]
+    if not section.startswith("data.inputs.") or not isinstance(old, str) or not isinstance(new, str):
+        return False
+    name = pathlib.Path(new).name
+    return name == pathlib.Path(old).name and _copy(workdir, section[len("data.inputs.") :], name).is_file()
+
+
+def _copy(workdir: pathlib.Path, modality: str, file: str) -> pathlib.Path:
+    return workdir / "preprocessing" / modality / file
+
+
 def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]} …"
@@ -80,21 +97,58 @@ def _shorten(value: Any) -> str:
 
 def _precedes_config(path: pathlib.Path) -> bool:
     """Returns True for files that a run writes before config.json, so a killed run may leave only these."""
-    return path.name == "preprocessing" or path.name.startswith(".config.json.")
+    return path.name in ("preprocessing", lock.NAME) or path.name.startswith(".config.json.")
 
 
 def check_same_files(workdir: pathlib.Path, modalities: Mapping[str, Modality]) -> None:
     """Raises a UserError if a preprocessing file (such as a tokenizer) has changed since the run started."""
     for name, modality in modalities.items():
         for file in modality.files():
-            copy = workdir / "preprocessing" / name / file.name
+            copy = _copy(workdir, name, file.name)
             if copy.is_file() and copy.read_bytes() != file.read_bytes():
                 remedy = f"restore it from {copy}, or give another workdir"
                 raise UserError(f"data.inputs.{name}", f"{file} has changed since the run started", remedy)
 
 
-def write_config(workdir: pathlib.Path, raw: Mapping[str, Any], modalities: Mapping[str, Modality]) -> None:
-    """Copies the preprocessing files to the workdir, then writes config.json."""
+def check_same_data(workdir: pathlib.Path, found: Mapping[str, Any]) -> None:
+    """Checks that the data is the one that the run in the workdir, if any, has recorded.
+
+    Args:
+      workdir: folder of the run.
+      found: record of the data; see `mmjax.datasets.recorded.describe`.
+
+    Raises:
+      UserError: with all classes, statistics and checksums that differ.
+    """
+    if (workdir / "config.json").exists():
+        problems = recorded.differences(read_record(workdir), found)
+        if problems:
+            problem = f"is not the data that {workdir} was trained on: {'; '.join(problems)}"
+            raise UserError("data", problem, "restore that data, give another workdir, or evaluate with --data=PATH")
+
+
+def read_record(workdir: pathlib.Path) -> dict[str, Any]:
+    """Reads the record of the run's data.
+
+    Raises:
+      UserError: if it is missing or damaged.
+    """
+    return recorded.read_record(_record(workdir))
+
+
+def _record(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir / "preprocessing" / "dataset.json"
+
+
+def write_config(
+    workdir: pathlib.Path, raw: Mapping[str, Any], modalities: Mapping[str, Modality], record: Mapping[str, Any]
+) -> None:
+    """Copies the preprocessing files and the record of the data to the workdir, then writes config.json.
+
+    A resumed run keeps its record.
+    """
+    if not (workdir / "config.json").exists():
+        recorded.write_record(_record(workdir), record)
     for name, modality in modalities.items():
         for file in modality.files():
             folder = workdir / "preprocessing" / name
@@ -114,14 +168,14 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
       UserError: if the workdir contains no run.
     """
     path = workdir / "config.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError("--workdir", f"{workdir} contains no run", "give the workdir of `mmjax train`")
     raw = _load(path)
     if not isinstance(raw, dict) or not all(isinstance(raw.get(key), dict) for key in ("data", "model", "train")):
         raise UserError("--workdir", f"{path} is not the config of an mmjax run", "give the workdir of `mmjax train`")
     for name, section in raw["data"].get("inputs", {}).items():
         for key, value in section.items():
-            copy = workdir / "preprocessing" / name / pathlib.Path(str(value)).name
+            copy = _copy(workdir, name, pathlib.Path(str(value)).name)
             if isinstance(value, str) and value and copy.is_file():
                 section[key] = str(copy)
     return raw

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import math
+import os
 import pathlib
+import shutil
 import signal
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import jax
@@ -16,6 +21,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from mmjax.config import Count, Formerly
 from mmjax.errors import UserError
+from mmjax.processes import agree_or_raise
+from mmjax.training.checksums import tree_checksums
 from mmjax.training.loop import Hook, Loop
 from mmjax.training.state import TrainState
 
@@ -41,55 +48,60 @@ class Checkpoints:
     """The checkpoints of a workdir, committed atomically: a checkpoint gets its final name once it is complete.
 
     Parameters, optimiser state, EMA, step counters and metric window are one Orbax item, so a crash cannot separate
-    them. The position in the data is the data step alone, since a batch is a function of it.
+    them. The position in the data is the data step alone, since a batch is a function of it. Checksums of all arrays
+    are stored beside them and verified on restore.
+
+    Raises:
+      UserError: if `checkpoints` is not a folder.
     """
 
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig, *, read_only: bool = False):
         self.config, self.folder = config, workdir.absolute() / "checkpoints"
-        keep: list[Any] = [checkpoint_managers.LatestN(config.keep)]
-        if config.best:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError("--workdir", f"{self.folder} is not a folder", "move it away, or give another workdir")
+        self.manager: Any = None
+        self._problems: dict[int, str] = {}
+        if not read_only:
+            # Orbax reads all metrics, and raises for those that are not JSON.
+            damaged = [step for step in self.steps if self._metrics(step) is None]
+            self._problems = {step: f"checkpoint {step} has damaged metrics" for step in damaged}
+            self._set_aside(damaged)
+            self.manager = self._make_manager()
+
+    def _make_manager(self) -> ocp.CheckpointManager:
+        keep: list[Any] = [checkpoint_managers.LatestN(self.config.keep)]
+        if self.config.best:
             keep.append(
                 checkpoint_managers.BestN(
                     get_metric_fn=self._score,
-                    reverse=config.mode == "min",
+                    reverse=self.config.mode == "min",
                     n=1,
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        verbosity = logging.get_verbosity()
-        try:
-            if read_only:
-                # Orbax logs a warning for options that are set on purpose here.
-                logging.set_verbosity(logging.ERROR)
-            options = ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
-                # Without `best_fn` Orbax does not save the metrics.
-                best_fn=self._score if config.best else None,
-                best_mode=config.mode,
-                save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
-                read_only=read_only,
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,
-            )
-            self.manager = ocp.CheckpointManager(self.folder, options=options)
-        finally:
-            logging.set_verbosity(verbosity)
-
-    @property
-    def latest(self) -> int | None:
-        """The newest step, or None."""
-        return self.manager.latest_step()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+            # Without `best_fn` Orbax does not save the metrics.
+            best_fn=self._score if self.config.best else None,
+            best_mode=self.config.mode,
+            save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
+            create=True,
+            cleanup_tmp_directories=True,
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
 
     @property
     def steps(self) -> list[int]:
-        """The saved steps, oldest first."""
-        return sorted(self.manager.all_steps())
+        """Steps that have a checkpoint, complete or not, in ascending order."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(child.name) for child in self.folder.iterdir() if child.name.isdecimal())
 
     def best(self) -> int | None:
         """The step with the best validation metric, or None."""
-        if not self.config.best or not self.manager.all_steps():
+        if not self.config.best:
             return None
-        metrics = {step: self.manager.metrics(step) for step in self.manager.all_steps()}
+        metrics = {step: self._metrics(step) for step in self.steps}
         scores = {step: self._score(row) for step, row in metrics.items() if row}
         scores = {step: score for step, score in scores.items() if math.isfinite(score)}
         best = max if self.config.mode == "max" else min
@@ -97,30 +109,120 @@ class Checkpoints:
 
     def _score(self, metrics: Mapping[str, float | None]) -> float:
         """The metric `checkpoint.best`; the worst possible score if it is not finite (stored as null)."""
-        score = metrics[self.config.best or ""]
+        score = metrics.get(self.config.best or "")
         if score is not None and math.isfinite(score):
             return score
         return -math.inf if self.config.mode == "max" else math.inf
 
+    def _metrics(self, step: int) -> Mapping[str, float | None] | None:
+        """Reads the metrics of a checkpoint: {} if it has none, None if they are damaged."""
+        folder = self.folder / str(step)
+        if not (folder / "metrics" / "metrics").exists():
+            return {}
+        try:
+            metrics = json.loads((folder / "metrics" / "metrics").read_text())
+            copy = self._verified(step)["metrics"]
+        except (KeyError, OSError, TypeError, ValueError):
+            return None
+        return metrics if isinstance(metrics, dict) and metrics == copy else None
+
+    def _verified(self, step: int) -> dict[str, Any]:
+        """Reads the checksums and the copy of the metrics that `save` stored."""
+        return json.loads((self.folder / str(step) / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+
     def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:
         """Starts an asynchronous save and returns once the arrays are copied. A step that is already saved is skipped.
 
-        Raises:
-          UserError: if `metrics` lacks the metric `checkpoint.best`.
+        A checkpoint whose metrics lack `checkpoint.best` is never the best.
         """
+        if not self.folder.is_dir():
+            logging.warning("%s was deleted, and the older checkpoints with it", self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.manager.reload()
         if step in self.manager.all_steps():
             return
-        if self.config.best and metrics is not None and self.config.best not in metrics:
-            known = ", ".join(name for name in metrics if not name.startswith("perf/"))
-            raise UserError("checkpoint.best", f"no metric is named {self.config.best!r}", f"choose one of {known}")
         saved = None
         if self.config.best and metrics is not None:
             saved = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self.manager.save(step, args=ocp.args.StandardSave(state), metrics=saved)
+        verified = {"checksums": tree_checksums(state), "metrics": saved}
+        self.manager.save(step, args=ocp.args.StandardSave(state), metrics=saved, custom_metadata=verified)
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """Restores a step with the shardings of `abstract`, which may differ from those at saving."""
-        return self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        """Restores a step with the shardings of `abstract`, which may differ from those at saving.
+
+        Raises:
+          UserError: in all processes, if the checkpoint is incomplete or one of its arrays differs from its checksum.
+        """
+        with agree_or_raise(f"the restore of checkpoint {step}"), _log_level(logging.FATAL):
+            try:
+                saved = self._verified(step)["checksums"]
+                with ocp.StandardCheckpointer() as checkpointer:
+                    state = checkpointer.restore(self.folder / str(step) / "default", abstract)
+            except (MemoryError, jax.errors.JaxRuntimeError):
+                raise
+            except Exception as error:
+                # Orbax, TensorStore and the file system raise many types.
+                reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+                raise self._damaged(step, reason) from None
+        # Only now, because all processes take part in each checksum.
+        found = tree_checksums(state)
+        if saved != found:
+            changed = next((name for name in found if saved.get(name) != found[name]), "the structure")
+            raise self._damaged(step, f"{changed.removeprefix('.')} differs from its checksum")
+        return state
+
+    def _damaged(self, step: int, reason: str) -> UserError:
+        return UserError(f"checkpoint {step}", f"is damaged or incomplete ({reason})", "restore it from a copy")
+
+    def restore_newest(
+        self, abstract: TrainState, report: Callable[[str], None], *, best: bool = False
+    ) -> tuple[TrainState, int] | None:
+        """Restores the newest intact checkpoint.
+
+        Damaged ones are renamed to `STEP.damaged`, unless read-only, so that the run can save these steps again.
+
+        Args:
+          abstract: shapes, dtypes and shardings of the state.
+          report: receives one line that names the damaged checkpoints and the restored one.
+          best: try the checkpoint with the best validation metric first.
+
+        Returns:
+          state, step; None if there is no checkpoint.
+
+        Raises:
+          UserError: if all checkpoints are damaged.
+        """
+        steps, problems, renamed = self.steps[::-1], dict(self._problems), set(self._problems)
+        if best and (preferred := self.best()) is not None:
+            steps = [preferred, *(step for step in steps if step != preferred)]
+        for step in steps:
+            try:
+                state = self.restore(step, abstract)
+            except UserError as error:
+                problems[step] = f"{error.where} {error.problem}"
+                continue
+            if problems:
+                report(f"warning: {'; '.join(problems.values())}: using checkpoint {step} instead")
+                self._problems = {}
+                if self.manager is not None:
+                    self._set_aside([damaged for damaged in problems if damaged not in renamed])
+            return state, step
+        if problems:
+            remedy = "restore one from a copy, or move the folder away to start from the first step"
+            raise UserError("--workdir", f"{self.folder}: {'; '.join(problems.values())}", remedy)
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        with agree_or_raise("the renaming of damaged checkpoints"):
+            if jax.process_index() == 0:
+                for step in steps:
+                    target = self.folder / f"{step}.damaged"
+                    shutil.rmtree(target, ignore_errors=True)
+                    os.rename(self.folder / str(step), target)
+        if self.manager is not None:
+            self.manager.reload()
 
     def preemption_service(self) -> bool:
         """True if JAX's preemption service is running; without it Orbax never reports a preemption."""
@@ -133,8 +235,20 @@ class Checkpoints:
         self.manager.wait_until_finished()
 
     def close(self) -> None:
-        """Closes the Orbax manager."""
-        self.manager.close()
+        """Closes the Orbax manager, after pending saves are committed."""
+        if self.manager is not None:
+            self.manager.close()
+
+
+@contextlib.contextmanager
+def _log_level(level: int) -> Iterator[None]:
+    """Sets absl's log level within a block."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(level)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 class CheckpointHook(Hook):
@@ -155,8 +269,10 @@ class CheckpointHook(Hook):
         def on_sigterm(signum, frame):
             self.sigterm_received = True
 
-        # JAX's preemption service installs its own SIGTERM handler, which must not be replaced.
-        self.handles_sigterm = not self.checkpoints.preemption_service()
+        # JAX's preemption service has its own handler, which must not be replaced. Only the main thread can install
+        # one; notebooks may train in another thread.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        self.handles_sigterm = in_main_thread and not self.checkpoints.preemption_service()
         if self.handles_sigterm:
             self.previous_handler = signal.signal(signal.SIGTERM, on_sigterm)
 
@@ -170,6 +286,8 @@ class CheckpointHook(Hook):
             self.checkpoints.save(loop.step, loop.state, loop.latest_metrics.get("validation"))
 
     def finish(self, loop: Loop) -> None:
-        self.checkpoints.wait()
-        if self.handles_sigterm:
-            signal.signal(signal.SIGTERM, self.previous_handler)
+        try:
+            self.checkpoints.wait()
+        finally:
+            if self.handles_sigterm:
+                signal.signal(signal.SIGTERM, self.previous_handler)

@@ -6,7 +6,11 @@ import json
 import os
 import pathlib
 
+from absl import logging
+
+from mmjax.errors import UserError
 from mmjax.files import to_json, write_atomically
+from mmjax.training.tensorboard import TensorBoard
 
 
 class MetricsLog:
@@ -18,18 +22,12 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: pathlib.Path, step: int):
-        from tensorboardX import SummaryWriter
-
         self.path = workdir / "metrics.jsonl"
         if self.path.exists():
-            rows = []
-            for line in self.path.read_text().splitlines(keepends=True):
-                # Drop a last line without newline: its write was interrupted.
-                if line.endswith("\n") and json.loads(line)["step"] <= step:
-                    rows.append(line)
-            write_atomically(self.path, "".join(rows))
+            lines = [line for line, row in _parse(self.path) if row["step"] <= step]
+            write_atomically(self.path, "".join(lines))
         self.file = open(self.path, "a")  # noqa: SIM115
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        self.board = TensorBoard(workdir / "tensorboard", first_step=step + 1)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """Appends a row; values that are not finite become null."""
@@ -40,6 +38,10 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Flushes to disk. Call before a checkpoint: a run resumed from it does not write earlier rows again."""
+        if os.fstat(self.file.fileno()).st_nlink == 0:
+            logging.warning("%s was deleted, and the earlier rows with it", self.path)
+            self.file.close()
+            self.file = open(self.path, "a")  # noqa: SIM115
         os.fsync(self.file.fileno())
         self.board.flush()
 
@@ -50,6 +52,32 @@ class MetricsLog:
 
 
 def read_rows(workdir: pathlib.Path, split: str | None = None) -> list[dict]:
-    """Reads the rows of `metrics.jsonl`, optionally of one split only."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    """Reads the rows of `metrics.jsonl`, optionally of one split only. Skips damaged lines with a warning."""
+    rows = [row for _, row in _parse(workdir / "metrics.jsonl")]
     return [row for row in rows if split is None or row["split"] == split]
+
+
+def _parse(path: pathlib.Path) -> list[tuple[str, dict]]:
+    """Returns (line, row) of each intact line.
+
+    A last line without newline is dropped silently, because its write was interrupted; the run writes it again.
+
+    Raises:
+      UserError: if `path` is not a file.
+    """
+    if not path.is_file():
+        raise UserError("--workdir", f"{path} is not a file", "move it away")
+    *lines, _ = path.read_bytes().split(b"\n")
+    parsed, damaged = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["step"], int) or not isinstance(row["split"], str):
+                raise TypeError
+            parsed.append((line.decode() + "\n", row))
+        except (KeyError, TypeError, ValueError):
+            damaged.append(number)
+    if damaged:
+        shown = ", ".join(map(str, damaged[:8])) + (" …" if len(damaged) > 8 else "")
+        logging.warning("%s: skipped %d damaged lines: %s", path, len(damaged), shown)
+    return parsed

@@ -16,7 +16,7 @@ import json
 import pathlib
 from typing import Annotated
 
-from mmjax.config import Within
+from mmjax.config import FilePath, Within
 from mmjax.datasets import cache
 from mmjax.datasets.digits import speech
 from mmjax.datasets.digits.digit_files import DigitFiles, find_digit_files, raw_folder
@@ -48,7 +48,7 @@ class Avmnist(PairedDigits):
           synthetic: fraction of training examples with audio synthesised by espeak-ng, in many voices.
         """
 
-        path: str = ""
+        path: Annotated[str, FilePath()] = ""
         held_out: str | tuple[str, ...] | None = None
         validation: str | tuple[str, ...] | None = None
         synthetic: Annotated[float, Within(0.0, 1.0)] = 0.0

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from mmjax.config import Formerly, Rate
+from mmjax.config import FilePath, Formerly, Rate
 from mmjax.data.dataset import Dataset, Record, check_split, sample_dropped
 from mmjax.datasets import cache
 from mmjax.datasets.digits import arithmetic, speech
@@ -84,7 +84,7 @@ class PairedConfig:
     """
 
     task: Literal["arithmetic", "matched"] = "arithmetic"
-    cache: str = ""
+    cache: Annotated[str, FilePath()] = ""
     missing_fraction: Annotated[dict[str, Rate], Formerly("missing")] = dataclasses.field(default_factory=dict)
 
 

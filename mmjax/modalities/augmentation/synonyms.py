@@ -8,10 +8,11 @@ import functools
 import json
 import pathlib
 import re
+from typing import Annotated
 
 import numpy as np
 
-from mmjax.config import Rate
+from mmjax.config import FilePath, Rate
 from mmjax.errors import UserError
 
 
@@ -27,7 +28,7 @@ class Synonyms:
           rate: probability of replacing each word that has synonyms.
         """
 
-        path: str
+        path: Annotated[str, FilePath()]
         rate: Rate = 0.1
 
     def __init__(self, config: Config):
