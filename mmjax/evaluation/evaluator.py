@@ -23,11 +23,11 @@ class EvaluateConfig:
     """The config section `evaluate`.
 
     Attributes:
-    every: evaluation interval on "validation" in data steps; 0 evaluates only at the end.
-    splits: splits to evaluate after the last step.
-    subsets: evaluate `splits` with every subset of the inputs.
-    use: checkpoint of `result.json`, `mmjax evaluate` and `mmjax predict`: "latest" or "best".
-    batch_size: examples per batch; defaults to the training batch size.
+      every: evaluation interval on "validation" in data steps; 0 evaluates only at the end.
+      splits: splits to evaluate after the last step.
+      subsets: evaluate `splits` with every subset of the inputs.
+      use: checkpoint of `result.json`, `mmjax evaluate` and `mmjax predict`: "latest" or "best".
+      batch_size: examples per batch; defaults to the training batch size.
     """
 
     every: NonNegative = 0
