@@ -1,8 +1,8 @@
 """Workdir of a run. Its file names and formats are stable, so other programs may read them.
 
-Files: config.json (resolved), metrics.jsonl, result.json, parameters.txt, checkpoints/, tensorboard/, and
-preprocessing/ with dataset.json, the record of the data, and copies of files. A workdir can be moved, and opened without
-its data.
+Files: config.json (resolved), metrics.jsonl, result.json, parameters.txt, checkpoints/, tensorboard/, and in
+preprocessing/ the record of the data, dataset.json, and copies of files. A workdir can be moved, and opened without its
+data.
 """
 
 from __future__ import annotations
