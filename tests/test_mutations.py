@@ -719,6 +719,44 @@ LISTED = [
         "        return dataclasses.replace(state, window=window)\n\n    def _damaged",
         ("tests/test_resume.py", "-k", "again_and_again"),
     ),
+    # What a run owns.
+    Mutation(
+        "a checkpoint is not compared with its checksums",
+        "training/checkpoint.py",
+        "if saved != found:",
+        "if False:",
+        ("tests/test_damaged_checkpoints.py", "-k", "passed_over and (bit or older)"),
+    ),
+    Mutation(
+        "a checksum forgets the order of the elements",
+        "training/checksums.py",
+        "words = words ^ (index * one(0x9E3779B1) + one(1))",
+        "words = words ^ (index * one(0) + one(1))",
+        ("tests/test_damaged_checkpoints.py", "-k", "checksum"),
+        slow=False,
+    ),
+    Mutation(
+        "other classes are not a difference",
+        "datasets/recorded.py",
+        'if old["classes"] != new["classes"]:',
+        "if False:",
+        ("tests/test_owned_run.py", "-k", "each_difference"),
+    ),
+    Mutation(
+        "class indices of other data are not translated",
+        "datasets/recorded.py",
+        "targets[name] = indices[targets[name]]",
+        "pass",
+        ("tests/test_owned_run.py", "-k", "classes_and_statistics"),
+        slow=False,
+    ),
+    Mutation(
+        "TensorBoard keeps the steps that are repeated",
+        "training/tensorboard.py",
+        "self._write(step=first_step, session_log",
+        "self._write(step=first_step + 10, session_log",
+        ("tests/test_metrics_log.py", "-k", "discards"),
+    ),
 ]
 
 

@@ -101,7 +101,8 @@ def _arguments(name: str) -> dict[str, inspect.Parameter]:
     known = optax_arguments(name)
     if "learning_rate" not in known or name.startswith("scale_by_"):
         candidates = (*ELEMENTWISE, "adafactor", "fromage", "lamb", "lars", "noisy_sgd", "novograd", "sm3")
-        problem = f"Optax has no optimiser {name!r} with an argument learning_rate"
+        lacks_rate = known and "learning_rate" not in known
+        problem = f"optax.{name} has no argument learning_rate" if lacks_rate else f"Optax has no optimiser {name!r}"
         raise UserError("optimizer.name", problem, nearest(name, candidates))
     return known
 
