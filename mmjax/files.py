@@ -8,10 +8,20 @@ import os
 import pathlib
 from typing import Any
 
+from mmjax.errors import UserError
+
 
 def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the path with a leading `~` or `~user` expanded; shells leave the `~` of `--flag=~/x` to the program."""
-    return pathlib.Path(os.path.expanduser(text))
+    """Returns the path with a leading `~` or `~user` expanded; shells leave the `~` of `--flag=~/x` to the program.
+
+    Raises:
+      UserError: if the user's home folder is unknown.
+    """
+    path = pathlib.Path(os.path.expanduser(text))
+    home = path.parts[0] if path.parts else ""
+    if home.startswith("~") and not os.path.exists(home):
+        raise UserError(str(text), f"the home folder {home!r} is unknown", "give the full path")
+    return path
 
 
 def cache_folder(configured: str = "") -> pathlib.Path:

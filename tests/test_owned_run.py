@@ -229,7 +229,7 @@ def test_a_run_may_train_in_a_thread(place, tmp_path):
     assert results and results[0]["steps"] == 1
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "result.json", "preprocessing"])
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "preprocessing"])
 def test_a_path_that_cannot_be_written_is_one_line(capsys, place, tmp_path, name):
     words = ["train", f"--config={place / 'recipe.py'}:{place / 'prepared' / 'mood'}", f"--workdir={tmp_path / 'run'}"]
     (tmp_path / "run").mkdir()
@@ -244,6 +244,13 @@ def test_a_path_that_cannot_be_written_is_one_line(capsys, place, tmp_path, name
         (tmp_path / "run" / name).mkdir()
     status, _, err = command(capsys, *words)
     assert status == 2 and name in err and err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize("workdir", ["/proc/x", "/sys/x", "a" * 300, "~nobody-of-this-name/x"])
+def test_an_impossible_workdir_is_one_line(capsys, place, workdir):
+    words = [f"--config={place / 'recipe.py'}:{place / 'prepared' / 'mood'}", f"--workdir={workdir}"]
+    status, _, err = command(capsys, "train", *words)
+    assert status == 2 and err.startswith("mmjax: error: ") and err.count("\n") == 1
 
 
 def at_step(monkeypatch, step: int, action) -> None:
@@ -262,7 +269,6 @@ def test_a_deleted_workdir_ends_the_run_in_one_line(capsys, monkeypatch, place, 
     recipe = load_recipe(f"{place / 'recipe.py'}:{place / 'prepared' / 'mood'}")
     with pytest.raises(SystemExit, match=r"mmjax: stopped: .*run was deleted while the run was training$"):
         train(recipe, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_deleted_checkpoints_cost_only_themselves(monkeypatch, caplog, place, tmp_path):

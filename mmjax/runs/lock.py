@@ -31,10 +31,15 @@ def locked(workdir: pathlib.Path, console: Console) -> Iterator[None]:
       console: output of the warning.
 
     Raises:
-      UserError: if another process holds the lock.
+      UserError: if another process holds the lock, or the folder cannot be written.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / NAME, "a+") as file:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        opened = open(workdir / NAME, "a+")  # noqa: SIM115
+    except OSError as error:
+        problem = f"{workdir} cannot be written: {error.strerror}"
+        raise UserError("--workdir", problem, "give another folder") from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

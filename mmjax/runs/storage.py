@@ -41,7 +41,8 @@ def report_storage_errors(workdir: pathlib.Path) -> Iterator[None]:
             raise
         reason = os.strerror(number)
         path = getattr(error, "filename", None) or workdir
-        if not workdir.exists():
+        # A pending save may have made the folder again.
+        if number == errno.ENOENT and not (workdir / "config.json").exists():
             raise SystemExit(f"mmjax: stopped: {workdir} was deleted while the run was training") from None
         if number in _REFUSED:
             raise UserError("--workdir", f"{path} cannot be written: {reason}", "mend it, or give another") from None

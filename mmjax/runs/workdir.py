@@ -53,7 +53,10 @@ def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable:
         # Checkpoints and logs need atomic renames, which buckets do not have.
         raise UserError("--workdir", f"{workdir} is a URL", "give a folder; a bucket can be mounted as one")
     path = workdir / "config.json"
-    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    try:
+        existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    except OSError as error:
+        raise UserError("--workdir", f"{_shorten(str(workdir))}: {error.strerror}", "give another folder") from None
     if not existing.is_dir():
         raise UserError("--workdir", f"{existing} is a file", "give a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
