@@ -32,6 +32,9 @@ class Array:
     dimensions: tuple[int, ...]
     layout: str
 
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.dimensions))}]"
+
     @property
     def bytes(self) -> int:
         """Size without tile padding."""
