@@ -2,9 +2,10 @@
 
     python experiments/03_plans/kernels.py              # those that are not in the table
     python experiments/03_plans/kernels.py siglip_l16   # of plans whose name has this in it
+    python experiments/03_plans/kernels.py --calls      # only counts the calls
 
-Traces each recipe for its devices without compiling its step. `calls.json` keeps {plan: {kernel: calls per step}}, with
-which `recost.py` prices the recorded plans.
+Traces each recipe for its devices without compiling its step. `calls.json` keeps the calls per step and the FLOPs of a
+call, {plan: {kernel: …}}, with which `recost.py` prices the recorded plans.
 """
 
 from __future__ import annotations
@@ -46,13 +47,17 @@ def main(arguments: list[str]) -> None:
     from mmjax.planning.kernel_cycles import COMMITTED, KernelCycles
 
     table = KernelCycles(importlib.metadata.version("libtpu"), written=COMMITTED)
-    calls = json.loads(CALLS.read_text()) if CALLS.exists() else {}
+    compiled = "--calls" not in arguments
+    arguments = [word for word in arguments if not word.startswith("--")]
     for name, flags in jobs().items():
         if arguments and not any(word in name for word in arguments):
             continue
         devices, kernels = trace(flags)
-        calls[name] = {kernel.key: count for kernel, count in kernels.items()}
+        calls = json.loads(CALLS.read_text()) if CALLS.exists() else {}
+        calls[name] = {kernel.key: {"calls": count, "flops": kernel.flops} for kernel, count in kernels.items()}
         CALLS.write_text(json.dumps(calls, indent=1, sort_keys=True) + "\n")
+        if not compiled:
+            continue
         topology = next(flag.partition("=")[2] for flag in flags if flag.startswith("--topology="))
         one = topology.partition(":")[0] + (":2x2" if topology.startswith(("v5e", "v6e")) else ":2x2x1")
         table.compile_missing(devices[0].device_kind, one, kernels, print)

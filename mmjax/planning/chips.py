@@ -24,6 +24,7 @@ class Chip:
       network_bandwidth: bytes/s of the data-centre network, per device.
       ring_multiple: torus dimensions whose size is a multiple of this wrap around to a ring.
       devices_per_chip: number of JAX devices per chip.
+      cores: TensorCores of a device, which share the grid of a kernel.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Chip:
     network_bandwidth: float
     ring_multiple: int
     devices_per_chip: int = 1
+    cores: int = 1
 
 
 def _gibibytes(count: float) -> int:
@@ -54,9 +56,9 @@ _HOP = 1e-6
 # fit. H100: NVIDIA's data sheet of the SXM card, 450 GB/s NVLink and one 400 Gb/s network card per GPU. The slower PCIe
 # H100 has no entry.
 CHIPS = {
-    "TPU v4": Chip("v4", 275e12, _gibibytes(30.75), 1228e9, 1.05e9, 45e9, _HOP, 6.25e9, 4),
+    "TPU v4": Chip("v4", 275e12, _gibibytes(30.75), 1228e9, 1.05e9, 45e9, _HOP, 6.25e9, 4, cores=2),
     "TPU v5 lite": Chip("v5e", 197e12, _gibibytes(15.75), 819e9, 1.503e9, 45e9, _HOP, 3.125e9, 16),
-    "TPU v5": Chip("v5p", 459e12, _gibibytes(95.74), 2765e9, 1.751e9, 90e9, _HOP, 6.25e9, 4),
+    "TPU v5": Chip("v5p", 459e12, _gibibytes(95.74), 2765e9, 1.751e9, 90e9, _HOP, 6.25e9, 4, cores=2),
     "TPU v6 lite": Chip("v6e", 918e12, _gibibytes(31.25), 1638e9, 1.751e9, 90e9, _HOP, 12.5e9, 16),
     "TPU7x": Chip("tpu7x", 2307e12 / 2, _gibibytes(94.75), 3690e9, 2.2e9, 90e9, _HOP, 6.25e9, 4, devices_per_chip=2),
     "NVIDIA H100 80GB HBM3": Chip("h100", 989e12, _gibibytes(79.1), 3350e9, None, 450e9, 0, 50e9, 1),

@@ -69,8 +69,8 @@ def _pallas_calls(jaxpr: Jaxpr, times: int) -> Iterator[tuple[Any, int]]:
 def _kernel(equation: Any) -> Kernel:
     params = equation.params
     info = params.get("name_and_src_info", params.get("name"))
-    # Addresses of objects differ between processes.
-    code = re.sub(r"0x[0-9a-f]+", "", f"{params['jaxpr']}\n{params['grid_mapping']}")
+    # Addresses of objects and the mesh of the step are not part of the code.
+    code = re.sub(r"0x[0-9a-f]+|ctx_mesh=.*", "", f"{params['jaxpr']}\n{params['grid_mapping']}")
     return Kernel(
         name=getattr(info, "name", str(info)),
         operands=tuple(_hlo_type(variable.aval) for variable in equation.invars),
@@ -176,7 +176,10 @@ def kernel_cost(
     flops = max(declared.get("flops", 0), kernel.flops if kernel else 0)
     hbm_bytes = sum(array.bytes for array in (*operands, *instruction.arrays) if not array.on_chip)
     num_bytes = declared.get("bytes_accessed") or hbm_bytes
+    return KernelCost(flops / chip.peak_flops, num_bytes / chip.memory_bandwidth, *compiled_seconds(compiled, chip))
+
+
+def compiled_seconds(compiled: CompiledCycles, chip: Chip) -> tuple[float, float]:
+    """Returns (static, bundle) seconds of one call. The bundles are those of the whole grid, which the cores share."""
     clock = chip.clock_hz or math.inf
-    return KernelCost(
-        flops / chip.peak_flops, num_bytes / chip.memory_bandwidth, compiled.cycles / clock, compiled.bundles / clock
-    )
+    return compiled.cycles / clock, compiled.bundles / clock / chip.cores
