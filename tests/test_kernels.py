@@ -199,10 +199,12 @@ def test_the_cost_of_a_kernel(cost, seconds, source):
 
 
 def test_each_kernel_is_printed_with_its_source():
-    kernel = KernelSummary("attention", "f32[8] -> f32[8]", 24, 230e-6, "static", 230e-6, 107e-6, 36e-6)
+    kernel = KernelSummary(
+        "attention", "f32[8,2], f32[8,2], s32[8] -> f32[8,2]", 24, 230e-6, "static", 230e-6, 107e-6, 36e-6
+    )
     line = kernel_line(kernel)
     assert "24 x 230.0 us (static, roofline 36.0 us, executed bundles 107.0 us: uncertain)" in line
-    assert "attention(f32[8] -> f32[8])" in line
+    assert line.endswith("attention(2 x f32[8,2], s32[8])")
     certain = dataclasses.replace(kernel, bundle_seconds=200e-6)
     assert "uncertain" not in kernel_line(certain)
     unknown = dataclasses.replace(kernel, source="roofline", static_seconds=None, bundle_seconds=None)

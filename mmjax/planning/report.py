@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import re
 
 from rich.console import Console
 from rich.table import Table
@@ -150,7 +152,14 @@ def kernel_line(kernel: KernelSummary) -> str:
         source = f"static, {roofline}"
     if kernel.uncertain:
         source += f", executed bundles {format_us(kernel.bundle_seconds or 0)}: uncertain"
-    return f"{kernel.runs:,} x {format_us(kernel.seconds)} ({source})  {kernel.name}({kernel.shapes})"
+    return f"{kernel.runs:,} x {format_us(kernel.seconds)} ({source})  {kernel.name}({_operands(kernel)})"
+
+
+def _operands(kernel: KernelSummary) -> str:
+    """Formats the operand types; equal neighbours as "3 x bf16[8,128]"."""
+    types = re.findall(r"\w+\[[^\]]*\]", kernel.shapes.partition(" -> ")[0])
+    groups = [(name, len(list(group))) for name, group in itertools.groupby(types)]
+    return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in groups)
 
 
 def print_collectives(console: Console, plan: Plan) -> None:
