@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from mmjax.planning.kernel_cycles import COMMITTED, KernelCycles, compile_in_chi
 from mmjax.planning.kernels import CompiledCycles, Kernel, KernelCost, count_kernel_calls
 from mmjax.planning.plan import KernelSummary
 from mmjax.planning.report import kernel_line
+from mmjax.sharding import MeshConfig, make_mesh
 
 
 def attention_kernels(tokens: int, batch: int = 32, heads: int = 16, depth: int = 64) -> list[Kernel]:
@@ -29,7 +31,10 @@ def attention_kernels(tokens: int, batch: int = 32, heads: int = 16, depth: int 
         mixed, vjp = jax.vjp(lambda *x: short_attention(*x, segments, segments), query, key, value)
         return vjp(mixed)
 
-    return list(count_kernel_calls(jax.make_jaxpr(forward_and_backward)(array, array, array, segments).jaxpr))
+    # As in a step, which is traced for a mesh.
+    with jax.set_mesh(make_mesh(MeshConfig(data=-1))) if jax.sharding.get_abstract_mesh().empty else nullcontext():
+        jaxpr = jax.make_jaxpr(forward_and_backward)(array, array, array, segments).jaxpr
+    return list(count_kernel_calls(jaxpr))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from mmjax.experiment import Experiment, plain
 from mmjax.planning import plan as plans
-from mmjax.planning import search
+from mmjax.planning import search, topology_devices
 from mmjax.planning.lower_bound import LowerBound, memory_lower_bound
 from mmjax.planning.plan import make_plan, plan_from_bound, plan_from_dict
 from tests.test_plan import recipe_file as recipe_file
@@ -18,11 +18,11 @@ from tests.test_plan import run_command, small_recipe
 DEPTH, TOKENS, WIDTH, BATCH = 3, 32, 128, 64
 
 
-def experiment(rematerialise: str = "none", accumulate: int = 1) -> Experiment:
+def experiment(rematerialise: str = "none", accumulate: int = 1, devices=None) -> Experiment:
     config = small_recipe(BATCH, data=4, fsdp=2)
     config.model.encoders.text.rematerialise = rematerialise
     config.train.accumulate = accumulate
-    return Experiment(config)
+    return Experiment(config, devices)
 
 
 def test_arguments_are_those_of_the_state_on_one_device():
@@ -40,18 +40,16 @@ def test_with_full_rematerialisation_each_layer_keeps_its_input():
     """Float32 tokens [batch, tokens, width] of each layer, split over 8 devices; a microbatch keeps its part."""
     layers = DEPTH * BATCH * TOKENS * WIDTH * 4 // 8
     full, none = memory_lower_bound(experiment("full")), memory_lower_bound(experiment("none"))
-    assert layers <= full.activations <= 2 * layers
+    assert full.activations == layers
     # At least the queries, keys and values, hidden units (twice as wide) and normalised tokens, too.
     assert none.activations >= 6 * layers
     assert memory_lower_bound(experiment("full", accumulate=4)).activations == full.activations // 4
 
 
-@pytest.mark.parametrize("rematerialise", ["none", "full"])
-def test_the_compiled_step_needs_no_less(rematerialise):
-    made = experiment(rematerialise)
-    plan, _ = make_plan("small", "this machine", made)
-    full = memory_lower_bound(experiment("full"))
-    assert full.total <= plan.peak_bytes
+def test_the_compiled_step_needs_no_less():
+    made = experiment("full", devices=topology_devices("v5e:2x4"))
+    plan, _ = make_plan("small", "v5e:2x4", made)
+    assert memory_lower_bound(made).total <= plan.peak_bytes
 
 
 def test_a_batch_far_too_large_is_answered_without_the_compiler(recipe_file, capsys, monkeypatch):
@@ -93,12 +91,12 @@ def test_the_first_compiled_change_is_large_enough_and_the_next_follows_what_was
     def planner(overrides, seconds):
         tried.append(overrides)
         divisor = plan.batch_size // overrides.get("train.batch_size", plan.batch_size)
-        need = 4 + (24 + slack * 600 / overrides.get("train.accumulate", 1)) / divisor
+        need = 4 + (3 * 24 + slack * 600 / overrides.get("train.accumulate", 1)) / divisor
         return dataclasses.replace(plan, fits=need <= 16, compiled=True, peak_bytes=int(need * GIB))
 
     found = search.find_fitting(plain(small_recipe(plan.batch_size)), plan, 8, planner, lambda message: None)
     assert found is not None and found.plan is not None and len(tried) <= 3
-    assert found.overrides["train.batch_size"] >= plan.batch_size // 4 and found.overrides["train.accumulate"] >= 16
+    assert found.overrides["train.batch_size"] >= plan.batch_size // 8 and found.overrides["train.accumulate"] >= 16
 
 
 def test_when_the_time_ends_the_expected_change_is_given_as_not_compiled(monkeypatch):

@@ -21,6 +21,7 @@ ROOT = FOLDER.parents[1]
 CALLS = FOLDER / "calls.json"
 sys.path[:0] = [str(ROOT), str(FOLDER)]
 
+from growth import PODS, RECIPE  # noqa: E402
 from plans import jobs  # noqa: E402
 
 
@@ -49,7 +50,8 @@ def main(arguments: list[str]) -> None:
     table = KernelCycles(importlib.metadata.version("libtpu"), written=COMMITTED)
     compiled = "--calls" not in arguments
     arguments = [word for word in arguments if not word.startswith("--")]
-    for name, flags in jobs().items():
+    grown = {f"siglip_l16 on v5p-{chips}": [*RECIPE, *flags] for chips, flags in PODS.items()}
+    for name, flags in (jobs() | grown).items():
         if arguments and not any(word in name for word in arguments):
             continue
         devices, kernels = trace(flags)

@@ -104,9 +104,12 @@ def price_collective(row: dict, found: dict, chip) -> dict:
         return row
     rounds = 2 if row["kind"] == "all-reduce" else 1
     hops = 1 if row["kind"] == "collective-permute" else rounds * axis_hops(row["axis"].split("+"), found, chip)
-    seconds = max(NOMINAL_LINK * row["seconds"], row["runs"] * hops * chip.hop_seconds)
-    share = row["exposed_seconds"] / row["seconds"] if row["seconds"] else 0.0
-    return row | {"seconds": seconds, "exposed_seconds": share * seconds}
+    slower = NOMINAL_LINK * row["seconds"]
+    seconds = max(slower, row["runs"] * hops * chip.hop_seconds)
+    # A collective that queues behind others is exposed for longer than it takes.
+    share = min(1.0, row["exposed_seconds"] / row["seconds"]) if row["seconds"] else 0.0
+    exposed = NOMINAL_LINK * row["exposed_seconds"] + share * (seconds - slower)
+    return row | {"seconds": seconds, "exposed_seconds": exposed}
 
 
 def axis_hops(axes: list[str], found: dict, chip) -> int:

@@ -18,7 +18,7 @@ class LowerBound:
       parameters: parameters and their EMA.
       optimizer: state of the optimiser.
       batch: inputs and targets.
-      activations: arrays that the forward pass keeps for the backward pass, of one microbatch.
+      activations: arrays that the layers keep for the backward pass, of one microbatch.
     """
 
     parameters: int
@@ -49,9 +49,9 @@ def memory_lower_bound(experiment: Any) -> LowerBound:
 
 
 def residual_bytes(experiment: Any) -> int:
-    """Returns the bytes of the whole batch's arrays that the forward pass keeps, over all devices.
+    """Returns the bytes of the whole batch's arrays that loops over layers keep for the backward pass, on all devices.
 
-    Counts residuals with an axis of the batch size: copies of parameters can be computed again.
+    The compiler may compute other residuals again, but not those of a loop: [layers, batch, ...], floating point.
     """
     batch_size = experiment.config.train.batch_size
 
@@ -59,11 +59,20 @@ def residual_bytes(experiment: Any) -> int:
         return jax.vjp(lambda values: experiment.objective(values, batch)[0], parameters)[1]
 
     with jax.set_mesh(experiment.mesh):
-        jaxpr = jax.make_jaxpr(forward)(experiment.shapes.parameters, experiment.abstract_batch).jaxpr
-    given = set(jaxpr.invars)
-    kept = {variable for variable in jaxpr.outvars if not isinstance(variable, Literal) and variable not in given}
-    arrays = [variable.aval for variable in kept if batch_size in getattr(variable.aval, "shape", ())]
-    return sum(math.prod(aval.shape) * _itemsize(aval.dtype) for aval in arrays)
+        jaxpr = jax.make_jaxpr(forward)(experiment.shapes.parameters, experiment.sharded_abstract_batch).jaxpr
+    kept = {variable for variable in jaxpr.outvars if not isinstance(variable, Literal)}
+    loops = [equation for equation in jaxpr.eqns if equation.primitive.name == "scan"]
+    stacked = [
+        variable.aval
+        for loop in loops
+        for variable in loop.outvars
+        if variable in kept and variable.aval.shape[:1] == (loop.params["length"],)
+    ]
+    return sum(
+        math.prod(aval.shape) * aval.dtype.itemsize
+        for aval in stacked
+        if batch_size in aval.shape and jax.numpy.issubdtype(aval.dtype, jax.numpy.floating)
+    )
 
 
 def _shard_bytes(shapes: Any, shardings: Any) -> int:

@@ -195,17 +195,19 @@ def find_fitting(
     batch = plan.bound.batch if plan.bound else 0
     # A compiled step needs about twice the activations' lower bound; its own peak is better evidence.
     activations = 2 * plan.bound.activations if plan.bound and not plan.compiled else plan.peak_bytes - state - batch
-    margin = 1.2 if plan.compiled else 1.0
+    margin = 1.2 if plan.compiled else 0.9
+    scale = 1.0
     base: Overrides = {}
     last: Overrides | None = None
 
     def expected(accumulate: int = 1, divisor: int = 1, kept: float = 1.0) -> float:
-        # Microbatches add up their gradients in float32.
-        gradients = state / 3 if accumulate > 1 else 0
-        return state + gradients + (batch + kept * activations / accumulate) / divisor
+        # Microbatches add up their gradients in float32. They regroup the batch, for which libtpu 0.0.42 keeps three
+        # copies of it.
+        gradients, arrays = (state / 3, 4) if accumulate > 1 else (0, 1)
+        return state + gradients + scale * (arrays * batch + kept * activations / accumulate) / divisor
 
     def try_fit(overrides: Overrides) -> Remedy | None:
-        nonlocal activations, margin, last
+        nonlocal scale, last
         last, left = overrides, deadline - time.monotonic()
         if left <= 0:
             return None
@@ -217,10 +219,11 @@ def find_fitting(
         if candidate.fits:
             return Remedy(overrides, candidate)
         log(f"needs {candidate.peak_bytes / 2**30:,.1f} GiB of {capacity / 2**30:,.1f} GiB")
+        # Correct the expectation of later candidates: down from the recipe's peak, up from the lower bound.
         factor = overrides.get("train.accumulate", accumulated) // accumulated
         divisor = plan.batch_size // overrides.get("train.batch_size", plan.batch_size)
-        measured = (candidate.peak_bytes - state - batch / divisor) * factor * divisor
-        activations, margin = max(0, measured if not plan.compiled else min(activations, measured)), 1.2
+        measured = (candidate.peak_bytes - state) / max(1.0, expected(factor, divisor) - state)
+        scale *= min(1.0, measured) if plan.compiled else max(1.0, measured)
         return None
 
     accumulated = raw["train"].get("accumulate", 1)
