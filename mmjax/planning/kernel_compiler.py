@@ -70,7 +70,7 @@ def _compile(request: dict[str, Any], folder: pathlib.Path) -> dict[str, int]:
         return kernel(*arrays)
 
     before = set(folder.iterdir())
-    module = Module(jax.jit(call).lower(*operands).compile().as_text())
+    module = Module(str(jax.jit(call).lower(*operands).compile().as_text()))
     (kernel,) = (each for each in module.instructions.values() if 'target="tpu_custom_call"' in each.attributes)
     written = [path for path in set(folder.iterdir()) - before if path.name.endswith("-final_bundles.txt")]
     # libtpu's names of these files: TIME-INSTRUCTION-NUMBER-final_bundles.txt.
