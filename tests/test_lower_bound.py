@@ -96,7 +96,7 @@ def test_the_first_compiled_change_is_large_enough_and_the_next_follows_what_was
 
     found = search.find_fitting(plain(small_recipe(plan.batch_size)), plan, 8, planner, lambda message: None)
     assert found is not None and found.plan is not None and len(tried) <= 3
-    assert found.overrides["train.batch_size"] >= plan.batch_size // 8 and found.overrides["train.accumulate"] >= 16
+    assert found.overrides["train.batch_size"] >= plan.batch_size // 64 and found.overrides["train.accumulate"] >= 8
 
 
 def test_when_the_time_ends_the_expected_change_is_given_as_not_compiled(monkeypatch):
