@@ -201,7 +201,7 @@ def find_fitting(
     last: Overrides | None = None
 
     def expected(accumulate: int = 1, divisor: int = 1, kept: float = 1.0) -> float:
-        # Microbatches add up their gradients in float32. They regroup the batch, for which libtpu 0.0.42 keeps up to six
+        # Microbatches add up their gradients in float32. They regroup the batch: libtpu 0.0.42 keeps up to six
         # copies of it.
         gradients, arrays = (state / 3, 7) if accumulate > 1 else (0, 1)
         return state + gradients + scale * (arrays * batch + kept * activations / accumulate) / divisor
