@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from mmjax.planning.chips import CHIPS
 from mmjax.planning.hlo import Array, Module
+from mmjax.planning.kernels import CompiledCycles, count_kernel_calls
 from mmjax.planning.memory import live_at_peak, read_memory
 from mmjax.planning.roofline import instruction_flops
 from mmjax.planning.schedule import simulate_step
@@ -139,10 +140,17 @@ def test_memory_is_that_of_the_compiler():
     assert memory.activations >= depth * rows * width * 2
 
 
-def test_a_kernel_takes_what_its_flops_or_its_bytes_take():
+@pytest.mark.parametrize(
+    ("compiled", "source"),
+    [
+        # Cycles of a call: unknown, less than the 15 us of HBM traffic, and more.
+        (CompiledCycles(0), "roofline"),
+        (CompiledCycles(10_000), "bandwidth"),
+        (CompiledCycles(50_000), "static"),
+    ],
+)
+def test_a_kernel_takes_its_static_cycles_or_the_time_of_its_bytes(compiled, source):
     from jax.experimental import pallas
-
-    from mmjax.planning.flops import kernel_flops
 
     size, parts = 1024, 4
 
@@ -166,13 +174,22 @@ def test_a_kernel_takes_what_its_flops_or_its_bytes_take():
     argument = ((size, size), "bfloat16", ())
     _, module = compile_on(mesh, product, argument, argument)
     shape = jax.ShapeDtypeStruct((size, size), "bfloat16")
-    kernels = kernel_flops(jax.make_jaxpr(product)(shape, shape).jaxpr)
-    assert list(kernels.values()) == [2 * size**3]
-    timing = simulate_step(module, mesh, chip, kernels)
+    calls = count_kernel_calls(jax.make_jaxpr(product)(shape, shape).jaxpr)
+    assert list(calls.values()) == [1] and [kernel.flops for kernel in calls] == [2 * size**3]
+    assert [kernel.trips for kernel in calls] == [(parts,)]
+    timing = simulate_step(module, mesh, chip, list(calls), lambda kernel: compiled)
     bytes_moved = 2 * 2 * size**2 + 4 * size**2
-    assert timing.kernel_seconds == pytest.approx(
-        max(2 * size**3 / chip.peak_flops, bytes_moved / chip.memory_bandwidth)
-    )
+    seconds = {
+        "roofline": max(2 * size**3 / chip.peak_flops, bytes_moved / chip.memory_bandwidth),
+        "bandwidth": bytes_moved / chip.memory_bandwidth,
+        "static": compiled.cycles / chip.clock_hz,
+    }
+    assert timing.kernel_seconds == pytest.approx(seconds[source])
+    (totals,) = timing.kernels.values()
+    assert (totals.name, totals.executions, totals.cost.source) == ("product", 1, source)
+    # Without the traced kernel, only the declared and visible costs are known.
+    (unknown,) = simulate_step(module, mesh, chip).kernels.values()
+    assert unknown.cost.source == "roofline"
 
 
 def test_where_there_are_no_cycles_a_product_takes_what_its_flops_or_its_bytes_take():

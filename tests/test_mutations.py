@@ -242,6 +242,42 @@ LISTED = [
         "grouped = x.reshape(-1, self.microbatches, 1, *x.shape[1:]).swapaxes(0, 1)",
         ("tests/test_contracts.py", "-k", "packed and task-contrastive"),
     ),
+    # What a plan counts.
+    Mutation(
+        "kernels cost their FLOPs and ignore the compiler's cycles",
+        "planning/kernels.py",
+        "return max(self.static_seconds or self.flops_seconds, self.bytes_seconds)",
+        "return max(self.flops_seconds, self.bytes_seconds)",
+        ("tests/test_kernels.py", "-k", "cost_of_a_kernel"),
+    ),
+    Mutation(
+        "bundles of a nested loop run as often as those of the outer loop",
+        "planning/kernel_compiler.py",
+        "executions.append(executions[-1] * count)",
+        "executions.append(count)",
+        ("tests/test_kernels.py", "-k", "bundles_count"),
+    ),
+    Mutation(
+        "links have no latency",
+        "planning/collectives.py",
+        "seconds = max(seconds, rounds * topology.hops * chip.hop_seconds)",
+        "seconds = max(seconds, 0.0)",
+        ("tests/test_step_time.py", "-k", "links_have"),
+    ),
+    Mutation(
+        "prefetches have the whole bandwidth beside an instruction",
+        "planning/schedule.py",
+        "self.progress_transfers(max(0.0, seconds - busy))",
+        "self.progress_transfers(max(0.0, seconds))",
+        ("tests/test_step_time.py", "-k", "prefetch"),
+    ),
+    Mutation(
+        "microbatches keep the activations of the whole batch",
+        "planning/lower_bound.py",
+        "residual_bytes(experiment) // microbatches // experiment.mesh.size",
+        "residual_bytes(experiment) // experiment.mesh.size",
+        ("tests/test_lower_bound.py", "-k", "keeps_its_input"),
+    ),
     # What devices send each other.
     Mutation(
         "what the devices of a group add up is not merged",

@@ -121,7 +121,7 @@ def kept(name: str, found: dict) -> dict:
     # Drop source locations, which change with every commit.
     found.pop("slowest", None)
     if found.get("memory"):
-        found["memory"].pop("largest")
+        found["memory"].pop("largest", None)
     # Read again, because several processes may record at the same time.
     record = read_record()
     record[name] = found
@@ -150,6 +150,12 @@ def main(arguments: list[str]) -> None:
         write_table(title, table(read_record()))
 
 
+def mark(found: dict) -> str:
+    """Marks a plan that `recost.py` priced again: "r", and "k" if some of its kernels are at their roofline."""
+    priced = found.get("priced_again")
+    return "" if priced is None else " r" if priced == "all" else " r k"
+
+
 def recipes_table(record: dict) -> str:
     rows = [
         "| recipe | pod | fits | peak of capacity | predicted step | utilisation | examples/s |",
@@ -167,8 +173,8 @@ def recipes_table(record: dict) -> str:
             low, high = (1e3 * seconds for seconds in found["step_seconds_range"])
             rows.append(
                 f"| {recipe} | {place} | {'yes' if found['fits'] else 'no'} | {share} | "
-                f"{1e3 * found['step_seconds']:.0f} ms ({low:.0f} to {high:.0f}) | {found['utilisation']:.1%} | "
-                f"{found['examples_per_second']:,.0f} |"
+                f"{1e3 * found['step_seconds']:.0f} ms ({low:.0f} to {high:.0f}){mark(found)} | "
+                f"{found['utilisation']:.1%} | {found['examples_per_second']:,.0f} |"
             )
     return "\n".join(rows)
 
@@ -179,7 +185,9 @@ def published_table(record: dict) -> str:
         found = record.get(name)
         if found and found.get("utilisation") and published:
             predicted = found["utilisation"]
-            rows.append(f"| {name} | {published:.1%} | {predicted:.1%} | {predicted / published:.2f} | {source} |")
+            rows.append(
+                f"| {name} | {published:.1%} | {predicted:.1%}{mark(found)} | {predicted / published:.2f} | {source} |"
+            )
     return "\n".join(rows)
 
 
@@ -205,10 +213,12 @@ def beside_table(record: dict) -> str:
             alone = found["model_flops"] / found["peak_flops"] / busy
             ratio = ""
             if who == "mmjax" and theirs["step_seconds"] is not None:
-                ratio = f"{theirs['step_seconds'] / found['step_seconds']:.2f}"
+                # Kernels at their roofline make a step look faster than it is.
+                bound = "< " if mark(found).endswith("k") else ""
+                ratio = f"{bound}{theirs['step_seconds'] / found['step_seconds']:.2f}"
             rows.append(
                 f"| {recipe} on {place} | {examples} | {who} | {ends} | {moved:.2f} GiB | {alone:.1%} | "
-                f"{found['utilisation']:.1%} | {ratio} |"
+                f"{found['utilisation']:.1%}{mark(found)} | {ratio} |"
             )
     return "\n".join(rows)
 

@@ -8,7 +8,8 @@
 
 Compiles the train step of `mmjax train` ahead of time, on any machine and without data, with the TPU compiler of the
 extra `tpu` (for H100 and H200, the GPU compiler of the extra `cuda`). Without --topology it plans for this machine's
-devices. If the step does not fit in memory, the plan reports the missing bytes and searches for a setting that fits.
+devices. If the step does not fit in memory, the plan reports the missing bytes (from shapes, without compiling, if they
+suffice) and searches for a setting that fits, for --remedy_minutes.
 
 --json prints one object with at least `fits`, `peak_bytes`, `capacity_bytes`, `model_flops`, `cycles`, `step_seconds`,
 `utilisation`, `examples_per_second`, `collectives` (each with kind, axis, bytes, hidden) and `chips`. Values are per
@@ -17,14 +18,19 @@ device unless named otherwise. See docs/plan.md.
 
 from __future__ import annotations
 
+import math
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
 from mmjax.commands.config_flag import define_config
 from mmjax.errors import UserError
 from mmjax.files import to_json
+
+if TYPE_CHECKING:
+    from mmjax.planning.plan import Plan
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -39,6 +45,13 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     floating("examples", None, "training examples, for the total time and cost", lower_bound=1, flag_values=flags)
     floating("price", None, "price of a chip-hour, in any currency", lower_bound=0, flag_values=flags)
     boolean("search", False, "search for faster settings by compiling them", flag_values=flags)
+    floating(
+        "remedy_minutes",
+        5.0,
+        "time limit for finding a change that fits; 0 finds none",
+        lower_bound=0,
+        flag_values=flags,
+    )
     floating("search_minutes", 20.0, "time limit for starting new compilations", lower_bound=0, flag_values=flags)
     boolean("json", False, "print one JSON object instead of tables", flag_values=flags)
     string("hlo", None, "file to write the compiled program (HLO text) to", flag_values=flags)
@@ -67,9 +80,11 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     def log(message: str) -> None:
         console.print(message, style="dim", markup=False, soft_wrap=True)
 
-    log(f"compiling the step of {recipe} for {len(devices):,} devices; this takes a minute or two")
     experiment = Experiment(raw, devices)
-    plan, text = make_plan(recipe, name, experiment)
+    plan, text = _plan_within_capacity(recipe, name, experiment, raw, devices, log), None
+    if plan is None:
+        log(f"compiling the step of {recipe} for {len(devices):,} devices; this takes a minute or two")
+        plan, text = make_plan(recipe, name, experiment, log=log)
     if flags.hlo and text is None:
         log(f"{flags.hlo} is not written: the program does not fit in memory")
     elif flags.hlo:
@@ -81,18 +96,48 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     if flags.examples is not None and flags.price is not None:
         result["cost"] = cost(plan, flags.examples, flags.price)
     attempt = search.make_planner(recipe, name, raw, lambda changed: Experiment(changed, devices))
-    if not plan.fits:
+    if not plan.fits and flags.remedy_minutes:
         from mmjax.sharding import batch_shards
 
-        remedy = search.find_fitting(raw, plan, batch_shards(experiment.mesh), attempt, log)
-        report.print_remedy(console, remedy)
-        result["remedy"] = None if remedy is None else {"overrides": remedy[0], **remedy[1].as_dict()}
+        log(f"looking for a change that fits, for at most {flags.remedy_minutes:g} minutes (--remedy_minutes)")
+        child = search.child_planner(recipe, name, raw, flags.topology, flags.num_slices)
+        timed = child if flags.topology else lambda overrides, seconds: attempt(overrides)
+        shards = batch_shards(experiment.mesh)
+        remedy = search.find_fitting(raw, plan, shards, timed, log, 60 * flags.remedy_minutes)
+        report.print_remedy(console, remedy, flags.remedy_minutes)
+        result["remedy"] = None
+        if remedy is not None:
+            compiled = remedy.plan.as_dict() if remedy.plan else {}
+            result["remedy"] = {"overrides": remedy.overrides, "compiled": remedy.plan is not None, **compiled}
     if flags.search:
         ranking = search.search(raw, plan, attempt, 60 * flags.search_minutes, log)
         report.print_ranking(console, ranking)
         result["search"] = [{"overrides": overrides, **candidate.as_dict()} for overrides, candidate in ranking]
     if flags.json:
         print(to_json(result))
+
+
+def _plan_within_capacity(
+    recipe: str, topology: str, experiment: Any, raw: dict[str, Any], devices: list[Any], log: Callable[[str], None]
+) -> Plan | None:
+    """Returns the plan of a step that cannot fit by its shapes, or None if the compiler has to decide.
+
+    XLA may compute activations again, so the lower bound is that of full rematerialisation, with a margin.
+    """
+    from mmjax.experiment import Experiment
+    from mmjax.planning.lower_bound import memory_lower_bound
+    from mmjax.planning.plan import capacity_bytes, plan_from_bound
+    from mmjax.planning.search import override, remat_overrides
+
+    limit = 1.25 * (capacity_bytes(experiment.mesh.devices.flat[0]) or math.inf)
+    if memory_lower_bound(experiment).total <= limit:
+        return None
+    recomputed = Experiment(override(raw, remat_overrides(raw, "full", only_more=True)), devices)
+    bound = memory_lower_bound(recomputed)
+    if bound.total <= limit:
+        return None
+    log("not compiled: the step cannot fit by its shapes, even with full rematerialisation")
+    return plan_from_bound(recipe, topology, experiment, bound)
 
 
 def _devices(flags: absl_flags.FlagValues) -> tuple[str, list[Any]]:

@@ -19,10 +19,12 @@ class Chip:
       memory_bandwidth: HBM bytes/s.
       clock_hz: clock of the matrix units, which converts the compiler's cycles to seconds; None if the compiler
         estimates no cycles.
-      link_bandwidth: bytes/s of one inter-chip link, in one direction; on GPUs, of NVLink.
+      link_bandwidth: bytes/s that one inter-chip link reaches, in one direction; on GPUs, NVLink.
+      hop_seconds: latency of one inter-chip link; 0 if unknown.
       network_bandwidth: bytes/s of the data-centre network, per device.
       ring_multiple: torus dimensions whose size is a multiple of this wrap around to a ring.
       devices_per_chip: number of JAX devices per chip.
+      cores: TensorCores of a device, which share the grid of a kernel.
     """
 
     name: str
@@ -31,31 +33,36 @@ class Chip:
     memory_bandwidth: float
     clock_hz: float | None
     link_bandwidth: float
+    hop_seconds: float
     network_bandwidth: float
     ring_multiple: int
     devices_per_chip: int = 1
+    cores: int = 1
 
 
 def _gibibytes(count: float) -> int:
     return int(count * 2**30)
 
 
-# Sources. Peak FLOP/s, memory bandwidth, links and network: the pages "TPU v4" (275 TFLOP/s, 1,228 GB/s), "TPU v5e",
-# "TPU v5p", "TPU v6e" and "TPU7x" of Google's Cloud TPU documentation, as of 2026. The pages sum over all links of a
-# chip and both directions: 600 (v4), 400 (v5e), 1,200 (v5p), 800 (v6e) and 1,200 GB/s (TPU7x), over 6, 4, 6, 4 and 6
-# links. The network share of v4 and v5e follows from their hosts and pods. Clock: peak FLOP/s over the FLOPs per cycle
-# of the matrix units, 2 x 128 x 128 x 4 for v5e, twice that for v4 and v5p, 2 x 256 x 256 x 4 for v6e and half a TPU7x;
-# large matmuls reach 78 to 94 % of the peak in the compiler's estimates (`tests/test_hlo.py`). Memory: the limit that
-# libtpu 0.0.42 reports when a program does not fit. H100: NVIDIA's data sheet of the SXM card, 450 GB/s NVLink and one
-# 400 Gb/s network card per GPU. The slower PCIe H100 has no entry.
+_HOP = 1e-6
+
+# Sources. Peak FLOP/s, memory bandwidth and network: the pages "TPU v4" (275 TFLOP/s, 1,228 GB/s), "TPU v5e", "TPU
+# v5p", "TPU v6e" and "TPU7x" of Google's Cloud TPU documentation, as of 2026. The network share of v4 and v5e follows
+# from their hosts and pods. Links: Austin et al., How to Scale Your Model (2025), part 2, one-way bandwidth per ICI
+# link: 45 GB/s (v4, v5e) and 90 GB/s (v5p, v6e, TPU7x), nine tenths of the nominal rates in the documentation; part 3
+# gives about 1 us per hop. Clock: peak FLOP/s over the FLOPs per cycle of the matrix units, 2 x 128 x 128 x 4 for v5e,
+# twice that for v4 and v5p, 2 x 256 x 256 x 4 for v6e and half a TPU7x; large matmuls reach 78 to 94 % of the peak in
+# the compiler's estimates (`tests/test_hlo.py`). Memory: the limit that libtpu 0.0.42 reports when a program does not
+# fit. H100: NVIDIA's data sheet of the SXM card, 450 GB/s NVLink and one 400 Gb/s network card per GPU. The slower PCIe
+# H100 has no entry.
 CHIPS = {
-    "TPU v4": Chip("v4", 275e12, _gibibytes(30.75), 1228e9, 1.05e9, 50e9, 6.25e9, 4),
-    "TPU v5 lite": Chip("v5e", 197e12, _gibibytes(15.75), 819e9, 1.503e9, 50e9, 3.125e9, 16),
-    "TPU v5": Chip("v5p", 459e12, _gibibytes(95.74), 2765e9, 1.751e9, 100e9, 6.25e9, 4),
-    "TPU v6 lite": Chip("v6e", 918e12, _gibibytes(31.25), 1638e9, 1.751e9, 100e9, 12.5e9, 16),
-    "TPU7x": Chip("tpu7x", 2307e12 / 2, _gibibytes(94.75), 3690e9, 2.2e9, 100e9, 6.25e9, 4, devices_per_chip=2),
-    "NVIDIA H100 80GB HBM3": Chip("h100", 989e12, _gibibytes(79.1), 3350e9, None, 450e9, 50e9, 1),
-    "NVIDIA H200": Chip("h200", 989e12, _gibibytes(140.0), 4800e9, None, 450e9, 50e9, 1),
+    "TPU v4": Chip("v4", 275e12, _gibibytes(30.75), 1228e9, 1.05e9, 45e9, _HOP, 6.25e9, 4, cores=2),
+    "TPU v5 lite": Chip("v5e", 197e12, _gibibytes(15.75), 819e9, 1.503e9, 45e9, _HOP, 3.125e9, 16),
+    "TPU v5": Chip("v5p", 459e12, _gibibytes(95.74), 2765e9, 1.751e9, 90e9, _HOP, 6.25e9, 4, cores=2),
+    "TPU v6 lite": Chip("v6e", 918e12, _gibibytes(31.25), 1638e9, 1.751e9, 90e9, _HOP, 12.5e9, 16),
+    "TPU7x": Chip("tpu7x", 2307e12 / 2, _gibibytes(94.75), 3690e9, 2.2e9, 90e9, _HOP, 6.25e9, 4, devices_per_chip=2),
+    "NVIDIA H100 80GB HBM3": Chip("h100", 989e12, _gibibytes(79.1), 3350e9, None, 450e9, 0, 50e9, 1),
+    "NVIDIA H200": Chip("h200", 989e12, _gibibytes(140.0), 4800e9, None, 450e9, 0, 50e9, 1),
 }
 
 

@@ -1,7 +1,8 @@
 """Collectives of a compiled program: kind, bytes, mesh axes and time.
 
 Times assume the best known algorithm on a torus (Austin et al., How to Scale Your Model, 2025, part 3): all links of
-the crossed axes are busy in both directions, and each byte takes the shortest path.
+the crossed axes are busy in both directions, and each byte takes the shortest path. The time inside a slice is
+max(bytes / bandwidth, hops x latency of a link).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Collective:
       kind: one of `KINDS`.
       axes: mesh axes that it crosses.
       bytes: size of the full array on one chip that is gathered, reduced, scattered or sent.
-      seconds: time at the links' full bandwidth.
+      seconds: time on the links.
       op_name: JAX name stack of the operation.
       backwards: True for a permute towards smaller device indices, which uses the links of the other direction.
     """
@@ -180,6 +181,11 @@ class GroupTopology:
         """Number of devices."""
         return self.slices * self.cores * math.prod(chips for chips, _ in self.dimensions)
 
+    @property
+    def hops(self) -> int:
+        """Links on the path to the farthest member: half of each ring, the whole length of each line."""
+        return sum(chips // 2 if ring else chips - 1 for chips, ring in self.dimensions)
+
     def bandwidth(self, chip: Chip) -> float:
         """Returns the bytes/s that a device receives in a gather over all dimensions at once."""
         if chip.clock_hz is None:
@@ -229,12 +235,15 @@ def collective_seconds(kind: str, num_bytes: int, members: np.ndarray, mesh: Mes
         if not topology.dimensions:
             # The two devices of one chip share its HBM.
             bandwidth = chip.memory_bandwidth / 2
+        # An all-reduce is a reduce-scatter and an all-gather.
+        rounds = 2 if kind == "all-reduce" else 1
         if kind == "all-to-all":
             # A byte crosses n / 4 links of a ring of n chips on average, n / 3 of a line, with all links busy.
             hops = max((n / 4 if ring else n / 3) for n, ring in topology.dimensions) if topology.dimensions else 1.0
-            seconds += num_bytes * share * max(1.0, hops) / bandwidth
+            seconds = num_bytes * share * max(1.0, hops) / bandwidth
         else:
-            seconds += num_bytes * share / bandwidth * (2 if kind == "all-reduce" else 1)
+            seconds = rounds * num_bytes * share / bandwidth
+        seconds = max(seconds, rounds * topology.hops * chip.hop_seconds)
     if topology.slices > 1:
         # Each chip sends its part of the slice's data to the other slices.
         part = num_bytes / inside if kind in ("all-reduce", "all-gather", "reduce-scatter") else num_bytes
@@ -258,5 +267,6 @@ def _permute_seconds(pairs: np.ndarray, num_bytes: int, mesh: Mesh, chip: Chip) 
         hops = np.abs(np.array(first.coords) - np.array(second.coords))
         rings = extents % chip.ring_multiple == 0
         hops = np.where(rings, np.minimum(hops, extents - hops), hops)
-        worst = max(worst, num_bytes * max(1, int(hops.sum())) / chip.link_bandwidth)
+        length = max(1, int(hops.sum()))
+        worst = max(worst, length * max(num_bytes / chip.link_bandwidth, chip.hop_seconds))
     return worst

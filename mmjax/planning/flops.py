@@ -62,21 +62,9 @@ def matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def kernel_flops(jaxpr: Any) -> dict[tuple[str, tuple[tuple[int, ...], ...]], int]:
-    """Returns {(kernel name, output shapes): FLOPs of one call on one device} of all Pallas kernels in a jaxpr.
-
-    Name and shapes identify the kernel in the compiled program, which does not contain its computation.
-    """
-    flops = {}
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "pallas_call":
-            info = equation.params.get("name_and_src_info", equation.params.get("name"))
-            shapes = tuple(tuple(out.aval.shape) for out in equation.outvars)
-            flops[getattr(info, "name", str(info)), shapes] = _count_inside(equation)
-        else:
-            for inner in _nested_jaxprs(equation.params):
-                flops |= kernel_flops(inner)
-    return flops
+def kernel_call_flops(equation: Any) -> int:
+    """Returns the FLOPs of one call of a `pallas_call` equation on one device, with those that fill tiles."""
+    return _count_inside(equation)
 
 
 def _count(jaxpr: Jaxpr) -> int:
@@ -111,7 +99,7 @@ def _count_equation(equation: Any) -> int:
 
 def _count_inside(equation: Any) -> int:
     name, params = equation.primitive.name, equation.params
-    counts = [_count(inner) for inner in _nested_jaxprs(params)]
+    counts = [_count(inner) for inner in nested_jaxprs(params)]
     if name == "cond":
         return max(counts, default=0)
     if name == "while" and sum(counts):
@@ -130,7 +118,7 @@ def _executions(name: str, params: dict[str, Any]) -> int:
     return 1
 
 
-def _nested_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+def nested_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
     """Yields the jaxprs among an equation's parameters: loop bodies, branches and calls."""
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):

@@ -12,12 +12,13 @@ import math
 import re
 from collections.abc import Iterator
 
-_BITS = {
+ARRAY_BITS = {
     "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16,
     "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128, "token": 0, "opaque": 0,
     "f4e2m1fn": 4, "f8e4m3": 8, "f8e4m3fn": 8, "f8e4m3b11fnuz": 8, "f8e4m3fnuz": 8, "f8e5m2": 8, "f8e5m2fnuz": 8,
     "f8e3m4": 8, "f8e8m0fnu": 8,
 }  # fmt: skip
+"""Bits of an element by HLO dtype."""
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
 _INSTRUCTION = re.compile(r"(ROOT )?%?([\w.\-]+) = ")
@@ -32,10 +33,13 @@ class Array:
     dimensions: tuple[int, ...]
     layout: str
 
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.dimensions))}]"
+
     @property
     def bytes(self) -> int:
         """Size without tile padding."""
-        return math.prod(self.dimensions) * _BITS[self.dtype] // 8
+        return math.prod(self.dimensions) * ARRAY_BITS[self.dtype] // 8
 
     @property
     def on_chip(self) -> bool:
@@ -54,7 +58,7 @@ class Array:
                 sizes[axis] = -(-sizes[axis] // tile_size) * tile_size
             else:
                 sizes.append(tile_size)
-        return math.prod(sizes) * _BITS[self.dtype] // 8
+        return math.prod(sizes) * ARRAY_BITS[self.dtype] // 8
 
 
 @dataclasses.dataclass(frozen=True)

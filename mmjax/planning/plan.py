@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh
 
 from mmjax.planning.chips import Chip, find_chip
-from mmjax.planning.flops import kernel_flops, step_flops
+from mmjax.planning.flops import step_flops
 from mmjax.planning.hlo import Module
+from mmjax.planning.kernel_cycles import KernelCycles
+from mmjax.planning.kernels import CompiledCycles, Kernel, count_kernel_calls
+from mmjax.planning.lower_bound import LowerBound
 from mmjax.planning.memory import Buffer, MemoryUse, read_memory
-from mmjax.planning.schedule import CollectiveTotals, StepTiming, simulate_step
+from mmjax.planning.schedule import CollectiveTotals, KernelTotals, StepTiming, simulate_step
+from mmjax.planning.topology import GENERATIONS
 
 LOW_RATIO = 0.95
 """Lower bound of measured over simulated step time. Published runs: 0.98 to 1.06 (`experiments/03_plans`)."""
@@ -57,7 +62,7 @@ class CollectiveSummary:
       bytes: total size of the arrays on one chip.
       hidden: True if computation overlaps at least 90 % of the time.
       runs: number of executions.
-      seconds: total time at the links' full bandwidth.
+      seconds: total time on the links.
       exposed_seconds: time that the chip waits for them.
     """
 
@@ -68,6 +73,36 @@ class CollectiveSummary:
     runs: int
     seconds: float
     exposed_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelSummary:
+    """Calls of a Pallas kernel with equal shapes.
+
+    Attributes:
+      name: name of the kernel.
+      shapes: "operands -> results" of one call.
+      runs: number of calls in a step.
+      seconds: time of one call, max(static, bytes / bandwidth).
+      source: "static" or "bandwidth"; "roofline" if the compiler gives no static estimate.
+      static_seconds: the compiler's static estimate of one call; None if unknown.
+      bundle_seconds: time of the executed instruction bundles, a lower bound; None if unknown.
+      roofline_seconds: max(FLOPs / peak, bytes / bandwidth), a lower bound.
+    """
+
+    name: str
+    shapes: str
+    runs: int
+    seconds: float
+    source: str
+    static_seconds: float | None
+    bundle_seconds: float | None
+    roofline_seconds: float
+
+    @property
+    def uncertain(self) -> bool:
+        """True if the static estimate exceeds twice the executed bundles."""
+        return bool(self.bundle_seconds) and (self.static_seconds or 0) > 2 * (self.bundle_seconds or 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +125,14 @@ class Plan:
       cycles: the compiler's estimate including trip counts; None if it estimates none.
       compute_seconds, kernel_seconds: time of compiler-generated code and of custom kernels.
       collective_seconds, exposed_seconds: time of all collectives, and the part that computation does not hide.
-      step_seconds: compute, kernel and exposed time; None if the device's speed is unknown.
+      prefetch_seconds: time that the chip waits for prefetches from HBM to VMEM.
+      step_seconds: compute, kernel, exposed and prefetch time; None if the device's speed is unknown.
       collectives: summaries by kind, axes and hidden.
+      kernels: summaries of the Pallas kernels, by total time.
       slowest: (file.py:line, seconds) of the slowest source lines.
       examples_per_row: average examples per slot of `batch_size`; below 1 if packing leaves slots empty.
+      bound: lower bound of the memory from shapes; None if it was not computed.
+      compiled: False if the lower bound exceeds the capacity so far that the step was not compiled.
       time_unknown: reason for missing times, or "".
       compile_seconds: compile time.
       versions: versions of JAX and its compilers.
@@ -118,10 +157,14 @@ class Plan:
     kernel_seconds: float | None = None
     collective_seconds: float | None = None
     exposed_seconds: float | None = None
+    prefetch_seconds: float | None = None
     step_seconds: float | None = None
     collectives: tuple[CollectiveSummary, ...] = ()
+    kernels: tuple[KernelSummary, ...] = ()
     slowest: tuple[tuple[str, float], ...] = ()
     examples_per_row: float = 1.0
+    bound: LowerBound | None = None
+    compiled: bool = True
     time_unknown: str = ""
     compile_seconds: float = 0.0
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -164,13 +207,21 @@ def cost(plan: Plan, examples: float, price: float) -> float | None:
     return None if throughput is None else examples / throughput / 3600 * plan.chips * price
 
 
-def make_plan(recipe: str, topology: str, experiment: Plannable) -> tuple[Plan, str | None]:
+def make_plan(
+    recipe: str,
+    topology: str,
+    experiment: Plannable,
+    cycles: KernelCycles | None = None,
+    log: Callable[[str], None] = lambda message: None,
+) -> tuple[Plan, str | None]:
     """Compiles the train step of an experiment for the devices of its mesh and analyses the program.
 
     Args:
       recipe: recipe name, for the record.
       topology: topology name, for the record.
       experiment: experiment on the mesh to plan for.
+      cycles: table of compiled kernels; by default that of the installed libtpu.
+      log: prints progress messages.
 
     Returns:
       The plan and the HLO text, or None in place of the text if the compiler ran out of device memory.
@@ -178,23 +229,19 @@ def make_plan(recipe: str, topology: str, experiment: Plannable) -> tuple[Plan, 
     mesh = experiment.mesh
     device = mesh.devices.flat[0]
     chip = find_chip(device.device_kind)
-    fields: dict[str, Any] = {
-        "recipe": recipe,
-        "topology": topology,
-        "device": device.device_kind,
-        "devices": mesh.size,
-        "chips": max(1, mesh.size // (chip.devices_per_chip if chip else 1)),
-        "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
-        "batch_size": experiment.config.train.batch_size,
-        "examples_per_row": experiment.examples_per_step / experiment.config.train.batch_size,
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.shapes.parameters)),
-        "capacity_bytes": chip.memory_bytes if chip else device_memory(device),
-        "peak_flops": chip.peak_flops if chip else None,
-        "model_flops": model_flops(experiment),
-        "versions": versions(),
-    }
+    fields = _recipe_fields(recipe, topology, experiment)
+    kernels: list[Kernel] = []
+    compile_kernels = threading.Thread()
+    if device.platform == "tpu" and chip is not None:
+        kernels = list(count_kernel_calls(experiment.trace_step().jaxpr))
+        cycles = cycles or KernelCycles(fields["versions"]["libtpu"])
+        compile_kernels = threading.Thread(
+            target=cycles.compile_missing, args=(device.device_kind, single_host(chip), kernels, log), daemon=True
+        )
     lowered = experiment.lower_step()
     start = time.monotonic()
+    # In a child process, beside the compilation of the step.
+    compile_kernels.start()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -203,6 +250,7 @@ def make_plan(recipe: str, topology: str, experiment: Plannable) -> tuple[Plan, 
             raise
         fields["compile_seconds"] = time.monotonic() - start
         return Plan(fits=False, peak_bytes=needed, **fields), None
+    compile_kernels.join()
     fields["compile_seconds"] = time.monotonic() - start
     text = compiled.as_text()
     module = Module(text)
@@ -214,12 +262,64 @@ def make_plan(recipe: str, topology: str, experiment: Plannable) -> tuple[Plan, 
         fields["time_unknown"] = f"no specification of the device kind {device.device_kind!r}"
     else:
         try:
-            timing = simulate_step(module, mesh, chip, kernel_flops(experiment.trace_step().jaxpr))
+            timing = simulate_step(module, mesh, chip, kernels, find_cycles(cycles, device.device_kind))
             fields |= timing_fields(timing, chip)
         except ValueError as error:
             # The trip count of a loop depends on data.
             fields["time_unknown"] = str(error)
     return Plan(**fields), text
+
+
+def plan_from_bound(recipe: str, topology: str, experiment: Plannable, bound: LowerBound) -> Plan:
+    """Returns the plan of a step that does not fit by the lower bound of its memory, without compiling it."""
+    fields = _recipe_fields(recipe, topology, experiment)
+    return Plan(fits=False, peak_bytes=bound.total, bound=bound, compiled=False, **fields)
+
+
+def plan_from_dict(values: Mapping[str, Any]) -> Plan:
+    """Restores a plan from `Plan.as_dict`, or its JSON."""
+    names = {field.name for field in dataclasses.fields(Plan)}
+    fields = {name: value for name, value in values.items() if name in names}
+    if memory := fields.get("memory"):
+        fields["memory"] = MemoryUse(**{**memory, "largest": tuple(Buffer(**buffer) for buffer in memory["largest"])})
+    if bound := fields.get("bound"):
+        fields["bound"] = LowerBound(**bound)
+    fields["collectives"] = tuple(CollectiveSummary(**row) for row in fields.get("collectives", ()))
+    fields["kernels"] = tuple(KernelSummary(**row) for row in fields.get("kernels", ()))
+    fields["slowest"] = tuple((location, seconds) for location, seconds in fields.get("slowest", ()))
+    return Plan(**fields)
+
+
+def _recipe_fields(recipe: str, topology: str, experiment: Plannable) -> dict[str, Any]:
+    """Returns the fields of a `Plan` that need no compilation."""
+    mesh = experiment.mesh
+    device = mesh.devices.flat[0]
+    chip = find_chip(device.device_kind)
+    return {
+        "recipe": recipe,
+        "topology": topology,
+        "device": device.device_kind,
+        "devices": mesh.size,
+        "chips": max(1, mesh.size // (chip.devices_per_chip if chip else 1)),
+        "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
+        "batch_size": experiment.config.train.batch_size,
+        "examples_per_row": experiment.examples_per_step / experiment.config.train.batch_size,
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.shapes.parameters)),
+        "capacity_bytes": capacity_bytes(device),
+        "peak_flops": chip.peak_flops if chip else None,
+        "model_flops": model_flops(experiment),
+        "versions": versions(),
+    }
+
+
+def find_cycles(cycles: KernelCycles | None, device_kind: str) -> Callable[[Kernel], CompiledCycles]:
+    """Returns a function from a kernel to its compiled cycles; 0 for a kernel that is not in the table."""
+    return lambda kernel: (cycles and cycles.find(device_kind, kernel)) or CompiledCycles()
+
+
+def single_host(chip: Chip) -> str:
+    """Returns the topology of one host of a TPU generation, for which kernels are compiled."""
+    return f"{chip.name}:2x2" + "x1" * (GENERATIONS[chip.name].rank - 2)
 
 
 def timing_fields(timing: StepTiming, chip: Chip) -> dict[str, Any]:
@@ -246,10 +346,30 @@ def timing_fields(timing: StepTiming, chip: Chip) -> dict[str, Any]:
         "kernel_seconds": timing.kernel_seconds,
         "collective_seconds": sum(summary.seconds for summary in summaries),
         "exposed_seconds": timing.exposed_seconds,
+        "prefetch_seconds": timing.prefetch_seconds if chip.clock_hz else None,
         "step_seconds": timing.step_seconds,
+        "kernels": kernel_summaries(list(timing.kernels.values())),
         "slowest": tuple(sorted(timing.line_seconds.items(), key=lambda item: -item[1])[:10]),
         "collectives": tuple(sorted(summaries, key=lambda summary: -summary.seconds)),
     }
+
+
+def kernel_summaries(kernels: Sequence[KernelTotals]) -> tuple[KernelSummary, ...]:
+    """Returns the summaries of kernels, by total time."""
+    summaries = [
+        KernelSummary(
+            name=totals.name,
+            shapes=totals.shapes,
+            runs=totals.executions,
+            seconds=totals.cost.seconds,
+            source=totals.cost.source,
+            static_seconds=totals.cost.static_seconds or None,
+            bundle_seconds=totals.cost.bundle_seconds or None,
+            roofline_seconds=totals.cost.roofline_seconds,
+        )
+        for totals in kernels
+    ]
+    return tuple(sorted(summaries, key=lambda summary: -summary.runs * summary.seconds))
 
 
 def model_flops(experiment: Plannable) -> int | None:
@@ -270,6 +390,12 @@ def needed_bytes(message: str) -> int | None:
         if match:
             return int(float(match[1]) * units[match[2]])
     return None
+
+
+def capacity_bytes(device: jax.Device) -> int | None:
+    """Returns the memory of a device that a program can use, in bytes; None if unknown."""
+    chip = find_chip(device.device_kind)
+    return chip.memory_bytes if chip else device_memory(device)
 
 
 def device_memory(device: jax.Device) -> int | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import re
 
 from rich.console import Console
 from rich.table import Table
 
-from mmjax.planning.plan import HIGH_RATIO, LOW_RATIO, Plan, cost, largest_buffers
-from mmjax.planning.search import Overrides, as_flags
+from mmjax.planning.plan import HIGH_RATIO, LOW_RATIO, KernelSummary, Plan, cost, largest_buffers
+from mmjax.planning.search import Overrides, Remedy, as_flags
 from mmjax.reporting.overview import print_key_values
 
 
@@ -29,8 +31,7 @@ def print_plan(console: Console, plan: Plan, examples: float | None, price: floa
             "mesh": " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items()) or "one device",
             "batch": _batch(plan),
             "parameters": f"{plan.parameters:,}",
-            "compiled in": f"{plan.compile_seconds:.0f} s with "
-            + ", ".join(f"{name} {version}" for name, version in plan.versions.items()),
+            "compiled in": _compilation(plan),
         },
     )
     console.print()
@@ -42,6 +43,13 @@ def print_plan(console: Console, plan: Plan, examples: float | None, price: floa
     if examples:
         console.print()
         print_key_values(console, f"{examples:g} examples", duration_and_cost(plan, examples, price))
+
+
+def _compilation(plan: Plan) -> str:
+    if not plan.compiled:
+        return "not compiled"
+    versions = ", ".join(f"{name} {version}" for name, version in plan.versions.items())
+    return f"{plan.compile_seconds:.0f} s with {versions}"
 
 
 def _batch(plan: Plan) -> str:
@@ -60,8 +68,17 @@ def print_memory(console: Console, plan: Plan) -> None:
         share = "" if not plan.capacity_bytes else f" ({plan.peak_bytes / plan.capacity_bytes:.0%})"
         verdict = f"fits: {peak}{share}"
     else:
-        verdict = f"does not fit: {peak}, {format_bytes(plan.missing_bytes)} too much"
+        least = "" if plan.compiled else "at least "
+        verdict = f"does not fit: {least}{peak}, {least}{format_bytes(plan.missing_bytes)} too much"
     values = {"peak": verdict}
+    if plan.bound is not None:
+        bound = plan.bound
+        values |= {
+            "parameters": format_bytes(bound.parameters),
+            "optimiser": format_bytes(bound.optimizer),
+            "batch": format_bytes(bound.batch),
+            "activations": f"at least {format_bytes(bound.activations)} with full rematerialisation",
+        }
     if plan.memory is not None:
         memory = plan.memory
         values |= {
@@ -90,22 +107,59 @@ def print_time(console: Console, plan: Plan) -> None:
     values = {
         "model FLOPs": "unknown" if plan.model_flops is None else f"{plan.model_flops:.4g} per device",
         "compute": f"{format_ms(plan.compute_seconds)}: {source}",
-        "kernels": f"{format_ms(plan.kernel_seconds)}: max(FLOPs / peak, bytes / bandwidth)",
+        "kernels": f"{format_ms(plan.kernel_seconds)}{_kernel_sources(plan)}",
         "collectives": f"{format_ms(plan.collective_seconds)}, of which {format_ms(plan.exposed_seconds)} exposed",
+        "prefetches": "unknown"
+        if plan.prefetch_seconds is None
+        else f"{format_ms(plan.prefetch_seconds)} exposed: HBM to VMEM, beside the instructions' own traffic",
         "step": f"{format_ms(plan.step_seconds)}; expected when measured: {format_ms(low)} to {format_ms(high)}",
         "utilisation": "unknown" if plan.utilisation is None else f"{plan.utilisation:.1%} of the bfloat16 peak",
         "examples/s": f"{plan.examples_per_second:,.0f} on all chips",
     }
     print_key_values(console, "step time", values)
+    for kernel in plan.kernels:
+        console.print("  " + kernel_line(kernel), markup=False, highlight=False, soft_wrap=True)
     for location, seconds in plan.slowest[:5]:
         line = f"  {format_ms(seconds):>10}  {_short(location) or 'unknown location'}"
         console.print(line, markup=False, soft_wrap=True)
     console.print(
-        f"  Assumes full link bandwidth and no input stalls. The range is {LOW_RATIO:g} to {HIGH_RATIO:g} times "
+        f"  Assumes no input stalls. The range is {LOW_RATIO:g} to {HIGH_RATIO:g} times "
         "the simulated time; experiments/03_plans compares it with published runs.",
         style="dim",
         highlight=False,
     )
+
+
+def _kernel_sources(plan: Plan) -> str:
+    sources = {kernel.source for kernel in plan.kernels}
+    meanings = {
+        "static": "static cycles of the compiler",
+        "bandwidth": "bytes / bandwidth",
+        "roofline": "max(FLOPs / peak, bytes / bandwidth)",
+    }
+    used = [meaning for source, meaning in meanings.items() if source in sources]
+    return ": " + ", ".join(used) if used else ""
+
+
+def kernel_line(kernel: KernelSummary) -> str:
+    """Formats the runs, the time of one call and its source, name and shapes of a kernel."""
+    roofline = f"roofline {format_us(kernel.roofline_seconds)}"
+    if kernel.source == "roofline":
+        source = "roofline, a lower bound: the compiler gives no static estimate"
+    elif kernel.source == "bandwidth":
+        source = f"bytes / bandwidth, static {format_us(kernel.static_seconds or 0)}"
+    else:
+        source = f"static, {roofline}"
+    if kernel.uncertain:
+        source += f", executed bundles {format_us(kernel.bundle_seconds or 0)}: uncertain"
+    return f"{kernel.runs:,} x {format_us(kernel.seconds)} ({source})  {kernel.name}({_operands(kernel)})"
+
+
+def _operands(kernel: KernelSummary) -> str:
+    """Formats the operand types; equal neighbours as "3 x bf16[8,128]"."""
+    types = re.findall(r"\w+\[[^\]]*\]", kernel.shapes.partition(" -> ")[0])
+    groups = [(name, len(list(group))) for name, group in itertools.groupby(types)]
+    return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in groups)
 
 
 def print_collectives(console: Console, plan: Plan) -> None:
@@ -132,18 +186,23 @@ def print_collectives(console: Console, plan: Plan) -> None:
     console.print(table)
 
 
-def print_remedy(console: Console, remedy: tuple[Overrides, Plan] | None) -> None:
+def print_remedy(console: Console, remedy: Remedy | None, minutes: float) -> None:
     """Prints the overrides that make a step fit in memory, with their peak memory and step time."""
     console.print()
     if remedy is None:
         console.print("No tested change of mesh, rematerialisation, microbatches or batch size fits.", style="bold")
         return
-    overrides, plan = remedy
-    capacity = format_bytes(plan.capacity_bytes or 0)
-    console.print("The step fits (compiled) with:", style="bold")
-    console.print(f"  {as_flags(overrides)}", markup=False, highlight=False, soft_wrap=True)
-    step = "" if plan.step_seconds is None else f"; {format_ms(plan.step_seconds)} per step"
-    console.print(f"  peak {format_bytes(plan.peak_bytes)} of {capacity}{step}", highlight=False)
+    if remedy.plan is None:
+        message = f"No change was compiled within {minutes:g} minutes. Expected to fit by its shapes, but not compiled:"
+    else:
+        message = "The step fits (compiled) with:"
+    console.print(message, style="bold", highlight=False)
+    console.print(f"  {as_flags(remedy.overrides)}", markup=False, highlight=False, soft_wrap=True)
+    if remedy.plan is not None:
+        plan = remedy.plan
+        step = "" if plan.step_seconds is None else f"; {format_ms(plan.step_seconds)} per step"
+        capacity = format_bytes(plan.capacity_bytes or 0)
+        console.print(f"  peak {format_bytes(plan.peak_bytes)} of {capacity}{step}", highlight=False)
 
 
 def print_ranking(console: Console, ranking: list[tuple[Overrides, Plan]]) -> None:
@@ -190,6 +249,11 @@ def format_bytes(count: int) -> str:
 def format_ms(seconds: float) -> str:
     """Formats seconds, like "1.50 ms"."""
     return f"{seconds * 1e3:,.2f} ms"
+
+
+def format_us(seconds: float) -> str:
+    """Formats seconds, like "189.3 us"."""
+    return f"{seconds * 1e6:,.1f} us"
 
 
 def _short(location: str) -> str:

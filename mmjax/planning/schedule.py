@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from jax.sharding import Mesh
@@ -17,10 +17,11 @@ from jax.sharding import Mesh
 from mmjax.planning.chips import Chip
 from mmjax.planning.collectives import Collective, collectives_of
 from mmjax.planning.hlo import Computation, Instruction, Module
-from mmjax.planning.roofline import roofline_seconds
+from mmjax.planning.kernels import CompiledCycles, Kernel, KernelCost, kernel_cost, match_kernel
+from mmjax.planning.roofline import hbm_bytes, roofline_seconds, transfer_bytes
 
-KernelFlops = Mapping[tuple[str, tuple[tuple[int, ...], ...]], int]
-"""Result of `mmjax.planning.flops.kernel_flops`: {(kernel name, output shapes): FLOPs of one call}."""
+FindCycles = Callable[[Kernel], CompiledCycles]
+"""Returns the compiler's analysis of a kernel."""
 
 
 @dataclasses.dataclass
@@ -54,23 +55,44 @@ class CollectiveTotals:
 
 
 @dataclasses.dataclass
+class KernelTotals:
+    """A kernel with the shapes of its calls, summed over its executions in a step.
+
+    Attributes:
+      name: name of the kernel, or of the custom call's operation if the step was traced without it.
+      shapes: "operands -> results", as HLO types.
+      cost: cost of one call.
+      executions: number of executions.
+    """
+
+    name: str
+    shapes: str
+    cost: KernelCost
+    executions: int = 0
+
+
+@dataclasses.dataclass
 class StepTiming:
     """Simulated timing of one step on one device.
 
     Attributes:
       cycles: the compiler's estimated cycles, summed over all executions.
       compute_seconds: time of these cycles; roofline time if the compiler estimates no cycles.
-      kernel_seconds: time of custom kernels, for which the compiler estimates no cycles.
-      step_seconds: time of the whole step, including exposed collectives.
+      kernel_seconds: time of custom kernels, for which a step's program has no cycles.
+      prefetch_seconds: time that the chip waits for prefetches.
+      step_seconds: time of the whole step, including exposed collectives and prefetches.
       collectives: totals by "instruction/index".
+      kernels: totals by (name, shapes).
       line_seconds: {"file.py:line": compute and kernel seconds}.
     """
 
     cycles: int = 0
     compute_seconds: float = 0.0
     kernel_seconds: float = 0.0
+    prefetch_seconds: float = 0.0
     step_seconds: float = 0.0
     collectives: dict[str, CollectiveTotals] = dataclasses.field(default_factory=dict)
+    kernels: dict[tuple[str, str], KernelTotals] = dataclasses.field(default_factory=dict)
     line_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -79,36 +101,26 @@ class StepTiming:
         return sum(totals.exposed_seconds for totals in self.collectives.values())
 
 
-def simulate_step(module: Module, mesh: Mesh, chip: Chip, kernels: KernelFlops | None = None) -> StepTiming:
+def simulate_step(
+    module: Module,
+    mesh: Mesh,
+    chip: Chip,
+    kernels: Sequence[Kernel] = (),
+    find_cycles: FindCycles = lambda kernel: CompiledCycles(),
+) -> StepTiming:
     """Simulates the schedule of a compiled step.
 
     Args:
       module: the compiled step.
       mesh: mesh that it was compiled for.
       chip: specification of the devices.
-      kernels: FLOPs of its Pallas kernels.
+      kernels: its Pallas kernels.
+      find_cycles: returns the compiler's analysis of a kernel; by default unknown.
 
     Raises:
       ValueError: if the trip count of a loop is unknown.
     """
-    return _Simulator(module, mesh, chip, kernels or {}).timing
-
-
-def kernel_seconds(computation: Computation, instruction: Instruction, chip: Chip, kernels: KernelFlops) -> float:
-    """Returns the roofline time of one custom call: max(FLOPs / peak, bytes / bandwidth).
-
-    FLOPs are counted in the kernel's jaxpr; they may exceed the `cost_estimate` declared to `pallas_call`, as kernels
-    also compute padding. Bytes are the declared ones, else the sizes of operands and results in HBM.
-    """
-    text = instruction.attributes
-    declared = {name: int(value) for name, value in re.findall(r'"(flops|bytes_accessed)":"?(\d+)', text)}
-    shapes = tuple(array.dimensions for array in instruction.arrays)
-    counted = [flops for (name, outputs), flops in kernels.items() if name in instruction.op_name and outputs == shapes]
-    flops = max(declared.get("flops", 0), *counted, 0)
-    operands = [computation.by_name[name] for name in instruction.operands if name in computation.by_name]
-    hbm_bytes = sum(array.bytes for value in (*operands, instruction) for array in value.arrays if not array.on_chip)
-    num_bytes = declared.get("bytes_accessed") or hbm_bytes
-    return max(flops / chip.peak_flops, num_bytes / chip.memory_bandwidth)
+    return _Simulator(module, mesh, chip, kernels, find_cycles).timing
 
 
 def is_kernel(instruction: Instruction) -> bool:
@@ -131,12 +143,14 @@ class _Info:
       key: key shared by the start and the done of a collective.
       collectives: collectives that the instruction launches.
       location: "file.py:line", or "".
+      transfer_seconds: HBM time of a prefetch that the instruction starts.
     """
 
     role: Role
     key: str
     collectives: tuple[Collective, ...]
     location: str
+    transfer_seconds: float
 
 
 @dataclasses.dataclass
@@ -150,12 +164,15 @@ class _InFlight:
 class _Simulator:
     """Executes a module in program order. `now` and all ends are seconds; `times` weights an execution."""
 
-    def __init__(self, module: Module, mesh: Mesh, chip: Chip, kernels: KernelFlops):
-        self.module, self.mesh, self.chip, self.kernels = module, mesh, chip, kernels
+    def __init__(self, module: Module, mesh: Mesh, chip: Chip, kernels: Sequence[Kernel], find_cycles: FindCycles):
+        self.module, self.mesh, self.chip = module, mesh, chip
+        self.kernels, self.find_cycles = kernels, find_cycles
         self.timing = StepTiming()
         self.now = 0.0
         self.link_free: dict[str, float] = {}
         self.in_flight: dict[str, _InFlight] = {}
+        # {name of the start: HBM seconds left}, in order.
+        self.transfers: dict[str, float] = {}
         self.infos: dict[str, _Info] = {}
         self.run(module.entry, 1)
         self.timing.step_seconds = self.now
@@ -196,6 +213,10 @@ class _Simulator:
 
     def execute(self, computation: Computation, instruction: Instruction, times: int) -> None:
         info = self.info(instruction)
+        if info.transfer_seconds:
+            self.transfers[info.key] = info.transfer_seconds
+        if info.role == "done" and info.key in self.transfers:
+            self.wait_for_transfer(info.key, times)
         index = 0
         while info.role == "done" and (flight := self.in_flight.pop(f"{info.key}/{index}", None)):
             self.wait(flight.end, flight.totals, times)
@@ -215,7 +236,25 @@ class _Simulator:
     def wait(self, end: float, totals: CollectiveTotals, times: int) -> None:
         if end > self.now:
             totals.exposed_seconds += times * (end - self.now)
+            self.progress_transfers(end - self.now)
             self.now = end
+
+    def wait_for_transfer(self, key: str, times: int) -> None:
+        """Waits for a prefetch and those before it in the queue."""
+        seconds = 0.0
+        for name in list(self.transfers):
+            seconds += self.transfers.pop(name)
+            if name == key:
+                break
+        self.now += seconds
+        self.timing.prefetch_seconds += times * seconds
+
+    def progress_transfers(self, seconds: float) -> None:
+        """Gives HBM time to the prefetches in flight, first come, first served. Finished ones stay, with 0 left."""
+        for name, left in self.transfers.items():
+            used = min(left, seconds)
+            self.transfers[name] = left - used
+            seconds -= used
 
     def compute(self, computation: Computation, instruction: Instruction, times: int) -> None:
         cycles, seconds = instruction.cycles, 0.0
@@ -227,12 +266,34 @@ class _Simulator:
             seconds = roofline_seconds(self.module, instruction, self.chip)
             self.timing.compute_seconds += times * seconds
         elif is_kernel(instruction):
-            seconds = kernel_seconds(computation, instruction, self.chip, self.kernels)
+            totals = self.kernel(computation, instruction)
+            totals.executions += times
+            seconds = totals.cost.seconds
             self.timing.kernel_seconds += times * seconds
         if seconds:
             self.now += seconds
+            if self.transfers:
+                busy = hbm_bytes(self.module, instruction) / self.chip.memory_bandwidth
+                self.progress_transfers(max(0.0, seconds - busy))
             line = self.info(instruction).location
             self.timing.line_seconds[line] = self.timing.line_seconds.get(line, 0.0) + times * seconds
+
+    def kernel(self, computation: Computation, instruction: Instruction) -> KernelTotals:
+        """Returns the totals of the kernel that a custom call runs."""
+        operands = [
+            array
+            for name in instruction.operands
+            if name in computation.by_name
+            for array in computation.by_name[name].arrays
+        ]
+        kernel = match_kernel(instruction, operands, self.kernels)
+        name = kernel.name if kernel else instruction.op_name.rpartition("/")[2] or instruction.name
+        shapes = f"{', '.join(map(str, operands))} -> {', '.join(map(str, instruction.arrays))}"
+        if (name, shapes) not in self.timing.kernels:
+            compiled = self.find_cycles(kernel) if kernel else CompiledCycles()
+            cost = kernel_cost(instruction, operands, kernel, compiled, self.chip)
+            self.timing.kernels[name, shapes] = KernelTotals(name, shapes, cost)
+        return self.timing.kernels[name, shapes]
 
     def info(self, instruction: Instruction) -> _Info:
         if instruction.name not in self.infos:
@@ -241,7 +302,10 @@ class _Simulator:
             if role in ("start", "sync"):
                 collectives = tuple(collectives_of(self.module, instruction, self.mesh, self.chip))
             location = self.module.location(instruction)
-            self.infos[instruction.name] = _Info(role, key, collectives, location)
+            transfer = 0.0
+            if self.chip.clock_hz:
+                transfer = transfer_bytes(self.module, instruction) / self.chip.memory_bandwidth
+            self.infos[instruction.name] = _Info(role, key, collectives, location, transfer)
         return self.infos[instruction.name]
 
 

@@ -6,7 +6,11 @@ import contextlib
 import copy
 import ctypes
 import dataclasses
+import json
 import math
+import pathlib
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,7 +19,9 @@ from mmjax.config import build
 from mmjax.encoders import ENCODERS
 from mmjax.errors import UserError
 from mmjax.fusion import FUSIONS
-from mmjax.planning.plan import Plan, Plannable, make_plan
+from mmjax.planning.child import run_child
+from mmjax.planning.kernel_cycles import KernelCycles
+from mmjax.planning.plan import Plan, Plannable, make_plan, plan_from_dict, versions
 from mmjax.sharding import MeshConfig
 
 Overrides = dict[str, Any]
@@ -23,6 +29,9 @@ Overrides = dict[str, Any]
 
 Planner = Callable[[Overrides], Plan | None]
 """Plans the recipe with overrides; returns None for invalid combinations."""
+
+TimedPlanner = Callable[[Overrides, float], Plan | None]
+"""Plans the recipe with overrides within a number of seconds; returns None for invalid ones, or if the time ends."""
 
 REMATERIALISATION = ("none", "dots", "dots_except_mlp", "full")
 """Rematerialisation policies, from most to least memory."""
@@ -55,16 +64,53 @@ def make_planner(
 ) -> Planner:
     """Returns a memoized planner of the recipe; `build_experiment` makes an experiment from plain config values."""
     cache: dict[str, Plan | None] = {}
+    version = versions().get("libtpu")
+    cycles = KernelCycles(version) if version else None
 
     def planner(overrides: Overrides) -> Plan | None:
         key = repr(sorted(overrides.items()))
         if key not in cache:
             try:
-                cache[key] = make_plan(recipe, topology, build_experiment(override(raw, overrides)))[0]
+                cache[key] = make_plan(recipe, topology, build_experiment(override(raw, overrides)), cycles)[0]
             except UserError:
                 cache[key] = None
             _trim_heap()
         return cache[key]
+
+    return planner
+
+
+def child_planner(
+    recipe: str, topology: str, raw: Mapping[str, Any], topology_name: str, num_slices: int
+) -> TimedPlanner:
+    """Returns a planner that runs `mmjax plan` in a child process, which ends at the time limit.
+
+    Args:
+      recipe: recipe name, for the record.
+      topology: topology name, for the record.
+      raw: plain values of the recipe.
+      topology_name, num_slices: the flags `--topology` and `--num_slices`.
+    """
+
+    def planner(overrides: Overrides, seconds: float) -> Plan | None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "recipe.py"
+            values = json.dumps(override(raw, overrides))
+            path.write_text(
+                "import json\n\nfrom ml_collections import ConfigDict\n\n\n"
+                f"def get_config():\n    return ConfigDict(json.loads({values!r}))\n"
+            )
+            words = [f"--config={path}", f"--topology={topology_name}", f"--num_slices={num_slices}", "--json"]
+            words.append("--remedy_minutes=0")
+            try:
+                done = run_child("mmjax", "plan", *words, timeout=seconds)
+            except subprocess.TimeoutExpired:
+                return None
+        if done.returncode:
+            return None
+        return dataclasses.replace(
+            plan_from_dict(json.loads(done.stdout.splitlines()[-1])), recipe=recipe, topology=topology
+        )
 
     return planner
 
@@ -106,61 +152,106 @@ def _parts(raw: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], Mapping
     return [*parts, ("model.fusion", FUSIONS, model["fusion"])] if model.get("fusion") else parts
 
 
-def find_fitting(
-    raw: Mapping[str, Any], plan: Plan, shards: int, planner: Planner, log: Callable[[str], None]
-) -> tuple[Overrides, Plan] | None:
-    """Tries overrides in order of increasing step time until the step fits in memory.
+@dataclasses.dataclass(frozen=True)
+class Remedy:
+    """Overrides that make a step fit.
 
-    Order: larger fsdp, more rematerialisation, microbatches, smaller batch.
+    Attributes:
+      overrides: the change.
+      plan: its plan; None if it should fit by its shapes, but the time ended before it was compiled.
+    """
+
+    overrides: Overrides
+    plan: Plan | None
+
+
+def find_fitting(
+    raw: Mapping[str, Any],
+    plan: Plan,
+    shards: int,
+    planner: TimedPlanner,
+    log: Callable[[str], None],
+    seconds: float = math.inf,
+) -> Remedy | None:
+    """Compiles overrides in order of their cost in time until the step fits in memory.
+
+    Order: larger fsdp, more rematerialisation, microbatches, smaller batch. Skips candidates that cannot fit by the
+    memory of those before them, or, if the recipe was not compiled, by its lower bound.
 
     Args:
       raw: plain values of the recipe.
       plan: the recipe's plan, which does not fit.
       shards: number of batch shards of the mesh.
-      planner: plans the recipe with overrides.
+      planner: plans the recipe with overrides, within a number of seconds.
       log: prints progress messages.
+      seconds: time limit.
 
     Returns:
-      The overrides and their plan; None if no candidate fits.
+      The first change that fits; None if there is none.
     """
-    capacity, lowest_peak = plan.capacity_bytes or 0, plan.peak_bytes
-    fsdp = plan.mesh.get("fsdp", 1)
-    state_bytes = _state_bytes(plan)
+    deadline = time.monotonic() + seconds
+    capacity = plan.capacity_bytes or 0
+    fsdp, state = plan.mesh.get("fsdp", 1), _state_bytes(plan)
+    batch = plan.bound.batch if plan.bound else 0
+    # A compiled step needs about twice the activations' lower bound; its own peak is better evidence.
+    activations = 2 * plan.bound.activations if plan.bound and not plan.compiled else plan.peak_bytes - state - batch
+    margin = 1.2 if plan.compiled else 0.9
+    scale = 1.0
     base: Overrides = {}
+    last: Overrides | None = None
 
-    def try_fit(overrides: Overrides) -> tuple[Overrides, Plan] | None:
-        nonlocal lowest_peak
-        log(f"does not fit; compiling with {as_flags(overrides)}")
-        candidate = planner(overrides)
-        if candidate is not None:
-            lowest_peak = min(lowest_peak, candidate.peak_bytes)
-        return (overrides, candidate) if candidate is not None and candidate.fits else None
+    def expected(accumulate: int = 1, divisor: int = 1, kept: float = 1.0) -> float:
+        # Microbatches add up their gradients in float32. They regroup the batch: libtpu 0.0.42 keeps up to six
+        # copies of it.
+        gradients, arrays = (state / 3, 7) if accumulate > 1 else (0, 1)
+        return state + gradients + scale * (arrays * batch + kept * activations / accumulate) / divisor
 
-    if state_bytes > 0.4 * capacity and fsdp < plan.devices:
+    def try_fit(overrides: Overrides) -> Remedy | None:
+        nonlocal scale, last
+        last, left = overrides, deadline - time.monotonic()
+        if left <= 0:
+            return None
+        limit = "" if left == math.inf else f"; {left / 60:.1f} minutes left"
+        log(f"does not fit; compiling with {as_flags(overrides)}{limit}")
+        candidate = planner(overrides, left)
+        if candidate is None:
+            return None
+        if candidate.fits:
+            return Remedy(overrides, candidate)
+        log(f"needs {candidate.peak_bytes / 2**30:,.1f} GiB of {capacity / 2**30:,.1f} GiB")
+        # Correct the expectation of later candidates: down from the recipe's peak, up from the lower bound.
+        factor = overrides.get("train.accumulate", accumulated) // accumulated
+        divisor = plan.batch_size // overrides.get("train.batch_size", plan.batch_size)
+        measured = (candidate.peak_bytes - state) / max(1.0, expected(factor, divisor) - state)
+        scale *= min(1.0, measured) if plan.compiled else max(1.0, measured)
+        return None
+
+    accumulated = raw["train"].get("accumulate", 1)
+    if state > 0.4 * capacity and fsdp < plan.devices:
         # Parameters and moments dominate the memory, so saving activations would not suffice.
-        while fsdp < plan.devices and state_bytes > 0.2 * capacity:
-            fsdp, state_bytes = fsdp * 2, state_bytes // 2
+        while fsdp < plan.devices and state > 0.2 * capacity:
+            fsdp, state = fsdp * 2, state // 2
         base = {"mesh.data": -1, "mesh.fsdp": fsdp}
-        if fit := try_fit(base):
+        if (expected() <= margin * capacity or plan.compiled) and (fit := try_fit(base)):
             return fit
-    for policy, kept in (("dots_except_mlp", 0.4), ("full", 0.0)):
+    # `kept` is a lower bound on the share of activations that the policy keeps.
+    for policy, kept in (("dots_except_mlp", 0.4), ("full", 0.0 if plan.compiled else 1.0)):
         recompute = remat_overrides(raw, policy, only_more=True)
-        # `kept` is a lower bound on the share of non-state memory that the policy keeps. Skip hopeless candidates.
-        hopeless = state_bytes + kept * (plan.peak_bytes - state_bytes) > 1.2 * capacity
-        if recompute and not hopeless and (fit := try_fit(base | recompute)):
+        if recompute and expected(kept=kept) <= margin * capacity and (fit := try_fit(base | recompute)):
             return fit
     base = base | remat_overrides(raw, "full", only_more=True)
-    shard_size, accumulate = plan.batch_size // shards, raw["train"].get("accumulate", 1)
-    peak = lowest_peak
-    for factor in _powers_of_two(shard_size // accumulate):
-        # At best, all non-state memory shrinks with the microbatch. Skip hopeless candidates.
-        hopeless = state_bytes + (peak - state_bytes) / factor > 1.2 * capacity
-        if factor > 1 and not hopeless and (fit := try_fit({**base, "train.accumulate": factor * accumulate})):
-            return fit
-    for factor in _powers_of_two(shard_size):
-        if factor > 1 and (fit := try_fit({**base, "train.batch_size": plan.batch_size // factor})):
-            return fit
-    return None
+    shard_size = plan.batch_size // shards
+    for divisor in _powers_of_two(shard_size):
+        for factor in _powers_of_two(shard_size // accumulated // divisor):
+            if factor * divisor == 1 or expected(factor, divisor) > margin * capacity:
+                continue
+            change: Overrides = {"train.batch_size": plan.batch_size // divisor} if divisor > 1 else {}
+            change |= {"train.accumulate": factor * accumulated} if factor > 1 else {}
+            if fit := try_fit(base | change):
+                return fit
+            if time.monotonic() >= deadline:
+                return Remedy(base | change, None)
+    return None if last is None or time.monotonic() < deadline else Remedy(last, None)
 
 
 def _powers_of_two(limit: int) -> list[int]:
