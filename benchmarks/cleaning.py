@@ -41,7 +41,7 @@ FOREIGN = (
     "questo è il numero {number} su un foglio nero", "dit is het cijfer {number} op een zwart vel papier",
 )  # fmt: skip
 NOTHING = (
-    "Image not found", "IMG_{number}432.JPG", "Click here to read more about it", "N/A", "lorem ipsum dolor sit amet",
+    "Image not found", "IMG_{number}432", "Click here to read more about it", "N/A", "lorem ipsum dolor sit amet",
     "https://example.com/pictures/{number}", "We use cookies on this website", "All rights reserved 2024", "untitled",
 )  # fmt: skip
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
