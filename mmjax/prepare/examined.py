@@ -186,7 +186,7 @@ class Examined:
         self._run_tasks(f"Comparing {name}", compare_pairs, tasks)
         scores = read_scores(self.job.work, name, round_index, num_parts)
         mask = scores >= getattr(self.job.kinds[name].config, "similarity", 1.0)
-        similar = np.flatnonzero(mask)
+        similar = np.flatnonzero(mask).tolist()
 
         def signatures(pair: int) -> tuple[bytes, bytes]:
             return self.signature(name, int(pairs[pair, 0])), self.signature(name, int(pairs[pair, 1]))

@@ -55,7 +55,7 @@ def unpack(packed: bytes) -> PictureSignature:
     end = start + dtype.itemsize * int(np.prod(shape))
     small = np.frombuffer(packed[start:end], dtype).reshape(shape)
     detail = np.frombuffer(zlib.decompress(packed[end:]), np.uint8).reshape(side, side)
-    return PictureSignature(*values, small, detail)
+    return PictureSignature(*values, small, detail)  # type: ignore[call-arg]
 
 
 def make(pixels: np.ndarray, rgb: np.ndarray, small: np.ndarray, low: float, high: float) -> PictureSignature:

@@ -35,8 +35,8 @@ def _split_statistics(examined: Examined, rows: np.ndarray) -> dict[str, Any]:
         present = rows[examined.present[column.name][rows]]
         content: dict[str, Any] = {"present": len(present)}
         if (kind := KINDS[column.kind]).has_classes:
-            categories = examined.classes(column.name)
-            lists = [kind().class_names(category) for row in present if (category := categories[row]) is not None]
+            classes = examined.classes(column.name)
+            lists = [kind().class_names(each) for row in present if (each := classes[row]) is not None]
             content["classes"] = dict(sorted(collections.Counter(itertools.chain(*lists)).items()))
         else:
             measures, categories = examined.measures[column.name], examined.categories[column.name]

@@ -155,7 +155,7 @@ def _other_columns(examined: Examined) -> dict[str, list[Any]]:
     """{column: value of each row, None where missing} of the targets and the group."""
     columns: dict[str, list[Any]] = {}
     for column in examined.job.targets:
-        values = examined.categories[column.name].get("class")
+        values: list[Any] | None = examined.categories[column.name].get("class")
         if values is None and (numbers := examined.measures[column.name].get("value")) is not None:
             values = [None if np.isnan(number) else float(number) for number in numbers]
         if values is not None:

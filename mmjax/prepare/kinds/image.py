@@ -151,7 +151,7 @@ class ImageKind(Kind):
     def signature(self, raw: Picture) -> bytes:
         if raw.pixels.dtype == np.uint8:
             rgb = _rgb(raw.pixels)
-            small = np.frombuffer(thumbnail(raw.pixels), np.uint8).reshape(_SIDE, _SIDE, 3)
+            small: np.ndarray = np.frombuffer(thumbnail(raw.pixels), np.uint8).reshape(_SIDE, _SIDE, 3)
             return picture_signature.make(raw.pixels, rgb, small, 0.0, 255.0).pack()
         small = _resized(raw.pixels, (_SIDE, _SIDE), PIL.Image.Resampling.BICUBIC).astype(np.float32)[..., None]
         low, high = float(np.nanmin(raw.pixels)), float(np.nanmax(raw.pixels))
@@ -253,7 +253,7 @@ def _measure_deep(pixels: np.ndarray) -> dict[str, float | int | str]:
     }
 
 
-def _resized(pixels: np.ndarray, size: tuple[int, ...], resampling: PIL.Image.Resampling) -> np.ndarray:
+def _resized(pixels: np.ndarray, size: tuple[int, int], resampling: PIL.Image.Resampling) -> np.ndarray:
     """Resizes greyscale of more than 8 bits to (width, height). NaN counts as the smallest value."""
     # Pillow resizes float32, which would round values far from zero.
     low = np.nanmin(pixels)
