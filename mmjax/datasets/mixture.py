@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.dataset import Record, Source, check_split
+from mmjax.data.dataset import Dataset, Record, Source, check_split
 from mmjax.errors import UserError, nearest
 from mmjax.files import cache_folder
 from mmjax.tokens import TargetSpec
@@ -31,7 +31,7 @@ class PartConfig:
     rename: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-class Mixture:
+class Mixture(Dataset):
     """Combines datasets with different inputs and targets in one run.
 
     Split "test" holds the records of the "test" splits of all datasets; "NAME/test" holds those of dataset NAME. The
