@@ -193,11 +193,11 @@ def local_fdr(p_values: np.ndarray) -> np.ndarray:
     p-values above 0.5 (Storey, A Direct Approach to False Discovery Rates, 2002), the density as the slope of the least
     concave majorant of the empirical distribution (Grenander, On the Theory of Mortality Measurement, 1956).
     """
-    sort_splits = np.sort(p_values)
-    above = int((sort_splits > 0.5).sum())
+    sorted_p = np.sort(p_values)
+    above = int((sorted_p > 0.5).sum())
     null_fraction = min(1.0, 2 * (above + 1) / len(p_values)) if above else 0.0
-    x = np.concatenate([[0.0], sort_splits, [1.0]])
-    y = np.concatenate([np.arange(len(sort_splits) + 1), [len(sort_splits)]]) / len(sort_splits)
+    x = np.concatenate([[0.0], sorted_p, [1.0]])
+    y = np.concatenate([np.arange(len(sorted_p) + 1), [len(sorted_p)]]) / len(sorted_p)
     vertices = [0]
     for index in range(1, len(x)):
         while len(vertices) > 1 and _is_convex(x, y, vertices[-2], vertices[-1], index):
