@@ -12,11 +12,11 @@ from mmjax.prepare.options import PrepareConfig
 from mmjax.prepare.profile import Profile
 
 KEYS = ("key", "id")
-"""Columns that are the key of the rows if each row has another value."""
+"""Names of columns that serve as row keys if their values are unique."""
 
 _KEYS = (*KEYS, "index", "idx", "uid", "uuid")
 _SPLIT = "split"
-# In `--columns`: all columns that no other item names.
+# Wildcard in `--columns`: all columns that no other item names.
 _ALL = "*"
 # Kinds whose values can be cells of a table.
 _CELL_KINDS = ("number", "label")
@@ -77,7 +77,7 @@ def infer_layout(
       unique: columns that have a different value in each row.
       known: {column: kind} declared by the source.
       config: options.
-      ignored: {content of the source that is no column: reason}.
+      ignored: {content of the source that is not a column: reason}.
 
     Raises:
       UserError: if an option names an unknown column, or no column is an input.
@@ -120,10 +120,10 @@ def infer_layout(
 
 
 def _roles(kinds: Mapping[str, str], profiles: Mapping[str, Profile], config: PrepareConfig) -> list[Column]:
-    """Makes inputs and targets of columns with known kinds. Joins numbers and labels that are no targets to a table.
+    """Assigns columns to inputs and targets by their kinds. Numbers and labels that are not targets form one table.
 
     Raises:
-      UserError: if `--target` is needed, or names a column that cannot be one.
+      UserError: if `--target` is needed, or names a column that cannot be a target.
     """
     targets = config.target or [name for name, kind in kinds.items() if KINDS[kind].target]
     for name in config.target:
@@ -149,7 +149,7 @@ def _roles(kinds: Mapping[str, str], profiles: Mapping[str, Profile], config: Pr
 
 
 def _sources(text: str, present: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """Splits COLUMN+COLUMN:KIND into source columns and kind; a column's name may hold colons and plus signs."""
+    """Splits COLUMN+COLUMN:KIND into source columns and kind; column names may contain both signs."""
     source, _, kind = text.rpartition(":") if ":" in text and text not in present else (text, "", "")
     return (source,) if source in present or source == _ALL else tuple(source.split("+")), kind
 

@@ -94,10 +94,10 @@ def decide(examined: Examined) -> Decisions:
 
 
 def stratification_labels(examined: Examined) -> list[str | None]:
-    """Returns the label of each row by which splits are stratified, None where missing.
+    """Returns the labels for stratified splits, one per row; None where missing.
 
     Raises:
-      UserError: if `--stratify` names no label column.
+      UserError: if `--stratify` is not a label column.
     """
     config, names = examined.job.config, [c.name for c in examined.job.targets if c.kind == "label"]
     if config.stratify and config.stratify not in names:

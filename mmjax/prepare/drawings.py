@@ -1,8 +1,8 @@
 """Comparison of drawings: icons, shapes, diagrams, and scans of text, on a flat background.
 
-A small difference makes another drawing: a shape that is elsewhere, one digit of a form. So drawings are compared at a
-higher resolution than photographs, without crops, since a cropped drawing is a moved one, and each block is judged by
-its own variance instead of that of the whole image.
+Different drawings may differ only in a small detail, such as a moved shape or one digit of a form. Drawings are
+therefore compared at a higher resolution than photographs; crops do not count as duplicates, since cropping moves the
+shapes; and differences are relative to the variance of each block instead of the whole image.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import PIL.Image
 SIDE = 192
 """Largest side in pixels of a compared drawing."""
 
-# Share of pixels within this many grey levels of the most common one, from which a background is flat.
+# A background is flat if at least a fraction `_FLAT` of the pixels is within `_LEVELS` of the most common grey level.
 _LEVELS = 8
 _FLAT = 0.5
 # Blocks per side of a thumbnail, and the standard deviation in grey levels below which a block is flat.
 _THUMBNAIL_BLOCKS = 6
 _FLAT_STD = 4.0
-# Side in pixels of a compared block, and error in grey levels that encoding and scaling may cause in it.
+# Side of a compared block in pixels, and RMS error per block, in grey levels, tolerated for encoding and scaling.
 _BLOCK = 8
 _NOISE = 6.0
 
@@ -41,24 +41,24 @@ def is_drawing(grey: np.ndarray) -> bool:
 
 
 def detail(grey: np.ndarray) -> np.ndarray:
-    """Scales an image uint8 [H, W] to a square of at most SIDE pixels, and of its own shorter side: uint8 [n, n]."""
+    """Resizes an image uint8 [H, W] to a square uint8 [n, n], where n is the shorter side, but at most SIDE."""
     side = min(SIDE, *grey.shape)
     return np.asarray(PIL.Image.fromarray(grey).resize((side, side), PIL.Image.Resampling.BICUBIC))
 
 
 def detail_similarity(one: np.ndarray, other: np.ndarray) -> float:
-    """Computes the fraction of a block's variance that the other image explains, in the worst block.
+    """Computes the fraction of variance that the other image explains, minimum over blocks.
 
     Args:
       one, other: float32 [n, n] in [0, 255], results of `detail`; the larger is scaled to the smaller.
 
     Returns:
-      At most 1, for equal images.
+      The similarity, at most 1. Equal images give 1.
     """
     side = min(len(one), len(other))
     first, second = (_scaled(image, side) for image in (one, other))
     starts = np.arange(0, side, _BLOCK)
-    # Blocks overlap by half, so that no difference is split between two.
+    # Blocks overlap by half, so that no small difference is split between two blocks.
     worst = 1.0
     for shift in (0, _BLOCK // 2):
         at = np.minimum(starts + shift, max(0, side - _BLOCK))

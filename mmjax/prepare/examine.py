@@ -17,7 +17,7 @@ from mmjax.modalities.names import canonical_name
 from mmjax.prepare.job import CHUNK, Job
 from mmjax.prepare.kinds import Kind, Unreadable
 
-# The array with the row offsets of each per-row array of a chunk file.
+# {array of a chunk file: name of the array with its row offsets}.
 _OFFSETS = {"hashes": "which", "features": "featured"}
 
 

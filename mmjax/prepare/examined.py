@@ -47,7 +47,7 @@ class PairScorer(Protocol):
 
 
 class PairEmbeddings(NamedTuple):
-    """Embeddings of two inputs, of the rows that have both.
+    """Embeddings of two inputs, for the rows that have both.
 
     Attributes:
       rows: int64 [n], row indices.
@@ -88,7 +88,7 @@ class Examined:
       splits, groups: split and group of each row, None where the row has none.
       measures: {column: {measure: float64 [rows], NaN where missing}}, numeric measures.
       categories: {column: {measure: [rows] of str or None}}, categorical measures of kinds with `keeps_strings`.
-        Strings of other kinds are judged and discarded, to save memory.
+        Strings of other kinds are discarded after `Kind.faults`, to save memory.
       present: {column: bool [rows]}, true where the row has a readable value.
       findings: findings about single values.
       alive: bool [rows], true for rows not dropped so far.
@@ -164,7 +164,7 @@ class Examined:
         return total
 
     def near_duplicate_groups(self, name: str) -> np.ndarray:
-        """Groups rows by near duplicates in a column, int64 [rows] of group indices.
+        """Groups rows that are near duplicates in a column; returns group indices int64 [rows].
 
         Rows linked by a chain of near duplicates share a group. Computed once, on the rows alive at the first call.
         """
@@ -180,7 +180,7 @@ class Examined:
         return connected_components(self.job.num_rows, pairs[self.are_near_duplicates(name, 0, pairs)])
 
     def are_near_duplicates(self, name: str, round_index: int, pairs: np.ndarray) -> np.ndarray:
-        """Compares pairs of rows [n, 2] in a column, bool [n]. `round_index` is passed to `write_pairs`."""
+        """Compares pairs of rows [n, 2] in a column; returns bool [n]. `round_index` is passed to `write_pairs`."""
         num_parts = write_pairs(self.job.work, name, round_index, pairs)
         tasks = [(self.job, name, round_index, part) for part in range(num_parts)]
         self._run_tasks(f"Comparing {name}", compare_pairs, tasks)
@@ -191,7 +191,7 @@ class Examined:
         def signatures(pair: int) -> tuple[bytes, bytes]:
             return self.signature(name, int(pairs[pair, 0])), self.signature(name, int(pairs[pair, 1]))
 
-        # Round 0 compares all candidates, from which the filter learns.
+        # Round 0 compares all candidates; the filter is fitted to the similar pairs among them.
         if round_index == 0:
             self._pair_filters[name] = self.job.kinds[name].pair_filter(map(signatures, similar))
         if (are_copies := self._pair_filters.get(name)) is not None:

@@ -1,7 +1,8 @@
 """Near-duplicate search for feature vectors by locality-sensitive hashing.
 
 Each bit is the sign of a random projection, so vectors at a small angle differ in few bits (Charikar, Similarity
-Estimation Techniques from Rounding Algorithms, 2002). Candidate pairs are searched as for images, in `pictures`.
+Estimation Techniques from Rounding Algorithms, 2002). The search for candidate pairs is that of images,
+`pictures.candidates`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _BITS, _LEVELS = 64, 16
 
 
 def hash_vector(vector: np.ndarray) -> np.ndarray:
-    """Hashes a vector [n], uint64 [3]: 64 sign bits, then 16 projections of one byte each.
+    """Hashes a vector [n] to uint64 [3]: 64 sign bits, then 16 projections of one byte each.
 
     The layout is that of `pictures.candidates`.
     """
@@ -28,7 +29,7 @@ def hash_vector(vector: np.ndarray) -> np.ndarray:
 
 
 def candidates(hashes: np.ndarray) -> np.ndarray:
-    """Finds possible near duplicates among hashes uint64 [rows, 3], int64 [pairs, 2] of row indices."""
+    """Finds candidate near duplicates among hashes uint64 [rows, 3]; returns row indices int64 [pairs, 2]."""
     return pictures.candidates(hashes)
 
 

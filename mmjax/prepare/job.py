@@ -20,7 +20,7 @@ from mmjax.prepare.options import PrepareConfig
 from mmjax.prepare.sources import Row, Source
 
 CHUNK = 64
-"""Rows examined together. A killed process loses at most one chunk."""
+"""Rows per chunk. A killed process loses at most one chunk of work."""
 
 # Increase when the content of chunk files changes, so that old work is not reused.
 _VERSION = 8
@@ -68,7 +68,7 @@ class Job:
         return [column for column in self.layout.columns if column.target]
 
     def lost_faults(self, name: str) -> tuple[str, ...]:
-        """Faults for which a value of a column is lost, but not its row. `name` may be "", for no column."""
+        """Faults of a column that discard the value but keep its row. `name` may be "", for no column."""
         faults = self.kinds[name].value_faults if name else ()
         return tuple(fault for fault in faults if fault not in (*self.config.keep, *self.config.drop))
 
@@ -155,7 +155,7 @@ def list_rows(source: Source, config: PrepareConfig, layout: Layout, work: pathl
 
 
 def examine_fingerprint(listing: str, layout: Layout, config: PrepareConfig) -> str:
-    """Hashes everything that the chunk files depend on. Thresholds, splits and shard sizes are not part of it.
+    """Hashes everything that the chunk files depend on. Excludes thresholds, splits and shard sizes.
 
     Args:
       listing: sha256 of the listing.

@@ -29,7 +29,7 @@ _SCRIPTS = {
 }
 _ALPHABETS = ("CYRILLIC", "GREEK", "ARABIC", "HEBREW", "DEVANAGARI", "BENGALI", "TAMIL", "THAI")
 
-# Most frequent words of each language. A word of several languages counts less for each.
+# Most frequent words of each language. A word shared by several languages has less weight for each.
 _WORDS = {
     "en": "the of and to in is that it was for on are as with his they at be this from have or by one had not "
     "but what all were we when your can said there use an each which she do how their if will up other "
@@ -108,7 +108,7 @@ def detect_unwanted_language(text: str, wanted: tuple[str, ...]) -> str | None:
     """Identifies the language of a text that is in none of the wanted languages.
 
     A word of a wanted language is evidence for it. Words, letters and scripts that occur only in other languages are
-    evidence against it. Two words, or a word and a letter, are the minimum.
+    evidence against it. At least two words, or a word and a letter, are required.
 
     Args:
       text: text to classify.
@@ -124,7 +124,7 @@ def detect_unwanted_language(text: str, wanted: tuple[str, ...]) -> str | None:
         scripts["HAN"] = scripts.pop("CJK", 0)
     for script, count in scripts.items():
         if languages := _SCRIPTS.get(script):
-            # In an alphabet, three letters count like one word.
+            # In alphabetic scripts, three letters count like one word.
             if not set(languages) & set(wanted):
                 unwanted_score += count / 3 if script in _ALPHABETS else count
             scores.update(dict.fromkeys(languages, count / len(languages)))

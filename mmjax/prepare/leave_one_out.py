@@ -2,9 +2,9 @@
 
 Leave-one-out predictions have a closed form in the leverage, so n rows cost one solve instead of n (PRESS: Allen, The
 Relationship between Variable Selection and Data Augmentation and a Method for Prediction, 1974). The kernel is
-exp(-distance²) on features scaled to total variance 1. It is exact up to 2,000 rows; above, it is a Nyström
-approximation with evenly spaced rows as landmarks (Williams and Seeger, Using the Nyström Method to Speed Up Kernel
-Machines, 2001).
+exp(-distance²) on features scaled to total variance 1. The regression is exact up to 2,000 rows and a Nyström
+approximation above, with evenly spaced rows as landmarks (Williams and Seeger, Using the Nyström Method to Speed Up
+Kernel Machines, 2001).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _LANDMARKS = 2000
 # Rows per block when computing the kernel; bounds peak memory.
 _BLOCK = 5000
 _RIDGE = 0.5
-# Added to the diagonal: near-equal landmarks make their kernel matrix singular.
+# Added to the diagonal of the landmarks' kernel matrix, which near-equal landmarks make singular.
 _JITTER = 1e-4
 
 

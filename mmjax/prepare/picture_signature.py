@@ -1,4 +1,4 @@
-"""Signatures of images for the search of near duplicates."""
+"""Image signatures for near-duplicate search."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mmjax.prepare import drawings, pictures
 _SIDE = pictures.SIDE
 # Images with a shorter side below this many pixels are not compared with crops of each other.
 _TINY = 16
-# Shorter side, deep or not, hash of the pixels, range of the grey values, side of the detail.
+# `side`, `deep`, `digest`, `low`, `high` of `PictureSignature`, and the side of its `detail`.
 _HEADER = struct.Struct("<H?16sddH")
 
 
 class PictureSignature(NamedTuple):
-    """Signature of an image. Equal images have equal signatures, and others different ones.
+    """Signature of an image. Two signatures are equal if and only if the images are.
 
     Attributes:
       side: shorter side in pixels.
@@ -28,7 +28,7 @@ class PictureSignature(NamedTuple):
       digest: hash of the pixels.
       low, high: range of the values.
       thumbnail: uint8 [SIDE, SIDE, 3], or float32 [SIDE, SIDE, 1] if deep.
-      detail: uint8 [n, n], grey values from low to high, of a drawing; [0, 0] for other images.
+      detail: grey values of a drawing, uint8 [n, n], scaled from [low, high]; [0, 0] for other images.
     """
 
     side: int
@@ -42,7 +42,7 @@ class PictureSignature(NamedTuple):
     def pack(self) -> bytes:
         """Converts to bytes, which `unpack` reads."""
         values = (self.side, self.deep, self.digest, self.low, self.high, len(self.detail))
-        # The text of a scan compresses to a third.
+        # Scanned text compresses to a third.
         return _HEADER.pack(*values) + self.thumbnail.tobytes() + zlib.compress(self.detail.tobytes(), 1)
 
 
@@ -59,11 +59,11 @@ def unpack(packed: bytes) -> PictureSignature:
 
 
 def make(pixels: np.ndarray, rgb: np.ndarray, small: np.ndarray, low: float, high: float) -> PictureSignature:
-    """Makes the signature of an image.
+    """Computes the signature of an image.
 
     Args:
-      pixels: the pixels, of which equal images have equal ones.
-      rgb: uint8 [H, W, 3] of the pixels.
+      pixels: the decoded pixels, from which the digest is computed.
+      rgb: the pixels as uint8 [H, W, 3].
       small: `PictureSignature.thumbnail`.
       low, high: range of the values.
     """
@@ -82,13 +82,13 @@ def hashes(packed: bytes) -> np.ndarray:
 
 
 def similarity(a: bytes, b: bytes) -> float:
-    """Computes the similarity of two packed signatures: of drawings by their detail, of others up to crops."""
+    """Computes the similarity of two packed signatures: by detail for drawings, up to crops for others."""
     one, other = unpack(a), unpack(b)
     if one.digest == other.digest:
         return 1.0
     if one.deep != other.deep:
         return 0.0
-    # Greyscale of more bits: the range of both, since a difference in brightness is one.
+    # Scale deep greyscale by the joint range of both images, so that differences in brightness count.
     low, high = (min(one.low, other.low), max(one.high, other.high)) if one.deep else (0.0, 255.0)
     small = [_stretched(signature.thumbnail.astype(np.float32), low, high) for signature in (one, other)]
     if not len(one.detail) and not len(other.detail):

@@ -1,11 +1,12 @@
-"""Near-duplicate search for images: perceptual hashes propose pairs, a pixel comparison decides.
+"""Near-duplicate search for images: perceptual hashes propose pairs, which are then compared by pixels.
 
-A 64-bit hash tells which of the lowest 8 x 8 frequencies exceed their median (pHash: Zauner, Implementation and
-Benchmarking of Perceptual Image Hash Functions, 2010). It is robust to scaling and re-encoding, but not to cropping.
-Hashes of an image's own crops (views) are stored too: that of a slightly cropped copy is close to one of them.
+Each bit of a 64-bit hash tells if one of the lowest 8 x 8 frequencies exceeds their median (pHash: Zauner,
+Implementation and Benchmarking of Perceptual Image Hash Functions, 2010). The hash is robust to scaling and
+re-encoding, but not to cropping. Hashes of crops of each image (views) are therefore stored too; the hash of a slightly
+cropped copy is close to one of these.
 
-An image with little texture, such as a sky, has nearly equal frequencies, and re-encoding changes its hash. So the
-means of 4 x 4 blocks are stored with the hashes, and nearest neighbours by block means are proposed too.
+The frequencies of an image with little texture, such as a sky, are nearly equal, so re-encoding changes its hash. The
+means of 4 x 4 blocks are therefore stored with the hashes, and nearest neighbours by block means are proposed too.
 
 Hashes only propose pairs, since simple images have similar hashes. `crop_similarity` compares their pixels.
 """
@@ -17,7 +18,7 @@ import functools
 import numpy as np
 
 SIDE = 48
-"""Side in pixels of the square that images are scaled to first, whatever their aspect ratio."""
+"""Side in pixels of the square to which images are scaled first, regardless of their aspect ratio."""
 
 # Side in pixels of a hashed image, and frequencies per axis in its hash.
 _HASHED = 32
@@ -26,14 +27,14 @@ _FREQUENCIES = 8
 _VIEWS = (1.0, 0.95, 0.9, 0.85, 0.8)
 # Maximum Hamming distance of candidates.
 _CLOSE = 12
-# Candidates per image.
+# Maximum number of candidates per image.
 _NEAREST = 12
 # Sides in pixels of images in the fine and the coarse comparison.
 _COMPARED = 24
 _COARSE = 12
 # Blocks per side in the fine comparison.
 _BLOCKS = 6
-# Re-encoding errors in grey levels of 255: in a downscaled image, and in one of its blocks.
+# RMS re-encoding errors in grey levels, 0 to 255: of a downscaled image, and of one of its blocks.
 _NOISE = 2.0
 _ENCODING = 3.0
 # Explained variance after the coarse search below which the fine search is skipped: it cannot reach a match.
@@ -70,8 +71,8 @@ def hash_image(image: np.ndarray, crop_height: bool = True) -> np.ndarray:
 def candidates(hashes: np.ndarray, close: int = _CLOSE, nearest: int = _NEAREST) -> np.ndarray:
     """Finds pairs in which the hash of a view of one image is close to that of the whole other image.
 
-    Only hashes that are equal in one of their substrings are compared (multi-index hashing: Norouzi et al., Fast Search
-    in Hamming Space with Multi-Index Hashing, 2012). Substrings get longer with the number of images.
+    Only hashes that agree in at least one substring of their bits are compared (multi-index hashing: Norouzi et al.,
+    Fast Search in Hamming Space with Multi-Index Hashing, 2012). Substrings get longer with the number of images.
 
     Args:
       hashes: uint64 [n, views + 2], results of `hash_image`.
@@ -125,14 +126,14 @@ def crop_similarity(one: np.ndarray, other: np.ndarray, crop_height: bool = True
 
     The error is that of the worst of 6 x 6 blocks: re-encoding changes an image a little everywhere, while images of
     different objects differ strongly somewhere. The variance is that of the whole image. Brightness and contrast are
-    not adapted, since images with little texture would then match each other.
+    not normalized, since images with little texture would then match each other.
 
     Args:
       one, other: float [SIDE, SIDE, channels].
       crop_height: crops both axes. False crops the width only.
 
     Returns:
-      At most 1, for equal images.
+      The similarity, at most 1. Equal images give 1.
     """
     # Try both directions: after a slight crop, the coarse search cannot tell which image is the crop.
     best = -np.inf
@@ -209,14 +210,14 @@ def _neighbours(window: Window, step: float) -> list[Window]:
 
 @functools.cache
 def _search_windows() -> tuple[Window, ...]:
-    """Lists the windows of the coarse search, which keep at least 3/4 of a side; the whole first."""
+    """Lists the windows of the coarse search, which keep at least 3/4 of a side; the whole image first."""
     windows = [(start / 20, 1 - end / 20) for start in range(6) for end in range(6) if start + end <= 5]
     return tuple(sorted(windows, key=lambda window: window[0] - window[1]))
 
 
 @functools.cache
 def _view_windows() -> tuple[Window, ...]:
-    """Lists the windows of the hashed views: each size at the start, in the middle and at the end; the whole first."""
+    """Lists the windows of the hashed views: each size at the start, middle and end; the whole image first."""
     windows = [(offset * (1 - size), offset * (1 - size) + size) for size in _VIEWS for offset in (0, 0.5, 1)]
     return tuple(dict.fromkeys(windows))
 
@@ -243,7 +244,7 @@ def _cached_windows(size: int, windows: tuple[Window, ...]) -> np.ndarray:
 def _make_windows(size: int, windows: tuple[Window, ...]) -> np.ndarray:
     """Makes matrices [windows, size, SIDE] that resample a window of SIDE pixels to `size` pixels.
 
-    Triangle filter: each new pixel averages the old ones between the centres of its neighbours.
+    Triangle filter: each output pixel is a weighted mean of the input pixels between its neighbours' centres.
     """
     bounds = np.asarray(windows)
     scale = (bounds[:, 1] - bounds[:, 0]) * SIDE / size

@@ -7,7 +7,7 @@
     finish     metadata, index, statistics, report, data card           OUTPUT, renamed into place
 
 `work` is in OUTPUT.partial. Each file is written under a temporary name and renamed, so a file that exists is complete.
-Another source or other columns discard the work.
+The work is discarded if `examine_fingerprint` changes, for example with the source or the columns.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _locked(partial: pathlib.Path) -> Iterator[None]:
 
 
 def _reuse_work(partial: pathlib.Path, fingerprint: str) -> pathlib.Path:
-    """Returns the work folder. Restarts it from the new listing unless the fingerprint is unchanged."""
+    """Returns the work folder. Starts again from the new listing if the fingerprint has changed."""
     work, fingerprint_file = partial / "work", partial / "work" / "identity"
     if not fingerprint_file.exists() or fingerprint_file.read_text() != fingerprint:
         shutil.rmtree(work, ignore_errors=True)
@@ -190,7 +190,7 @@ def _reuse_work(partial: pathlib.Path, fingerprint: str) -> pathlib.Path:
 
 
 def _load_finished(output: pathlib.Path, fingerprint: str, partial: pathlib.Path) -> PreparationResult:
-    """Loads a finished dataset. Raises UserError if it is none, or has another fingerprint."""
+    """Loads a finished dataset. Raises UserError if it is not a dataset or has another fingerprint."""
     try:
         manifest = json.loads((output / "manifest.json").read_text())
         report_content = json.loads((output / "report.json").read_text())
@@ -267,7 +267,7 @@ def _manifest(
 
 
 def _training_rows(decisions: Decisions) -> np.ndarray:
-    """Returns the rows of the training split, or of the first split of `sort_splits` without one."""
+    """Returns the rows of the training split or, if there is none, of the first split of `sort_splits`."""
     return decisions.splits[sort_splits(decisions.splits)[0]]
 
 
@@ -339,7 +339,7 @@ def _write_tfds(folder: pathlib.Path, manifest: dict[str, Any], decisions: Decis
 
 
 def _write_index(folder: pathlib.Path, examined: Examined, decisions: Decisions) -> None:
-    """Writes `index/SPLIT.parquet`, one line per example."""
+    """Writes `index/SPLIT.parquet`, one row per example."""
     import pyarrow
     import pyarrow.parquet
 

@@ -1,4 +1,4 @@
-"""Profiles of source columns: the kind of a column, from all of its values in bounded memory."""
+"""Profiles of source columns, to infer the kind of a column from all of its values in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from mmjax.prepare.sources.folder import kind_of_suffix
 MAX_CLASSES = 1000
 """A column with more distinct values is not a label."""
 
-# Minimum share of values with a kind's file suffix. The other paths may be wrong and are reported as unreadable.
+# Minimum fraction of values with a file suffix of one kind, for a column of paths. Other values are reported as
+# unreadable.
 _PATH_SHARE = 0.9
-# Integers are classes if they have few values, many rows for each, or count from 0 or 1 without a gap.
+# Integers are classes if they have few distinct values, many rows per value, a leading zero, or all values from 0 or 1
+# without a gap.
 _FEW_INTEGERS = 20
 _MANY_ROWS = 10
 
@@ -25,7 +27,7 @@ _INTEGER = re.compile(r"[-+]?\d+(\.0*)?")
 
 
 class Profile:
-    """Values of one column, added one by one.
+    """Infers the kind of a column from values that are added one by one.
 
     Attributes:
       rows: number of values that are not None.
@@ -114,7 +116,7 @@ class Profile:
         few = len(self._distinct) <= min(MAX_CLASSES, max(2, self._texts // 2))
         if self._numbers:
             return "label" if few and self._integers and self._are_classes() else "number", ""
-        # Sentences from templates repeat as labels do; their length tells them apart.
+        # Sentences from templates repeat like labels, but are longer.
         return "label" if few and self._words < 3 * self._texts else "text", ""
 
     def _are_classes(self) -> bool:
@@ -160,7 +162,7 @@ def profile_rows(rows: Iterable[Row], keys: Iterable[str]) -> tuple[dict[str, Pr
       keys: columns that may be the key.
 
     Returns:
-      ({column: profile}, those of `keys` that have a different value in each row).
+      ({column: profile}, those of `keys` whose values are unique).
     """
     profiles: dict[str, Profile] = {}
     seen: dict[str, set[str]] = {name: set() for name in keys}

@@ -15,7 +15,7 @@ from mmjax.prepare.examined import Examined, Finding
 
 _EXAMPLES = 5
 _MANY = 0.05
-"""Share of rows that are dropped, exact copies apart, above which the user is warned."""
+"""Fraction of rows dropped, not counting exact copies, above which the user is warned."""
 
 
 def make(examined: Examined, decisions: Decisions) -> dict[str, Any]:
@@ -25,8 +25,8 @@ def make(examined: Examined, decisions: Decisions) -> dict[str, Any]:
       {"rows", "kept", "dropped", "splits", "left_out", "notes", "warning", "not_judged", "findings": {name: {"rows",
       "dropped", "drops", "examples"}}}. "left_out" is {column or other content of the source: reason}, "notes" are
       sentences about columns, "warning" is not empty if many rows are dropped.
-      In a finding, "rows" counts the affected rows, "dropped" the rows for which it is the first finding that drops
-      them, and "drops" is True if it drops rows.
+      In a finding, "rows" counts the affected rows, "dropped" the rows of which it is the first finding that drops
+      the row, and "drops" is True if it drops rows.
     """
     drops = effective_drops(examined.job.config)
     by_name: dict[str, list[Finding]] = collections.defaultdict(list)
@@ -50,7 +50,7 @@ def make(examined: Examined, decisions: Decisions) -> dict[str, Any]:
             }
             for name, findings in sorted(by_name.items(), key=lambda item: (not drops[item[0]], item[0]))
         },
-        # Without a finding, rows of these checks are unjudged rather than clean.
+        # For these checks, rows without a finding may be unjudged rather than clean.
         "not_judged": examined.not_judged,
     }
 
@@ -78,7 +78,7 @@ def _spelling_notes(examined: Examined) -> list[str]:
 
 
 def _kind_notes(examined: Examined, decisions: Decisions) -> list[str]:
-    """Remarks of the kinds about their columns."""
+    """Collects the remarks of `Kind.notes` about all columns."""
     return [
         f"{column.name}: {note}"
         for column in examined.job.layout.columns
@@ -87,7 +87,7 @@ def _kind_notes(examined: Examined, decisions: Decisions) -> list[str]:
 
 
 def _warning(examined: Examined, decisions: Decisions) -> str:
-    """Says what drops many rows, exact copies apart, and how to keep them; "" if few are dropped."""
+    """Explains why many rows, not counting exact copies, are dropped and how to keep them; "" if few are."""
     copies = {finding.row for finding in decisions.findings if finding.check == "duplicate" and finding.exact}
     reasons = collections.Counter(
         reason for row, reason in decisions.dropped.items() if reason != "duplicate" or row not in copies

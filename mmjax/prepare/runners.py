@@ -13,14 +13,14 @@ from mmjax.host.cores import visible_cores
 
 
 class Runner(Protocol):
-    """Runs independent tasks. Tasks write their results to files, so finished ones need not run again."""
+    """Runs independent tasks. Tasks write their results to files, so finished tasks need not run again."""
 
     def run(self, function: Callable[..., None], calls: Sequence[tuple], advance: Callable[[], None]) -> None:
         """Calls `function(*arguments)` for each item of `calls`, in any order, and `advance()` after each."""
 
 
 class Local(Runner):
-    """Runs tasks in processes of this machine, or in this process with one worker.
+    """Runs tasks in local processes; with one worker, in the current process.
 
     At most two tasks per worker are queued, so memory does not grow with the number of tasks.
 

@@ -1,8 +1,8 @@
 """Writes TFDS-readable shards, tf.train.Example in ArrayRecord files, with reproducible bytes.
 
-ArrayRecord writes equal bytes for equal records and options, whatever its threads do. Protocol buffers do not: a
-tf.train.Example is a map, whose order differs between processes unless serialised deterministically. TFDS does not
-request that, so equal records can give different files; this module does.
+ArrayRecord writes equal bytes for equal records and options, regardless of threads. Protocol buffers do not: a
+tf.train.Example is a map, whose order differs between processes unless serialized deterministically. This module
+requests deterministic serialization; TFDS does not, so its files can differ for equal examples.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mmjax.prepare.job import Job
 from mmjax.prepare.kinds import KINDS, Unreadable
 
 RESERVED = ("key", "present")
-"""Record fields that columns must not be named like."""
+"""Names of record fields, which columns must not use."""
 
-# One record per group, for the random access that Grain needs. Images and audio hardly compress; Snappy reads them in a
-# third of the time of the default codec and still halves tables.
+# One record per group, for the random access that Grain needs. Images and audio hardly compress: with Snappy, reading
+# them takes a third of the time of the default codec, and tables still shrink by half.
 _OPTIONS = "group_size:1,snappy"
 
 
@@ -73,7 +73,7 @@ def write_shard(job: Job, name: str, rows: np.ndarray) -> None:
       rows: row indices.
 
     Raises:
-      UserError: if an input that was readable before is not readable now.
+      UserError: if an input that was readable before no longer is.
     """
     from array_record.python import array_record_module
 
@@ -118,7 +118,7 @@ def _make_example(job: Job, index: int, summary: Mapping[str, Any]) -> dict[str,
                 problem = f"{column.name} of {key!r} is no longer readable: {error}"
                 raise UserError("--source", problem, "do not change the source during preparation") from None
             raw = None
-        # The value is lost, as in `decide`.
+        # Discard values with `lost_faults`, as `decide` does.
         if raw is not None and (lost := job.lost_faults(column.name)):
             raw = None if set(lost).intersection(kind.faults(kind.measure(raw))) else raw
         example["present"][column.name] = raw is not None
@@ -129,7 +129,7 @@ def _make_example(job: Job, index: int, summary: Mapping[str, Any]) -> dict[str,
 
 @functools.lru_cache(maxsize=2)
 def _load_encoder(work: pathlib.Path) -> tuple[dict[str, Any], Callable[[dict[str, Any]], bytes]]:
-    """Returns (summary of each column, function that serialises an example). Cached: importing TFDS takes seconds."""
+    """Returns (summary of each column, function that serializes an example). Cached: importing TFDS takes seconds."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import example_serializer
 

@@ -21,10 +21,10 @@ def assign_parts(
     """Assigns rows to parts with given shares, keeping groups whole and balancing labels.
 
     Greedy: groups are assigned in order of decreasing size, ties in random order, each to the part with the largest
-    deficit of the group's labels, then of rows. A part misses its share of a label by at most its last group.
+    deficit of the group's labels, then of rows. A part deviates from its share of a label by at most its last group.
 
     Args:
-      shares: {part: share of the rows}, in any unit.
+      shares: {part: share of the rows}; need not sum to 1.
       groups: int [rows], group index of each row.
       labels: label of each row, None if missing.
       seed: text that seeds the order of groups of equal size.
@@ -58,7 +58,7 @@ def assign_parts(
 
 
 def _fill_empty_parts(parts: dict[int, int], counts: Mapping[int, collections.Counter], fractions: np.ndarray) -> None:
-    """Moves to each empty part the smallest group of the largest part that has several groups."""
+    """Fills each empty part with the smallest group of the largest part that has several groups."""
     for part in range(len(fractions)):
         if fractions[part] and part not in parts.values():
             sizes: collections.Counter = collections.Counter()

@@ -23,7 +23,7 @@ def statistics(examined: Examined, splits: Mapping[str, np.ndarray]) -> dict[str
 
     Returns:
       {split: {"examples", "columns": {column: ...}, "present": {"INPUT+INPUT": examples}}}. A column has "present", the
-      number of rows with a value. A target of classes also has "classes", {class: examples}; other columns have
+      number of rows with a value. A class target also has "classes", {class: examples}; other columns have
       "measures", {measure: result of `describe`}, and "categories", {measure: {category: examples}}.
     """
     return {split: _split_statistics(examined, rows) for split, rows in splits.items()}

@@ -1,7 +1,7 @@
-"""Sentences that share a template: "the patient in bed 3 has a fever" and "the patient in bed 7 has a cough".
+"""Detection of texts from one template: "the patient in bed 3 has a fever", "the patient in bed 7 has a cough".
 
-They share most of their words, but the words in which they differ are their content. Copies differ in words that say
-nothing about the other texts: a correction, or a synonym here and there.
+Such texts share most of their words, but their content is in the words that differ. Copies differ in words that do not
+recur in other pairs, such as a correction or a synonym.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Iterable
 Substitution = tuple[tuple[str, str], str, str]
 """((word before, word after), words of the first text, words of the second)."""
 
-# A place filled in at least this many ways is part of a template; so are words exchanged in this many places.
+# A substitution belongs to a template if at least this many phrases occur in its place, or if its two phrases replace
+# each other in at least this many places.
 _MIN_FILLERS = 3
 _MIN_EXCHANGES = 2
-# In a longer text, a few other words are a small difference.
+# Maximum number of words in compared texts. In longer texts, a few substituted words do not matter.
 _MAX_WORDS = 200
 
 
@@ -37,7 +38,7 @@ class Templates:
                 self._exchanges[frozenset((one, other))].add(place)
 
     def are_copies(self, first: str, second: str) -> bool:
-        """Returns False if two similar texts are fillings of one template, or differ in a number."""
+        """Returns False if two similar texts fill the same template or differ in a number."""
         return not any(
             _numbers(one) != _numbers(other)
             or len(self._fillers.get(place, ())) >= _MIN_FILLERS
@@ -47,7 +48,7 @@ class Templates:
 
 
 def substitutions(first: str, second: str) -> list[Substitution]:
-    """Lists the words of one text in the place of other words of the other, and added words with a digit."""
+    """Lists the substituted words between two texts, and inserted or deleted words that contain a digit."""
     one, other = first.split(), second.split()
     if max(len(one), len(other)) > _MAX_WORDS:
         return []

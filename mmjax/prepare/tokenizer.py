@@ -1,7 +1,7 @@
 """Tokenizer training on the texts of the training split: lossless byte-level BPE.
 
-Radford et al., Language Models are Unsupervised Multitask Learners (2019). The same texts give the same file, whatever
-the number of processes and cores.
+Radford et al., Language Models are Unsupervised Multitask Learners (2019). The same texts give the same file,
+regardless of the number of processes and cores.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FOLDER = "tokenizers"
 
 
 def check_options(vocabulary_size: int, columns: list[Column]) -> None:
-    """Raises UserError early if no column is a text or the package tokenizers is missing."""
+    """Raises UserError early if there is no text column or the package tokenizers is missing."""
     if not columns:
         remedy = "name one with --columns=NAME=COLUMN:text, or omit the option"
         raise UserError(f"--train_tokenizer={vocabulary_size}", "no input is of kind text", remedy)
@@ -85,7 +85,7 @@ def _texts(examined: Examined, column: Column, rows: np.ndarray) -> Iterator[str
 
 def _import_tokenizers() -> Any:
     """Imports the package tokenizers. Raises UserError if it is missing."""
-    # With its threads on, the library warns at every later fork.
+    # With threads enabled, the library warns at every later fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import tokenizers

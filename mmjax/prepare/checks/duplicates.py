@@ -10,17 +10,17 @@ import numpy as np
 from mmjax.prepare.examined import Examined, Finding, connected_components, rows_by_group
 from mmjax.prepare.splits import sort_splits
 
-# Rows of a chain of near duplicates that may be kept because they do not duplicate each other; the rest of a longer
-# chain is kept unexamined.
+# Maximum number of kept rows per chain of near duplicates with which the chain's other rows are compared. Rows that
+# remain after these comparisons are kept.
 _MAX_KEPT = 8
 
 
 def duplicate(examined: Examined) -> Iterator[Finding]:
     """Finds rows whose inputs are all near duplicates of those of another row in the same split.
 
-    The row with the most pixels and samples is kept; the first one if several are equal. If some inputs are shared and
-    others differ, such as an image with two captions, the rows are not duplicates: see `shared`. Neither are rows whose
-    targets or groups differ: see `conflict`.
+    The row with the highest `Examined.quality` is kept; ties go to the first. If some inputs are shared and others
+    differ, such as an image with two captions, the rows are not duplicates: see `shared`. Rows whose targets or groups
+    differ are not duplicates either: see `conflict`.
     """
     yield from (finding for finding in examined.cached("copies", _copies) if finding.check == "duplicate")
 
@@ -28,7 +28,7 @@ def duplicate(examined: Examined) -> Iterator[Finding]:
 def conflict(examined: Examined) -> Iterator[Finding]:
     """Finds rows whose inputs are near duplicates of those of another row, but whose targets or groups differ.
 
-    One of the two may be wrong, or the difference between the inputs is too small for the comparison.
+    One of the two targets may be wrong, or the inputs differ too little for the comparison to distinguish them.
     """
     yield from (finding for finding in examined.cached("copies", _copies) if finding.check == "conflict")
 
@@ -67,7 +67,7 @@ def _copies(examined: Examined) -> list[Finding]:
 
 
 def shared(examined: Examined) -> Iterator[Finding]:
-    """Finds inputs that are near duplicates in rows that are not, for kinds where this is unlikely by chance."""
+    """Finds near-duplicate inputs in rows that are not duplicates, for kinds where this is unlikely by chance."""
     for column in examined.job.inputs:
         kind = examined.job.kinds[column.name]
         if kind.distinctive or kind.duplicates_expected and len(examined.job.inputs) == 1:
@@ -102,7 +102,7 @@ def leakage(examined: Examined) -> Iterator[Finding]:
 
 
 def split_groups(examined: Examined) -> np.ndarray:
-    """Group ids int64 [rows]. Rows with one id share a group or a distinctive input, and must be in one split."""
+    """Group ids int64 [rows]. Rows with equal ids, linked by a group or a distinctive input, belong in one split."""
     pairs: list[tuple[int, int]] = []
     groupings: list[list[Any]] = [*(groups for _, groups in _distinctive(examined)), examined.groups]
     for groups in groupings:
@@ -127,7 +127,7 @@ def _distinctive(examined: Examined) -> list[tuple[str, list[int | None]]]:
 
 
 def _components(examined: Examined) -> Iterator[list[int]]:
-    """Rows whose inputs are all in the same near-duplicate groups. A missing input equals only a missing one."""
+    """Yields rows whose inputs are all in the same near-duplicate groups. Missing matches only missing."""
     rows = np.flatnonzero(examined.alive)
     names = [column.name for column in examined.job.inputs]
     groups = [
@@ -166,7 +166,7 @@ def _other_columns(examined: Examined) -> dict[str, list[Any]]:
 
 
 def _differences(columns: dict[str, list[Any]], row: int, kept: int) -> str:
-    """Text for the targets and the group in which two rows differ, "" if in none."""
+    """Describes the targets and the group in which two rows differ; "" if they agree in all."""
     return "".join(
         f", but {name} is {values[row]!r} instead of {values[kept]!r}"
         for name, values in columns.items()

@@ -29,40 +29,44 @@ from mmjax.prepare.leave_one_out import LeaveOneOutRidge
 _MIN_CLASS_ROWS = 10
 _MAX_ROWS = 20_000
 
-# Posterior of a label error at or above which a row does not train in the next round, and the number of rounds.
+# Label-error posterior at or above which a row is excluded from training in the next round, and the number of rounds.
 _MAX_TRAIN_POSTERIOR = 0.3
 _ROUNDS = 6
-# Posterior above which a label is reported. It is below 0.5 because the mixture underestimates: it also explains wrong
-# labels by weak predictions. On image and audio digits with 4 % wrong labels, misses and false alarms are about equal.
+# Posterior above which a label is reported. It is below 0.5 because the mixture underestimates it: wrong labels are
+# partly attributed to weak predictions. On image and audio digits with 4 % wrong labels, misses and false alarms are
+# about equal.
 _REPORT_POSTERIOR = 0.35
 
 # Priors of the mixture. The error rate r has the log density a·log(r) + b·log(1 - r), with mode 0.1.
 _ERROR_RATE_PRIOR = (1.0, 9.0)
 _MAX_ERROR_RATE = 0.45
 # Mean and standard deviation of the log of the largest weight. If one input separates all classes, wrong labels and
-# weak predictions explain the data equally well at any number of rows, so the prior's strength grows by this per row.
+# weak predictions explain the data equally well at any number of rows, so the prior's strength grows by
+# `_WEIGHT_PRIOR_PER_ROW` per row.
 _LOG_WEIGHT_PRIOR = (2.5, 0.5)
 _WEIGHT_PRIOR_PER_ROW = 0.01
-# Probability that an input belongs to another row, so that no single input rules out a class.
+# Assumed probability that an input belongs to another row. It keeps any single input from ruling out a class.
 _MISMATCH_RATE = 0.001
 # Bounds of the log weights (beyond them softmax saturates), of the class-frequency exponent and of the rate's logit.
 _LOG_WEIGHT_BOUNDS, _FREQUENCY_BOUNDS, _LOGIT_BOUNDS = (-7.0, 7.0), (-3.0, 3.0), (-12.0, 5.0)
-# Starts (total weight, logit of the error rate): the loss can have two minima, few label errors or many.
+# Initial values (total weight, logit of the error rate): the loss can have one minimum with few label errors and
+# another with many.
 _STARTS = ((8, -2), (20, -1))
 
-# Minimum share of the explainable label entropy that the inputs must explain: entropy minus that of the label noise.
-# Below it, a wrong label cannot be distinguished from a class that resembles another.
+# Minimum fraction of the explainable label entropy that the inputs must explain. Explainable entropy is the entropy of
+# the labels minus that of the label noise. Below the minimum, label errors cannot be told from similar
+# classes.
 _MIN_EXPLAINED = 0.85
 
-# Confusion matrix. Its prior is uniform errors with the weight of this many rows per class, at a rate above 0: EM
-# cannot raise a probability of exactly 0.
+# Prior of the confusion matrix: uniform errors, weighted like this many rows per class. The error rate has a minimum,
+# since EM cannot raise a probability of exactly 0.
 _CONFUSION_PRIOR = 100
 _MIN_ERROR_RATE = 1e-4
 _EM_STEPS = 10
-# Only rows with a class probability above this count: in ambiguous rows, similar classes would look like confusions.
+# Class probability above which a row is used for EM: in ambiguous rows, similar classes would look like confusions.
 _MIN_CONFIDENCE = 0.5
-# Expected rows of a confusion (class, label) below which it falls back to the prior. Fewer may be chance, and would
-# flag correctly labelled digits that resemble another.
+# Minimum expected count of a confusion (class, label); entries below it are set to the prior. Lower counts may be due
+# to chance, and would flag correctly labelled digits that resemble another digit.
 _MIN_CONFUSED_ROWS = 5
 
 _TINY = 1e-30
@@ -116,7 +120,7 @@ def labelled_rows(examined: Examined) -> Iterator[LabelledRows]:
         if len(classes) < 2:
             continue
         labels = np.searchsorted(classes, [str(names[row]) for row in rows])
-        # Shuffle first, since sources often list class by class: each part is then a sample of all classes.
+        # Shuffle first, since sources often list rows class by class: each part is then a sample of all classes.
         order = np.argsort(stable_rng(f"{column.name}:parts".encode()).random(len(rows)), kind="stable")
         for part in map(np.sort, np.array_split(order, -(-len(rows) // _MAX_ROWS))):
             if inputs := _inputs(examined, rows[part]):
@@ -152,7 +156,7 @@ def label_error_posterior(
 
 
 def _fit_mixture(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fits the mixture to `predictions` [inputs, rows, classes]; returns as `label_error_posterior`."""
+    """Fits the mixture to `predictions` [inputs, rows, classes]. Returns the same as `label_error_posterior`."""
     import scipy.optimize
 
     rows, (inputs, _, classes) = np.arange(len(labels)), predictions.shape
@@ -165,7 +169,7 @@ def _fit_mixture(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarra
     patterns, fractions = patterns[:, nonempty], counts[nonempty] / len(labels)
 
     def likelihoods(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Joint probability of each label with being correct and with being wrong, and the class probabilities."""
+        """P(label, correct) and P(label, wrong) of each row's label [rows], and class probabilities [rows, classes]."""
         *log_weights, exponent, logit = parameters
         rate = _MAX_ERROR_RATE / (1 + np.exp(-logit))
         # Ridge regression shrinks predictions of rare classes more; the exponent corrects for it.

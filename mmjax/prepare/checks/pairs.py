@@ -22,13 +22,13 @@ from mmjax.prepare.leave_one_out import LeaveOneOutRidge
 
 CHECK = "misaligned"
 
-# Posterior of a mismatch above which a row is reported, and below which it is considered a pair.
+# Mismatch posteriors: above the first, a row is reported; below the second, its inputs count as matching.
 _REPORT_POSTERIOR = 0.5
 _AGREE_POSTERIOR = 0.05
 # With fewer rows, the model is not applied. More rows than the maximum are split into strided parts, to fit in memory.
 _MIN_ROWS = 50
 _MAX_ROWS = 20_000
-# Rows whose inputs serve as negatives, evenly spaced.
+# Number of evenly spaced rows whose inputs serve as negatives.
 _NEGATIVES = 1000
 # Minimum information of a model about pairs, in nats per row. Below it, mismatches cannot be detected.
 _MIN_INFORMATION = 0.1
@@ -40,7 +40,7 @@ _TINY = 1e-12
 
 
 def misaligned(examined: Examined) -> Iterator[Finding]:
-    """Finds rows of which one input probably belongs to another row."""
+    """Finds rows with an input that probably belongs to another row."""
     if len(examined.job.inputs) < 2:
         return
     by_label: dict[int, Finding] = {}
@@ -81,7 +81,7 @@ def _by_label(part: LabelledRows) -> tuple[list[Finding], set[int]]:
 
 
 def _by_model(examined: Examined) -> tuple[dict[int, Finding], set[int]]:
-    """Findings {row: finding} for pairs that the model rejects, and the rows whose pairs it is sure of."""
+    """Findings {row: finding} for pairs that the model rejects, and the rows whose pairs it confidently accepts."""
     findings: dict[int, Finding] = {}
     matching: set[int] = set()
     for (first, second), (rows, a, b) in examined.pair_embeddings().items():
@@ -117,7 +117,7 @@ def _features(examined: Examined, name: str, rows: np.ndarray) -> np.ndarray | N
 def leave_one_out_embeddings(
     a: np.ndarray, b: np.ndarray, a_features: np.ndarray | None, b_features: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings whose cosine compares each partner with its leave-one-out prediction from the other rows.
+    """Embeddings whose inner product compares each input with its leave-one-out prediction from the other input.
 
     This corrects systematic confusions of the model: if it hears one speaker's "six" as "three" in many rows, the
     regression learns which partner belongs to that sound.

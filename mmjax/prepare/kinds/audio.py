@@ -209,7 +209,7 @@ def _clipped(samples: np.ndarray) -> float:
 
     Counts runs of at least two samples at the maximum or minimum, provided that more samples lie at the limit than
     within four quantization steps below it. Unclipped audio rarely reaches the limit, even at 8 bits; a pure tone
-    spends long at its peak, but slightly longer just below.
+    has many samples at its peak, but even more just below it.
     """
     worst = 0.0
     for channel in samples.reshape(len(samples), -1).T:

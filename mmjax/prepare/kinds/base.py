@@ -14,7 +14,7 @@ Numbers = Mapping[str, np.ndarray]
 Strings = Mapping[str, Sequence[str | None]]
 
 
-# Relative standard deviation up to which values are constant: rounding of the mean alone gives about 1e-16.
+# Relative standard deviation up to which values count as constant: rounding of the mean alone gives about 1e-16.
 _ROUNDING = 1e-14
 
 
@@ -75,10 +75,10 @@ class Kind:
       keeps_strings: True if the strings in `measure` are categories, which are kept and counted.
       takes_folders: True if a path may name a folder; `decode` then gets a tuple of its files.
       tokenized: True if `restore` returns strings, for which a tokenizer can be trained.
-      has_classes: True for targets of class names, which are in the measure "class"; see `class_names`.
+      has_classes: True for targets whose class names are in the measure "class"; see `class_names`.
       multi_column: True if several source columns form one column of this kind; `decode` then gets {column: value}.
       inline: True if a text in a manifest may be the value itself, although it looks like a path.
-      value_faults: faults that lose the value, not the row.
+      value_faults: faults that discard the value but keep the row.
       suffixes: file suffixes of this kind, lower case, with the dot.
     """
 
@@ -152,7 +152,7 @@ class Kind:
         return None
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
-        """Candidate near duplicates int64 [pairs, 2]: row indices of `hashes` [rows, n]. Recall matters most."""
+        """Candidate near duplicates int64 [pairs, 2]: row indices of `hashes` [rows, n]. Favour recall."""
         return np.zeros((0, 2), np.int64)
 
     def similarity(self, a: bytes, b: bytes) -> float:
@@ -160,7 +160,7 @@ class Kind:
         return 0.0
 
     def pair_filter(self, pairs: Iterable[tuple[bytes, bytes]]) -> Callable[[bytes, bytes], bool] | None:
-        """Learns from the similar pairs of all rows which of them are no copies; None if all are."""
+        """Fits `filter(a, b)`, True for copies, to the similar pairs of all rows. None if all pairs are copies."""
         return None
 
     # Suspected label errors.
@@ -218,13 +218,13 @@ class Kind:
         return []
 
     def class_names(self, category: str) -> tuple[str, ...]:
-        """Class names in a measured "class", for kinds with `has_classes`."""
+        """Class names in a value of the measure "class", for kinds with `has_classes`."""
         raise NotImplementedError
 
     # The data card.
 
     def rendered(self, raw: Any, summary: Mapping[str, Any]) -> Any:
-        """Raw data for `show`, as it is stored."""
+        """Raw data as it will be stored, for `show`."""
         return raw
 
     def show(self, raw: Any) -> str:

@@ -16,7 +16,7 @@ MISSING = ("nan", "NaN", "N/A", "n/a", "?")
 class LabelKind(Kind):
     """A class label, stored as an index into the sorted class names; numeric names sort by value.
 
-    Names are spelled as by `canonical_name`: `1` and `1.0` are one class.
+    Names are normalized by `canonical_name`: `1` and `1.0` are the same class.
     """
 
     target = True

@@ -17,7 +17,7 @@ from mmjax.prepare.kinds.label import MISSING, sort_classes
 class LabelsKind(Kind):
     """Class names of an example, stored as a multi-hot uint8 [classes] over the sorted names.
 
-    An empty list means that no class applies; a missing value is absent.
+    An empty list means that no class applies; it is not a missing value.
     """
 
     target = True
@@ -60,7 +60,7 @@ class LabelsKind(Kind):
 
 
 def as_list(value: Any) -> list[Any] | None:
-    """Returns a list, or a text that is a JSON list, as a list; None for any other value."""
+    """Converts a list, a tuple or a JSON list to a list; None for any other value."""
     if isinstance(value, (list, tuple)):
         return list(value)
     if isinstance(value, str) and value.lstrip().startswith("[") and value.rstrip().endswith("]"):

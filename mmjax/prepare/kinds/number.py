@@ -13,7 +13,7 @@ from mmjax.prepare.kinds.base import Kind, Numbers, Unreadable, mean_and_std
 
 
 class NumberKind(Kind):
-    """A scalar, stored as float64. Batches standardise it before they round it to float32."""
+    """A scalar, stored as float64. Batches standardize it before rounding it to float32."""
 
     target = True
 

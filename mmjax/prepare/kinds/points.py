@@ -116,7 +116,7 @@ class PointsKind(Kind):
         if len(a) != len(b):
             return 0.0
         first, second = _read_quantiles(a), _read_quantiles(b)
-        # Minimum over the coordinates together and each feature on its own scale.
+        # Minimum over the coordinates, compared jointly, and each feature, compared on its own scale.
         parts = [slice(_DIRECTIONS), *(slice(i, i + 1) for i in range(_DIRECTIONS, first.shape[1]))]
         return min(_quantile_similarity(first[:, part], second[:, part]) for part in parts)
 
@@ -179,7 +179,7 @@ def _features(summary: Mapping[str, Any]) -> int:
 
 
 def _smooth(counts: np.ndarray) -> np.ndarray:
-    """Smooths a histogram [n, n] with the kernel (1/4, 1/2, 1/4), so that points near a cell edge count for both."""
+    """Smooths a histogram [n, n] with the kernel (1/4, 1/2, 1/4), so that points near an edge count in both cells."""
     for axis in (0, 1):
         padded = np.pad(counts, [(1, 1) if i == axis else (0, 0) for i in (0, 1)])
         before, after = (np.take(padded, np.arange(len(counts)) + shift, axis=axis) for shift in (0, 2))

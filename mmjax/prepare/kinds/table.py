@@ -24,7 +24,7 @@ _CELL = "cell/"
 _DIGITS = re.compile(r"\d")
 # Rows with fewer digits in their numeric cells may be equal by chance and are not compared.
 _MIN_DIGITS = 12
-# One-hot features per categorical column, at most.
+# Maximum number of one-hot features per categorical column.
 _MAX_CATEGORIES = 50
 
 Cells = dict[str, "float | str"]
@@ -33,8 +33,8 @@ Cells = dict[str, "float | str"]
 class TableKind(Kind):
     """Table cells, stored as float64: categories as indices, missing cells as NaN.
 
-    A column is numeric if all of its cells are, including those of dropped rows; otherwise it is categorical. Digits
-    with a leading zero, such as 01234, and 16 digits or more are identifiers, thus categories.
+    A column is numeric if all of its cells are, including those of dropped rows; otherwise it is categorical. Integers
+    with a leading zero, such as 01234, or with 16 digits or more are identifiers and count as categories.
     """
 
     multi_column = True

@@ -28,7 +28,7 @@ from mmjax.prepare import pictures
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 from mmjax.prepare.kinds.image import ImageKind, Picture, thumbnail
 
-# LazyFrames used by `measure`, `signature` and `show`, evenly spaced.
+# Number of evenly spaced frames used by `measure`, `signature` and `show`.
 _MEASURED, _COMPARED, _SHOWN = 8, 4, 6
 # Similarity of two frames below which the comparison stops early: no sensible threshold is lower.
 _UNLIKE = 0.5
@@ -117,7 +117,7 @@ class VideoKind(Kind):
         return b"".join(thumbnail(frames[index]) for index in _evenly_spaced(len(frames), _COMPARED))
 
     def hashes(self, signature: bytes) -> np.ndarray:
-        # Hash the mean frame, in which motion leaves a trace.
+        # Hash the mean frame, which reflects motion.
         return pictures.hash_image(_thumbnails(signature).mean(axis=(0, 3)))
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ class VideoKind(Kind):
         return np.concatenate([ImageKind().features(Picture(frame)) for frame in chosen])
 
     def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
-        # Encoded frames, so that readers decode only the frames they need.
+        # Store encoded frames, so that readers decode only the frames they need.
         frames = tfds.features.Sequence(tfds.features.Text())
         rate = tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")
         return tfds.features.FeaturesDict({"frames": frames, "rate": rate})

@@ -39,7 +39,7 @@ class Source(Protocol):
 
     @property
     def left_out(self) -> Mapping[str, str]:
-        """{content that is no column: why it is not used}, complete after `rows`."""
+        """{content that is not a column: why it is not used}. Complete only after `rows` has been iterated."""
         return {}
 
     def rows(self, work: pathlib.Path) -> Iterator[Row]:

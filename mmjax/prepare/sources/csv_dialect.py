@@ -12,7 +12,7 @@ from mmjax.modalities.table import is_missing
 from mmjax.prepare import files
 
 _DELIMITERS = ",;\t|"
-# Lines to examine.
+# Maximum number of lines to examine.
 _MAX_LINES = 1000
 # Fraction of lines that must have the header's field count; a few lines may be malformed.
 _MIN_CONSISTENT = 0.9
@@ -37,7 +37,7 @@ class Dialect:
     decimal_commas: frozenset[str] = frozenset()
 
     def normalize(self, column: str, value: str) -> str:
-        """Replaces decimal commas by decimal points, and removes thousands separators, in columns that use them."""
+        """Replaces decimal commas by decimal points, and removes thousands separators, in `decimal_commas` columns."""
         if column in self.decimal_commas and _DECIMAL.fullmatch(value.strip()):
             return value.replace(".", "").replace(",", ".")
         return value
@@ -52,7 +52,7 @@ def detect_dialect(uri: str) -> Dialect:
     """
     with files.open_file(uri) as raw:
         lines = list(itertools.islice(io.TextIOWrapper(raw, "utf-8-sig", newline=""), _MAX_LINES))
-    # Excel's own declaration of the delimiter.
+    # Excel declares the delimiter in a first line, such as "sep=;".
     if lines and (declared := re.fullmatch(r"sep=(.)\s*", lines[0])):
         return Dialect(declared[1], 1, _decimal_commas([row for row in _rows(lines[1:], declared[1]) if row]))
     default = "\t" if uri.lower().endswith(".tsv") else ","

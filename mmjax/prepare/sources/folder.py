@@ -11,7 +11,7 @@ from mmjax.prepare import files
 from mmjax.prepare.kinds import KINDS, Kind
 from mmjax.prepare.sources.base import Row, Source, load_file
 
-# Split of a folder name.
+# {lower-case folder name: split}.
 SPLIT_ALIASES = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
 SPLIT_ALIASES |= {"validation": "validation", "test": "test", "testing": "test"}
 
@@ -57,7 +57,7 @@ class Folder(Source):
         nested = [folders for folders in parts.values() if folders]
         has_splits = bool(nested) and all(folders[0].lower() in SPLIT_ALIASES for folders in nested)
         if has_splits:
-            # Ignore files beside the split folders, such as a file list.
+            # Ignore files next to the split folders, such as a file list.
             parts = {stem: folders for stem, folders in parts.items() if folders}
         labels = {"/".join(folders[has_splits:]) for folders in parts.values()}
         for stem in sorted(parts):

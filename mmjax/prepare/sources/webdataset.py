@@ -116,7 +116,7 @@ def _check_end(file: IO[bytes], archive: tarfile.TarFile) -> None:
 
 
 def _uncompressed(uri: str, work: pathlib.Path) -> str:
-    """Path of an uncompressed tar file, in which members can be read at their offsets; `uri` itself if it is one."""
+    """Decompresses a tar file, so that members can be read at offsets. Returns the path; `uri` if uncompressed."""
     if uri.lower().endswith(".tar"):
         return uri
     copy = work / "tars" / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}.tar"
