@@ -1,4 +1,4 @@
-"""Data-loading processes: they import the package of their parent, and stopped ones are found."""
+"""Data-loading worker processes: import paths, and a monitor that kills stopped workers."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _SAFE_PATH = "PYTHONSAFEPATH"
 def parent_imports() -> Iterator[None]:
     """Makes processes that start in this block import mmjax from the same folder as this process.
 
-    Children get a copy of `sys.path`, to which the folder of the package is added if necessary, for good. With an
-    editable install, a folder on it that merely contains a folder `mmjax`, such as the parent of a clone, would be
-    searched first. Python itself would prepend the current folder.
+    Child processes get a copy of `sys.path`. With an editable install, an entry that merely contains a folder `mmjax`,
+    such as the parent of a clone, would be searched before the package. The folder of this package is then inserted
+    before that entry, and stays there after the block. PYTHONSAFEPATH stops Python from prepending the current folder.
     """
     for index, entry in enumerate(sys.path):
         if (pathlib.Path(entry) / "mmjax").is_dir():
@@ -47,10 +47,11 @@ def parent_imports() -> Iterator[None]:
 class WorkerMonitor:
     """Thread that kills data-loading processes which have been stopped for too long.
 
-    A parent would wait for ever for the next batch of a stopped process. For a killed one Grain raises an error.
+    The parent would wait forever for the next batch of a stopped process. If the process is killed, Grain raises an
+    error.
 
     Args:
-      seconds: time after which a stopped process is killed.
+      seconds: seconds after which a stopped process is killed; defaults to `STOPPED_SECONDS`.
     """
 
     def __init__(self, seconds: float | None = None):
@@ -77,7 +78,7 @@ class WorkerMonitor:
 
 
 def is_stopped(pid: int) -> bool:
-    """Returns True if a process of this machine is stopped by a signal or a debugger; False where /proc is missing."""
+    """Returns True if a process on this machine is stopped by a signal or a debugger; False where /proc is missing."""
     try:
         # The name, in parentheses, may contain spaces; the state follows it.
         state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

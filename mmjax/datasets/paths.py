@@ -26,7 +26,7 @@ LOCATION_KEYS = tuple(f"data.{parent}{key}" for parent in ("", "of.*.") for key 
 def resolve_paths(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a plain config whose paths are absolute, with `~` expanded.
 
-    Values of a wrong type stay; building their dataclass rejects them with the key.
+    Values of the wrong type are left unchanged; building the config dataclass rejects them and names the key.
     """
     data = _resolve(raw.get("data"), _DATASET)
     if not isinstance(data, dict):

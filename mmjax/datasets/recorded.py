@@ -1,7 +1,7 @@
-"""Record of a run's data: what preprocessing, predictions and comparisons need, without the dataset itself.
+"""Record of a run's data: metadata for preprocessing, predictions and comparisons, without the examples.
 
 A run writes `preprocessing/dataset.json` when it starts: names and classes of the targets in order, statistics of
-targets and inputs, splits, and the checksum of the records. `mmjax predict` builds the model from it alone.
+targets and inputs, splits, and the checksum of the records. `mmjax predict` reads this file instead of the dataset.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class RecordedDataset:
         return set(self._splits[split])
 
     def prepare(self) -> pathlib.Path:
-        """Raises UserError."""
+        """Raises a UserError, because a record has no examples."""
         raise _no_examples()
 
     def source(self, split: str) -> Source:
-        """Raises UserError."""
+        """Raises a UserError, because a record has no examples."""
         raise _no_examples()
 
     def ceilings(self, split: str) -> dict[str, dict[str, float]]:
@@ -70,7 +70,7 @@ def _spec(values: Mapping[str, Any]) -> TargetSpec:
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """Returns the record of a dataset, as plain values. The order of inputs, targets and classes is part of it."""
+    """Returns the record of a dataset, as plain values, with inputs, targets and classes in order."""
     inputs_of = getattr(dataset, "inputs_of", lambda split: dataset.inputs)
     content = {
         "checksum": getattr(dataset, "checksum", None),
@@ -83,7 +83,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def write_record(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Writes a record as JSON, in its own order: the columns of an input may depend on it."""
+    """Writes a record as JSON without sorting its keys: the columns of an input may depend on their order."""
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -162,7 +162,7 @@ class OtherData:
                 raise _other_schema(f"has an input {name!r} of kind {other.inputs[name]!r}, not {kind!r}")
             old, new = self.dataset_options.get(name, {}), other_options.get(name, {})
             for key in sorted(old.keys() | new.keys()):
-                # Raw data may hold indices into names; all other options describe the run's preprocessing.
+                # Compare only lists of names, since raw data may hold indices into them. The rest is preprocessing.
                 if (_holds_names(old.get(key)) or _holds_names(new.get(key))) and _plain(old, key) != _plain(new, key):
                     raise _other_schema(f"has other {key} in the input {name!r}")
         self._indices = {}
@@ -225,7 +225,12 @@ def _holds_names(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _TranslatedSource:
-    """Source whose class indices are replaced, `{target: index in the run by index in the source}`."""
+    """Source whose class indices are translated to those of the run.
+
+    Attributes:
+      source: source to read.
+      indices: `{target: array}` that maps class indices of the source to class indices of the run.
+    """
 
     source: Source
     indices: Mapping[str, np.ndarray]

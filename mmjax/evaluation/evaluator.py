@@ -26,7 +26,7 @@ class EvaluateConfig:
       every: evaluation interval on "validation" in data steps; 0 evaluates only at the end.
       splits: splits to evaluate after the last step.
       subsets: evaluate `splits` with every subset of the inputs.
-      use: checkpoint of `result.json`, `mmjax evaluate` and `mmjax predict`: "latest" or "best".
+      use: checkpoint that `result.json`, `mmjax evaluate` and `mmjax predict` use: "latest" or "best".
       batch_size: examples per batch; defaults to the training batch size.
     """
 
@@ -52,14 +52,14 @@ class Evaluator:
     def __init__(self, objective: Objective, mesh: Mesh, batches: Callable[[str], Iterable[Batch]]):
         def states(parameters: Parameters, batch: Batch) -> States:
             _, states = objective(parameters, batch, train=False)
-            del states["loss"]  # a mean per batch; `run_each` computes that of the split
+            del states["loss"]  # mean of one batch; `run_each` computes the loss of the split
             return states
 
         self.objective = objective
         self.mesh, self.batches = mesh, batches
         self.states = jax.jit(states, out_shardings=replicated(mesh))
-        # Merge all metrics in one computation. With one per metric, CPU devices exceed XLA's limit of computations in
-        # flight, and multi-process runs deadlock.
+        # Merge all metrics in one computation. With one computation per metric, CPU devices exceed XLA's limit of
+        # computations in flight, and multi-process runs deadlock.
         self.merge = jax.jit(merge)
 
     def run(
@@ -77,7 +77,7 @@ class Evaluator:
           parameters: parameters to evaluate.
           split: name of the split.
           ablations: sets of absent inputs.
-          step: data step of the parameters, at which the task weights of "loss" are taken.
+          step: data step of the parameters, for the scheduled task weights in "loss".
         """
         totals: list[States | None] = [None] * len(ablations)
         with jax.set_mesh(self.mesh):

@@ -78,10 +78,10 @@ def process_inputs(
 
 
 def input_warnings(kinds: Mapping[str, str], modalities: Mapping[str, Modality], raws: Mapping[str, Any]) -> list[str]:
-    """Lists faults of raw inputs, such as silence or a blank image, that `mmjax prepare` would drop from training.
+    """Lists faults, such as silence or a blank image, for which `mmjax prepare` would drop an input from training.
 
     Args:
-      kinds: {input: modality}, of the dataset.
+      kinds: {input: kind}, from the dataset.
       modalities: {input: modality that processes it}.
       raws: {input: raw data}, from `read_raw`.
     """
@@ -91,7 +91,7 @@ def input_warnings(kinds: Mapping[str, str], modalities: Mapping[str, Modality],
     warnings = []
     for name, raw in raws.items():
         kind = KINDS[kinds[name]]() if kinds[name] in KINDS else None
-        # Cells of a table are parsed, so they have no faults.
+        # Faults are not checked for tables, whose cells are already parsed.
         if kind is not None and not kind.multi_column:
             faults = kind.faults(kind.measure(kind.decode(raw)))
             warnings += [f"--{name}: {fault}, {why}; the prediction may be arbitrary" for fault, why in faults.items()]

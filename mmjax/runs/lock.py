@@ -15,7 +15,7 @@ from rich.console import Console
 from mmjax.errors import UserError
 
 NAME = ".lock"
-"""Name of the lock file in the workdir. It stays there; the lock itself ends with its process."""
+"""Name of the lock file in the workdir. The file remains; the lock is released when its process closes it or exits."""
 
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -24,7 +24,7 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, err
 def locked(workdir: pathlib.Path, console: Console) -> Iterator[None]:
     """Holds an exclusive lock on a workdir, which the operating system releases even after SIGKILL.
 
-    File systems without locks get a warning instead.
+    Prints a warning instead if the file system does not support locks.
 
     Args:
       workdir: folder of the run, created if it does not exist.

@@ -1,4 +1,4 @@
-"""Runs one after another, or in parallel processes that share out the CPU cores."""
+"""Trains several runs, one after another or in parallel processes that divide the CPU cores among them."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ An experiment is a folder with experiment.json (runs, metrics and tolerances; `R
 (recorded results), README.md (question and, between two marks, tables of the results) and plot.png.
 `reproduce(record=True)` writes the last three.
 
-An experiment trains one recipe with several seeds, or compares several `arms`, each on all `folds`. A folder with
-check.py instead of experiment.json, such as recorded plans, is checked by that script.
+An experiment trains one recipe with several seeds, or compares several `arms`, each on all `folds`. An experiment
+without runs, such as a set of recorded plans, has a script check.py instead of experiment.json.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def reproduce(
       workdir: parent of the runs' workdirs, ARM/FOLD/seed_SEED. Finished runs are reused, interrupted ones resumed.
       record: write the result to `folder`.
       quick: train each arm in the small form of `mmjax.runs.shrink`, by default with the first seed on the first fold,
-        and compare only which entries the record has.
+        and compare only the set of entries in the record, not their values.
       jobs: number of parallel runs, each in a process with its share of the CPU cores.
       console: output of progress and tables.
 
@@ -122,13 +122,13 @@ def reproduce(
 
 
 def is_checked_by_script(folder: pathlib.Path) -> bool:
-    """Returns True for an experiment without runs, whose check.py compares its record."""
+    """Returns True for an experiment without runs, whose record is checked by its script check.py."""
     return not (folder / "experiment.json").is_file() and (folder / "check.py").is_file()
 
 
 def _run_check(folder: pathlib.Path, quick: bool) -> bool:
     command = [sys.executable, str(folder / "check.py"), *([] if quick else ["--full"])]
-    # The script imports this package from where it was imported here.
+    # Make the script import the same copy of mmjax as this process.
     path = os.pathsep.join([str(pathlib.Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode == 0
 
@@ -172,7 +172,7 @@ def _select(flag: str, given: Sequence[Any] | None, known: Iterable[Any], folder
     """Returns the given values, by default all known ones.
 
     Raises:
-      UserError: if a value is unknown, or if `record` and not all are given.
+      UserError: if a value is unknown, or if some values are missing and `record` is true.
     """
     selected = list(known if given is None else given)
     if not selected or not set(selected) <= set(known):
@@ -183,7 +183,7 @@ def _select(flag: str, given: Sequence[Any] | None, known: Iterable[Any], folder
 
 
 def _recipe(folder: pathlib.Path, cell: Cell, seed: int, quick: bool = False) -> dict[str, Any]:
-    """Returns the cell's plain config with its overrides and the seed, in small form if `quick`."""
+    """Returns the cell's plain config with its overrides and the seed; shrunk if `quick`."""
     where = f"{folder / 'experiment.json'}"
     recipe = load_recipe(str(_root(folder) / cell.config), f"{where} config")
     with recipe.ignore_type(), recipe.unlocked():
@@ -195,13 +195,13 @@ def _recipe(folder: pathlib.Path, cell: Cell, seed: int, quick: bool = False) ->
 
 
 def _root(folder: pathlib.Path) -> pathlib.Path:
-    """Returns the folder that contains `experiments/`, for an experiment at any depth of it."""
+    """Returns the folder that contains `experiments/`, for an experiment at any depth below it."""
     path = folder.resolve()
     return next((parent.parent for parent in path.parents if parent.name == "experiments"), path.parent.parent)
 
 
 def _check(folder: pathlib.Path, cell: Cell, experiment: Experiment) -> None:
-    """Checks before training that the experiment's metrics and subsets will exist after it."""
+    """Checks, before training, that the results will contain the metrics and subsets of experiment.json."""
     path, splits = folder / "experiment.json", experiment.config.evaluate.splits
     required = [(f"metrics.{split}", split, name) for split, metrics in cell.metrics.items() for name in metrics]
     if cell.subsets:
@@ -241,14 +241,14 @@ def _summary(
     for split in examples:
         names = set.intersection(*(set(result[split]) for result in results.values()))
         by_name = {name: [result[split][name] for result in results.values()] for name in sorted(names)}
-        # Metrics that are not finite are null in result.json. They have no mean, and the comparison misses them.
+        # Non-finite metrics are null in result.json. They get no mean, and the comparison lists them as missing.
         finite = {name: row for name, row in by_name.items() if None not in row and all(map(math.isfinite, row))}
         metrics[split] = {name: summarize(row) for name, row in finite.items()}
     subsets: dict[str, Any] = {}
     if cell.subsets:
         split, metric = cell.subsets.split, cell.subsets.metric
         ceilings = first["ceilings"][split][metric]
-        # Sorted by size, then alphabetically; files have them in alphabetical order.
+        # Sort by size, then alphabetically; JSON files are sorted only alphabetically.
         for subset in sorted(ceilings, key=lambda name: (name.count("+"), name)):
             ceiling = ceilings[subset]
             # A task has no metrics for subsets without any of its inputs.
@@ -356,7 +356,7 @@ def _print_comparison(
 def _print_entries(
     console: Console, cells: Sequence[Cell], recorded: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Any]]
 ) -> bool:
-    """Prints which entries of results.json differ from the new ones. Returns True if none does."""
+    """Prints entries that only the record or only the new result has. Returns True if there are none."""
     differences = []
     for cell in cells:
         old, new = _recorded_summary(recorded, cell), summaries[cell.name]
@@ -372,7 +372,7 @@ def _print_entries(
 
 
 def _entries(value: Any, path: str = "") -> set[str]:
-    """Dotted paths of all values in nested dicts; overrides are values."""
+    """Dotted paths of all leaves of nested dicts; `overrides` counts as one leaf."""
     if not isinstance(value, Mapping) or path == ".overrides":
         return {path.lstrip(".")}
     return {entry for key, child in value.items() for entry in _entries(child, f"{path}.{key}")}

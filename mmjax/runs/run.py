@@ -50,7 +50,7 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
     Args:
       raw: the recipe, a `ConfigDict` or a dict.
       workdir: folder of the run, created if it does not exist.
-      console: output of progress and tables; by default that of process 0 only.
+      console: output of progress and tables; by default, only process 0 prints.
 
     Returns:
       Contents of `result.json`.
@@ -80,7 +80,7 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
         with agree_or_raise("the lock of the workdir"):
             if writes:
                 stack.enter_context(locked(workdir, console))
-                # Checked again, since another process may have trained here until now.
+                # Check again: another process may have trained here before this one got the lock.
                 check_same_config(workdir, experiment.raw, CHANGEABLE_ON_RESUME)
                 check_same_data(workdir, record)
                 previous = read_config(workdir) if (workdir / "config.json").exists() else experiment.raw
@@ -96,7 +96,7 @@ def _train(
     examples: int,
     started: float,
 ) -> dict[str, Any]:
-    """Trains and evaluates in a workdir that is locked and checked; `previous` is its config before this process."""
+    """Trains and evaluates in a locked and checked workdir; `previous` is the config that it had before."""
     writes = jax.process_index() == 0
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint)
     state, restored = _first_state(experiment, checkpoints)
@@ -159,8 +159,9 @@ def restore(
 
     Args:
       workdir: folder of the run.
-      mesh: mesh over all devices; by default `MeshConfig()` over the largest number that divides the batch sizes.
-      dataset: data to evaluate on; by default the run's record of its data, which predictions need, without examples.
+      mesh: mesh over all devices; by default `MeshConfig()` over the largest number of devices that divides the
+        batch sizes.
+      dataset: data to evaluate on; by default a `RecordedDataset`, without examples, which suffices for predictions.
 
     Returns:
       experiment, state.
@@ -211,7 +212,7 @@ def evaluate(
       data: folder of other prepared data of the same schema; by default the data that the run was trained on.
       without: inputs to mask in every example.
       all_subsets: evaluate every subset of the inputs instead.
-      console: output of the tables; by default that of process 0 only.
+      console: output of the tables; by default, only process 0 prints.
 
     Returns:
       {"step", "without", split: metrics}, with "subsets" and "ceilings" as in `result.json` if `all_subsets`.
@@ -291,7 +292,7 @@ def evaluate_splits(
 
 
 def _fitting_devices(raw: Mapping[str, Any]) -> list[jax.Device]:
-    """Returns the largest number of devices that divides the run's batch sizes; training may have used another."""
+    """Returns the largest number of devices that divides the batch sizes; training may have used another number."""
     devices = jax.devices()
     if jax.process_count() > 1:
         return devices
@@ -347,7 +348,7 @@ def _hooks(
     history = read_rows(workdir) if (workdir / "metrics.jsonl").exists() else []
     hooks: list[Hook] = [
         LogHook(config.log, log, console, experiment.schedule, experiment.examples_per_step),
-        # Before the hooks that use the state, since it may replace the state.
+        # Comes before the hooks that use the state, since it may replace the state.
         SkippedStepsHook(
             config.train.max_skipped,
             config.train.rollback,

@@ -1,4 +1,4 @@
-"""Shrinks a recipe to a form that trains in seconds on a CPU, with all of its components."""
+"""Shrinks a recipe so that it trains in seconds on a CPU, but keeps all of its components."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS = 2
 BATCH_SIZE = 16
 
 _SIZES = {"width": 16, "depth": 2, "heads": 2, "hidden": 32, "channels": 8}
-"""Maximum of each option of this name."""
+"""Maximum value of each option, by name."""
 
 _SYNTHETIC = {"image": 64, "recording": 1.0, "examples": 64}
 """Maximum image side in pixels, duration in seconds and number of examples of synthetic data."""
@@ -24,11 +24,11 @@ _SYNTHETIC = {"image": 64, "recording": 1.0, "examples": 64}
 def shrink(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a recipe with the same components, tasks, inputs and augmentations, but small sizes.
 
-    Widths, depths, batches and synthetic data become small. The run has two steps, each of which is logged, one
-    evaluation and one checkpoint, on all local devices.
+    Limits widths, depths, batches and synthetic data. The run trains for two steps on all local devices, logs each
+    step, evaluates once and saves one checkpoint.
 
     Args:
-      recipe: plain values, as of `mmjax.experiment.plain`.
+      recipe: plain values, from `mmjax.experiment.plain`.
     """
     small = copy.deepcopy(dict(recipe))
     model, train = small["model"], small["train"]
@@ -53,9 +53,9 @@ def shrink(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shrink_sizes(section: dict[str, Any], table: Mapping[str, type]) -> None:
-    """Limits the sizes of one component, also those that its defaults or its `variant` set."""
+    """Limits the sizes of one component, including those set by its defaults or its `variant`."""
     if section["kind"] not in table:
-        return  # The parser of the config reports it.
+        return  # The config parser reports the unknown kind.
     defaults = {field.name: field.default for field in dataclasses.fields(table[section["kind"]].Config)}  # type: ignore
     for name, maximum in _SIZES.items():
         size = section.get(name) or defaults.get(name)
@@ -69,7 +69,7 @@ def _shrink_sizes(section: dict[str, Any], table: Mapping[str, type]) -> None:
 
 
 def _shrink_data(data: dict[str, Any]) -> None:
-    """Limits synthetic data and the inputs made of it; other datasets keep their examples."""
+    """Limits the size of synthetic data and of the inputs made from it; other datasets keep all examples."""
     data["workers"] = 0
     if data["name"] != "synthetic":
         return

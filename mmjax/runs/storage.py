@@ -1,4 +1,4 @@
-"""Failures of the file system during a run: one line and an exit code, instead of a traceback of many threads."""
+"""Reports file-system errors during a run in one line with an exit code, instead of tracebacks from many threads."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _TEXT = {number: re.compile(re.escape(os.strerror(number)), re.I) for number in 
 
 @contextlib.contextmanager
 def report_storage_errors(workdir: pathlib.Path) -> Iterator[None]:
-    """Converts errors of files in the workdir to one line.
+    """Reports errors of files in the workdir in one line.
 
-    Threads of Orbax and TensorStore write the checkpoints. Their errors are raised again in the main thread, so after a
-    failure the tracebacks that they print and log, one for each array, are dropped.
+    Orbax and TensorStore write checkpoints in threads and raise their errors again in the main thread. After a failure,
+    the tracebacks that these threads print and log, one per array, are therefore dropped.
 
     Raises:
       UserError: if a file or folder is not writable.
@@ -41,7 +41,7 @@ def report_storage_errors(workdir: pathlib.Path) -> Iterator[None]:
             raise
         reason = os.strerror(number)
         path = getattr(error, "filename", None) or workdir
-        # A pending save may have made the folder again.
+        # A pending save may have recreated the folder, so check for a file.
         if number == errno.ENOENT and not (workdir / "config.json").exists():
             raise SystemExit(f"mmjax: stopped: {workdir} was deleted while the run was training") from None
         if number in _REFUSED:
@@ -57,7 +57,7 @@ def report_storage_errors(workdir: pathlib.Path) -> Iterator[None]:
 
 
 class _Silence:
-    """Drops tracebacks of storage errors in the workdir, and of what follows them, until `end`."""
+    """Drops tracebacks of storage errors in the workdir, and of errors that they cause, until `end`."""
 
     def __init__(self, workdir: pathlib.Path):
         self.workdir = workdir
@@ -72,7 +72,7 @@ class _Silence:
         return not (record.exc_info and self._drop(record.exc_info[1]))
 
     def _drop(self, error: BaseException | None) -> bool:
-        # TensorStore's callbacks raise the second, once for each array, after a save has failed.
+        # After a failed save, TensorStore's callbacks raise "Event loop is closed" once per array.
         return _errno(error, self.workdir) is not None or str(error) == "Event loop is closed"
 
     def end(self) -> None:
@@ -85,7 +85,7 @@ class _Silence:
 def _errno(error: BaseException | None, workdir: pathlib.Path) -> int | None:
     """Returns the error number if `error`, or an error that it wraps, concerns a file in the workdir.
 
-    TensorStore raises ValueErrors that have the number only as text.
+    TensorStore raises ValueErrors that contain the description of the error number, but not the number itself.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _TEXT:

@@ -1,8 +1,8 @@
 """Workdir of a run. Its file names and formats are stable, so other programs may read them.
 
 Files: config.json (resolved), metrics.jsonl, result.json, parameters.txt, checkpoints/, tensorboard/, and
-preprocessing/ with dataset.json, the record of the data, and copies of files. A workdir can be moved and opened without
-its data.
+preprocessing/, which has dataset.json (the record of the data) and copies of preprocessing files. A workdir can be
+moved, and opened without its data.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable:
 
 
 def _is_within(where: str, key: str) -> bool:
-    """Returns True if the dotted key `where` is `key` or lies in the section `key`."""
+    """Returns True if the dotted key `where` is `key` or is in the section `key`."""
     names, pattern = where.split("."), key.split(".")
     return len(names) >= len(pattern) and all(map(fnmatch.fnmatchcase, names, pattern))
 
 
 def _is_moved_file(workdir: pathlib.Path, where: str, old: Any, new: Any) -> bool:
-    """Returns True if both values are paths of the preprocessing file that `check_same_files` compares by its name."""
+    """Returns True if both paths have the name of a copied preprocessing file; `check_same_files` compares contents."""
     section = where.rpartition(".")[0]
     if not section.startswith("data.inputs.") or not isinstance(old, str) or not isinstance(new, str):
         return False
@@ -114,14 +114,14 @@ def check_same_files(workdir: pathlib.Path, modalities: Mapping[str, Modality]) 
 
 
 def check_same_data(workdir: pathlib.Path, found: Mapping[str, Any]) -> None:
-    """Checks that the data is the one that the run in the workdir, if any, has recorded.
+    """Checks that the data matches the record of the run in the workdir, if there is a run.
 
     Args:
       workdir: folder of the run.
       found: record of the data; see `mmjax.datasets.recorded.describe`.
 
     Raises:
-      UserError: with all classes, statistics and checksums that differ.
+      UserError: if the data differs; the message lists all classes, statistics and checksums that differ.
     """
     if (workdir / "config.json").exists():
         problems = recorded.differences(read_record(workdir), found)

@@ -37,7 +37,7 @@ class Task(nnx.Module):
     3. `metrics(features, batch)`: additive metric states by name.
 
     The train step multiplies the losses by `weights(batch)` and divides by the sum of the weights over the whole batch,
-    whatever the number of microbatches and devices.
+    for any number of microbatches and devices.
 
     Subclasses are constructed as `cls(config, name, widths, targets, rngs=rngs)`: `widths` maps the names of readable
     tokens to their widths, and `targets` the names of the dataset's targets to their `TargetSpec`.
@@ -89,7 +89,7 @@ class Task(nnx.Module):
 
 
 def presence(batch: Batch, reads: str) -> Float[Array, " batch"]:
-    """1.0 where the input behind the tokens `reads` is present, else 0.0; for fused tokens, where any input is."""
+    """Mask of the examples whose tokens `reads` have a present input (any input for fused tokens); 1.0 or 0.0."""
     name = reads.removeprefix(ENCODED)
     inputs = [batch.inputs[name]] if name in batch.inputs else list(batch.inputs.values())
     return jnp.stack([each.present for each in inputs]).any(axis=0).astype(jnp.float32)

@@ -100,7 +100,7 @@ class Classification(Task):
         """Accuracy, and macro precision, recall and F1; the label of a soft target is its argmax."""
         weights, labels = self.weights(batch), batch.targets[self.target].values
         labels = labels.argmax(axis=-1) if labels.ndim == 2 else labels
-        # The argmax of NaN is its index, often class 0. Logits that are not finite predict no class.
+        # argmax returns the index of the first NaN, often class 0. Non-finite logits count as predicting no class.
         predictions = jnp.where(jnp.isfinite(features).all(axis=-1), features.argmax(axis=-1), -1)
         return {
             "accuracy": Ratio.of((predictions == labels).astype(jnp.float32), weights),

@@ -29,8 +29,8 @@ POOLS = {"mean": mean_pool, "first": first_pool, "last": last_pool}
 def clip_above(x: Float[Array, ""], maximum: Float[Array, ""]) -> Float[Array, ""]:
     """min(x, maximum), with the gradient of projected gradient descent.
 
-    Above the maximum, the gradient passes only if a descent step lowers x. A plain minimum would block it both ways, so
-    that x could not come back.
+    Above the maximum, the gradient passes only if a descent step lowers x. With a plain minimum the gradient is 0
+    there, so x could never decrease again.
     """
     return jnp.minimum(x, maximum)
 
@@ -77,7 +77,7 @@ class Contrastive(Task):
           max_temperature: upper bound of the learned logit scale; defaults to 100 for softmax, as in CLIP, and to no
             bound for sigmoid, as in SigLIP.
           bias: initial value of the learned logit bias of the sigmoid loss; -10 as in SigLIP.
-          recall_at: values of k of the reported retrieval recall@k.
+          recall_at: values of k for which retrieval recall@k is reported.
         """
 
         pair: tuple[str, ...]
@@ -183,7 +183,7 @@ class Contrastive(Task):
     def metrics(self, features: Embeddings, batch: Batch) -> States:
         """Retrieval recall@k within the batch, averaged over both directions, and the temperature."""
         weights = self.weights(batch)
-        # Every comparison with NaN is false, so a NaN embedding would rank first. It counts as not found.
+        # Every comparison with NaN is false, so a NaN embedding would rank first. Count it as not retrieved.
         first, second = features
         finite = jnp.isfinite(first).all(axis=-1) & jnp.isfinite(second).all(axis=-1)
         first, second = (jnp.where(finite[:, None], side, 0.0) for side in features)

@@ -48,8 +48,8 @@ class Checkpoints:
     """The checkpoints of a workdir, committed atomically: a checkpoint gets its final name once it is complete.
 
     Parameters, optimiser state, EMA, step counters and metric window are one Orbax item, so a crash cannot separate
-    them. The position in the data is the data step alone, since a batch is a function of it. Checksums of all arrays
-    are stored beside them and verified on restore.
+    them. The position in the data needs no state of its own, since a batch is a function of the data step. Checksums of
+    all arrays are stored in the checkpoint metadata and verified on restore.
 
     Raises:
       UserError: if `checkpoints` is not a folder.
@@ -62,7 +62,7 @@ class Checkpoints:
         self.manager: Any = None
         self._problems: dict[int, str] = {}
         if not read_only:
-            # Orbax reads all metrics, and raises for those that are not JSON.
+            # Orbax reads the metrics of all checkpoints and raises if any are not JSON: rename those first.
             damaged = [step for step in self.steps if self._metrics(step) is None]
             self._problems = {step: f"checkpoint {step} has damaged metrics" for step in damaged}
             self._set_aside(damaged)
@@ -161,10 +161,10 @@ class Checkpoints:
             except (MemoryError, jax.errors.JaxRuntimeError):
                 raise
             except Exception as error:
-                # Orbax, TensorStore and the file system raise many types.
+                # Orbax, TensorStore and the file system raise many types of exceptions.
                 reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
                 raise self._damaged(step, reason) from None
-        # Only now, because all processes take part in each checksum.
+        # Compute checksums only after all processes have restored, because all must take part in each checksum.
         found = tree_checksums(state)
         if saved != found:
             changed = next((name for name in found if saved.get(name) != found[name]), "the structure")

@@ -16,7 +16,7 @@ def tree_checksums(tree: Any) -> dict[str, int]:
     """Returns `{path of an array: 32-bit checksum}`.
 
     Each device reads only its own shard, so every host verifies its part of a restored checkpoint. A change of one
-    element always changes the checksum; any other change escapes with a probability of 2**-32.
+    element always changes the checksum; any other change goes undetected with a probability of 2**-32.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     sums = jax.device_get([_host_sum(leaf) if _on_host(leaf) else _device_sum(leaf) for _, leaf in leaves])

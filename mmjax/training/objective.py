@@ -1,7 +1,7 @@
 """Training objective: sum over tasks i of w_i(step) * (sum of weighted losses / sum of weights).
 
 The sums of weights, `weight_sums`, are computed over the whole batch before it is split into microbatches: a mean of
-microbatch means differs from the mean over the batch as soon as examples are missing.
+microbatch means differs from the mean over the batch if examples are missing.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Objective:
         return self._sum_tasks(parameters, features, batch, weight_sums, self.task_weights if names is None else names)
 
     def _sum_tasks(self, parameters, features, batch, weight_sums, names, train=True) -> tuple[jax.Array, States]:
-        """`loss`, from the training losses of the tasks or from their evaluation losses."""
+        """Implements `loss` with `Task.losses` if `train`, else with `Task.eval_losses`."""
         tasks = self.model(parameters).tasks
         batch = batch.zero_absent()
         loss, states = jnp.zeros(()), {}
@@ -128,7 +128,7 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper(Objective):
-    """Base class of loss transforms: delegates to the `inner` objective whatever a subclass does not override.
+    """Base class of loss transforms: delegates methods that are not overridden to the `inner` objective.
 
     Construct it with `around`, which copies the graph, task weights and all other fields of the inner objective.
     Evaluation (`train=False`) is that of the inner objective.

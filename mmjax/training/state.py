@@ -41,7 +41,7 @@ class TrainState:
 
 
 def parameters_finite(parameters: Any, mesh: Mesh) -> bool:
-    """True if no parameter is NaN or infinite. All processes of the mesh call it together."""
+    """True if no parameter is NaN or infinite. Must be called by all processes of the mesh."""
 
     def finite(parameters):
         return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(parameters)]).all()

@@ -31,7 +31,7 @@ class Trainer:
       estimator: computes gradients and metric states from objective, parameters and batch.
       optimizer: Optax optimiser.
       ema: decay of the exponential moving average of the parameters, or None.
-      log_every: data steps after which the metric window is reset.
+      log_every: interval in data steps at which the metric window is reset.
     """
 
     objective: Objective
@@ -134,8 +134,8 @@ def compiler_options(mesh: Mesh) -> dict[str, str]:
     device = mesh.devices.flat[0]
     if device.platform != "tpu":
         return {}
-    # Unrolled layers share one function instead of a copy each: for 48 layers a fifth of the code, with less
-    # compilation time and memory.
+    # Compile unrolled layers to one shared function instead of one copy each. For 48 layers, the code is a fifth of the
+    # size, and compilation takes less time and memory.
     options = {"xla_tpu_enable_deduplicated_calls": "ENABLED"}
     if mesh.shape["tensor"] == 1:
         # Disable windowed einsum, which pays off only for matmuls sharded over `tensor`. For parameters sharded over

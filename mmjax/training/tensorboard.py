@@ -18,11 +18,11 @@ class TensorBoard:
 
     Args:
       folder: folder of the event files, created if it does not exist.
-      first_step: steps from this one on in earlier files are discarded by TensorBoard, since the run repeats them.
+      first_step: TensorBoard discards this and later steps of earlier files, since the run repeats them.
     """
 
     def __init__(self, folder: pathlib.Path, first_step: int):
-        # Imported here because it takes a second.
+        # Imported here because the import takes a second.
         from tensorboardX.proto.event_pb2 import SessionLog
 
         self.folder = folder

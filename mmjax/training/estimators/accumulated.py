@@ -82,7 +82,8 @@ class Accumulated:
     def _split(self, tree: Any, rows: int) -> Any:
         """Splits [B, ...] into [microbatches, B / microbatches, ...]; each microbatch has rows of every device.
 
-        Examples packed into one of the R rows stay together, in arrays [R, ...] as in arrays [B, ...].
+        Examples packed into the same row stay in the same microbatch, in arrays [B, ...] and in arrays [R, ...] of R
+        rows.
         """
 
         def split(x):

@@ -1,7 +1,7 @@
 """Guard against skipped steps: ends the run, or rolls it back, after too many in a row.
 
-The train step skips updates whose gradient is not finite (`Trainer.step`). One is harmless, many in a row mean that the
-parameters or the data are broken.
+The train step skips updates whose gradient is not finite (`Trainer.step`). A single skipped step is harmless; many in
+a row mean that the parameters or the data are broken.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.loop import Hook, Loop
 from mmjax.training.state import TrainState
 
-# Steps between a step and the read of its counter: the device has later steps in its queue and does not wait.
+# Delay in steps before a step's counter is read, so that the device has later steps queued and does not idle.
 _LAG = 2
 _MAX_LISTED_IDS = 8
 
@@ -32,7 +32,7 @@ class SkippedStepsHook(Hook):
     The run fails if none is left.
 
     Args:
-      max_skipped: consecutive skipped steps.
+      max_skipped: number of consecutive skipped steps at which the hook acts.
       rollback: restore a checkpoint instead of failing.
       checkpoints: checkpoints of the run.
       abstract: abstract train state, the target of a restore.
@@ -55,7 +55,7 @@ class SkippedStepsHook(Hook):
         self.resumed_at, self.target = -1, -1
         self.first_skipped: int | None = None
         self.skipped = 0
-        # The next step donates the buffers of the state, so its counter is copied.
+        # Copy the step counter, because the next step donates the buffers of the state.
         self._copy = jax.jit(jnp.copy, out_shardings=abstract.step.sharding)
 
     def start(self, loop: Loop) -> None:
@@ -102,7 +102,7 @@ class SkippedStepsHook(Hook):
     def _roll_back(self, loop: Loop, first: int, problem: str) -> None:
         self.checkpoints.wait()
         saved = set(self.checkpoints.steps)
-        # Checkpoints after a rollback without any update since hold the restored parameters again.
+        # Checkpoints saved after a rollback but before any update hold the restored parameters again.
         last = self.target - 1 if first == self.resumed_at else first
         target = max((step for step in saved - self.rejected if step <= last), default=None)
         if target is None:
@@ -110,7 +110,7 @@ class SkippedStepsHook(Hook):
         self.rejected |= {target} | {step for step in saved if step > last}
         self.resumed_at, self.target = loop.step, target
         restored = self.checkpoints.restore(target, self.abstract)
-        # The position in the data stays: the run continues after the batches that were skipped.
+        # Keep the position in the data, so that the run continues after the batches that were skipped.
         loop.state = dataclasses.replace(restored, data_step=loop.state.data_step, window=loop.state.window)
         self.console.print(f"step {loop.step}: {problem}; continuing from the checkpoint of step {target}")
         self._reset(loop)

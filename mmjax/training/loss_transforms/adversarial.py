@@ -98,7 +98,7 @@ class _Adversarial(Wrapper):
 
     def _mask(self, name: str, values: jax.Array) -> np.ndarray:
         """Mask of the real numbers, broadcastable to `values` [B, ...]."""
-        # A waveform [B, samples] has no axis of parts: its last axis is time.
+        # A waveform [B, samples] has no feature axis: its mask covers the last axis, time.
         return self.real[name].reshape((1,) * (values.ndim - 1) + (-1,))
 
     def _check_dependence(self, tasks: Mapping[str, Any], names: list[str]) -> None:

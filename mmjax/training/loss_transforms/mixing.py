@@ -21,7 +21,7 @@ from mmjax.tokens import Batch, Input, InputSpec, Target
 from mmjax.training.objective import Objective, Parameters, Wrapper, reject_packed
 
 _PARTNER = "partner of "
-"""Prefix of target names in a mixed batch: the targets of the partners."""
+"""Prefix of the names of the partners' targets in a mixed batch."""
 
 
 class Mixup:
@@ -32,8 +32,8 @@ class Mixup:
         """Options of `Mixup` and `CutMix`.
 
         Attributes:
-          alpha: each example keeps the weight max(s, 1 - s), with s drawn from Beta(alpha, alpha), so at least 0.5.
-            Inputs that cannot be mixed, such as token ids and table rows, thus come from the dominant example.
+          alpha: parameter of Beta(alpha, alpha), from which s is drawn. Each example keeps the weight max(s, 1 - s), at
+            least 0.5, so inputs that cannot be mixed, such as token ids and table rows, come from the dominant example.
           rate: fraction of examples that are mixed.
         """
 
@@ -78,7 +78,7 @@ class Mixup:
 
 
 class CutMix(Mixup):
-    """Replaces a rectangle, or a time interval, by that of another example.
+    """Replaces a rectangle, or a time interval, by the same region of another example.
 
     Yun et al., CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features (2019).
     """
@@ -87,10 +87,11 @@ class CutMix(Mixup):
 
     @staticmethod
     def mix(own: Input, other: Input, share: PerExample, rng: Randomness) -> tuple[Input, PerExample]:
-        """Same as `Mixup.mix`; a box covers a fraction 1 - share, rounded, of the axes between batch and channels.
+        """Cuts a box out of `other` and pastes it into `own`; arguments and results as in `Mixup.mix`.
 
-        Along a padded axis, the fraction is that of the example's own length, and the box lies where both examples have
-        values. The actual share counts only values that are present, so padding is neither cut nor labelled.
+        The box covers a fraction 1 - share, rounded, of the volume spanned by the axes between batch and channels.
+        Along a padded axis, sizes are relative to the example's own length, and the box is placed where both examples
+        have values. The actual share counts only valid values, not padding.
         """
         values = own.values
         axes = range(1, max(2, values.ndim - 1))
@@ -181,7 +182,7 @@ def _is_mixable(spec: InputSpec) -> bool:
 
 
 def _split_targets(batch: Batch) -> tuple[Batch, Batch]:
-    """The batch with own targets and with partner targets; the latter have weight 0 in an unmixed batch."""
+    """Returns `batch` with its own targets and with partner targets; these have weight 0 in an unmixed batch."""
     own = {name: target for name, target in batch.targets.items() if not name.startswith(_PARTNER)}
     other = {
         name: batch.targets.get(_PARTNER + name, Target(target.values, jnp.zeros_like(target.weight)))

@@ -12,7 +12,7 @@ import optax
 from mmjax.config import Above
 
 MIN_NORM = 1e-3
-"""Weight norms below this count as this, so that parameters that start at 0 can leave it."""
+"""Lower bound of weight norms, so that parameters initialised to 0 can still be updated."""
 
 
 class AdaptiveClip:

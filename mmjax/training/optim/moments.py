@@ -16,7 +16,7 @@ class RoundedState(NamedTuple):
     """State of `in_bfloat16`.
 
     Attributes:
-      inner: state of the wrapped optimiser, bfloat16 in place of float32 arrays.
+      inner: state of the wrapped optimiser, with bfloat16 in place of float32 arrays.
       count: [] int32, number of updates.
     """
 

@@ -24,7 +24,7 @@ ELEMENTWISE = (
     "nadamw", "optimistic_adam_v2", "optimistic_gradient_descent", "radam", "rmsprop", "sgd", "sign_sgd", "signum",
     "yogi",
 )  # fmt: skip
-"""Optimisers that treat each element alone, for which stacked layers make no difference; all others see layers."""
+"""Optimisers that update each element independently of the others; all others are applied with `per_layer`."""
 
 UNSUPPORTED = {
     "lbfgs": ("needs a line search, which evaluates the loss several times a step", "use 'adamw' or 'sgd'"),

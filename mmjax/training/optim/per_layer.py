@@ -1,4 +1,4 @@
-"""Optax transforms that see the layers of a stack one by one."""
+"""Optax transforms applied to each layer of a stack separately."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mmjax.layers import restack_layers, unstack_layers
 
 
 def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Applies `inner` to unstacked layers, so that its norms and means are those of one layer, not of a whole stack.
+    """Applies `inner` to unstacked layers, so that its norms and means cover one layer, not the whole stack.
 
     The state is stored stacked, so it has the structure and the shardings of the parameters.
     """

@@ -37,10 +37,10 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecayConfig(ScheduleConfig):
-    """Options of schedules that end.
+    """Options of schedules that decay to a final value.
 
     Attributes:
-      steps: step at which `end` is reached; defaults to `train.steps`. Set it to train longer without a change of the
+      steps: step at which `end` is reached; defaults to `train.steps`. Set it to train longer without changing the
         schedule.
       end: final value.
     """
@@ -89,7 +89,7 @@ class Exponential:
 
         Attributes:
           peak: value after the warmup, above 0.
-          steps: step at which `end` is reached; defaults to `train.steps`. Set it to train longer without a change of
+          steps: step at which `end` is reached; defaults to `train.steps`. Set it to train longer without changing
             the schedule.
           end: final value, above 0; by default 1 % of `peak`.
         """
@@ -224,7 +224,7 @@ def call_optax(name: str, options: dict[str, Any], where: str) -> Any:
             raise UserError(f"{where}.{key}", f"optax.{name} has no argument {key!r}", nearest(key, known))
         numeric = isinstance(known[key].default, float) or known[key].annotation in (float, jax.typing.ArrayLike)
         if numeric and isinstance(options[key], (str, bool, dict, list)):
-            # Optax would fail at the first step only.
+            # Optax itself would fail only at the first step.
             problem = f"{options[key]!r} is a {type(options[key]).__name__}"
             raise UserError(f"{where}.{key}", problem, "give a number")
         if isinstance(options[key], float) and not math.isfinite(options[key]):
@@ -241,7 +241,7 @@ def call_optax(name: str, options: dict[str, Any], where: str) -> Any:
 
 
 def _with_integer_keys(value: Any) -> Any:
-    """Converts `{"100": 0.1}` to `{100: 0.1}`: Optax counts steps in integers, but JSON and `ConfigDict` have text."""
+    """Converts `{"100": 0.1}` to `{100: 0.1}`: Optax needs integer steps, but JSON and `ConfigDict` have strings."""
     if hasattr(value, "items") and value and all(str(key).isdecimal() for key in value):
         return {step: value[key] for step, key in sorted((int(key), key) for key in value)}
     return value

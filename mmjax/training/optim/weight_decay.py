@@ -33,8 +33,8 @@ def keys(path: Sequence[Any]) -> list[Any]:
 def is_matrix(path: Sequence[Any], leaf: Any) -> bool:
     """Returns True for weight matrices and convolution kernels, the parameters that weight decay regularises.
 
-    Biases, scales of norms, embeddings, positions, class tokens and queries are added to or multiplied with features
-    one by one; decay would only pull them to 0.
+    Biases, scales of norms, embeddings, positions, class tokens and queries act on features elementwise; decay would
+    only pull them to 0.
 
     Args:
       path: pytree path of the parameter, in a tree of stacked or unstacked layers.
@@ -48,7 +48,7 @@ def decay_mask(no_decay: Sequence[str] = ()) -> Callable[[Any], Any]:
     """Returns a function from parameters to a pytree of bools, True where weight decay applies.
 
     Args:
-      no_decay: regular expressions of names of further parameters without weight decay. A name has no layer numbers.
+      no_decay: regular expressions of names of further parameters without weight decay. Names omit layer numbers.
     """
 
     def decays(path, leaf):
@@ -61,7 +61,10 @@ def decay_mask(no_decay: Sequence[str] = ()) -> Callable[[Any], Any]:
 def decay_matrices_only(
     inner: optax.GradientTransformation, mask: Callable[[Any], Any]
 ) -> optax.GradientTransformationExtraArgs:
-    """Limits the weight decay of `inner`, which must use parameters for nothing else, by showing it 0 elsewhere."""
+    """Restricts the weight decay of `inner` to parameters where `mask` is True, by passing 0 for all others.
+
+    `inner` must use the parameters only for weight decay.
+    """
     inner = optax.with_extra_args_support(inner)
 
     def update(updates, state, parameters, **extra_args):
