@@ -39,7 +39,7 @@ class Modality(Protocol):
         """
 
     def read(self, argument: str, where: str) -> Any:
-        """Reads raw data from the command-line flag `--{where}=argument`, a file path or a sentence.
+        """Reads raw data given by the command-line flag `--{where}=argument`, where `argument` is a path or a sentence.
 
         Raises:
           UserError: if the argument or its file is invalid.
@@ -53,7 +53,7 @@ class Packable(Modality, Protocol):
     """Interface of a modality that supports packing: several examples share a row.
 
     Attributes:
-      measures: record statistics that `lengths` needs, by their names in the index written by `mmjax prepare`.
+      measures: names of the record statistics that `lengths` needs, as in the index written by `mmjax prepare`.
     """
 
     measures: ClassVar[tuple[str, ...]]

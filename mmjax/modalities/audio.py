@@ -32,9 +32,9 @@ class Audio:
           sample_rate: sample rate in Hz; recordings at other rates are resampled.
           seconds: length in seconds. Longer recordings are truncated at the end, shorter ones are padded and masked.
           normalise: loudness normalisation: "rms" scales to a root mean square of 0.1, "peak" to a peak of 1, "none"
-            disables it. Silence stays silence.
+            disables it. Silent recordings are unchanged.
           trim: silence threshold in decibels below the peak; leading and trailing silence is removed. None disables
-            trimming. Use it for recordings that start with a pause when the training clips start with the word.
+            trimming. Use it if recordings start with a pause, but the training clips start with the word.
           chunk: samples per element when recordings are packed; set it to the encoder's samples per token. Packed
             recordings keep their length, up to `seconds`.
         """
@@ -81,7 +81,7 @@ class Audio:
 
     def lengths(self, measured: Mapping[str, np.ndarray], budget: int) -> np.ndarray:
         """Computes chunks per recording, int64 [records], limited by `seconds` and `budget`."""
-        # The factor absorbs rounding error of the product, which must not add a sample.
+        # Scale down slightly, so that rounding errors of the product do not add a sample.
         samples = np.ceil(measured["seconds"] * self.config.sample_rate * (1 - 1e-13))
         return np.clip(np.ceil(np.minimum(samples, self._length) / self._chunk), 1, budget).astype(np.int64)
 
@@ -105,7 +105,7 @@ class Audio:
         check_rate(rate)
         if self.config.trim is not None:
             samples = _trim_silence(samples, self.config.trim)
-        # Truncate before resampling, with a margin of one second, more than the filter length.
+        # Truncate before resampling, with a margin of one second, which exceeds the filter length.
         samples = samples[: math.ceil((max_samples / self.config.sample_rate + 1) * rate)]
         return self._normalise(resample(samples, rate, self.config.sample_rate)[:max_samples])
 
@@ -120,7 +120,7 @@ class Audio:
           (samples [n] or [n, channels], rate in Hz).
 
         Raises:
-          UserError: if the file is missing, unreadable, truncated, no recording, or has no samples.
+          UserError: if the file is missing, unreadable, truncated or not a recording, or has no samples.
         """
         data = read_bytes(argument, where, "give the path of a WAV file")
         try:

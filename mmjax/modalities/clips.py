@@ -39,7 +39,7 @@ class Clip(NamedTuple):
 
 
 class LazyFrames(Sequence):
-    """Sequence whose frames are computed on access, because most clips use only a few of theirs.
+    """Sequence of frames that are computed on access, because only a few frames of most clips are used.
 
     Args:
       count: number of frames.
@@ -97,7 +97,7 @@ def read_clip(data: bytes, name: str) -> Clip:
                 return _read_animation(opened)
     except PIL.UnidentifiedImageError:
         pass  # Not an image: try to read it as a video.
-    # Decoders raise many exception types on a damaged file, SyntaxError and struct.error included.
+    # Decoders raise many exception types on a damaged file, including SyntaxError and struct.error.
     except Exception as error:
         raise ValueError(f"damaged animation: {error}") from None
     return _read_video(data, name)
@@ -107,7 +107,7 @@ def clip_from_array(values: np.ndarray, rate: float = 0.0) -> Clip:
     """Makes a clip from uint8 [T, H, W] or [T, H, W, C] with C from 1 to 4; subsamples and downscales it.
 
     Raises:
-      ValueError: if the array has another dtype or shape.
+      ValueError: if the dtype or shape is unsupported.
     """
     channels = values.shape[3] if values.ndim == 4 else 1
     if values.dtype != np.uint8 or values.ndim not in (3, 4) or channels not in (1, 2, 3, 4) or not values.size:
@@ -157,7 +157,7 @@ def encode_frame(pixels: np.ndarray) -> bytes:
 
 
 def as_stored(clip: Clip) -> Clip:
-    """Returns a clip whose frames are those of prepared data, after JPEG compression. Lazy."""
+    """Returns the clip with frames as in prepared data, lazily compressed to JPEG and decoded."""
     return Clip(LazyFrames(len(clip.frames), lambda index: read_frame(encode_frame(clip.frames[index]))), clip.rate)
 
 

@@ -1,9 +1,9 @@
 """Linear filters as sparse matrices: image resizing and audio resampling.
 
-In both, each output depends on few inputs. The filter is a sparse matrix that multiplies a dense one, whose rows are
-image lines, or sample k of every audio block, so the inner loop runs over contiguous memory: photographs take 0.6 of
-the time that Pillow takes, audio a third of SciPy's. One thread sums in a fixed order, so results do not depend on the
-number of cores or workers.
+In both, each output depends on few inputs, so the filter is a sparse matrix. It multiplies a dense matrix: each row is
+an image line, or sample k of every audio block, so the inner loop runs over contiguous memory. Photographs take 0.6
+times as long as with Pillow, audio a third as long as with SciPy. One thread sums in a fixed order, so results do not
+depend on the number of cores or workers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Elements per strip of columns, sized to stay in cache; and the minimum strip width, since short rows are slow.
 _STRIP, _MIN_STRIP_WIDTH = 2**17, 32
 
-# Maximum numerator and denominator of the ratio of two sample rates; all usual pairs are below.
+# Maximum numerator and denominator of the ratio of two sample rates. No common pair exceeds it.
 _MAX_TERM = 50_000
 
 # {kind: (filter support, weight function of the distance)}, in pixels of the coarser of the two images; as in Pillow.
@@ -115,7 +115,7 @@ def _resize_matrix(length: int, low: float, high: float, count: int, kind: str) 
 
 def _csr_matrix(weights: np.ndarray, columns: np.ndarray, width: int) -> scipy.sparse.csr_array:
     """Builds a sparse matrix [rows, width] with `weights` [rows, taps] at the column indices `columns` [rows, taps]."""
-    # Import SciPy here: it is slow, and data of the right size does not need it.
+    # Import SciPy here: the import is slow, and data of the right size does not need it.
     import scipy.sparse
 
     nonzero = weights != 0
@@ -134,7 +134,7 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 
 
 def resample(samples: np.ndarray, rate: int, target: int) -> np.ndarray:
-    """Resamples float32 [n] from `rate` to `target` Hz with a polyphase filter; float32 [ceil(n * target / rate)].
+    """Resamples float32 [n] at `rate` Hz to float32 [ceil(n * target / rate)] at `target` Hz with a polyphase filter.
 
     The filter is that of `scipy.signal.resample_poly`. Ratios of large integers are approximated to 1e-7 or better.
     """
@@ -154,7 +154,7 @@ def resample(samples: np.ndarray, rate: int, target: int) -> np.ndarray:
 
 
 def _bounded_ratio(target: int, rate: int) -> fractions.Fraction:
-    """target / rate, approximated if its terms exceed `_MAX_TERM`: the filter has 20 taps for each."""
+    """Returns target / rate, approximated if a term exceeds `_MAX_TERM`: the filter has 20 * max(terms) taps."""
     if target > rate:
         return 1 / _bounded_ratio(rate, target)
     return max(fractions.Fraction(target, rate).limit_denominator(_MAX_TERM), fractions.Fraction(1, _MAX_TERM))
@@ -174,7 +174,7 @@ def _polyphase_matrix(up: int, down: int) -> tuple[int, int, scipy.sparse.csr_ar
     half_length = 10 * factor
     low_pass = up * scipy.signal.firwin(2 * half_length + 1, 1 / factor, window=("kaiser", 5.0))
     # Make each block several times as long as its overlap with the next, since overlaps are stored twice: short blocks
-    # would need several times the memory of the audio. (At large `up` they are small compared with the result.)
+    # would need several times the memory of the audio. (At large `up`, overlaps are small compared with the result.)
     periods = -(-80 // up)
     padding = half_length // up
     positions = np.arange(up * periods)[:, None] * down

@@ -24,8 +24,8 @@ class PreprocessConfig:
     Attributes:
       size: (height, width) in pixels.
       channels: 1 for greyscale, 3 for RGB.
-      fit: handling of other aspect ratios: "stretch" distorts, "pad" pads with the border's colour, "crop" crops the
-        centre.
+      fit: handling of images with a different aspect ratio: "stretch" distorts, "pad" pads with the border's
+        colour, "crop" crops the centre.
       resize: interpolation filter; all but "nearest" antialias when shrinking.
       mean, std: values in [0, 1] become (value - mean) / std; one number for all channels, or one per channel.
     """
@@ -58,15 +58,15 @@ class Image:
         """Options of `Image`.
 
         Attributes:
-          range: (low, high), which greyscale files of more than 8 bits are mapped from to 0 to 255. A prepared dataset
-            provides the range of its training split. None refuses such files.
+          range: (low, high), the values that map to 0 and 255 in greyscale files of more than 8 bits. A prepared
+            dataset provides the range of its training split. None rejects such files.
           background: "any" leaves images unchanged. "dark" inverts images with a light border, so that photos and
             drawings of dark ink on white paper match the light-on-black digits of `digits` and MNIST.
           crop: "content" first removes margins of the border's colour; "none" keeps them. With `fit="pad"`, a digit on
             a large sheet then matches those of `digits`, which fill their image.
-          patch: side of a patch in pixels, for packed images. These keep their resolution and, rounded to whole
-            patches, their aspect ratio; `size` and `fit` are ignored.
-          patches: maximum number of patches of a packed image, by default a whole row; larger images are downscaled.
+          patch: side of a patch in pixels, for packed images. Packed images keep their resolution, and their aspect
+            ratio up to rounding to whole patches; `size` and `fit` are ignored.
+          patches: maximum number of patches of a packed image, by default the row length; larger images are downscaled.
         """
 
         range: tuple[float, ...] | None = None
@@ -97,7 +97,7 @@ class Image:
         """Converts uint8 [H, W] or [H, W, C] to (values [height, width, channels] float32, mask [] bool).
 
         Raises:
-          ValueError: if `raw` is empty or has another dtype or shape.
+          ValueError: if `raw` is empty or has an unsupported dtype or shape.
         """
         pixels = self._pixels(raw)
         values = pixels.astype(np.float32) if pixels.shape[:2] == self.config.size else self._resize_to_fit(pixels)
@@ -153,7 +153,7 @@ class Image:
         return rows.astype(np.int64), columns.astype(np.int64)
 
     def read(self, argument: str, where: str) -> np.ndarray:
-        """Reads an image file (PNG, JPEG, WebP, … any format that Pillow reads).
+        """Reads an image file: PNG, JPEG, WebP or any other format that Pillow reads.
 
         Args:
           argument: path of the file.
@@ -175,7 +175,7 @@ class Image:
             raise UserError(where, f"{argument!r} is not an image", "give a PNG, JPEG or WebP file") from None
         except PIL.Image.DecompressionBombError as error:
             raise UserError(where, f"{argument!r} is too large: {error}", "give a smaller image") from None
-        # Decoders raise many exception types on a damaged file, SyntaxError and struct.error included.
+        # Decoders raise many exception types on a damaged file, including SyntaxError and struct.error.
         except Exception as error:
             remedy = "give a complete PNG, JPEG or WebP file"
             raise UserError(where, f"{argument!r} cannot be read: {error}", remedy) from None
@@ -199,7 +199,7 @@ class Image:
         return _crop_to_content(pixels) if self.config.crop == "content" else pixels
 
     def _convert_channels(self, raw: np.ndarray) -> np.ndarray:
-        """Converts raw pixels to uint8 [H, W] for 1 channel, [H, W, 3] for 3; inverts light ones if "dark"."""
+        """Converts raw pixels to uint8 [H, W] or [H, W, 3], and inverts light images if `background` is "dark"."""
         if raw.dtype != np.uint8 or raw.ndim not in (2, 3) or (raw.ndim == 3 and raw.shape[2] not in (1, 2, 3, 4)):
             raise ValueError(f"an image must be uint8 [H, W] or [H, W, C<=4], not {raw.dtype} {list(raw.shape)}")
         if raw.size == 0:
@@ -255,7 +255,7 @@ def _crop_to_content(pixels: np.ndarray) -> np.ndarray:
 
 
 def _span(mask: np.ndarray) -> slice:
-    """Slice from the first to the last True."""
+    """Returns the slice from the first to the last True."""
     return slice(int(mask.argmax()), len(mask) - int(mask[::-1].argmax()))
 
 
@@ -265,7 +265,7 @@ def border(pixels: np.ndarray) -> np.ndarray:
 
 
 def border_colour(pixels: np.ndarray) -> int | tuple[int, ...]:
-    """Computes the (lower) median of the border of uint8 pixels, in Pillow's format: an int, or one per channel."""
+    """Computes the (lower) median of the border of uint8 pixels, in Pillow's format: an int or a tuple."""
     # np.median takes five times as long on the borders of small images.
     ordered = np.sort(border(pixels), axis=0)
     median = ordered[(len(ordered) - 1) // 2]
@@ -295,9 +295,9 @@ def deep_grey(image: PIL.Image.Image | np.ndarray) -> np.ndarray:
 
 
 def grey_to_uint8(values: np.ndarray, limits: Sequence[float]) -> np.ndarray:
-    """Maps values [H, W] from limits = (low, high) to 0 to 255, linearly. NaN becomes 0.
+    """Maps values [H, W] linearly from [low, high] = `limits` to uint8 in [0, 255]. NaN becomes 0.
 
-    One range for all images keeps their differences in brightness. Values outside are clipped.
+    Values outside the limits are clipped. Shared limits preserve differences in brightness between images.
     """
     low, high = limits
     levels = (values - low) * (255 / (high - low))

@@ -14,38 +14,38 @@ _NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)")
 
 
 def canonical_name(value: Any) -> str:
-    """Returns one spelling for names that are the same: Unicode NFC, without blanks around it, numbers by value.
+    """Returns the canonical spelling of a name: Unicode NFC, stripped of whitespace, with numbers normalised.
 
-    `1`, `1.0` and `+1` give "1"; `0.50` gives "0.5"; codes such as `007` and `1e3` stay. Surrogates, which no file can
-    hold, are escaped.
+    `1`, `1.0` and `+1` give "1"; `0.50` gives "0.5"; codes such as `007` and `1e3` are unchanged. Surrogates, which
+    UTF-8 cannot encode, are escaped.
     """
     if isinstance(value, float) and value == value and abs(value) != float("inf"):
         return _plain(decimal.Decimal(repr(float(value))))
     text = unicodedata.normalize("NFC", printable(str(value))).strip()
-    # Python's \d and Decimal accept the digits of all scripts; "²" is neither.
+    # Python's \d and Decimal accept the digits of all scripts, but not "²".
     return _plain(decimal.Decimal(text)) if _NUMBER.fullmatch(text) else text
 
 
 def _plain(number: decimal.Decimal) -> str:
-    """Formats a number without exponent and trailing zeros, with all its digits."""
+    """Formats a number with all its digits, but without an exponent or trailing zeros."""
     text = f"{number:f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text in ("-0", "") else text
 
 
 def printable(text: str) -> str:
-    """Replaces surrogates, which undecodable file names and JSON escapes produce, by escapes such as \\udcff."""
+    """Replaces surrogates, which undecodable file names and JSON escapes produce, with escapes such as \\udcff."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def similar_names(names: Iterable[str | None]) -> list[Mapping[str, int]]:
-    """Finds names that differ only in case or blanks.
+    """Finds names that differ only in case or whitespace.
 
     Args:
       names: name of each row, None where missing.
 
     Returns:
-      {name: rows} of each set of at least two such names, sorted.
+      {name: number of rows} for each set of two or more such names, in sorted order.
     """
     spellings: dict[str, dict[str, int]] = collections.defaultdict(dict)
     for name, count in sorted(collections.Counter(name for name in names if name is not None).items()):

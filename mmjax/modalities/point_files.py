@@ -23,7 +23,7 @@ def read_points(data: bytes, name: str) -> np.ndarray:
 
     Args:
       data: contents of the file.
-      name: file name. BIN has no magic bytes and is recognised by its suffix: float32 x, y, z and intensity.
+      name: file name. Its suffix identifies BIN files (float32 x, y, z and intensity), which have no magic bytes.
 
     Raises:
       ValueError: if the format is unsupported, or the file is damaged, truncated or empty.
@@ -131,7 +131,7 @@ def _parse_ascii(
     except ValueError:
         raise ValueError("the PCD data has text instead of numbers") from None
     columns = np.split(values, np.cumsum(counts)[:-1], axis=1)
-    # Cast packed colours to their 32-bit type, whose bits encode them. All other columns keep the digits of the text.
+    # Cast packed colours to their 32-bit type, whose bits encode the channels. All other columns stay float64.
     with np.errstate(invalid="ignore", over="ignore"):
         return [
             column.astype(kind) if colour and kind in ("<f4", "<u4", "<i4") else column

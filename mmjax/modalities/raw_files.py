@@ -1,4 +1,4 @@
-"""Reading raw files: bytes for the command line, and NPY arrays without unpickling."""
+"""Readers of raw files: bytes for the command line, and NPY arrays without unpickling."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ def read_npy(data: bytes) -> np.ndarray:
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         else:
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    # NumPy's parser raises many exception types on a damaged header, SyntaxError and struct.error included.
+    # NumPy's parser raises many exception types on a damaged header, including SyntaxError and struct.error.
     except Exception as error:
         raise ValueError(f"not a valid NPY file: {error}") from None
     if dtype.hasobject or dtype.kind not in "fiub":
         raise ValueError(f"the NPY file has dtype {dtype}, not integer, float or boolean")
-    # A header may have True and False as sizes, which NumPy accepts as integers only here.
+    # NumPy's header parser accepts True and False as sizes; other NumPy functions do not.
     if any(isinstance(size, bool) or size < 0 for size in shape):
         raise ValueError(f"the NPY file has an invalid shape {shape}")
-    # Compare the header's size with the file before allocating: it may exceed the memory.
+    # Compare the declared size with the file before allocating, as a header may declare more than fits into memory.
     count = math.prod(shape)
     expected, available = count * dtype.itemsize, len(data) - file.tell()
     if available < expected:
@@ -74,6 +74,6 @@ def read_npy(data: bytes) -> np.ndarray:
     values = np.frombuffer(data, dtype, count, file.tell())
     try:
         return values.reshape(shape, order="F" if fortran else "C")
-    # Too many axes, or sizes beyond 64 bits beside a 0.
+    # Too many axes, or a size that exceeds 64 bits next to a size of 0.
     except (ValueError, OverflowError) as error:
         raise ValueError(f"the NPY file has an invalid shape {shape}: {error}") from None

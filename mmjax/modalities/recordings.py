@@ -1,4 +1,4 @@
-"""Audio files: WAV without any package, and FLAC, OGG, MP3 and other formats of libsndfile through soundfile."""
+"""Audio file readers: WAV is built in; FLAC, OGG, MP3 and other formats of libsndfile need `soundfile`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_CHANNELS = 256
 _BLOCK = 2**20
 # Format tags of WAV files.
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
-# Sizes of writers that stream and do not know the length.
+# Size fields of streaming writers, which do not know the length in advance.
 _UNKNOWN = (0, 0xFFFFFFF0)
 # Encodings of libsndfile that keep more than 16 bits.
 _WIDE = ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")
@@ -31,8 +31,8 @@ _WIDE = ("PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 def read_recording(data: bytes, name: str) -> Waveform:
     """Decodes an audio file to samples [n] or [n, channels] and its sample rate in Hz.
 
-    Samples are int16 if that loses nothing but coding noise (8 and 16 bits, and lossy formats), else float32 with full
-    scale 1 (24 and 32 bits, floating point).
+    Samples are int16 for 8-bit, 16-bit and lossy formats, which loses at most coding noise. They are float32 with full
+    scale 1 for 24-bit, 32-bit and floating-point formats.
 
     Args:
       data: contents of the file.
@@ -40,7 +40,7 @@ def read_recording(data: bytes, name: str) -> Waveform:
 
     Raises:
       ValueError: if the format is unsupported, or the file is damaged, truncated, empty or not finite.
-      UserError: if it is no PCM or floating-point WAV file and the package `soundfile` is not installed.
+      UserError: if it is not a PCM or floating-point WAV file, and the package `soundfile` is not installed.
     """
     samples, rate = _read_wav(data) if data[:4] == b"RIFF" and data[8:12] == b"WAVE" else (None, 0)
     if samples is None:
@@ -146,7 +146,7 @@ def _read_with_soundfile(data: bytes, name: str) -> Waveform:
             narrow, frames, rate = opened.subtype in ("PCM_16", "PCM_S8", "PCM_U8"), opened.frames, opened.samplerate
             if opened.channels > MAX_CHANNELS:
                 raise ValueError(f"the audio has {opened.channels} channels, more than {MAX_CHANNELS}")
-            # Block by block, because the header may declare more samples than fit into memory.
+            # Read block by block, because the header may declare more samples than fit into memory.
             blocks = [opened.read(_BLOCK, dtype="int16" if narrow else "float32")]
             while len(blocks[-1]):
                 blocks.append(opened.read(_BLOCK, dtype="int16" if narrow else "float32"))

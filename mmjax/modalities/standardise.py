@@ -28,7 +28,7 @@ class StandardiseConfig:
         """Checks that mean and std are empty or have one entry per channel, and that std is positive.
 
         Raises:
-          ValueError: if not.
+          ValueError: if the check fails.
         """
         for name in ("mean", "std"):
             count = len(getattr(self, name))

@@ -20,7 +20,7 @@ MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 """Strings for a missing cell, in lower case."""
 
 
-# Digits that are an identifier, not a quantity: a leading zero, or 16 digits or more, which float64 would round.
+# Digits that are an identifier, not a quantity: with a leading zero, or 16 or more, which float64 would round.
 _NAME = re.compile(r"-?(0\d+|\d{16,})")
 
 
@@ -32,14 +32,14 @@ def is_missing(cell: Any) -> bool:
 def parse_cell(name: str, value: Any) -> float | str | None:
     """Parses a cell of a file or of the command line to a number or category; None if missing.
 
-    Digits with a leading zero, such as 01234, and 16 digits or more are identifiers, thus categories.
+    Digits with a leading zero, such as 01234, and 16 or more digits are identifiers, so they become categories.
 
     Args:
       name: column name, for messages.
       value: the cell.
 
     Raises:
-      ValueError: if the value is no cell, or is infinite.
+      ValueError: if the value has an unsupported type or is infinite.
     """
     if value is None or is_missing(value):
         return None
@@ -106,7 +106,7 @@ class Table:
 
     @property
     def spec(self) -> InputSpec:
-        """[columns] float32, with a mask per column. `categories` has the category count per column, 0 if numeric."""
+        """[columns] float32, with a mask per column. `details["categories"]` has the category counts, 0 if numeric."""
         details = {"categories": tuple(self._num_categories.tolist())}
         return InputSpec((len(self.config.columns),), "float32", mask_rank=1, details=details)
 
@@ -114,7 +114,7 @@ class Table:
         """Converts a row to (values [columns] float32, mask [columns] bool).
 
         Raises:
-          ValueError: if the row has another number of cells, an unknown category, or an infinite value.
+          ValueError: if the row has a wrong number of cells, an unknown category, or an infinite value.
         """
         cells = self._cells(raw) if isinstance(raw, Mapping) else np.asarray(raw, np.float64)
         if cells.shape != self._mean.shape:

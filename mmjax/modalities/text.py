@@ -18,7 +18,7 @@ from mmjax.tokens import InputSpec
 class Text:
     """Converts strings to token ids.
 
-    Two special tokens follow the tokenizer's vocabulary of size n, its largest id + 1: `begin` = n, for decoders, and
+    Two special tokens follow the tokenizer's n tokens (n is its largest id + 1): `begin` = n, for decoders, and
     `end` = n + 1. Every text ends with `end`, which distinguishes an empty text from a missing one.
     """
 
@@ -28,10 +28,10 @@ class Text:
 
         Attributes:
           length: maximum length in tokens, including `end`. Longer texts are truncated before `end`.
-          tokenizer: "bytes" (the 256 bytes of UTF-8), or the path of a Hugging Face `tokenizers` file (`.json`) or a
+          tokenizer: "bytes" (UTF-8 bytes, 256 tokens), or the path of a Hugging Face `tokenizers` file (`.json`) or a
             sentencepiece model (`.model`).
           lowercase: converts text to lower case.
-          tokens_per_byte: planned tokens per byte of a packed text; longer texts are truncated before `end`. Word-level
+          tokens_per_byte: planned tokens per byte of a packed text; tokens beyond the plan are truncated. Word-level
             tokenizers need about 0.25 for English. Values above 1 leave room for tokens that augmentation adds.
           vocabulary: rows of the embedding table; by default the tokenizer's vocabulary plus the two special tokens.
             Use more to make the table divisible over devices, or to reserve rows for a later tokenizer.
@@ -142,11 +142,12 @@ def _load_hugging_face(path: pathlib.Path) -> tuple[Callable[[str], list[int]], 
     # The package raises plain Exception.
     except Exception as error:
         raise ValueError(f"tokenizer {str(path)!r} cannot be read: {error}; give a Hugging Face file") from None
-    # These belong to the modality: padding would be masked as text, and truncation would come before `length`.
+    # The modality pads and truncates. The mask would count the tokenizer's padding as text, and its truncation would
+    # precede `length`.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     for option in ("dropout", "alpha", "nbest_size"):
-        # Subword regularisation draws at random: the same text would get other tokens at each call.
+        # Disable subword regularisation, which tokenizes the same text differently at each call.
         if getattr(tokenizer.model, option, None) is not None:
             setattr(tokenizer.model, option, None)
     # Ids may have gaps, and the post-processor may add tokens outside of the vocabulary.

@@ -11,7 +11,7 @@ import mmjax
 
 
 def child_environment() -> dict[str, str]:
-    """Returns the environment of a child that imports the same package as this process, and claims no accelerator."""
+    """Returns environment variables for a child process that imports the same mmjax and uses only the CPU."""
     path = os.pathsep.join([str(pathlib.Path(mmjax.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "JAX_PLATFORMS": "cpu"}
 

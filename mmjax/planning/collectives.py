@@ -28,7 +28,7 @@ class Collective:
     Attributes:
       kind: one of `KINDS`.
       axes: mesh axes that it crosses.
-      bytes: size of the full array on one chip that is gathered, reduced, scattered or sent.
+      bytes: size, on one chip, of the full array that is gathered, reduced, scattered or sent.
       seconds: time on the links.
       op_name: JAX name stack of the operation.
       backwards: True for a permute towards smaller device indices, which uses the links of the other direction.
@@ -95,7 +95,10 @@ def _cross_slice(instruction: Instruction, mesh: Mesh, chip: Chip) -> Iterator[C
 
 
 def _operand_bytes(module: Module, instruction: Instruction) -> int:
-    """Size of the operands on one chip. The result is no measure: for async starts its form depends on the kind."""
+    """Returns the bytes of the operands on one chip.
+
+    The size of the result is unsuitable: for async starts, its shape depends on the kind.
+    """
     return sum(array.bytes for name in instruction.operands for array in module.instructions[name].arrays)
 
 
@@ -139,7 +142,7 @@ def _integers(text: str) -> tuple[int, ...]:
 
 
 def _iota(shape: str, order: str | None) -> np.ndarray:
-    """Device indices of an iota group list: `arange` in this shape, its axes transposed by `order`."""
+    """Returns the device indices of an iota group list: `arange` reshaped to `shape`, with axes permuted by `order`."""
     sizes = _integers(shape)
     ids = np.arange(math.prod(sizes)).reshape(sizes)
     return ids.transpose(_integers(order)) if order else ids
@@ -183,7 +186,7 @@ class GroupTopology:
 
     @property
     def hops(self) -> int:
-        """Links on the path to the farthest member: half of each ring, the whole length of each line."""
+        """Number of links on the path to the farthest member: half of each ring, the whole length of each line."""
         return sum(chips // 2 if ring else chips - 1 for chips, ring in self.dimensions)
 
     def bandwidth(self, chip: Chip) -> float:

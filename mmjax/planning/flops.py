@@ -27,7 +27,7 @@ def training_flops(forward: Callable[..., Any], *arguments: Any) -> int:
       *arguments: arrays or `jax.ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: as `matmul_flops`.
+      ValueError: as in `matmul_flops`.
     """
     return TRAINING_PASSES * matmul_flops(forward, *arguments)
 
@@ -36,7 +36,7 @@ def step_flops(experiment: Any) -> int:
     """Returns the model FLOPs of the train step of an `mmjax.experiment.Experiment`, summed over all devices.
 
     Raises:
-      ValueError: as `matmul_flops`.
+      ValueError: as in `matmul_flops`.
     """
     with jax.set_mesh(experiment.mesh):
         return training_flops(
@@ -63,7 +63,7 @@ def matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
 
 
 def kernel_call_flops(equation: Any) -> int:
-    """Returns the FLOPs of one call of a `pallas_call` equation on one device, with those that fill tiles."""
+    """Returns the FLOPs of one call of a `pallas_call` equation on one device, including tile padding."""
     return _count_inside(equation)
 
 
@@ -80,7 +80,7 @@ def _count_equation(equation: Any) -> int:
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape
         out_channels = kernel[params["dimension_numbers"].rhs_spec[0]]
-        # The kernel has the input channels of one group only, so grouped convolutions are counted right.
+        # The kernel has the input channels of one group only, so the count is correct for grouped convolutions.
         return 2 * math.prod(equation.outvars[0].aval.shape) * (math.prod(kernel) // out_channels)
     if name.startswith("dot_product_attention_fwd"):
         # cuDNN attention: two matmuls, of query [B, Q, H, D] with key [B, K, H, D] and of the weights with value.
@@ -92,7 +92,7 @@ def _count_equation(equation: Any) -> int:
         return 2 * rows * inner * equation.outvars[0].aval.shape[-1]
     declared = params.get("cost_estimate") if name == "pallas_call" else None
     if declared is not None:
-        # The declared model FLOPs exclude what the kernel multiplies to fill the chip's tiles.
+        # The declared model FLOPs exclude the kernel's tile padding.
         return declared.flops
     return _count_inside(equation)
 

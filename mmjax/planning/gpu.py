@@ -13,12 +13,12 @@ from jax.experimental import topologies
 from mmjax.errors import UserError
 
 GPUS_PER_NODE = 8
-"""Most GPUs per node, all connected by NVLink."""
+"""Maximum number of GPUs per node, all connected by NVLink."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """Properties in which Hopper cards with the same cores differ.
+    """Properties that differ between Hopper cards with the same cores.
 
     Attributes:
       kind: `jax.Device.device_kind`.
@@ -68,7 +68,7 @@ _INSTALL = "pip install -c constraints.txt -e '.[cuda]', which needs no GPU"
 
 
 def gpu_devices(name: str, nodes: int, where: str) -> list[jax.Device]:
-    """Returns the devices of `nodes` times a GPU topology.
+    """Returns the devices of `nodes` copies of a GPU topology.
 
     Args:
       name: "h100:8" for one node of eight GPUs, "h100:4x8" for four.

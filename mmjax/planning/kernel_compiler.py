@@ -1,8 +1,9 @@
-"""Compiles Pallas kernels, each alone for one TPU chip, and reports the compiler's static cycles.
+"""Compiles Pallas kernels one by one for a single TPU chip and reports the compiler's static cycles.
 
     python -m mmjax.planning.kernel_compiler < requests > results
 
-A process of its own, as libtpu reads its options once, when it loads, and aborts on kernels that it cannot analyse.
+Runs in a separate process, as libtpu reads its options only when it loads, and aborts on kernels that it cannot
+analyse.
 Each line of standard input is a request, each line of standard output its result, both JSON:
 
     {"topology": "v5e:2x2", "operands": ["bf16[32,256,1024]", …], "results": […], "backend_config": "…", "trips": [32]}
@@ -41,7 +42,7 @@ def executed_bundles(text: str, trips: Sequence[int]) -> int:
       trips: executions of each loop, outermost first.
 
     Returns:
-      The count; 0 if the program has more loops than `trips`, or none.
+      The count; 0 if loops are nested more deeply than `trips`, or the text has no bundles.
     """
     depths = [match[1].count(">") for line in text.splitlines() if (match := _BUNDLE.match(line))]
     if not depths or max(depths) > len(trips):
@@ -73,7 +74,7 @@ def _compile(request: dict[str, Any], folder: pathlib.Path) -> dict[str, int]:
     module = Module(str(jax.jit(call).lower(*operands).compile().as_text()))
     (kernel,) = (each for each in module.instructions.values() if 'target="tpu_custom_call"' in each.attributes)
     written = [path for path in set(folder.iterdir()) - before if path.name.endswith("-final_bundles.txt")]
-    # libtpu's names of these files: TIME-INSTRUCTION-NUMBER-final_bundles.txt.
+    # libtpu names these files TIME-INSTRUCTION-NUMBER-final_bundles.txt.
     bundles = [path for path in written if f"-{kernel.name}-" in path.name and "analysis" not in path.name]
     executed = executed_bundles(bundles[0].read_text(errors="replace"), request["trips"]) if bundles else 0
     return {"cycles": kernel.cycles, "bundles": executed}

@@ -1,7 +1,7 @@
 """Static cycles of Pallas kernels from the TPU compiler, cached by kernel, device kind and libtpu version.
 
-`kernel_cycles.json` beside this file has the kernels of the recorded plans. Others are compiled in a child process, and
-kept in `$MMJAX_CACHE/kernel_cycles.json`.
+`kernel_cycles.json` beside this file has the kernels of the recorded plans. Others are compiled in a child process and
+cached in `$MMJAX_CACHE/kernel_cycles.json`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class KernelCycles:
     def compile_missing(
         self, device_kind: str, topology: str, kernels: Iterable[Kernel], log: Callable[[str], None]
     ) -> None:
-        """Compiles the kernels that are not in the table. One that fails is unknown for the life of this object."""
+        """Compiles the kernels that are not in the table. Those that fail are not retried by this object."""
         missing = [kernel for kernel in kernels if self.find(device_kind, kernel) is None]
         if not missing:
             return
@@ -90,7 +90,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def compile_in_child(topology: str, kernels: Sequence[Kernel]) -> Iterator[CompiledCycles | None]:
-    """Compiles kernels with `mmjax.planning.kernel_compiler`; one that crashes it does not affect the others."""
+    """Compiles kernels in a child process; a kernel that crashes the child does not affect the others."""
     requests = [{"topology": topology, **_request(kernel)} for kernel in kernels]
     while requests:
         for compiled in _run(requests):
@@ -103,7 +103,7 @@ def compile_in_child(topology: str, kernels: Sequence[Kernel]) -> Iterator[Compi
 
 
 def _request(kernel: Kernel) -> dict[str, Any]:
-    """Lowers a kernel for TPUs and returns what `kernel_compiler` needs."""
+    """Lowers a kernel for TPUs and returns its request for `kernel_compiler`, without the topology."""
     from jax import export
 
     def call(*arrays: jax.Array) -> Any:
@@ -113,7 +113,7 @@ def _request(kernel: Kernel) -> dict[str, Any]:
     text = export.export(jax.jit(call), platforms=["tpu"])(*operands).mlir_module()
     match = re.search(r'backend_config = "((?:[^"\\]|\\.)*)"', text)
     assert match is not None, "a Pallas kernel lowers to a custom call with a backend_config"
-    # MLIR escapes a backslash by another, quotes and control characters by two hexadecimal digits.
+    # MLIR escapes a backslash as two, and quotes and control characters as a backslash and two hexadecimal digits.
     config = re.sub(r"\\(\\|[0-9A-F]{2})", lambda code: _unescape(code[1]), match[1])
     return {
         "operands": kernel.operands,

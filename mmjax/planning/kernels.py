@@ -27,7 +27,7 @@ class Kernel:
       name: name of the kernel, which is part of the `op_name` of its custom calls.
       operands, results: HLO types, like "bf16[32,256,1024]".
       fingerprint: hash of the kernel's jaxpr and grid, which changes with its code.
-      flops: FLOPs of one call, including those that fill tiles.
+      flops: FLOPs of one call, including tile padding.
       trips: executions of the kernel body and of each loop nested in it; () if they depend on data.
       equation: the `pallas_call` equation.
     """
@@ -42,7 +42,7 @@ class Kernel:
 
     @property
     def key(self) -> str:
-        """Identity in the table of compiled kernels."""
+        """Key in the table of compiled kernels."""
         return f"{self.name}({', '.join(self.operands)}) -> {', '.join(self.results)} #{self.fingerprint}"
 
 
@@ -69,7 +69,7 @@ def _pallas_calls(jaxpr: Jaxpr, times: int) -> Iterator[tuple[Any, int]]:
 def _kernel(equation: Any) -> Kernel:
     params = equation.params
     info = params.get("name_and_src_info", params.get("name"))
-    # Addresses of objects and the mesh of the step are not part of the code.
+    # Remove object addresses and the step's mesh, which are not part of the code.
     code = re.sub(r"0x[0-9a-f]+|ctx_mesh=.*", "", f"{params['jaxpr']}\n{params['grid_mapping']}")
     return Kernel(
         name=getattr(info, "name", str(info)),
@@ -89,7 +89,10 @@ def _hlo_type(aval: Any) -> str:
 
 
 def _trips(params: Mapping[str, Any]) -> tuple[int, ...]:
-    """Returns the grid size and the lengths of the loops in the kernel, outermost first; () if they are not a chain."""
+    """Returns the grid size and the lengths of the nested loops in the kernel, outermost first.
+
+    Returns () if a size or length is unknown, or a body has more than one loop.
+    """
     sizes = params["grid_mapping"].grid
     if not all(isinstance(size, int) for size in sizes):
         return ()

@@ -1,4 +1,4 @@
-"""Lower bound of a step's memory from shapes alone, in seconds, where a compilation takes minutes."""
+"""Lower bound of a step's memory from shapes alone. Takes seconds; compilation takes minutes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jax.extend.core import Literal
 
 @dataclasses.dataclass(frozen=True)
 class LowerBound:
-    """Bytes that a step needs at least on one device.
+    """Minimum bytes that a step needs on one device.
 
     Attributes:
       parameters: parameters and their EMA.
       optimizer: state of the optimiser.
       batch: inputs and targets.
-      activations: arrays that the layers keep for the backward pass, of one microbatch.
+      activations: arrays that the layers keep for the backward pass of one microbatch.
     """
 
     parameters: int
@@ -35,7 +35,7 @@ class LowerBound:
 def memory_lower_bound(experiment: Any) -> LowerBound:
     """Returns the lower bound of an `mmjax.experiment.Experiment`'s step with its rematerialisation.
 
-    Activations are split over all devices of the mesh, as evenly as no real sharding does better.
+    Assumes that activations are split evenly over all devices of the mesh; real shardings need at least as much.
     """
     shapes, shardings = experiment.shapes, experiment.shardings
     microbatches = getattr(experiment.trainer.estimator, "microbatches", 1)
@@ -49,9 +49,10 @@ def memory_lower_bound(experiment: Any) -> LowerBound:
 
 
 def residual_bytes(experiment: Any) -> int:
-    """Returns the bytes of the whole batch's arrays that loops over layers keep for the backward pass, on all devices.
+    """Returns the bytes of residuals that loops over layers keep, for the whole batch and summed over devices.
 
-    The compiler may compute other residuals again, but not those of a loop: [layers, batch, ...], floating point.
+    Residuals are arrays kept for the backward pass. The compiler may recompute others, but not those of a loop,
+    which are floating-point [layers, batch, ...].
     """
     batch_size = experiment.config.train.batch_size
 
@@ -76,11 +77,11 @@ def residual_bytes(experiment: Any) -> int:
 
 
 def _shard_bytes(shapes: Any, shardings: Any) -> int:
-    """Bytes of a tree's shards on one device."""
+    """Returns the bytes of a tree's shards on one device."""
     leaves = zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
     return sum(math.prod(sharding.shard_shape(leaf.shape)) * _itemsize(leaf.dtype) for leaf, sharding in leaves)
 
 
 def _itemsize(dtype: Any) -> int:
-    """Bytes of an element; a random key counts as nothing."""
+    """Returns the bytes of an element; 0 for a PRNG key."""
     return getattr(dtype, "itemsize", 0) if not jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else 0

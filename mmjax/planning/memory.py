@@ -80,7 +80,7 @@ def read_memory(module: Module, analysis: Any, capacity: int) -> MemoryUse:
     for instruction in module.entry.instructions:
         if instruction.opcode == "parameter":
             arguments[_argument_kind(instruction.op_name)] += sum(array.padded_bytes for array in instruction.arrays)
-    # Padding and alignment that the HLO text does not show.
+    # Add padding and alignment, which the HLO text does not show.
     arguments["other"] += analysis.argument_size_in_bytes - sum(arguments.values())
     live = live_at_peak(module)
     # Donated arguments hold aliased outputs.
@@ -197,7 +197,7 @@ class _HeapSimulator:
         if opcode in ("bitcast", "while", "opt-barrier", "optimization-barrier", "dynamic-update-slice", "scatter"):
             return (flat + [None] * len(new))[: len(new)]
         if opcode.endswith("-start") and opcode != "all-reduce-start":
-            # The result of copy-start is (copy, source, context), of other starts (*operands, *results).
+            # The result of copy-start is (copy, source, context); that of other starts is (*operands, *results).
             return new[:1] + flat + new[2:] if opcode == "copy-start" else flat + new[len(flat) :]
         if opcode.endswith("-done"):
             start = computation.by_name[instruction.operands[0]]

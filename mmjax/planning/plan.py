@@ -24,9 +24,9 @@ from mmjax.planning.schedule import CollectiveTotals, KernelTotals, StepTiming, 
 from mmjax.planning.topology import GENERATIONS
 
 LOW_RATIO = 0.95
-"""Lower bound of measured over simulated step time. Published runs: 0.98 to 1.06 (`experiments/03_plans`)."""
+"""Lower bound of measured / simulated step time. Published runs: 0.98 to 1.06 (`experiments/03_plans`)."""
 HIGH_RATIO = 1.3
-"""Upper bound of measured over simulated step time: an allowance for slower links and clocks and runtime overhead."""
+"""Upper bound of measured / simulated step time: an allowance for slower links and clocks and runtime overhead."""
 
 
 class Plannable(Protocol):
@@ -132,7 +132,7 @@ class Plan:
       slowest: (file.py:line, seconds) of the slowest source lines.
       examples_per_row: average examples per slot of `batch_size`; below 1 if packing leaves slots empty.
       bound: lower bound of the memory from shapes; None if it was not computed.
-      compiled: False if the lower bound exceeds the capacity so far that the step was not compiled.
+      compiled: False if the step was not compiled because its lower bound of memory exceeds the capacity.
       time_unknown: reason for missing times, or "".
       compile_seconds: compile time.
       versions: versions of JAX and its compilers.
@@ -240,7 +240,7 @@ def make_plan(
         )
     lowered = experiment.lower_step()
     start = time.monotonic()
-    # In a child process, beside the compilation of the step.
+    # Compile the kernels in a child process, in parallel with the step.
     compile_kernels.start()
     try:
         compiled = lowered.compile()
@@ -271,7 +271,7 @@ def make_plan(
 
 
 def plan_from_bound(recipe: str, topology: str, experiment: Plannable, bound: LowerBound) -> Plan:
-    """Returns the plan of a step that does not fit by the lower bound of its memory, without compiling it."""
+    """Returns the plan of a step whose lower bound of memory exceeds the capacity, without compiling it."""
     fields = _recipe_fields(recipe, topology, experiment)
     return Plan(fits=False, peak_bytes=bound.total, bound=bound, compiled=False, **fields)
 
@@ -355,7 +355,7 @@ def timing_fields(timing: StepTiming, chip: Chip) -> dict[str, Any]:
 
 
 def kernel_summaries(kernels: Sequence[KernelTotals]) -> tuple[KernelSummary, ...]:
-    """Returns the summaries of kernels, by total time."""
+    """Returns the summaries of kernels, in descending order of total time."""
     summaries = [
         KernelSummary(
             name=totals.name,

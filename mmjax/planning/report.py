@@ -142,7 +142,7 @@ def _kernel_sources(plan: Plan) -> str:
 
 
 def kernel_line(kernel: KernelSummary) -> str:
-    """Formats the runs, the time of one call and its source, name and shapes of a kernel."""
+    """Formats a kernel as one line: runs, time of one call and its source, name and operand types."""
     roofline = f"roofline {format_us(kernel.roofline_seconds)}"
     if kernel.source == "roofline":
         source = "roofline, a lower bound: the compiler gives no static estimate"
@@ -208,7 +208,7 @@ def print_remedy(console: Console, remedy: Remedy | None, minutes: float) -> Non
 def print_ranking(console: Console, ranking: list[tuple[Overrides, Plan]]) -> None:
     """Prints all candidates of a search, best first, and the flags of the best one."""
     console.print("search results", style="bold")
-    # The change is the last column, without wrapping by rich, as it may be long.
+    # Print the change last and without wrapping by rich, as it may be long.
     row = "{:>20} {:>11} {:>12} {:>12}  {}"
     console.print(row.format("peak", "step", "utilisation", "examples/s", "change"), soft_wrap=True)
     for overrides, plan in ranking:

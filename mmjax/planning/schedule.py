@@ -78,7 +78,7 @@ class StepTiming:
     Attributes:
       cycles: the compiler's estimated cycles, summed over all executions.
       compute_seconds: time of these cycles; roofline time if the compiler estimates no cycles.
-      kernel_seconds: time of custom kernels, for which a step's program has no cycles.
+      kernel_seconds: time of custom kernels, for which the program has no cycle estimate.
       prefetch_seconds: time that the chip waits for prefetches.
       step_seconds: time of the whole step, including exposed collectives and prefetches.
       collectives: totals by "instruction/index".
@@ -138,8 +138,8 @@ class _Info:
     """Time-independent properties of an instruction.
 
     Attributes:
-      role: "start" launches asynchronous collectives, "done" waits for them, "advance" is a fusion that carries one on;
-        "sync" is any other instruction, including blocking collectives.
+      role: "start" launches asynchronous collectives, "done" waits for them, "advance" is a fusion that advances one
+        alongside its own computation; "sync" is any other instruction, including blocking collectives.
       key: key shared by the start and the done of a collective.
       collectives: collectives that the instruction launches.
       location: "file.py:line", or "".
@@ -162,7 +162,7 @@ class _InFlight:
 
 
 class _Simulator:
-    """Executes a module in program order. `now` and all ends are seconds; `times` weights an execution."""
+    """Simulates a module in program order. Times are in seconds; `times` is the execution count of an instruction."""
 
     def __init__(self, module: Module, mesh: Mesh, chip: Chip, kernels: Sequence[Kernel], find_cycles: FindCycles):
         self.module, self.mesh, self.chip = module, mesh, chip
@@ -171,7 +171,7 @@ class _Simulator:
         self.now = 0.0
         self.link_free: dict[str, float] = {}
         self.in_flight: dict[str, _InFlight] = {}
-        # {name of the start: HBM seconds left}, in order.
+        # Prefetches in launch order: {name of the start instruction: HBM seconds left}.
         self.transfers: dict[str, float] = {}
         self.infos: dict[str, _Info] = {}
         self.run(module.entry, 1)
@@ -188,7 +188,7 @@ class _Simulator:
                 self.execute(computation, instruction, times)
 
     def run_loop(self, instruction: Instruction, times: int) -> None:
-        """Simulates two trips and extrapolates the second, as it may wait for collectives started in the first."""
+        """Simulates two iterations and extrapolates the second, which may wait for collectives started in the first."""
         body = self.module.computations[str(instruction.attribute("body"))]
         trips = self.module.trip_count(instruction)
         if trips:
@@ -203,7 +203,7 @@ class _Simulator:
                     flight.end += extrapolated
 
     def run_branches(self, called: list[Computation], times: int) -> None:
-        """Simulates all branches of a conditional from the same start; the slowest sets the time. A call has one."""
+        """Simulates all branches of a conditional, or a call, from the same start; the slowest sets the time."""
         start, slowest_end = self.now, self.now
         for branch in called:
             self.now = start

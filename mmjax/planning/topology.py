@@ -45,11 +45,11 @@ _INSTALL = "pip install -c constraints.txt -e '.[tpu]', which needs no TPU"
 
 
 def topology_devices(name: str, num_slices: int = 1, where: str = "--topology") -> list[jax.Device]:
-    """Returns the devices of a topology, for a mesh to compile for. They cannot run programs.
+    """Returns compile-only devices of a topology. They can form a mesh, but cannot run programs.
 
     Args:
       name: TPU generation and chips along each dimension: "v5e:16x16", "v5p:8x8x4", "v6e:16x16", "tpu7x:4x4x4". A chip
-        is one device, on tpu7x two. GPUs: "h100:8" is one node of eight, "h100:4x8" four nodes of eight.
+        is one device; on tpu7x, two. GPUs: "h100:8" is one node of eight, "h100:4x8" four nodes of eight.
       num_slices: number of such slices, connected by the data-centre network.
       where: flag or config key of the name, for messages.
 
@@ -66,7 +66,7 @@ def topology_devices(name: str, num_slices: int = 1, where: str = "--topology") 
     use_as_compiler(os.environ)
     options: dict[str, object] = dict(GENERATIONS[generation].options)
     if math.prod(shape) < 4:
-        # libtpu assumes hosts with four chips and rejects a slice of part of a host.
+        # By default, libtpu assumes hosts with four chips and rejects slices smaller than a host.
         options["chips_per_host_bounds"] = (*shape, 1, 1)[:3]
     if num_slices > 1:
         options["num_slices"] = num_slices
@@ -81,7 +81,7 @@ def parse_topology(name: str, where: str = "--topology") -> tuple[str, tuple[int
     """Parses a TPU topology like "v5e:16x16" into (generation, chips along each dimension).
 
     Raises:
-      UserError: if the generation is unknown, or the shape is malformed or larger than a slice.
+      UserError: if the generation is unknown, or the shape is malformed or larger than the largest slice.
     """
     generation, _, sizes = name.partition(":")
     if generation not in GENERATIONS:

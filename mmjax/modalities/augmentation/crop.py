@@ -22,7 +22,7 @@ class Crop:
 
         Attributes:
           smallest: minimum area of the crop as a fraction of the image; the maximum is 1.
-          aspect: maximum factor between the aspect ratios of the crop and the image, wider or taller.
+          aspect: the crop's aspect ratio is the image's times a factor drawn log-uniformly from [1 / aspect, aspect].
         """
 
         smallest: Annotated[float, Within(0.01, 1.0)] = 0.3

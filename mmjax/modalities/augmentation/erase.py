@@ -22,7 +22,7 @@ class Erase:
           probability: probability of erasing, per image.
           smallest: minimum area of the rectangle as a fraction of the image.
           largest: maximum area of the rectangle as a fraction of the image.
-          aspect: maximum aspect ratio of the rectangle, wide or tall.
+          aspect: the aspect ratio of the rectangle is drawn log-uniformly from [1 / aspect, aspect].
         """
 
         probability: Annotated[float, Within(0.0, 1.0)] = 0.25

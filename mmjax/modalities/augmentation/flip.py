@@ -13,7 +13,7 @@ Probability = Annotated[float, Within(0.0, 1.0)]
 
 
 class Flip:
-    """Flips images horizontally or vertically. Unsuitable for text, or if captions mention left or right."""
+    """Flips images horizontally or vertically. Unsuitable for images of text, or if captions mention left or right."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:

@@ -12,7 +12,7 @@ from mmjax.modalities.recordings import Waveform, mono
 class Noise:
     """Adds Gaussian noise at a random signal-to-noise ratio, uniform in decibels.
 
-    The signal's power is its variance: a constant offset of the recorder is not signal.
+    Signal power is the variance of the samples, which excludes a constant offset of the recorder.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Noise:
         self.config = config
 
     def __call__(self, raw: Waveform, rng: np.random.Generator) -> Waveform:
-        """Adds noise to (samples [n] or [n, channels], rate), to (mono float32 [n], rate). Digital silence stays."""
+        """Converts (samples [n] or [n, channels], rate) to noisy (mono float32 [n], rate). Silence is unchanged."""
         samples, rate = mono(raw[0]), raw[1]
         ratio = rng.uniform(self.config.low, self.config.high)
         std = np.std(samples, dtype=np.float64) * 10 ** (-ratio / 20)

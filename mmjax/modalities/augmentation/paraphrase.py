@@ -22,7 +22,7 @@ _WHERE = "data.augment, the function of paraphrase"
 
 
 class Paraphrase:
-    """Replaces a text by a paraphrase from a user-defined function, which returns candidates or one random text.
+    """Replaces a text with a paraphrase from a user-defined function, which returns candidates or one random text.
 
     The function must be deterministic given its arguments, or batches will not be reproducible. Models are slow: let
     the function look up precomputed paraphrases in a file.

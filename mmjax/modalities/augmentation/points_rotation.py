@@ -14,7 +14,7 @@ _AXES = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}
 
 
 class PointsRotation:
-    """Rotates a cloud about an axis through the origin, or by a uniform random rotation. Features are unchanged."""
+    """Rotates a cloud about an axis through the origin, or by a uniformly random rotation. Features are unchanged."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:

@@ -12,10 +12,10 @@ from mmjax.modalities.point_files import as_points
 
 
 class PointsScaling:
-    """Scales a cloud about the origin, along each axis by an independent random factor.
+    """Scales a cloud about the origin by an independent random factor per axis.
 
-    Unless the modality has `normalise="none"`, it moves the centroid to the origin afterwards; the result is then the
-    same as scaling about the centroid.
+    Unless it has `normalise="none"`, the points modality then moves the centroid to the origin, so the result equals
+    scaling about the centroid.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al., 2020): random sequences of image operations of one magnitude."""
+"""RandAugment (Cubuk et al., 2020): random sequences of image operations with a shared magnitude."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Operation = Callable[[PIL.Image.Image, float], PIL.Image.Image]
 
 
 def _affine(*coefficients: Callable[[float, int, int], float]) -> _Operation:
-    """Makes an affine operation from functions (strength, width, height) -> each of Pillow's (a, b, c, d, e, f)."""
+    """Makes an affine operation from six functions (strength, width, height) -> coefficient, Pillow's a to f."""
 
     def operation(image: PIL.Image.Image, strength: float) -> PIL.Image.Image:
         width, height = image.size

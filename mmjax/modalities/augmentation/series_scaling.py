@@ -14,7 +14,7 @@ from mmjax.modalities.series import as_series, channel_means
 class SeriesScaling:
     """Multiplies each channel's deviations from its mean by an independent factor, normally distributed with mean 1.
 
-    The mean itself is kept: the factor of a channel such as 1013 ± 5 hPa would move it by many standard deviations.
+    The mean is kept: scaling it would shift a channel such as 1013 ± 5 hPa by many standard deviations.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from mmjax.errors import UserError
 
 
 class Synonyms:
-    """Replaces words by synonyms from WordNet or a user-defined dictionary."""
+    """Replaces words with synonyms from WordNet or a user-defined dictionary."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:

@@ -38,7 +38,7 @@ class TimeWarp:
 
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Transforms [n] or [n, channels] to float64 [n, channels]."""
-        # Import here: scipy.interpolate is slow, and training without time warping does not need it.
+        # Import here: importing scipy.interpolate is slow, and training without time warping does not need it.
         import scipy.interpolate
 
         values = as_series(raw)
