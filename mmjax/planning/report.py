@@ -68,8 +68,8 @@ def print_memory(console: Console, plan: Plan) -> None:
         share = "" if not plan.capacity_bytes else f" ({plan.peak_bytes / plan.capacity_bytes:.0%})"
         verdict = f"fits: {peak}{share}"
     else:
-        least = "" if plan.compiled else "at least "
-        verdict = f"does not fit: {least}{peak}, {least}{format_bytes(plan.missing_bytes)} too much"
+        prefix = "" if plan.compiled else "at least "
+        verdict = f"does not fit: {prefix}{peak}, {prefix}{format_bytes(plan.missing_bytes)} too much"
     values = {"peak": verdict}
     if plan.bound is not None:
         bound = plan.bound
