@@ -82,7 +82,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _parse(name: str, flags: absl_flags.FlagValues, argv: list[str]) -> list[str]:
-    """Parses `argv`, without the command, into `flags`. Returns the positional arguments."""
+    """Parses `argv`, which excludes the command name, into `flags`. Returns the positional arguments."""
     help_hint = f"`mmjax {name} --help` shows the flags"
     try:
         with _argv(["mmjax", *argv]):

@@ -1,7 +1,6 @@
 """Random draws for dataset preparation that are stable across NumPy versions.
 
-Every draw comes from `Philox(key)` through `Generator.random()` alone: NumPy guarantees version-stable streams for no
-other method.
+Every draw uses `Generator.random()` on `Philox(key)`, the only method whose stream NumPy guarantees across versions.
 """
 
 from __future__ import annotations

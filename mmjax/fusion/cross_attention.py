@@ -1,6 +1,7 @@
 """Cross-attention between modalities, with learned latent queries as readout.
 
-The cross-attention between streams follows Lu et al., ViLBERT (2019), the readout Jaegle et al., Perceiver (2021).
+The cross-attention between modalities follows Lu et al., ViLBERT (2019); the readout follows Jaegle et al., Perceiver
+(2021).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mmjax.tokens import Tokens
 
 
 class CrossBlock(nnx.Module):
-    """Pre-norm block: a separate cross-attention per modality, summed, then an MLP, each with a residual connection.
+    """Pre-norm block: the sum of one cross-attention per modality, then an MLP, both with a residual connection.
 
     A single softmax over the tokens of all modalities would initially be dominated by modalities with many tokens, and
     an absent modality would change the weights of the others. With separate softmaxes, an absent modality adds exactly
@@ -64,12 +65,12 @@ class CrossBlock(nnx.Module):
 
 
 class FusionLayer(nnx.Module):
-    """One round: all modalities attend to their paired modalities in parallel, then the latents attend to all of them.
+    """One round: each modality attends to its paired modalities in parallel, then the latents attend to all modalities.
 
     Args:
       names: all modalities.
       pairs: {modality: modalities that it attends to}; other modalities pass through unchanged.
-      make_cross: builds a `CrossBlock` from the names that it attends to.
+      make_cross: builds a `CrossBlock` that attends to the given modalities.
       make_self: builds the self-attention block of the latents.
     """
 
@@ -88,7 +89,7 @@ class FusionLayer(nnx.Module):
 
         updated = dict(tokens)
         for name in self.pairs:
-            # The prefix keeps a modality of any name apart from the other keys.
+            # The prefix prevents collisions between modality names and the other keys.
             updated[name] = self.streams[name](tokens[name], tokens, fold_in("streams." + name), drop_rate)
         latents = self.readout(latents, updated, fold_in(FUSED), drop_rate)
         return updated, self.latent_block(latents, fold_in("latent_block"), drop_rate)
@@ -170,7 +171,7 @@ class CrossAttention(nnx.Module):
         self.widths = dict.fromkeys((*widths, FUSED), width)
 
     def __call__(self, tokens: dict[str, Tokens], rng: Randomness | None) -> dict[str, Tokens]:
-        """Returns the updated tokens of each modality and `queries` fused tokens per example."""
+        """Returns the updated tokens of each modality and `config.queries` fused tokens per example."""
         streams = {
             name: tokens[name].with_values(entrance(tokens[name].values)) for name, entrance in self.entrances.items()
         }

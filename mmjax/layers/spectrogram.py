@@ -170,7 +170,7 @@ class Spectrogram:
         for shift in range(offsets.start // frames_per_chunk, (offsets.stop - 1) // frames_per_chunk + 1):
             start, stop = (offset - shift * frames_per_chunk for offset in (offsets.start, offsets.stop))
             part = chunk_frames[:, :, max(start, 0) : min(stop, frames_per_chunk)]
-            # Frames of other recordings in the row are outside of this one's range, and set to 0 below.
+            # Frames shifted in from other recordings have an `index` outside this recording, and are set to 0 below.
             parts.append(_shifted(part, shift))
         frames = jnp.concatenate(parts, axis=2)
         if self.config.normalise == "recording":
@@ -207,7 +207,7 @@ class Spectrogram:
         Args:
           frames: log-mel frames [..., frames, bins].
           index: index of each frame in its recording, [..., frames] or [1, frames].
-          rng: None outside training, which returns `frames` unchanged.
+          rng: None outside training; `frames` are then returned unchanged.
           expand: reshapes draws per example [B, 1] to broadcast with `index`.
         """
         config = self.config
@@ -215,7 +215,7 @@ class Spectrogram:
             return frames
 
         def span_mask(name: str, index: Array, size: int, max_length: float) -> Array:
-            """Masks one random span per example: length uniform in [0, max_length], start uniform in the rest."""
+            """Masks one random span per example: length uniform in [0, max_length], start uniform where it fits."""
             draws = rng.fold_in(name).bits((2,)).astype(jnp.float32) / 2.0**32
             length = draws[:, :1] * min(max_length, size)
             start = draws[:, 1:] * (size - length)

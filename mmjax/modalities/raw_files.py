@@ -74,6 +74,6 @@ def read_npy(data: bytes) -> np.ndarray:
     values = np.frombuffer(data, dtype, count, file.tell())
     try:
         return values.reshape(shape, order="F" if fortran else "C")
-    # Too many axes, or a size that exceeds 64 bits next to a size of 0.
+    # Raised for too many axes, or for a size that exceeds 64 bits in a shape that also contains 0.
     except (ValueError, OverflowError) as error:
         raise ValueError(f"the NPY file has an invalid shape {shape}: {error}") from None

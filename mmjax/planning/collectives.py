@@ -28,7 +28,7 @@ class Collective:
     Attributes:
       kind: one of `KINDS`.
       axes: mesh axes that it crosses.
-      bytes: size, on one chip, of the full array that is gathered, reduced, scattered or sent.
+      bytes: size on one chip, of the result for an all-gather, else of the array that is reduced, scattered or sent.
       seconds: time on the links.
       op_name: JAX name stack of the operation.
       backwards: True for a permute towards smaller device indices, which uses the links of the other direction.
@@ -155,7 +155,7 @@ def _along(ids: np.ndarray, axes: Sequence[int]) -> np.ndarray:
 
 
 def _widest_group(groups: np.ndarray, mesh: Mesh) -> np.ndarray:
-    """Returns the group that crosses the most mesh axes. Only the pairs of a permute may cross different axes."""
+    """Returns the group that crosses the most mesh axes. Groups differ in this only if they are pairs of a permute."""
     return max(groups, key=lambda group: len(crossed_axes(group, mesh)))
 
 
@@ -193,7 +193,7 @@ class GroupTopology:
         """Returns the bytes/s that a device receives in a gather over all dimensions at once."""
         if chip.clock_hz is None:
             return chip.link_bandwidth
-        # Devices of the chip outside the group use the same links for their own groups.
+        # Other devices of the chip, which are not in the group, use the same links for their own groups.
         link = chip.link_bandwidth * self.cores / chip.devices_per_chip
         # A chip in a ring receives from both sides, a chip at the end of a line from one.
         return sum(link * (2 if ring else 1) for _, ring in self.dimensions)

@@ -44,7 +44,7 @@ def chunk_path(work: pathlib.Path, chunk: int) -> pathlib.Path:
 def examine_chunk(job: Job, chunk: int) -> None:
     """Examines the rows of a chunk and writes its chunk file atomically. No-op if the file exists.
 
-    Arrays of the file, `NAME` being an input column:
+    Arrays in the file, where `NAME` is an input column:
       rows: list of `ExaminedRow` as JSON.
       NAME/which, NAME/hashes: row offsets within the chunk [n], and hashes uint64 [n, ...].
       NAME/sketches, NAME/ends: concatenated signature bytes of these rows, and the end offset of each [n].

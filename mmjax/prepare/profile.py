@@ -18,8 +18,8 @@ MAX_CLASSES = 1000
 # Minimum fraction of values with a file suffix of one kind, for a column of paths. Other values are reported as
 # unreadable.
 _PATH_SHARE = 0.9
-# Integers are classes if they have few distinct values, many rows per value, a leading zero, or all values from 0 or 1
-# without a gap.
+# Integers are classes if they have few distinct values, many rows per value or a leading zero, or if they are
+# consecutive from 0 or 1.
 _FEW_INTEGERS = 20
 _MANY_ROWS = 10
 
@@ -85,7 +85,7 @@ class Profile:
 
     @property
     def paths(self) -> bool:
-        """True if the values are paths of files with a known suffix, apart from a few wrong ones."""
+        """True if at least a fraction `_PATH_SHARE` of the strings are paths with a file suffix of one kind."""
         return bool(self._path_kind())
 
     def _path_kind(self) -> str | None:

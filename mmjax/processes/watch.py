@@ -110,7 +110,7 @@ class Watchdog:
                 exit_with(failure)
 
     def _broadcast(self, failure: str, receivers: int) -> None:
-        """Sends `failure` to the other processes and waits for replies: the coordinator exits with this process."""
+        """Sends `failure` to the other processes and waits for replies, as the coordinator exits with this process."""
         self._client.key_value_set(f"{self.key}/verdict/all", failure, allow_overwrite=True)
         deadline = time.monotonic() + self.heartbeat_timeout
         while len(self._client.key_value_dir_get(f"{self.key}/heard/")) < receivers and time.monotonic() < deadline:

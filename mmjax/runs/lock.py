@@ -28,7 +28,7 @@ def locked(workdir: pathlib.Path, console: Console) -> Iterator[None]:
 
     Args:
       workdir: folder of the run, created if it does not exist.
-      console: output of the warning.
+      console: prints the warning.
 
     Raises:
       UserError: if another process holds the lock, or the folder cannot be written.

@@ -86,10 +86,10 @@ ANSWERS: tuple[str, ...] = tuple(
 
 
 def balanced_questions(copies: int) -> list[Question]:
-    """Returns every (a, b, operation) `copies` times, with rotating phrasings: splits are exactly balanced."""
+    """Returns every (a, b, operation) `copies` times, for exactly balanced splits. Phrasings rotate."""
     combinations = list(itertools.product(range(10), range(10), OPERATIONS))
     return [
-        # Offset by a + b: even with few copies, all phrasings are equally frequent.
+        # Offset by a + b, so that all phrasings are equally frequent even with few copies.
         Question(a, b, name, (copy + a + b) % len(OPERATIONS[name].phrasings))
         for copy in range(copies)
         for a, b, name in combinations

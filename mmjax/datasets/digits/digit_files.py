@@ -115,7 +115,7 @@ def find_digit_files(folder: pathlib.Path) -> DigitFiles:
     if missing:
         problem = f"has no {' and no '.join(missing)}" if folder.is_dir() else "is not a folder"
         raise MissingData("data.path", f"{str(folder)!r} {problem}", _REMEDY)
-    # Test images without training images are split like training images.
+    # If there are no training images, use the test images as training images.
     return DigitFiles(images, test_images, recordings) if images else DigitFiles(test_images, {}, recordings)
 
 
@@ -178,7 +178,7 @@ def _labels(images: pathlib.Path, match: re.Match) -> pathlib.Path | None:
 
 
 def _deduplicate(pairs: dict[pathlib.Path, pathlib.Path]) -> dict[pathlib.Path, pathlib.Path]:
-    """Returns only the first pair of image and label files. Raises UserError if others have different contents.
+    """Returns only the first pair of image and label files. Raises UserError if another pair differs.
 
     Other datasets, such as Fashion-MNIST, have the same file names as MNIST.
     """

@@ -104,7 +104,7 @@ class Kind:
         """No downsampling options."""
 
     def __init__(self, config: Any = None, reduce: Any = None):
-        # True if the column holds file paths, apart from a few wrong ones.
+        # True if the column holds file paths; a few values may be invalid.
         self.paths = False
         self.config: Any = self.Config() if config is None else config
         self.reduce: Any = self.Reduce() if reduce is None else reduce
@@ -126,7 +126,7 @@ class Kind:
         return raw
 
     def measure_whole(self, raw: Any) -> dict[str, float | int | str]:
-        """Measurements before `reduced`, for properties that it changes; they override those of `measure`."""
+        """Measures raw data before `reduced`, for properties that it changes; overrides the results of `measure`."""
         return {}
 
     def measure(self, raw: Any) -> dict[str, float | int | str]:
@@ -160,7 +160,10 @@ class Kind:
         return 0.0
 
     def pair_filter(self, pairs: Iterable[tuple[bytes, bytes]]) -> Callable[[bytes, bytes], bool] | None:
-        """Fits `filter(a, b)`, True for copies, to the similar pairs of all rows. None if all pairs are copies."""
+        """Fits a predicate `filter(a, b)`, True for copies, on the similar pairs of all rows.
+
+        Returns None if all similar pairs count as copies.
+        """
         return None
 
     # Suspected label errors.

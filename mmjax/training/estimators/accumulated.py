@@ -82,8 +82,7 @@ class Accumulated:
     def _split(self, tree: Any, rows: int) -> Any:
         """Splits [B, ...] into [microbatches, B / microbatches, ...]; each microbatch has rows of every device.
 
-        Examples packed into the same row stay in the same microbatch, in arrays [B, ...] and in arrays [R, ...] of R
-        rows.
+        Also splits arrays per packed row, [R, ...]. Examples packed into the same row stay in the same microbatch.
         """
 
         def split(x):
