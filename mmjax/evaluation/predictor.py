@@ -62,7 +62,7 @@ def process_inputs(
 
     Returns:
       `{name: Input}` with values `spec.shape` and mask `spec.shape[:mask_rank]`, without batch axis; inputs that are
-      not given are absent.
+      not given are omitted.
 
     Raises:
       UserError: if an input is invalid.
@@ -104,7 +104,7 @@ class Predictor:
 
     Args:
       objective: objective of the run.
-      mesh: device mesh; the example is padded to the smallest batch divisible by its batch shards.
+      mesh: device mesh; the example is padded to a batch of one row per batch shard.
       targets: specs of the dataset's targets; their values are not used.
     """
 

@@ -64,7 +64,8 @@ class Stack(nnx.Module):
     Args:
       make: builds one layer from `nnx.Rngs`.
       depth: number of layers.
-      rematerialise: "none" or a key of `REMATERIALISATION`, or one per layer; adjacent equal ones share a scan.
+      rematerialise: "none" or a key of `REMATERIALISATION`, or a sequence of one policy per layer; adjacent layers with
+        the same policy share a scan.
       scan: False unrolls the loop, which saves slicing and stacking: faster steps, slower compilation.
       drop_path: stochastic depth rate of the last layer; the rate grows linearly from 0 at the first layer.
 
@@ -107,7 +108,7 @@ class Stack(nnx.Module):
             chunk = layers
             if last - first < self.depth:
                 chunk = jax.tree.map(lambda leaf, a=first, b=last: leaf[a:b], layers)
-            # XLA unrolls a loop of one iteration.
+            # XLA unrolls a loop of one iteration, so it needs the barriers.
             step = rematerialised(body, policy, looped=self.scan and last - first > 1)
             carry, _ = jax.lax.scan(step, carry, chunk, unroll=not self.scan)
             first = last
@@ -115,13 +116,13 @@ class Stack(nnx.Module):
 
 
 STACKED = "layers"
-"""Attribute of `Stack`, and so the key in parameter trees, under which arrays have a leading layer axis."""
+"""Attribute of `Stack` with its layers, and their key in parameter trees. The arrays have a leading layer axis."""
 
 
 def layer_axes(path: Sequence[Any]) -> int:
     """Returns the number of leading layer axes of the array at `path`: one per enclosing `Stack`.
 
-    A number after the key `layers` is an index in a list of modules, or the layer of an unstacked stack.
+    An integer key after `layers` is an index into a list of modules or into an unstacked stack: no layer axis.
 
     Args:
       path: dict keys from the root of the parameters to the array.
@@ -132,7 +133,7 @@ def layer_axes(path: Sequence[Any]) -> int:
 def unstack_layers(tree: Any, like: Any = None) -> Any:
     """Replaces each stack by its layers: `layers/kernel` [depth, ...] becomes `layers/0/kernel` [...], and so on.
 
-    Norms, statistics and patterns of names then see one layer at a time. Nested stacks are unstacked too.
+    Norms, statistics and name patterns then apply to single layers. Nested stacks are unstacked too.
 
     Args:
       tree: parameters, or a pytree that contains dicts of their structure, such as an optimiser state.
@@ -156,7 +157,7 @@ def _is_dict(node: Any) -> bool:
 
 
 def _depth(key: Any, like: Any, level: int) -> int | None:
-    """Returns the depth of the stack `like` inside of `level` other stacks, or None if it is not a stack."""
+    """Returns the depth of the stack `like`, nested in `level` other stacks, or None if it is not a stack."""
     if key != STACKED or not _is_dict(like) or any(isinstance(name, int) for name in like):
         return None
     return next((leaf.shape[level] for leaf in jax.tree.leaves(like)), None)

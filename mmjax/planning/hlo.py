@@ -18,7 +18,7 @@ ARRAY_BITS = {
     "f4e2m1fn": 4, "f8e4m3": 8, "f8e4m3fn": 8, "f8e4m3b11fnuz": 8, "f8e4m3fnuz": 8, "f8e5m2": 8, "f8e5m2fnuz": 8,
     "f8e3m4": 8, "f8e8m0fnu": 8,
 }  # fmt: skip
-"""Bits of an element by HLO dtype."""
+"""Bits per element, by HLO dtype."""
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
 _INSTRUCTION = re.compile(r"(ROOT )?%?([\w.\-]+) = ")
@@ -185,7 +185,7 @@ class Module:
     def walk(self, instruction: Instruction) -> Iterator[Instruction]:
         """Yields the instruction and, recursively, the instructions of its fusion or async computation."""
         yield instruction
-        # Collectives on a TPU's sparse cores are asynchronous calls, `call-start`.
+        # Collectives that run on a TPU's SparseCores are asynchronous calls, `call-start`.
         name = instruction.attribute("to_apply" if instruction.opcode == "call-start" else "calls")
         if name in self.computations:
             for inner in self.computations[name].instructions:

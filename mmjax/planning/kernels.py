@@ -28,7 +28,7 @@ class Kernel:
       operands, results: HLO types, like "bf16[32,256,1024]".
       fingerprint: hash of the kernel's jaxpr and grid, which changes with its code.
       flops: FLOPs of one call, including tile padding.
-      trips: executions of the kernel body and of each loop nested in it; () if they depend on data.
+      trips: grid size, then the trip counts of the nested loops, outermost first; () if unknown.
       equation: the `pallas_call` equation.
     """
 
@@ -108,7 +108,7 @@ def _trips(params: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def match_kernel(instruction: Instruction, operands: Sequence[Array], kernels: Sequence[Kernel]) -> Kernel | None:
-    """Returns the kernel of a custom call, by name, operands and results; None if the step was traced without it."""
+    """Returns the kernel of a custom call, by name, operands and results; None if no traced kernel matches."""
     types = tuple(map(str, operands)), tuple(map(str, instruction.arrays))
     matches = [
         kernel
@@ -140,7 +140,7 @@ class KernelCost:
       flops_seconds: FLOPs / peak FLOP/s.
       bytes_seconds: bytes / HBM bandwidth.
       static_seconds: the compiler's static cycles / clock rate; 0 if unknown.
-      bundle_seconds: executed instruction bundles / clock rate; 0 if unknown.
+      bundle_seconds: executed instruction bundles / cores / clock rate; 0 if unknown.
     """
 
     flops_seconds: float
@@ -183,6 +183,6 @@ def kernel_cost(
 
 
 def compiled_seconds(compiled: CompiledCycles, chip: Chip) -> tuple[float, float]:
-    """Returns (static, bundle) seconds of one call. The bundles are those of the whole grid, which the cores share."""
+    """Returns (static, bundle) seconds of one call. Bundles are counted over the whole grid, which the cores share."""
     clock = chip.clock_hz or math.inf
     return compiled.cycles / clock, compiled.bundles / clock / chip.cores

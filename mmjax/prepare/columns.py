@@ -31,7 +31,7 @@ class Column:
       kind: key of `KINDS`.
       sources: source columns; several only for tables.
       separator: character between the names in a cell, for kind "labels"; "" for lists.
-      paths: True if the values are file paths, apart from a few wrong ones.
+      paths: True if the values are file paths; a few may be invalid.
     """
 
     name: str
@@ -149,7 +149,7 @@ def _roles(kinds: Mapping[str, str], profiles: Mapping[str, Profile], config: Pr
 
 
 def _sources(text: str, present: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """Splits COLUMN+COLUMN:KIND into source columns and kind; column names may contain both signs."""
+    """Splits COLUMN+COLUMN:KIND into source columns and kind; column names may contain "+" and ":"."""
     source, _, kind = text.rpartition(":") if ":" in text and text not in present else (text, "", "")
     return (source,) if source in present or source == _ALL else tuple(source.split("+")), kind
 

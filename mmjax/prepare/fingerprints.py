@@ -1,7 +1,7 @@
 """Near-duplicate search for feature vectors by locality-sensitive hashing.
 
 Each bit is the sign of a random projection, so vectors at a small angle differ in few bits (Charikar, Similarity
-Estimation Techniques from Rounding Algorithms, 2002). The search for candidate pairs is that of images,
+Estimation Techniques from Rounding Algorithms, 2002). Candidate pairs are found as for images, by
 `pictures.candidates`.
 """
 
@@ -19,7 +19,7 @@ _BITS, _LEVELS = 64, 16
 def hash_vector(vector: np.ndarray) -> np.ndarray:
     """Hashes a vector [n] to uint64 [3]: 64 sign bits, then 16 projections of one byte each.
 
-    The layout is that of `pictures.candidates`.
+    `pictures.candidates` expects this layout.
     """
     planes = _planes(len(vector))
     norm = np.linalg.norm(vector)

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 Substitution = tuple[tuple[str, str], str, str]
 """((word before, word after), words of the first text, words of the second)."""
 
-# A substitution belongs to a template if at least this many phrases occur in its place, or if its two phrases replace
-# each other in at least this many places.
+# A substitution belongs to a template if at least _MIN_FILLERS phrases occur in its place (the words around it), or if
+# its two phrases replace each other in at least _MIN_EXCHANGES places.
 _MIN_FILLERS = 3
 _MIN_EXCHANGES = 2
 # Maximum number of words in compared texts. In longer texts, a few substituted words do not matter.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 BEGIN_MARK, END_MARK = "<!-- recorded result: begin -->", "<!-- recorded result: end -->"
-"""Marks in README.md around the tables that `mmjax reproduce --record` writes."""
+"""Markers in README.md around the tables that `mmjax reproduce --record` writes."""
 
 
 def summarize(values: Sequence[float]) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
 def judge(mean: float, ceiling: float, examples: int, within: float) -> str:
     """Returns a verdict on a mean accuracy over seeds: "as expected", "ABOVE by ..." or "SHORT by ...".
 
-    An accuracy of more than two binomial standard errors above the ceiling indicates leakage or a wrong evaluation. All
+    An accuracy more than two binomial standard errors above the ceiling indicates leakage or a wrong evaluation. All
     seeds share the evaluation examples, so the number of seeds does not reduce the standard error.
 
     Args:

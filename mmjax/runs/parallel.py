@@ -55,7 +55,7 @@ def train_all(runs: Mapping[RunKey, PlannedRun], jobs: int, console: Console) ->
     Args:
       runs: {(name, seed): run}.
       jobs: number of parallel runs.
-      console: output of progress, and of the runs if `jobs` is 1.
+      console: console for progress, and for the output of the runs if `jobs` is 1.
 
     Returns:
       {(name, seed): contents of its result.json}.

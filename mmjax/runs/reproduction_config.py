@@ -15,7 +15,7 @@ Metrics = dict[str, dict[str, Tolerance]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubsetsConfig:
-    """Comparison of the accuracy by subset of the inputs with the dataset's upper bounds ("ceilings").
+    """Options for comparing the accuracy on each subset of the inputs with its upper bound ("ceiling").
 
     Attributes:
       split: one of the recipe's `evaluate.splits`.
@@ -57,7 +57,7 @@ class ReproductionConfig:
       metrics: {split: {metric: tolerance}}; the tolerance is the maximum absolute difference between the mean over
         seeds and the recorded mean.
       subsets: comparison of subsets of the inputs with upper bounds; None disables it.
-      arms: {arm: its differences}, for experiments that compare recipes.
+      arms: {arm: keys that differ from the experiment's}, for experiments that compare recipes.
       folds: {fold: overrides}, for cross-validation; each arm runs on each fold.
     """
 

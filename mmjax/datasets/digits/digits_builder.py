@@ -21,7 +21,7 @@ from mmjax.datasets.digits.paired_builder import PairedBuilder
 from mmjax.datasets.digits.paired_digits import VERSIONS, latents
 from mmjax.datasets.digits.voices import SPLITS, utterance
 
-# Copies of each (a, b, operation), or of each digit.
+# Copies per split: of each (a, b, operation) in "arithmetic", of each digit in "matched".
 COPIES = {
     "arithmetic": {"train": 14, "validation": 1, "test": 2, "accents": 2},
     "matched": {"train": 400, "validation": 50, "test": 100, "accents": 100},
@@ -79,7 +79,7 @@ class DigitsBuilder(PairedBuilder):
 
     @property
     def size(self) -> int:
-        """Total progress: each example of all splits counts twice, for synthesis and writing."""
+        """Total of the progress bar. Each example counts twice: once for synthesis and once for writing."""
         per_copy = 600 if self.builder_config.name == "arithmetic" else 10
         return 2 * per_copy * sum(COPIES[self.builder_config.name].values())
 
@@ -116,7 +116,7 @@ class DigitsBuilder(PairedBuilder):
 
 
 def _image_indices(split: str, digit: int) -> list[int]:
-    """Returns the image indices of a split's examples of one digit, in a fixed random order."""
+    """Returns the indices of a digit's images in a split, in a fixed random order."""
     indices = np.flatnonzero(_scikit_learn().target == digit)
     return shuffled([int(index) for index in indices], stable_rng(f"pictures:{digit}".encode()))[_IMAGES[split]]
 

@@ -10,8 +10,8 @@ import numpy as np
 from mmjax.prepare.examined import Examined, Finding, connected_components, rows_by_group
 from mmjax.prepare.splits import sort_splits
 
-# Maximum number of kept rows per chain of near duplicates with which the chain's other rows are compared. Rows that
-# remain after these comparisons are kept.
+# Maximum number of comparison rounds per chain of near duplicates. Each round keeps one row and drops its
+# duplicates; rows that remain after the last round are kept.
 _MAX_KEPT = 8
 
 
@@ -34,7 +34,7 @@ def conflict(examined: Examined) -> Iterator[Finding]:
 
 
 def _copies(examined: Examined) -> list[Finding]:
-    """Findings of `duplicate` and `conflict`."""
+    """Returns the findings of `duplicate` and `conflict`."""
     if all(examined.job.kinds[column.name].duplicates_expected for column in examined.job.inputs):
         return []
     known = _other_columns(examined)
@@ -47,7 +47,7 @@ def _copies(examined: Examined) -> list[Finding]:
             by_split.setdefault(examined.splits[row], []).append(row)
         groups += [sorted(rows, key=lambda row: (-examined.quality(row), row)) for rows in by_split.values()]
     for turn in range(1, _MAX_KEPT + 1):
-        # Near duplication is not transitive: drop a row only if it duplicates a kept row, not just its neighbours.
+        # Near duplication is not transitive: drop a row only if it duplicates a kept row, not just another dropped one.
         groups = [rows for rows in groups if len(rows) > 1]
         pairs = np.asarray([(rows[0], row) for rows in groups for row in rows[1:]], np.int64).reshape(-1, 2)
         similar = set(pairs[_near_duplicates(examined, turn, pairs), 1].tolist())
@@ -67,7 +67,7 @@ def _copies(examined: Examined) -> list[Finding]:
 
 
 def shared(examined: Examined) -> Iterator[Finding]:
-    """Finds near-duplicate inputs in rows that are not duplicates, for kinds where this is unlikely by chance."""
+    """Finds near-duplicate inputs in rows that are not duplicates, for kinds that rarely match by chance."""
     for column in examined.job.inputs:
         kind = examined.job.kinds[column.name]
         if kind.distinctive or kind.duplicates_expected and len(examined.job.inputs) == 1:
@@ -114,7 +114,7 @@ def split_groups(examined: Examined) -> np.ndarray:
 
 
 def _distinctive(examined: Examined) -> list[tuple[str, list[int | None]]]:
-    """(column, near-duplicate group of each row) of the inputs in which near duplicates are unlikely by chance."""
+    """Returns (column, near-duplicate group of each row) for the inputs that rarely match by chance."""
     inputs = examined.job.inputs
     # A single input counts even if its kind is not distinctive: equal texts are suspicious if rows have nothing else.
     columns = [c for c in inputs if examined.job.kinds[c.name].distinctive] if len(inputs) > 1 else inputs
@@ -127,7 +127,7 @@ def _distinctive(examined: Examined) -> list[tuple[str, list[int | None]]]:
 
 
 def _components(examined: Examined) -> Iterator[list[int]]:
-    """Yields rows whose inputs are all in the same near-duplicate groups. Missing matches only missing."""
+    """Yields lists of rows whose inputs all share near-duplicate groups. Missing inputs match only missing ones."""
     rows = np.flatnonzero(examined.alive)
     names = [column.name for column in examined.job.inputs]
     groups = [
@@ -137,7 +137,7 @@ def _components(examined: Examined) -> Iterator[list[int]]:
 
 
 def _near_duplicates(examined: Examined, turn: int, pairs: np.ndarray) -> np.ndarray:
-    """Mask bool [n] of the pairs whose present inputs are all near duplicates. Both rows have the same inputs."""
+    """Mask bool [n] of the pairs whose present inputs are all near duplicates. Both rows must have the same inputs."""
     mask = np.ones(len(pairs), bool)
     for column in examined.job.inputs:
         present = examined.present[column.name][pairs[:, 0]]
@@ -152,7 +152,7 @@ def _are_equal(examined: Examined, row: int, other: int) -> bool:
 
 
 def _other_columns(examined: Examined) -> dict[str, list[Any]]:
-    """{column: value of each row, None where missing} of the targets and the group."""
+    """Returns {column: value of each row, None where missing} for the targets and the group."""
     columns: dict[str, list[Any]] = {}
     for column in examined.job.targets:
         values: list[Any] | None = examined.categories[column.name].get("class")

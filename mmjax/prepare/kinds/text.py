@@ -21,7 +21,7 @@ from mmjax.prepare.kinds.base import File, Kind, Unreadable
 # MinHash: characters per shingle, and number of hash functions.
 _SHINGLE = 5
 _PERMUTATIONS = 128
-# Characters used for near duplicates and features, and for the boilerplate and language checks.
+# Maximum characters used for near duplicates and features, and for the boilerplate and language checks.
 _MAX_COMPARED = 20_000
 _MAX_CHECKED = 2_000
 # Buckets of the hashed character n-grams in `features`.
@@ -41,7 +41,7 @@ BOILERPLATE = (
     r"(image|picture|photo|file|page|content) (is )?missing\W*",
     r"(error )?(403|404|50[0234])(\W+(error|page|not found|forbidden|bad gateway|service unavailable)\b)*\W*",
     r".*\bpage not found\b.*",
-    # A bare name of a camera, or a URL.
+    # Default file names of cameras and screenshots, and bare URLs.
     r"(img|dsc|dscn|dscf|pict?|image|photo)[-_ ]?\d+",
     r"screen ?shot\W*\d[\d\W]*((at|um|à)\W+[\d\W]+)?([ap]m)?(\.\w+)?",
     r"(https?://|www\.)\S+",
@@ -85,7 +85,7 @@ class TextKind(Kind):
           boilerplate: regular expressions, by default `mmjax.prepare.kinds.text.BOILERPLATE`; a text that fully matches
             one of them is faulty. Case is ignored.
           similarity: Jaccard similarity of the sets of 5-character shingles at or above which two texts are near
-            duplicates, unless they differ in a number or in a place that a template leaves open; see
+            duplicates, unless they differ in a number or in the variable part of a template; see
             `mmjax.prepare.templates`.
         """
 
