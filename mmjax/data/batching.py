@@ -22,7 +22,10 @@ _AUGMENT_KEY = 0x6175676D656E7421
 
 
 class InvalidTarget(str):
-    """Message about a target that does not fit its spec. It ends the run: a wrong label cannot be told from absence."""
+    """Message about a target that does not fit its spec.
+
+    It ends the run: if the invalid target were masked instead, it could not be distinguished from a missing one.
+    """
 
 
 def find_target_problem(value: Any, spec: TargetSpec) -> str | None:
@@ -79,7 +82,10 @@ class BatchFunction:
         self._buffers = BufferPool()
 
     def __call__(self, step: int) -> tuple[Batch, tuple[str, ...]]:
-        """Returns the batch, and one message for each unreadable record or input, or `InvalidTarget`."""
+        """Returns (batch, messages).
+
+        There is one message for each unreadable record or input, and an `InvalidTarget` for each invalid target.
+        """
         size, count = len(self._source), len(self._positions)
         rows = self._make_rows(count, self._buffers)
         targets = {

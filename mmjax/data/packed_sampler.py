@@ -3,8 +3,8 @@
 An index sampler's stream of examples is cut into windows. The examples of a window are packed into rows by first fit
 decreasing: the largest first, each into the first row with room for it (Johnson, Near-Optimal Bin Packing Algorithms,
 1973). The rows of a window are then shuffled. Data steps consume the rows in order, so a window may begin in one step
-and end in a later one. The lengths determine the number of rows per window and so the first row of each step: a sampler
-has no state to checkpoint.
+and end in a later one. The lengths determine the number of rows per window, and thus the window from which each row of
+a step comes. A sampler therefore has no state to checkpoint.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class Pipeline:
     def has_target(self, split: str, target: str) -> bool:
         """Returns True if at least one record of a split has the target. Reads records until one is found."""
         source = self._source(split)
-        # In random order, because records without the target may stand together.
+        # In random order, because records without the target may be adjacent.
         order = np.random.default_rng(0).permutation(len(source))
         return any(source[int(index)].targets.get(target) is not None for index in order)
 

@@ -94,7 +94,7 @@ def make_sampler(
     sampling: SamplingConfig | None = None,
     filters: Mapping[str, FilterConfig] | None = None,
 ) -> MixtureSampler:
-    """Returns the training sampler of a split of `size` records; {column: filter} selects the records.
+    """Returns the training sampler of a split of `size` records. `filters` ({column: filter}) selects among them.
 
     Raises:
       UserError: if a column or group does not exist, or the filters exclude every record.

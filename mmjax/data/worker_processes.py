@@ -25,9 +25,10 @@ _SAFE_PATH = "PYTHONSAFEPATH"
 def parent_imports() -> Iterator[None]:
     """Makes processes that start in this block import mmjax from the same folder as this process.
 
-    Child processes get a copy of `sys.path`. With an editable install, an entry that merely contains a folder `mmjax`,
-    such as the parent of a clone, would be searched before the package. The folder of this package is then inserted
-    before that entry, and stays there after the block. PYTHONSAFEPATH stops Python from prepending the current folder.
+    Child processes get a copy of `sys.path`. With an editable install, an entry that contains another folder `mmjax`,
+    such as the parent of a clone, would be searched before the package. In that case, the parent folder of this package
+    is inserted before that entry, and stays there after the block. PYTHONSAFEPATH stops Python from prepending the
+    current folder.
     """
     for index, entry in enumerate(sys.path):
         if (pathlib.Path(entry) / "mmjax").is_dir():

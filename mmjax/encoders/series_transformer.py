@@ -59,8 +59,8 @@ class SeriesTransformer(nnx.Module):
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
         """Returns tokens [B, patches, width]."""
         values = self.patches(inputs.values.astype(self.dtype))
-        # A patch is valid if any of its time steps is that no earlier patch covers; then the number of valid patches
-        # does not depend on the padding.
+        # A patch is valid if it has a valid time step that no earlier patch covers. This makes the number of valid
+        # patches independent of the padding.
         steps = self.stride * np.arange(values.shape[1])[:, None] + np.arange(self.patch)
         new = steps >= steps[:, :1] + (self.patch - self.stride)
         new[0] = True

@@ -47,14 +47,14 @@ def _gibibytes(count: float) -> int:
 _HOP = 1e-6
 
 # Sources. Peak FLOP/s, memory bandwidth and network: the pages "TPU v4" (275 TFLOP/s, 1,228 GB/s), "TPU v5e", "TPU
-# v5p", "TPU v6e" and "TPU7x" of Google's Cloud TPU documentation, as of 2026. The network share of v4 and v5e follows
-# from their hosts and pods. Links: Austin et al., How to Scale Your Model (2025), part 2, one-way bandwidth per ICI
-# link: 45 GB/s (v4, v5e) and 90 GB/s (v5p, v6e, TPU7x), nine tenths of the nominal rates in the documentation; part 3
-# gives about 1 us per hop. Clock: peak FLOP/s over the FLOPs per cycle of the matrix units, 2 x 128 x 128 x 4 for v5e,
-# twice that for v4 and v5p, 2 x 256 x 256 x 4 for v6e and half a TPU7x; large matmuls reach 78 to 94 % of the peak in
-# the compiler's estimates (`tests/test_hlo.py`). Memory: the limit that libtpu 0.0.42 reports when a program does not
-# fit. H100: NVIDIA's data sheet of the SXM card, 450 GB/s NVLink and one 400 Gb/s network card per GPU. The slower PCIe
-# H100 has no entry.
+# v5p", "TPU v6e" and "TPU7x" of Google's Cloud TPU documentation, as of 2026. The network bandwidth per device of v4
+# and v5e is computed from the data of their hosts and pods. Links: Austin et al., How to Scale Your Model (2025), part
+# 2, one-way bandwidth per ICI link: 45 GB/s (v4, v5e) and 90 GB/s (v5p, v6e, TPU7x), nine tenths of the nominal rates
+# in the documentation; part 3 gives about 1 us per hop. Clock: peak FLOP/s over the FLOPs per cycle of the matrix
+# units, 2 x 128 x 128 x 4 for v5e, twice that for v4 and v5p, 2 x 256 x 256 x 4 for v6e and half a TPU7x; large matmuls
+# reach 78 to 94 % of the peak in the compiler's estimates (`tests/test_hlo.py`). Memory: the limit that libtpu 0.0.42
+# reports when a program does not fit. H100: NVIDIA's data sheet of the SXM card, 450 GB/s NVLink and one 400 Gb/s
+# network card per GPU. The slower PCIe H100 has no entry.
 CHIPS = {
     "TPU v4": Chip("v4", 275e12, _gibibytes(30.75), 1228e9, 1.05e9, 45e9, _HOP, 6.25e9, 4, cores=2),
     "TPU v5 lite": Chip("v5e", 197e12, _gibibytes(15.75), 819e9, 1.503e9, 45e9, _HOP, 3.125e9, 16),

@@ -90,7 +90,7 @@ class Job:
         return {name: value for name, value in self.__dict__.items() if name not in ("_offsets", "kinds")}
 
     def decode(self, row: Row, column: Column) -> Any:
-        """Decodes and reduces a value, None where the row lacks it.
+        """Returns the decoded and reduced value, or None if the row lacks it.
 
         Raises:
           Unreadable: if the value cannot be decoded.
@@ -99,7 +99,7 @@ class Job:
         return None if raw is None else self.kinds[column.name].reduced(raw)
 
     def read(self, row: Row, column: Column) -> Any:
-        """Decodes a value without reducing it, None where the row lacks it.
+        """Returns the decoded value without reducing it, or None if the row lacks it.
 
         Raises:
           Unreadable: if the value cannot be decoded.

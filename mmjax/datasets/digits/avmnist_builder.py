@@ -58,7 +58,7 @@ class RawData:
         return collections.Counter(rate for _, rate in self.waveforms.values()).most_common(1)[0][0]
 
     def copies(self, task: str, split: str) -> int:
-        """Returns the number of copies that uses every image and every recording, at most `MAX_COPIES`."""
+        """Returns the number of copies needed to use every image and every recording, capped at `MAX_COPIES`."""
         pools: list[Sequence[Any]] = [*self.images[split].values(), *self.recordings[split].values()]
         needed = -(-max(len(pool) for pool in pools) // USES_PER_COPY[task])
         return min(needed, MAX_COPIES[task][split])

@@ -4,8 +4,8 @@ Images are scikit-learn's 8 x 8 handwritten digits, audio is synthesised by espe
 sentences come from `mmjax.datasets.digits.arithmetic`. In the task `arithmetic` the inputs are complementary, so all
 three are needed; in the task `matched` they are redundant, for contrastive training and studies of missing inputs.
 
-Splits: `train`; `validation` and `test`, with images and voices of their own; and `accents`, with the images and voices
-of `test` in English accents that do not occur in `train`.
+Splits: `train`; `validation` and `test`, with images and voices of their own; and `accents`, with the images of `test`
+and its voices in English accents that do not occur in `train`.
 """
 
 from __future__ import annotations

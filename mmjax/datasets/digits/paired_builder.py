@@ -20,7 +20,8 @@ class PairedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         tfds.core.BuilderConfig(name="matched", description="The same digit as image, audio and text."),
     ]
 
-    # No downloads. Without this attribute, TFDS looks for a checksum file through a package that it does not require.
+    # No downloads. Without this attribute, TFDS looks for a checksum file, using a package that is not among its
+    # requirements.
     url_infos: ClassVar[dict[str, Any]] = {}
 
     # Progress callback, called with the number of utterances or records finished since its last call.

@@ -57,7 +57,7 @@ class Paraphrase:
         return {**self.__dict__, "_opened": None}
 
     def open(self) -> None:
-        """Imports the function. Called before training only; evaluation does not need it.
+        """Imports the function. Called before training, not before evaluation.
 
         Raises:
           UserError: if the import fails, or the object is not callable.
