@@ -97,7 +97,7 @@ def check_key(config: ConfigDict, key: str, where: str) -> bool:
 
 
 def _run_file(path: Path) -> ModuleType:
-    """Executes a recipe as a module. Its `from configs import digits` works from any current folder."""
+    """Executes a recipe as a module. Imports like `from configs import digits` work from any working directory."""
     for folder in (os.getcwd(), str(path.resolve().parent.parent)):
         if folder not in sys.path:
             sys.path.append(folder)

@@ -1,6 +1,6 @@
 """Data types shared by all model parts: `Tokens`, `Input`, `Target`, `Batch` and their specs.
 
-Shapes are static, and absent data is a mask of zeros. `Batch.zero_absent` replaces absent values with zeros before the
+Shapes are static, and absent data has mask False. `Batch.zero_absent` replaces absent values with zeros before the
 first operation: masking only the output would let a NaN reach the weight gradients (0 * NaN = NaN).
 
 Packing: several examples share one row. A packed batch has R rows of E slots each; slot e of row r holds example
@@ -210,9 +210,9 @@ class InputSpec:
       shape: shape of `Input.values` without the batch axis; for packed inputs, of a row, [budget, ...].
       dtype: dtype of `Input.values`, a NumPy name.
       mask_rank: number of leading axes of `shape` that the mask covers (0 for images, 1 for texts).
-      details: metadata of the values, such as {"vocabulary": 256} or {"sample_rate": 16000}. Along the last axis of
-        float values, "categories" has the number of categories at each index, 0 for a number, and "flags" the indices
-        of 0/1 flags.
+      details: metadata of the values, such as {"vocabulary": 256} or {"sample_rate": 16000}. For float values,
+        "categories" lists the number of categories for each index of the last axis, 0 if it is numeric, and "flags"
+        lists the indices that hold 0/1 flags.
       axes: number of position axes of a packed input; 0 if not packed.
     """
 
@@ -251,7 +251,10 @@ class TargetSpec:
     std: float = 1.0
 
     def standardise(self, value: Any) -> Any:
-        """Returns (value - mean) / std in float64: float32 has a resolution of 128 s in Unix time. Classes as is."""
+        """Returns (value - mean) / std. Class targets are unchanged.
+
+        Computes in float64, because float32 has a resolution of 128 s in Unix time.
+        """
         if self.classes or (self.mean, self.std) == (0.0, 1.0):
             return value
         return (np.asarray(value, np.float64) - self.mean) / self.std

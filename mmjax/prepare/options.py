@@ -20,9 +20,9 @@ class PrepareConfig:
       source: folder, manifest or tar file, as a path or a URI; or tfds:NAME.
       format: key of `mmjax.prepare.sources.SOURCES`; "" infers it.
       columns: {name: "COLUMN" or "COLUMN:KIND"}, inputs and targets; {} infers them. "COLUMN+COLUMN:table" joins
-        several columns to one input, "*:table" all columns that no other item names. "COLUMN:labels;" splits the
-        cells of a multi-label target at semicolons.
-      target: columns that are targets; the other columns of numbers and classes become one table. () infers them.
+        several columns into one input, "*:table" joins all columns that no other entry names. "COLUMN:labels;" splits
+        the cells of a multi-label target at semicolons.
+      target: target columns; the other columns of numbers and classes become one table. () infers the targets.
       key: column of unique example keys; "" uses the column "key" or "id", else the keys of the source.
       split: column with the split of each example; "" uses the column "split", else `splits`.
       splits: {split: share of the examples}; ignored if there is a split column.
@@ -31,13 +31,13 @@ class PrepareConfig:
       folds: number of cross-validation folds, grouped and stratified; 0 for none.
       seed: random seed.
       shard_megabytes: target size of a shard, in MiB.
-      train_tokenizer: vocabulary size of a tokenizer trained on each text input of the training split; 0 trains none.
-        The size includes the 256 byte tokens.
+      train_tokenizer: vocabulary size of the tokenizers, one per text input, trained on the training split; 0 trains
+        none. The size includes the 256 byte tokens.
       checks: {kind: thresholds of its checks}, see `mmjax.prepare.kinds`.
-      reduce: {kind: options of its data reduction}, see `mmjax.prepare.kinds`. Data reduced once need not be reduced in
-        every epoch.
+      reduce: {kind: options of its data reduction}, see `mmjax.prepare.kinds`. The data is reduced once, here, instead
+        of in every epoch of training.
       keep: findings to report without dropping their rows.
-      drop: findings whose rows are dropped although they are only reported by default.
+      drop: further findings whose rows are dropped; by default these findings are only reported.
     """
 
     source: str

@@ -82,7 +82,10 @@ def hashes(packed: bytes) -> np.ndarray:
 
 
 def similarity(a: bytes, b: bytes) -> float:
-    """Computes the similarity of two packed signatures: by detail for drawings, up to crops for others."""
+    """Computes the similarity of two packed signatures.
+
+    Drawings are compared in detail. For other images, a crop counts as similar to the whole, unless one is tiny.
+    """
     one, other = unpack(a), unpack(b)
     if one.digest == other.digest:
         return 1.0

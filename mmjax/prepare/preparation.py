@@ -7,7 +7,7 @@
     finish     metadata, index, statistics, report, data card           OUTPUT, renamed into place
 
 `work` is in OUTPUT.partial. Each file is written under a temporary name and renamed, so a file that exists is complete.
-The work is discarded if `examine_fingerprint` changes, for example with the source or the columns.
+The work is discarded if `examine_fingerprint` changes, for example because the source or the columns changed.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _locked(partial: pathlib.Path) -> Iterator[None]:
 
 
 def _reuse_work(partial: pathlib.Path, fingerprint: str) -> pathlib.Path:
-    """Returns the work folder. Starts again from the new listing if the fingerprint has changed."""
+    """Returns the work folder. If the fingerprint has changed, deletes the old work and keeps only the new listing."""
     work, fingerprint_file = partial / "work", partial / "work" / "identity"
     if not fingerprint_file.exists() or fingerprint_file.read_text() != fingerprint:
         shutil.rmtree(work, ignore_errors=True)

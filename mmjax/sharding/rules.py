@@ -128,7 +128,7 @@ def spec_for(mesh, names: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
     """Returns the PartitionSpec of an activation with these logical axes.
 
     Dimensions that are not divisible by their mesh axes stay replicated. If two dimensions share a mesh axis, the later
-    dimension gets it: heads and hidden units come after tokens.
+    dimension gets it, so heads and hidden units take precedence over tokens.
     """
     parts: list[tuple[str, ...] | None] = []
     used: set[str] = set()

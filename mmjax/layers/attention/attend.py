@@ -17,7 +17,7 @@ from mmjax.sharding import ambient_mesh, axis_size, current_mesh_config, current
 from mmjax.tokens import Tokens
 
 MIN_LOGGED_TOKENS = 128
-"""Sequence length from which a failure to split the tokens is logged; shorter sequences gain little from a split."""
+"""Minimum sequence length for which a failure to split the tokens is logged; shorter sequences gain little."""
 
 
 def attend(query: Query, key: Key, value: Key, query_segments: QueryIds, key_segments: KeyIds) -> Query:

@@ -89,9 +89,9 @@ class CutMix(Mixup):
     def mix(own: Input, other: Input, share: PerExample, rng: Randomness) -> tuple[Input, PerExample]:
         """Cuts a box out of `other` and pastes it into `own`; arguments and results as in `Mixup.mix`.
 
-        The box covers a fraction 1 - share, rounded, of the volume spanned by the axes between batch and channels.
-        Along a padded axis, sizes are relative to the example's own length, and the box is placed where both examples
-        have values. The actual share counts only valid values, not padding.
+        The box covers a fraction 1 - share of the volume spanned by the axes between batch and channels; its sides are
+        rounded to whole elements. Along a padded axis, sizes are relative to the example's own length, and the box is
+        placed where both examples have values. The actual share counts only valid values, not padding.
         """
         values = own.values
         axes = range(1, max(2, values.ndim - 1))
@@ -182,7 +182,7 @@ def _is_mixable(spec: InputSpec) -> bool:
 
 
 def _split_targets(batch: Batch) -> tuple[Batch, Batch]:
-    """Returns `batch` with its own targets and with partner targets; these have weight 0 in an unmixed batch."""
+    """Returns two copies of `batch`, with its own targets and with the partner targets (weight 0 if it is unmixed)."""
     own = {name: target for name, target in batch.targets.items() if not name.startswith(_PARTNER)}
     other = {
         name: batch.targets.get(_PARTNER + name, Target(target.values, jnp.zeros_like(target.weight)))

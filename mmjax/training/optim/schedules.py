@@ -146,8 +146,8 @@ def make_schedule(section: Any, where: str, steps: int) -> Schedule:
       steps: length of the run.
 
     Raises:
-      UserError: like `mmjax.config.build`; if the warmup is not shorter than the schedule; if an Optax schedule does
-        not return finite numbers.
+      UserError: as in `mmjax.config.build`, and if the warmup is not shorter than the schedule or an Optax schedule
+        does not return finite numbers.
     """
     if isinstance(section, (int, float)) and not isinstance(section, bool):
         if not 0 <= section < math.inf:
@@ -241,7 +241,7 @@ def call_optax(name: str, options: dict[str, Any], where: str) -> Any:
 
 
 def _with_integer_keys(value: Any) -> Any:
-    """Converts `{"100": 0.1}` to `{100: 0.1}`: Optax needs integer steps, but JSON and `ConfigDict` have strings."""
+    """Converts `{"100": 0.1}` to `{100: 0.1}`: Optax needs integer steps; JSON and `ConfigDict` keys are strings."""
     if hasattr(value, "items") and value and all(str(key).isdecimal() for key in value):
         return {step: value[key] for step, key in sorted((int(key), key) for key in value)}
     return value
