@@ -135,18 +135,17 @@ class TestImage:
         [
             (suffix, mode)
             for suffix, modes in {
-                "png": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+                "png": ("1", "L", "LA", "P", "RGB", "RGBA"),
                 "jpg": ("1", "L", "RGB", "CMYK"),
                 "webp": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"),
-                "tiff": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"),
+                "tiff": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"),
             }.items()
             for mode in modes
         ],
     )
     def test_files_of_all_common_forms_are_read(self, tmp_path, suffix, mode):
         grey = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (16, 1))
-        picture = PIL.Image.fromarray(grey)
-        picture = PIL.Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+        picture = PIL.Image.fromarray(grey).convert(mode)
         path = tmp_path / f"a.{suffix}"
         picture.save(path)
         modality = make("image", size=(16, 32), channels=1, mean=(0.0,), std=(1.0,))
@@ -155,6 +154,18 @@ class TestImage:
         # One bit a pixel keeps only the average.
         compared = (values.mean(), grey.mean() / 255) if mode == "1" else (values[..., 0], grey / 255)
         np.testing.assert_allclose(*compared, atol=0.06)
+
+    @pytest.mark.parametrize("suffix", ["png", "tiff"])
+    def test_greyscale_of_more_bits_needs_the_range_that_the_model_was_trained_on(self, tmp_path, suffix):
+        grey = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (16, 1))
+        path = tmp_path / f"a.{suffix}"
+        PIL.Image.fromarray(grey.astype(np.uint16) * 257).save(path)
+        options = {"size": (16, 32), "channels": 1, "mean": (0.0,), "std": (1.0,)}
+        with pytest.raises(UserError, match="more than 8 bits"):
+            make("image", **options).read(str(path), "--image")
+        modality = make("image", range=(0.0, 65535.0), **options)
+        values, _ = modality.process(modality.read(str(path), "--image"))
+        np.testing.assert_allclose(values[..., 0], grey / 255, atol=0.01)
 
     def test_a_photo_stands_upright(self, tmp_path):
         picture = PIL.Image.fromarray(np.zeros((10, 20, 3), np.uint8))

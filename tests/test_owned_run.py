@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -272,7 +273,15 @@ def test_a_deleted_workdir_ends_the_run_in_one_line(capsys, monkeypatch, place, 
 
 
 def test_deleted_checkpoints_cost_only_themselves(monkeypatch, caplog, place, tmp_path):
-    at_step(monkeypatch, 3, lambda: shutil.rmtree(tmp_path / "run" / "checkpoints"))
+    folder = tmp_path / "run" / "checkpoints"
+
+    def delete():
+        # Saves are asynchronous; one that is still being written is another fault.
+        while not (folder / "2").is_dir():
+            time.sleep(0.05)
+        shutil.rmtree(folder)
+
+    at_step(monkeypatch, 3, delete)
     train(load_recipe(f"{place / 'recipe.py'}:{place / 'prepared' / 'mood'}"), tmp_path / "run")
     assert "checkpoints was deleted" in caplog.text
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]

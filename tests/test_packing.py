@@ -614,7 +614,10 @@ def test_a_plan_counts_examples_and_not_the_slots_that_stay_empty(capsys):
             "data.packing.budgets.pitcure: the model has no input 'pitcure'; did you mean 'picture'?",
         ),
         ({"data": {"inputs": {"picture": {"channels": 1}}}}, "data.inputs.picture: packing images needs patch"),
-        ({"model": {"encoders": {"picture": {"kind": "vit", "patch": 2}}}}, "model.encoders.picture: patch 2 is not"),
+        (
+            {"model": {"encoders": {"picture": {"kind": "vit", "patch": 2}}}},
+            "model.encoders.picture: patch 2 does not match",
+        ),
         (
             {"model": {"encoders": {"picture": {"kind": "vit", "patch": 4, "stride": 2}}}},
             "model.encoders.picture: patches of packed images cannot overlap",

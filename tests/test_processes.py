@@ -345,7 +345,7 @@ def test_the_roll_call_waits_for_all_and_tells_everyone_who_is_missing():
     "environment_variables, arguments, expected",
     [
         ({}, {"process_count": 2, "process_id": 0}, "--coordinator: is required with --process_count, --process_id"),
-        ({"MMJAX_COORDINATOR": "host:1"}, {"process_id": 0}, "--process_count: is missing"),
+        ({"MMJAX_COORDINATOR": "host:1"}, {"process_id": 0}, "--process_count: is required with"),
         ({}, {"coordinator": "host", "process_count": 2, "process_id": 0}, "give HOST:PORT of process 0"),
         ({}, {"coordinator": "host:1", "process_count": 2, "process_id": 2}, "--process_id: 2 is out of range"),
         ({}, {"coordinator": "host:1", "process_count": 0, "process_id": 0}, "--process_count: 0 is not valid"),

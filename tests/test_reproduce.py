@@ -213,7 +213,7 @@ def until(done, seconds: float = 240.0) -> None:
         ({"config": "configs/smal.py"}, ["--record"], "does not exist"),
         ({"overrides": {"train.stpes": 2}}, ["--record"], "no key 'stpes' here; did you mean 'steps'?"),
         ({"overrides": {"train.steps": "two"}}, ["--record"], "train.steps: 'two' is a str"),
-        ({"metrics": {"tset": {"digit/accuracy": 0.1}}}, ["--record"], "no split 'tset'; did you mean 'test'?"),
+        ({"metrics": {"tset": {"digit/accuracy": 0.1}}}, ["--record"], "unknown split 'tset'; did you mean 'test'?"),
         ({"metrics": {"test": {"digit/acuracy": 0.1}}}, ["--record"], "did you mean 'digit/accuracy'?"),
         ({"metrics": {"test": {"digit/accuracy": -1}}}, ["--record"], "-1.0 is out of range"),
         ({"subsets": {"split": "test", "metric": "digit/f1", "within": 1}}, ["--record"], "no upper bound of"),

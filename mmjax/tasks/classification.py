@@ -54,7 +54,8 @@ class Classification(Task):
             raise UserError(
                 f"tasks.{name}.target", f"the data has no target {self.target!r}", nearest(self.target, targets)
             )
-        if targets[self.target].shape:
+        # Soft targets are float32 probabilities, multi-label ones uint8 flags.
+        if targets[self.target].dtype == "uint8":
             problem = f"{self.target!r} is a multi-label target, which no task can learn yet"
             raise UserError(f"tasks.{name}.target", problem, "choose a target with one class per example")
         self.classes = tuple(targets[self.target].classes)
