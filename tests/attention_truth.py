@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 TOLERANCE = {"float32": 3e-6, "bfloat16": 1.5e-2}
-"""Of the largest value of each array; in float32 with matmul precision "highest"."""
+"""Tolerance relative to the largest value of each array; in float32 with matmul precision "highest"."""
 
 
 @dataclasses.dataclass(frozen=True)

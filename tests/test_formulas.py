@@ -346,7 +346,7 @@ def test_the_shares_of_cutmix_count_what_is_not_padding(shape):
     # The mixture is as long as the example, without holes.
     np.testing.assert_array_equal(mixed.mask, mask)
     np.testing.assert_array_equal(values.reshape(size, shape[0], -1).all(2), mask)
-    # Where the partner is at least as long, the share is the requested one but for rounding of each axis.
+    # The share is the requested one up to rounding of each axis, if the partner is at least as long.
     long = np.roll(lengths, 1) >= lengths
     if len(shape) < 4:
         assert np.abs(heard - share)[long & (lengths > 20)].max() < 0.03

@@ -173,7 +173,7 @@ def test_a_kernel_is_compiled_once_for_each_device_and_compiler(tmp_path):
         table.compile_missing("TPU v5 lite", "v5e:2x2", [kernel, broken], said.append)
     assert compiled == [("v5e:2x2", "product"), ("v5e:2x2", "broken")] and len(said) == 1
     assert table.find("TPU v5 lite", kernel) == CompiledCycles(70, 50)
-    # What failed is unknown for now, and tried again by the next process.
+    # Treat a failed compilation as unknown; the next process tries again.
     assert table.find("TPU v5 lite", broken) == CompiledCycles(0, 0)
     later = KernelCycles("1.0", tmp_path / "cycles.json", compile)
     assert later.find("TPU v5 lite", kernel) == CompiledCycles(70, 50) and later.find("TPU v5 lite", broken) is None

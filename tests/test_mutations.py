@@ -242,7 +242,7 @@ LISTED = [
         "grouped = x.reshape(-1, self.microbatches, 1, *x.shape[1:]).swapaxes(0, 1)",
         ("tests/test_contracts.py", "-k", "packed and task-contrastive"),
     ),
-    # What a plan counts.
+    # Figures of a plan.
     Mutation(
         "kernels cost their FLOPs and ignore the compiler's cycles",
         "planning/kernels.py",
@@ -532,7 +532,7 @@ LISTED = [
         "(array <= len(spec.classes))",
         formula("outside_the_classes"),
     ),
-    # What is not finite.
+    # Non-finite values.
     Mutation(
         "NaN is the best metric",
         "training/checkpoint.py",
@@ -755,7 +755,7 @@ LISTED = [
         "        return dataclasses.replace(state, window=window)\n\n    def _damaged",
         ("tests/test_resume.py", "-k", "again_and_again"),
     ),
-    # What a run owns.
+    # Data that a run owns.
     Mutation(
         "a checkpoint is not compared with its checksums",
         "training/checkpoint.py",

@@ -1,4 +1,4 @@
-"""What is a copy and what is not: drawings, scans, and sentences from templates."""
+"""Near duplicates of drawings, scans, and sentences from templates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What needs a GPU: `pytest -m gpu`, or launch/check_gpu.sh on a bare machine. Four minutes at most on one card."""
+"""Tests that need a GPU: `pytest -m gpu`, or launch/check_gpu.sh on a bare machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.gpu
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 PARTS = [Part("fusion", "cross_attention"), Part("task", "contrastive"), Part("encoder", "spectrogram_resnet")]
 MICROBATCH_TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
-"""Of each leaf's largest gradient."""
+"""Tolerance relative to each leaf's largest gradient."""
 
 
 @pytest.fixture(autouse=True)

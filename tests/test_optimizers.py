@@ -74,7 +74,7 @@ def together(layers):
 
 
 def maps_only(parameters):
-    """What should decay in this model: all arrays of more than one axis but the table of embeddings."""
+    """Parameters that should decay in this model: all arrays of more than one axis except the embedding table."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim > 1 and not jax.tree_util.keystr(path).endswith("['table']"), parameters
     )
@@ -349,7 +349,7 @@ def test_the_name_of_a_parameter_tells_its_role_and_its_layer_axes():
         assert len(variable.shape) - len(axes) == layer_axes(path), path
         (matrices if is_matrix(path, variable) else others).add((path[-1], len(axes)))
     assert {name for name, _ in matrices} == {"kernel"}
-    # Of more than one axis are only these.
+    # Only these have more than one axis.
     assert {name for name, rank in others if rank > 1} <= {"table", "column", "query", "queries"}
 
 

@@ -168,7 +168,7 @@ class TestAugmentation:
 
     @pytest.mark.parametrize("kind", sorted(AUGMENTATIONS["series"]))
     def test_augmentation_commutes_with_an_offset_and_a_unit(self, kind):
-        """What is done to 1013 ± 5 hPa, or to seconds since 1970, is what is done to the centred channel."""
+        """Augmenting 1013 ± 5 hPa, or seconds since 1970, equals augmenting the centred channel."""
         augment = AUGMENTATIONS["series"][kind](AUGMENTATIONS["series"][kind].Config())
         raw, offset, unit = self.RAW.copy(), np.array([1.7e9, -1013.0]), np.array([1.0, 1e-3])
         raw[3, 1] = np.nan
