@@ -266,7 +266,12 @@ def at_step(monkeypatch, step: int, action) -> None:
 
 
 def test_a_deleted_workdir_ends_the_run_in_one_line(capsys, monkeypatch, place, tmp_path):
-    at_step(monkeypatch, 3, lambda: shutil.rmtree(tmp_path / "run"))
+    def delete():
+        # The save of step 2 may still create and rename files while this deletes them.
+        while (tmp_path / "run").exists():
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+    at_step(monkeypatch, 3, delete)
     recipe = load_recipe(f"{place / 'recipe.py'}:{place / 'prepared' / 'mood'}")
     with pytest.raises(SystemExit, match=r"mmjax: stopped: .*run was deleted while the run was training$"):
         train(recipe, tmp_path / "run")
