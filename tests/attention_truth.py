@@ -1,7 +1,7 @@
-"""Attention in float64 by the formulas of the softmax, and the cases that every kernel is compared on.
+"""Attention in float64 from the definition of softmax, and the cases that every kernel is tested on.
 
-Each case has rows that see nothing: the second example ends in padding, the third is absent, queries of the last belong
-to a segment without keys.
+Each case has queries without any key: the second example ends in padding, the third is absent, and the last has
+queries of a segment without keys.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SHAPES = {
 
 @functools.cache
 def parts(shape: Shape, dtype: str = "float32"):
-    """Query, key and value; segments of queries and keys; the cotangent. Values are those that `dtype` can hold."""
+    """Query, key and value; segment ids of queries and keys; the cotangent. Values are representable in `dtype`."""
     draws = np.random.default_rng(3)
     sizes = (shape.queries, shape.keys, shape.keys, shape.queries)
     *arrays, cotangent = (
@@ -76,7 +76,7 @@ def truth(shape: Shape, dtype: str = "float32"):
 
 
 def check(compute: Callable, shape: Shape, dtype: str = "float32") -> None:
-    """Compares values and gradients of a kernel with float64; rows that see nothing must be exactly 0."""
+    """Compares a kernel's output and gradients with float64; queries without keys must give exactly 0."""
     arrays, segments, cotangent = parts(shape, dtype)
 
     def forward_and_backward(*arrays):
@@ -95,4 +95,4 @@ def check(compute: Callable, shape: Shape, dtype: str = "float32") -> None:
         mine = np.asarray(mine.astype(jnp.float32), np.float64)
         tolerance = TOLERANCE[dtype] * np.abs(expected).max()
         np.testing.assert_allclose(mine, expected, rtol=0, atol=tolerance, err_msg=name)
-        assert not mine[mask].any(), f"{name} must be exactly 0 where nothing is seen"
+        assert not mine[mask].any(), f"{name} must be exactly 0 for queries without keys and keys without queries"

@@ -1,4 +1,4 @@
-"""Small programs compiled for TPUs that are not here."""
+"""Small programs compiled for TPU topologies that this machine does not have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmjax.planning.hlo import Module
 
 
 def topology_mesh(name: str, **sizes: int) -> Mesh:
-    """A mesh with these axes over the devices of a topology, in their own order."""
+    """Mesh with these axes over the devices of a topology, in the topology's order."""
     import numpy as np
 
     from mmjax.planning import topology_devices

@@ -14,13 +14,13 @@ from xdist.scheduler import LoadFileScheduling
 
 from mmjax.host.simulated_devices import set_thread_count
 
-# Compiling takes most of the time of the tests. The first halves it, and the second, which newer versions do not know,
-# halves it twice again; neither changes anything that is tested.
+# Compilation dominates the run time of the tests. The first flag halves it, and the second, which newer versions lack,
+# halves it twice more; neither changes a tested property.
 QUICK_FLAGS = "--xla_backend_optimization_level=0"
 if metadata.version("jaxlib").startswith("0.10."):
     QUICK_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
-# Eight simulated devices; set before JAX starts. On a GPU, unoptimised code would be too slow.
+# Simulate eight devices; this must precede JAX's start. On a GPU, unoptimised code would be too slow.
 if not os.environ.get("JAX_PLATFORMS", "").startswith(("cuda", "gpu")):
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK_FLAGS}"
@@ -29,10 +29,10 @@ set_thread_count(os.environ)
 
 
 class ByPart(LoadFileScheduling):
-    """A worker takes a file as a whole, or one part of the contract suite, which together take minutes.
+    """Distributes whole files to workers, but the contract suite, which takes minutes, part by part.
 
-    So what the tests of a file or a part share is compiled once. (`--dist loadgroup` would be xdist's own way, but its
-    groups are lost since pytest 9.)
+    Tests of one file or part share compiled programs. (`--dist loadgroup` is xdist's own mechanism, but pytest 9 drops
+    its groups.)
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -40,7 +40,7 @@ class ByPart(LoadFileScheduling):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Last comes what is cut into small portions, so that the workers end at about the same time.
+    # Run the contract suite last: its small portions let the workers end at about the same time.
     items.sort(key=lambda item: item.path.name == "test_contracts.py")
 
 
@@ -50,7 +50,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def digits_cache(tmp_path_factory, worker_id) -> pathlib.Path:
-    """A cache folder for `Digits`, which prepares into it once for all of pytest's workers."""
+    """Cache folder for `Digits`, prepared once and shared by all pytest workers."""
     configured = os.environ.get("MMJAX_CACHE")
     if configured:
         return pathlib.Path(configured)
@@ -60,7 +60,7 @@ def digits_cache(tmp_path_factory, worker_id) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory, worker_id):
-    """JAX's compilation cache for all of pytest's workers: recipes of one size share their programs."""
+    """Shares JAX's compilation cache between pytest workers, so that recipes of equal sizes compile once."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -81,7 +81,7 @@ def compiled(tmp_path_factory, worker_id):
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory, worker_id, digits_cache) -> pathlib.Path:
-    """The workdir of a run of `tests/matched_recipe.py`, trained once for all of pytest's workers. Only to be read."""
+    """Workdir of a run of `tests/matched_recipe.py`, trained once and shared by all pytest workers. Read-only."""
     base = tmp_path_factory.getbasetemp()
     workdir = (base if worker_id == "master" else base.parent) / "trained-run"
     with open(f"{workdir}.lock", "w") as lock:
@@ -89,7 +89,7 @@ def trained_run(tmp_path_factory, worker_id, digits_cache) -> pathlib.Path:
         if not (workdir / "result.json").exists():
             tests = pathlib.Path(__file__).parent
             command = [sys.executable, "-m", "mmjax", "train", f"--config={tests / 'matched_recipe.py'}"]
-            # One device, which is quicker; who reads the run has eight.
+            # Train on one device, which is faster; the tests read the run with eight.
             environment = {**os.environ, "MMJAX_CACHE": str(digits_cache), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
             subprocess.run([*command, f"--workdir={workdir}"], check=True, cwd=tests.parent, env=environment)
     return workdir

@@ -1,4 +1,4 @@
-"""What whatever stands in a table has to keep: encoders, fusions, tasks, loss transforms, estimators.
+"""Contract that every entry of a table must satisfy: encoders, fusions, tasks, loss transforms, estimators.
 
 A new file is tested the moment it has its line in a table: `tests/test_contracts.py` goes through the tables and calls
 each `check_…` here on a small model with the new part in it. Sizes are set by the usual names of fields (`SMALL`).
@@ -80,7 +80,7 @@ MESHES = {
 TARGETS = {
     "label": TargetSpec((), "int32", ("a", "b", "c", "d", "e")),
     "soft": TargetSpec((5,), "float32", ("a", "b", "c", "d", "e")),
-    # Of those tasks that need another.
+    # Targets of tasks that cannot use the ones above.
     **{kind: task.example for kind, task in TASKS.items() if task.example is not None},
 }
 BATCH = 16
@@ -88,7 +88,7 @@ BATCH = 16
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A line of a table, and the small model around it."""
+    """Entry of a table, tested in a small model."""
 
     table: str
     kind: str
@@ -102,12 +102,12 @@ PARTS = [Part(table, kind) for table, kinds in TABLES.items() for kind in kinds]
 
 
 def options_of(cls: type) -> dict[str, dataclasses.Field]:
-    """{name of an option of a part: its field}."""
+    """Fields of a part's `Config`, by name."""
     return {field.name: field for field in dataclasses.fields(cls.Config)}
 
 
 def small(cls: type, **overrides: Any) -> dict[str, Any]:
-    """Options for `cls.Config` with small sizes and the given values, as far as it has such fields."""
+    """Options for `cls.Config`: small sizes and the overrides, restricted to the fields that it has."""
     fields = options_of(cls)
     options = {}
     for name, value in {**SMALL, **overrides}.items():
@@ -123,14 +123,14 @@ def small(cls: type, **overrides: Any) -> dict[str, Any]:
 def sections(
     part: Part, packed: bool = False, **overrides: Any
 ) -> tuple[ModelConfig, dict[str, Any], dict[str, InputSpec]]:
-    """The config's sections of a small model with two inputs, `packed` or not, with `part` in its place."""
+    """Config sections of a small model with two inputs, `packed` or not, that contains `part`."""
     first = part.kind if part.table == "encoder" else "vit"
-    # One input of numbers and one of token ids.
+    # One input of real numbers and one of token ids.
     kinds = {"first": first, "second": "vit" if first == "text_transformer" else "text_transformer"}
     encoders = {name: {"kind": kind, **small(ENCODERS[kind], **overrides)} for name, kind in kinds.items()}
     form = "packed_example" if packed else "example"
     specs = {name: getattr(ENCODERS[kind], form) for name, kind in kinds.items()}
-    # Around other parts stands the fusion that compiles fastest.
+    # For other parts, use the fusion that compiles fastest.
     fusion = part.kind if part.table == "fusion" else "gated_average"
     config = ModelConfig(encoders=encoders, fusion={"kind": fusion, **small(FUSIONS[fusion], **overrides)})
     tasks = {"task": {"kind": "classification", "target": "label"}}
@@ -142,7 +142,7 @@ def sections(
 
 
 class Case:
-    """A small model with `part` in it, ready to train; `parameters` are its own, unless those of another are given."""
+    """Small trainable model that contains `part`; `parameters` replaces its own initial parameters."""
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class Case:
             return self._gradients(self.parameters, batch)
 
     def gradients_on(self, batch: Batch, mesh_config: MeshConfig, times: int = 1) -> tuple[Any, dict[str, Any]]:
-        """The same on a mesh of simulated devices, computed `times` times."""
+        """Gradients and metrics on a mesh of simulated devices, computed `times` times."""
         mesh, objective = make_mesh(mesh_config), dataclasses.replace(self.objective, layout=mesh_config)
         if isinstance(objective, Wrapper):
             objective = dataclasses.replace(objective, inner=dataclasses.replace(self.plain, layout=mesh_config))
@@ -197,13 +197,13 @@ class Case:
 
 
 def moved(parameters: Any) -> Any:
-    """Every parameter a little elsewhere: a fresh head of zeros, or a bias of zeros, would hide a missing term."""
+    """Adds noise to every parameter: heads and biases initialised to 0 would hide a missing term."""
     draws = np.random.default_rng(2)
     return jax.tree.map(lambda leaf: leaf + 0.1 * draws.normal(size=leaf.shape).astype(leaf.dtype), parameters)
 
 
 def make_batch(specs: dict[str, InputSpec], garbage: bool = False, size: int = BATCH, seed: int = 0) -> Batch:
-    """A batch with unequal presence, lengths and weights; with `garbage`, absurd values stand wherever nothing is.
+    """Batch with unequal presence, lengths and weights; `garbage` fills all masked elements with NaN or invalid ids.
 
     One example has no input at all, one no target, and ids do not start at 0.
     """
@@ -241,9 +241,9 @@ def make_batch(specs: dict[str, InputSpec], garbage: bool = False, size: int = B
 def make_packed_batches(
     specs: dict[str, InputSpec], rows: int = 8, slots: int = 3, garbage: bool = False
 ) -> tuple[Batch, Batch]:
-    """A batch of packed examples of unequal lengths, some without one or all inputs, and the same ones a row each.
+    """Batch of packed examples of unequal lengths, some without one or all inputs, and the same examples unpacked.
 
-    One slot of each row is empty. With `garbage`, absurd values stand wherever nothing is.
+    One slot of each row is empty. `garbage` fills all masked elements with NaN or invalid ids.
     """
     draws = np.random.default_rng(3)
     size, number = rows * slots, np.arange(rows * slots)
@@ -261,7 +261,7 @@ def make_packed_batches(
         places = draws.integers(0, 4, (size, budget, spec.axes)).astype(np.float32)
         places[..., 0] = np.arange(budget)
         if "chunk" in spec.details:
-            # Recordings end somewhere in their last chunk.
+            # Recordings end inside their last chunk.
             places[..., 1] = (lengths * spec.details["chunk"] - draws.integers(0, 300, size))[:, None]
 
         def fill(count, slots, elements=elements, places=places, lengths=lengths, spec=spec, absurd=absurd):
@@ -286,7 +286,7 @@ def make_packed_batches(
 
 
 def assert_close(found: Any, truth: Any, tolerance: float = TOLERANCE) -> None:
-    """Each leaf is equal to within `tolerance` of its largest value (or of 1e-3 of the largest of all leaves)."""
+    """Checks that each leaf is within `tolerance` of its largest value (or of 1e-3 of the largest of all leaves)."""
     found, truth = jax.device_get((found, truth))
     floor = 1e-3 * max(float(np.abs(leaf).max(initial=0)) for leaf in jax.tree.leaves(truth))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(truth), strict=True):
@@ -306,9 +306,9 @@ def assert_identical(found: Any, truth: Any) -> None:
 
 @functools.lru_cache(maxsize=1)
 def standard(part: Part) -> tuple[Case, Batch, tuple[Any, dict[str, Any]]]:
-    """The case that most promises compare with, its batch, and the gradients and metrics of that.
+    """Reference case of most checks, its batch, and the gradients and metrics on one device.
 
-    The newest is kept, since tracing and compiling takes all the time: `test_contracts.py` goes part by part.
+    Only the newest is cached: tracing and compiling dominate, and `test_contracts.py` runs part by part.
     """
     case = Case(part)
     batch = make_batch(case.specs)
@@ -317,13 +317,13 @@ def standard(part: Part) -> tuple[Case, Batch, tuple[Any, dict[str, Any]]]:
 
 @functools.lru_cache(maxsize=1)
 def trained(part: Part) -> tuple[Case, TrainState, list[float]]:
-    """A case without dropout, its state after 20 steps on one batch, and the loss before each of them."""
+    """Case without dropout, its state after 20 steps on one batch, and the loss before each step."""
     like, batch, _ = standard(part)
     case = Case(part, parameters=like.parameters, dropout=0.0, drop_path=0.0)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     state = case.trainer.init(jax.tree.map(jnp.copy, case.parameters), batch)
     shardings = state_shardings(mesh, case.trainer, case.variables, jax.eval_shape(lambda: state))
-    # Placed as the step places its results, or the second step would compile anew.
+    # Place the state like the step's outputs; otherwise the second step would compile again.
     state = jax.device_put(state, shardings)
     step = compile_step(case.trainer, mesh, shardings)
     losses = []
@@ -333,11 +333,11 @@ def trained(part: Part) -> tuple[Case, TrainState, list[float]]:
     return case, state, losses
 
 
-# The promises.
+# The checks.
 
 
 def check_absence(part: Part) -> None:
-    """NaN, ids out of range and labels out of range where nothing is move no output, loss, metric or gradient."""
+    """NaN and out-of-range ids and labels in masked elements change no output, loss, metric or gradient."""
     case, clean, (gradients, metrics) = standard(part)
     dirty = make_batch(case.specs, garbage=True)
     assert any(np.isnan(x.values).any() for x in dirty.inputs.values() if x.values.dtype.kind == "f")
@@ -348,24 +348,24 @@ def check_absence(part: Part) -> None:
 
 
 def check_devices(part: Part) -> None:
-    """One device gives what eight give; part by part, it is the turn of each mesh of several axes."""
+    """Eight devices match one device; parts take turns over the meshes of several axes."""
     case, batch, truth = standard(part)
     products = [config for name, config in MESHES.items() if " x " in name]
     assert_close(case.gradients_on(batch, products[PARTS.index(part) % len(products)]), truth)
 
 
 def check_accumulation(part: Part) -> None:
-    """Four microbatches with unequal presence and weights give what the whole batch gives, with dropout on."""
+    """Four microbatches with unequal presence and weights match the whole batch, with dropout."""
     case, batch, whole = standard(part)
     accumulated = {"kind": "accumulated", "microbatches": 4}
     assert_close(Case(part, estimator=accumulated, parameters=case.parameters).gradients(batch), whole)
 
 
 def check_packing(part: Part) -> None:
-    """Packed examples give what each gives by itself, with dropout on, on one device, on eight and in microbatches."""
+    """Packed examples match the same examples alone, with dropout, on one device, on eight and in microbatches."""
     packs = all(hasattr(ENCODERS[kind], "packed_example") for kind in ([part.kind] if part.table == "encoder" else []))
     if not packs:
-        return  # such an encoder is refused; see `test_packing.py`
+        return  # Experiment rejects such encoders; see `test_packing.py`.
     like, _, _ = standard(part)
     try:
         case = Case(part, parameters=like.parameters, packed=True)
@@ -380,32 +380,32 @@ def check_packing(part: Part) -> None:
     products = [config for name, config in MESHES.items() if " x " in name]
     assert_close(case.gradients_on(packed, products[PARTS.index(part) % len(products)]), truth)
     if part.table == "task":
-        # Features of pairs are put together again; how a batch is cut is the same for all parts.
+        # Pairs are regrouped across microbatches; splitting the batch is the same for all other parts.
         estimator = {"kind": "accumulated", "microbatches": 4}
         assert_close(Case(part, estimator=estimator, parameters=like.parameters, packed=True).gradients(packed), truth)
 
 
 def check_scan(part: Part) -> None:
-    """Scanned and unrolled layers are one function."""
+    """Scanned and unrolled layers give the same gradients."""
     if "scan" not in options_of(TABLES[part.table][part.kind]):
-        return  # no layers of its own; those of the encoders around it are compared with the encoders
+        return  # no layers of its own; encoders are compared separately
     case, batch, scanned = standard(part)
     assert_close(Case(part, scan=False, parameters=case.parameters).gradients(batch), scanned)
 
 
 def check_precision(part: Part) -> None:
-    """bfloat16 products change the loss by less than a few percent, and no gradient is lost."""
+    """bfloat16 changes the loss by at most 5 %, the gradients keep their direction, and they stay float32."""
     case, batch, (gradients, metrics) = standard(part)
     rough_gradients, rough = Case(part, precision="bfloat16", parameters=case.parameters).gradients(batch)
     np.testing.assert_allclose(rough["loss"].compute(), metrics["loss"].compute(), rtol=0.05)
     exact, close = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in (gradients, rough_gradients))
     cosine = np.vdot(exact, close) / np.linalg.norm(exact) / np.linalg.norm(close)
-    assert cosine > 0.98, f"cosine of the gradients {cosine}"
+    assert cosine > 0.98, f"cosine similarity of the gradients is {cosine}"
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rough_gradients))
 
 
 def check_restore(part: Part, folder) -> None:
-    """A state saved on one device comes back bit for bit, onto eight devices."""
+    """A state saved on one device is restored bit for bit onto eight devices."""
     case, state, _ = trained(part)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / "state", state)
@@ -424,4 +424,4 @@ def check_learning(part: Part) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.abs(leaf).max() > 0, f"no gradient for {jax.tree_util.keystr(path)}"
     _, _, losses = trained(part)
-    assert losses[-1] < 0.9 * losses[0], "the loss does not fall"
+    assert losses[-1] < 0.9 * losses[0], "the loss does not decrease"

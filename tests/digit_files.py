@@ -1,4 +1,4 @@
-"""Small raw files of the avmnist data: images in MNIST's format and recordings of four speakers."""
+"""Small raw files for avmnist: images in MNIST's format and recordings of four speakers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write_idx(path: pathlib.Path, values: np.ndarray) -> None:
 
 
 def write_images(folder: pathlib.Path, count: int, prefix: str = "train", ending: str = "", seed: int = 0) -> None:
-    """`count` different images of each digit, sorted by their labels; the first pixel tells the digit."""
+    """Writes `count` different images of each digit, sorted by label; the first pixel encodes the digit."""
     labels = np.repeat(np.arange(10), count).astype(np.uint8)
     images = np.random.default_rng(seed).integers(0, 256, (len(labels), 6, 5)).astype(np.uint8)
     images[:, 0, 0] = labels
@@ -27,7 +27,7 @@ def write_images(folder: pathlib.Path, count: int, prefix: str = "train", ending
 
 
 def write_recordings(folder: pathlib.Path, speakers: list[str], count: int = 2, rate: int = 8000) -> None:
-    """Recordings whose first sample tells digit, speaker and index."""
+    """Writes recordings whose first sample encodes digit, speaker and index."""
     folder.mkdir(parents=True, exist_ok=True)
     for digit, (number, speaker), index in itertools.product(range(10), enumerate(speakers), range(count)):
         samples = np.full(100 + digit, 1000 * digit + 100 * number + index + 1, np.int16)

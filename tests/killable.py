@@ -1,14 +1,14 @@
-"""Runs `mmjax` so that it is killed at an exact step: `python tests/killable.py train --config=… --workdir=…`.
+"""Runs `mmjax` and kills it at an exact step: `python tests/killable.py train --config=… --workdir=…`.
 
-The variable MMJAX_TEST_KILL says when; everything else is what the command does anyway.
+The variable MMJAX_TEST_KILL selects the moment; otherwise the command is unchanged.
 
-    step:5      SIGKILL after step 5 and all that belongs to it
+    step:5      SIGKILL after step 5 and its logging
     begin:8     SIGKILL as soon as the temporary folder of checkpoint 8 exists
-    commit:8    SIGKILL when all of checkpoint 8 is written and gets its final name next
+    commit:8    SIGKILL when checkpoint 8 is written, just before it gets its final name
     term:13     SIGTERM after step 13
-    pace:0.05   waits so many seconds after each step, for someone outside who kills
+    pace:0.05   sleeps this many seconds after each step, so that another process can kill it
 
-With MMJAX_TEST_NOTES=FILE the process writes a line "STEP ROW ID" for each example that it trains on.
+With MMJAX_TEST_NOTES=FILE the process writes a line "STEP ROW ID" for each training example.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def after_each_step() -> None:
 
     def after_step(self, loop):
         if (WHEN, loop.step) == ("term", int(float(NUMBER))):
-            # The signal comes at any time; its handler runs before the next operation.
+            # The handler runs before the next operation.
             kill(signal.SIGTERM)
         original(self, loop)
         if (WHEN, loop.step) == ("step", int(float(NUMBER))):
@@ -66,7 +66,7 @@ def note_batches(path: pathlib.Path) -> None:
 
 
 def in_checkpoint() -> None:
-    """Holds the renaming that makes the checkpoint valid, and kills before it."""
+    """Intercepts the rename that commits a checkpoint, and kills the process before it."""
 
     def is_it(name) -> bool:
         return pathlib.Path(name).name.startswith(f"{NUMBER}.") and "tmp" in pathlib.Path(name).name
@@ -90,11 +90,11 @@ def in_checkpoint() -> None:
             folder = pathlib.Path(workdir, "checkpoints")
             return {child.stat().st_ino for child in folder.glob("*") if is_it(child)}
 
-        left = found()  # by an earlier process that was killed
+        left = found()  # written by an earlier process that was killed
 
         def watch():
             while True:
-                # A folder may vanish between the listing and the look at it.
+                # A folder may vanish between the listing and `stat`.
                 with contextlib.suppress(FileNotFoundError):
                     if found() - left:
                         kill()

@@ -1,4 +1,4 @@
-"""A small run that learns to name a digit from a picture, a voice or a sentence, in half a minute on two cores."""
+"""Recipe that learns to classify a digit from an image, a recording or a sentence, in half a minute on two cores."""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,4 @@
-"""Breaks a copy of the package in one place after the other and prints whether the tests notice.
+"""Mutation test: breaks a copy of the package in one place at a time and prints whether the tests fail.
 
     python tests/mutate.py                  # all mutations
     python tests/mutate.py data/ dropout    # those whose file or name contains one of the words
@@ -24,7 +24,7 @@ PATIENCE = 280
 
 @dataclasses.dataclass(frozen=True)
 class Mutation:
-    """`before` becomes `after` in a file of the package; `tests` are arguments of pytest that must then fail."""
+    """Replaces `before` with `after` in one file of the package; `tests` are pytest arguments that must then fail."""
 
     name: str
     file: str
@@ -38,7 +38,7 @@ class Mutation:
 
 
 class Copy:
-    """A copy of the package and its tests. Only the copy is ever changed."""
+    """Copy of the package and its tests; the original is never changed."""
 
     def __init__(self, folder: pathlib.Path, cache: pathlib.Path | None = None):
         self.folder = folder
@@ -49,7 +49,7 @@ class Copy:
         self.environment = {**os.environ, "PYTHONPATH": str(folder)}
         if cache:
             self.environment["MMJAX_CACHE"] = str(cache)
-        # Two files of one length within one second would be one to the cache of byte code.
+        # Python's byte-code cache cannot distinguish two files of equal length written within one second.
         self.environment["PYTHONDONTWRITEBYTECODE"] = "1"
 
     def run(self, tests: tuple[str, ...]) -> subprocess.CompletedProcess:
@@ -74,13 +74,13 @@ def verdict(done: subprocess.CompletedProcess) -> str:
     """Returns "caught", "survived", or "not tested" if the tests could not run."""
     if done.returncode == 0:
         return "survived"
-    # 1 means that tests failed; 2 and more that they could not run, which would notice nothing.
+    # Exit code 1: tests failed. 2 and more: pytest could not run them, which proves nothing.
     failed = done.returncode == 1 and " failed" in done.stdout and " error" not in done.stdout.splitlines()[-1]
     return "caught" if failed else "not tested"
 
 
 def main(words: list[str]) -> int:
-    """Tries the mutations whose file or name contains one of `words`, by default all."""
+    """Tries the mutations whose file or name contains one of `words`; all by default."""
     sys.path.insert(0, str(ROOT))
     from tests.test_mutations import MUTATIONS
 

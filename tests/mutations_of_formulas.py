@@ -1,4 +1,4 @@
-"""Mutations of formulas in all packages, each with the few tests that must notice it."""
+"""Mutations of formulas in all packages, each with the few tests that must detect it."""
 
 from __future__ import annotations
 

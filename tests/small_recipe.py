@@ -1,4 +1,4 @@
-"""A recipe whose run takes seconds: two encoders of the digits, with everything in it that a state has to keep.
+"""Recipe whose run takes seconds: two encoders of the digits, and every component that adds to the saved state.
 
 Rows are logged every 5 steps and checkpoints made every 8, so that a checkpoint falls into the middle of a row.
 """

@@ -1,4 +1,4 @@
-"""Attention over split tokens and with each kernel, against attention in float64 NumPy, with masks and segments."""
+"""Sequence-parallel attention and each attention kernel, with masks and segments, against float64 NumPy."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_no_device_holds_the_logits_of_all_tokens(kind):
         text = step.lower(*(array,) * 3, *(segments,) * 2).compile().as_text()
     share = tokens // 8
     assert "all-gather" not in text or kind == "all_to_all"
-    assert f"[2,8,{tokens},{tokens}]" not in text, "all logits"
+    assert f"[2,8,{tokens},{tokens}]" not in text, "one array holds the logits of all heads and tokens"
     if kind == "ring":
         assert f"[2,8,{share},{share}]" in text and "collective-permute" in text
         assert f"[2,{tokens},8,{DEPTH}]" not in text, "a device holds the keys of all tokens"
@@ -90,9 +90,9 @@ def test_heads_that_do_not_divide_go_in_a_ring_and_the_log_says_so(caplog):
 
 
 def like_cudnn(query, key, value, *, mask, implementation):
-    """JAX's attention, with the fault of cuDNN's: the gradient of a query whose mask row is all False is NaN."""
+    """JAX's attention with the fault of cuDNN's: NaN gradients for a query whose mask row is all False."""
     assert implementation == "cudnn"
-    # Measured on an H200; the forward pass hides it.
+    # Measured on an H200; the forward value is correct.
     empty = ~mask.any(axis=-1).swapaxes(1, 2)[..., None]
     poison = jax.custom_vjp(lambda query: query)
     poison.defvjp(lambda query: (query, None), lambda _, cotangent: (jnp.where(empty, jnp.nan, cotangent),))
@@ -108,7 +108,7 @@ DOT_PRODUCT_ATTENTION = jax.nn.dot_product_attention
 def test_every_kernel_computes_the_definition(monkeypatch, name, shape, dtype):
     monkeypatch.setattr(jax.nn, "dot_product_attention", like_cudnn)
     kernel = kernels.KERNELS[name]
-    # Kernels for TPUs run in the interpreter of Pallas.
+    # Pallas kernels for TPUs run in interpret mode.
     compute = functools.partial(kernel.compute, interpret=True) if kernel.platform == "tpu" else kernel.compute
     attention_truth.check(compute, attention_truth.SHAPES[shape], dtype)
 
@@ -128,7 +128,7 @@ def test_heads_that_share_registers_do_not_touch_each_other(heads, depth):
     found = gradients(functools.partial(kernels.short_attention, interpret=True))
     for mine, truth in zip(found, gradients(kernels.xla_attention), strict=True):
         np.testing.assert_allclose(mine, truth, atol=2e-5)
-    # Queries of the third segment see nothing.
+    # Queries of the third segment have no key.
     assert not np.any(found[0][:, 2::3]) and not np.any(found[1][:, 2::3])
 
 

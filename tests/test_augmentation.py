@@ -1,4 +1,4 @@
-"""Augmentation: what it changes, what it leaves, and that a batch stays a function of seed and data step."""
+"""Augmentations against NumPy, SciPy and Pillow; augmented batches are a function of seed and data step."""
 
 import collections
 import colorsys
@@ -34,7 +34,7 @@ RATE = 8000
 
 
 class Fixed:
-    """Draws that always come out as one end of their range, so that a change has a closed form."""
+    """Generator whose draws are always one end of their range, so that the result has a closed form."""
 
     def __init__(self, end: float):
         self.end = end
@@ -72,7 +72,7 @@ def test_an_affine_map_without_bounds_is_the_identity():
 def test_an_affine_map_moves_pixels_where_scipy_moves_them(bounds):
     raw = blob()
     found = Affine(Affine.Config(**{"rotate": 0, "shear": 0, "scale": 0, "shift": 0, **bounds}))(raw, Fixed(1.0))
-    # In (row, column), from a place in the result to its place in the source.
+    # In (row, column), from output coordinates to input coordinates.
     angle = np.deg2rad(bounds.get("rotate", 0))
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     slant = np.array([[1, 0], [bounds.get("shear", 0), 1]])
@@ -167,7 +167,7 @@ class TestCrop:
             windows = np.lib.stride_tricks.sliding_window_view(raw, part.shape)
             assert (windows == part).all((2, 3)).any()
             areas.append(part.size / raw.size)
-            # Sides are rounded to pixels.
+            # Crop rounds side lengths to whole pixels.
             assert 1 / 1.65 < part.shape[0] / part.shape[1] * 50 / 40 < 1.65
         assert 0.18 < min(areas) < 0.25 and max(areas) > 0.9
 
@@ -202,7 +202,7 @@ class TestColour:
     def test_light_and_saturation_change_as_pillow_changes_them(self, end, name, enhancer):
         factor = 1.3 if end else 0.7
         truth = np.asarray(enhancer(PIL.Image.fromarray(self.RAW)).enhance(factor)).astype(int)
-        # Pillow rounds more often.
+        # Pillow rounds intermediate results.
         assert np.abs(self.changed(end, **{name: 0.3}) - truth).max() <= 2
 
     def test_a_hue_is_an_angle_of_the_colour_wheel_of_yiq(self):
@@ -224,9 +224,9 @@ class TestErase:
             erased = Erase(Erase.Config(probability=1.0, smallest=0.1, largest=0.2, aspect=2.0))(raw, draws(seed))
             rows, columns = np.flatnonzero(erased.any(1)), np.flatnonzero(erased.any(0))
             box = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
-            # Noise has a zero now and then, also at an edge.
+            # Uniform noise is sometimes 0, also at an edge.
             assert 0.08 < box / raw.size < 0.22 and (erased > 0).sum() > 0.9 * box
-        assert not raw.any(), "the raw data is not its to change"
+        assert not raw.any(), "the augmentation modified its input"
 
     def test_it_happens_as_often_as_it_should(self):
         raw = np.zeros((10, 10), np.uint8)
@@ -287,7 +287,7 @@ class TestEditWords:
 
 
 class TestSynonyms:
-    # As in WordNet: offset, file, type, number of words in hexadecimal, words with ids, pointers, gloss.
+    # WordNet's format: offset, file, type, word count in hexadecimal, words with ids, pointers, gloss.
     NOUNS = (
         "  1 This is the licence of the database.\n"
         "00001740 03 n 03 car 0 auto 0 motor_vehicle 0 001 @ 00002137 n 0000 | a thing with wheels\n"
@@ -415,7 +415,7 @@ def test_augmented_batches_are_a_function_of_seed_and_data_step_and_evaluation_i
 
 
 def test_the_offset_of_a_recorder_is_no_signal():
-    """Noise at 20 dB below the signal, whatever constant the recorder adds."""
+    """The noise level is relative to the signal without its offset: noise 20 dB below, for any constant offset."""
     samples = 0.01 * np.sin(np.arange(16_000) / 5)
     noise = Noise(Noise.Config(low=20.0, high=20.0))
     for offset in (0.0, 0.5):

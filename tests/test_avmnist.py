@@ -1,4 +1,4 @@
-"""The avmnist dataset, on files that these tests write: nobody leaks, damage is said, and odd files work too."""
+"""The avmnist dataset, on files that these tests write: no leaks between splits, damaged files, unusual layouts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def raw(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("raw")
     write_images(folder / "MNIST" / "raw", 12, ending=".gz")
     write_recordings(folder / "voices" / "recordings", SPEAKERS)
-    # What a Mac leaves beside them, and what else may lie around.
+    # Files that macOS writes beside others, and an unrelated file.
     (folder / "voices" / "recordings" / "._0_ann_0.wav").write_bytes(b"\0\5\26\7")
     (folder / "voices" / "README.md").write_text("recordings")
     return folder
@@ -85,7 +85,7 @@ class TestRecords:
                 assert record["text"].decode() in arithmetic.OPERATIONS[operation].phrasings
                 combinations[seen, heard, operation] += 1
             assert len(combinations) == (10 if task == "matched" else 600) and len(set(combinations.values())) == 1
-            # Every picture and every recording takes its turn.
+            # Images and recordings are used equally often.
             for digit in range(10):
                 for counts in (pictures, recordings):
                     own = [count for (of, _), count in counts.items() if of == digit]
@@ -120,7 +120,7 @@ def test_other_files_and_other_speakers_are_prepared_anew(raw, cache, tmp_path):
     options = [{}, {"held_out": "ann"}, {"validation": "07"}, {"validation": []}]
     folders = [dataset(copy, cache, task="matched", **each).prepare() for each in options]
     assert dataset(raw, cache, task="matched").prepare() == folders[0]
-    # Of the same name and length.
+    # Same name and length, other content.
     path = copy / "voices" / "recordings" / "3_07_1.wav"
     rate, samples = scipy.io.wavfile.read(path)
     scipy.io.wavfile.write(path, rate, samples + np.int16(1))

@@ -1,4 +1,4 @@
-"""Input that is wrong: one line that says what and what would be right, exit code 2, and nothing written or changed."""
+"""Invalid input: one line that says what is wrong and what would be right, exit code 2, and no file changed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def here(monkeypatch, digits_cache):
 
 
 def snapshot(folder: pathlib.Path) -> dict[str, str]:
-    """{path: what lies there}, of everything under a folder."""
+    """Contents of all files below a folder, by path."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
         for path in sorted(folder.rglob("*"))
@@ -58,19 +58,19 @@ def snapshot(folder: pathlib.Path) -> dict[str, str]:
 
 
 def refused(capsys, folder: pathlib.Path, *words: str) -> str:
-    """Runs a command that must be refused and leave `folder` as it is; returns its one line."""
+    """Runs a command that must fail with exit code 2 and leave `folder` unchanged; returns its one line of output."""
     before = snapshot(folder)
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("mmjax: error: ") and err.count("\n") == 1, err
-    assert "; " in err, "no remedy"
+    assert "; " in err, "the message suggests no correction"
     assert snapshot(folder) == before
     return err
 
 
 def write_recipe(folder: pathlib.Path, line: str) -> str:
-    """Writes a recipe that has `line` in it; returns the flag that names it."""
+    """Writes a recipe that contains `line`; returns the `--config` flag for it."""
     path = folder / "recipe.py"
     path.write_text(RECIPE.format(line=line))
     return f"--config={path}"
@@ -113,7 +113,7 @@ WRONG_RECIPES = {
     "config.data.modality_dropout.image = 1.5": "data.modality_dropout.image: 1.5 is out of range; give a value in",
     "config.checkpoint.every = 0": "checkpoint.every: 0 is out of range",
     "config.evaluate.every = -1": "evaluate.every: -1 is out of range",
-    # What does not divide, on eight devices.
+    # Sizes that do not divide, on eight devices.
     "config.mesh.data = 3": "mesh: data=3 does not divide 8 device(s)",
     "config.mesh.fsdp = 16": "mesh: data=-1 x fsdp=16 does not divide 8 device(s)",
     "config.mesh.fsdp = -1": "has more than one -1; give all sizes but one",
@@ -172,7 +172,7 @@ WRONG_RECIPES = {
     "config.train.estimator = {'kind': 'acumulated'}": "train.estimator.kind: unknown kind 'acumulated'",
     "config.train.loss_transforms = [{'kind': 'adversary'}]": "train.loss_transforms[0].kind: unknown kind",
     "config.train.hooks = [{'kind': 'early_stoping'}]": "train.hooks[0].kind: unknown kind 'early_stoping'",
-    # What would be missed hours later only.
+    # Errors that would otherwise appear hours later.
     "config.evaluate.splits = ['test', 'acents']": "evaluate.splits[1]: unknown split 'acents'; did you mean 'acc",
     "config.evaluate.use = 'bset'": "evaluate.use: 'bset' is not a choice; did you mean 'best'?",
     "config.evaluate.use = 'best'": "evaluate.use: 'best' requires checkpoint.best",
@@ -225,7 +225,7 @@ class _NoOptions:
 
 
 class Empty:
-    """A dataset without an example in some splits."""
+    """Dataset whose listed splits are empty."""
 
     Config = _NoOptions
     splits = ("train", "test")
@@ -269,7 +269,7 @@ def test_digits_without_espeak_are_refused_before_anything_is_written(capsys, mo
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory, digits_cache) -> pathlib.Path:
-    """The workdir `run` beside the recipe of a run of two steps. Only to be read."""
+    """Folder with a recipe and, in `run`, the workdir of a run of two steps. Read-only."""
     folder = tmp_path_factory.mktemp("small")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMJAX_CACHE", str(digits_cache))
@@ -280,7 +280,7 @@ def small_run(tmp_path_factory, digits_cache) -> pathlib.Path:
 
 @pytest.fixture
 def copied_run(small_run, tmp_path) -> list[str]:
-    """The words that train a copy of it on, in `tmp_path / "run"`."""
+    """Arguments that resume a copy of the run in `tmp_path / "run"`."""
     shutil.copytree(small_run, tmp_path, dirs_exist_ok=True)
     return ["train", f"--config={tmp_path / 'recipe.py'}", f"--workdir={tmp_path / 'run'}"]
 
@@ -314,7 +314,7 @@ def test_mesh_workers_log_checkpoint_and_steps_may_change(capsys, tmp_path, copi
     assert main([*copied_run, *overrides]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "resumed at step 2" in out
-    # The schedule has no length of its own, so more steps stretch it.
+    # This schedule has no `steps` of its own, so it ends with the run.
     assert ("schedule now ends at step 3, not 2" in out) == ("--config.train.steps=3" in overrides)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["steps"] == (3 if "--config.train.steps=3" in overrides else 2)
@@ -374,7 +374,7 @@ def test_a_run_whose_gradients_were_never_finite_fails(capsys, tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-# What is given to `predict`.
+# Inputs of `predict`.
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ def test_what_predict_cannot_read_is_refused(capsys, tmp_path, trained_run, word
     assert expected in refused(capsys, trained_run, "predict", f"--workdir={trained_run}", *words)
 
 
-# As a process of its own, where nothing is caught by the test.
+# In a separate process, since pytest would catch the exception.
 
 
 @pytest.mark.parametrize(

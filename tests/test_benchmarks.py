@@ -1,4 +1,4 @@
-"""The benchmark of the step: its figures are what they say, for any recipe and mesh."""
+"""Benchmark of the train step: figures against closed forms, for several recipes and meshes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_slow_pipeline_shows_as_waiting_and_a_quick_one_does_not(modules, run,
 def test_utilisation_is_the_models_flops_over_the_time_and_the_peak(modules, experiment, monkeypatch):
     measurements = modules["measurements"]
     found = measurements.utilisation(experiment, 0.5)
-    # 3 layers of 8 tokens: projections 4 x 8², MLP 2 x 8 x 8, attention 2 x 8 x 8; the fusion and the head are small.
+    # 3 layers of 8 tokens: projections 4 x 8², MLP 2 x 8 x 8, attention 2 x 8 x 8; fusion and head are small.
     layers = 2 * 3 * 4 * 8 * (4 * 8 * 8 + 2 * 8 * 8 + 2 * 8 * 8)
     assert 3 * layers < found["flops"] < 1.2 * 3 * layers
     assert found["tflops_per_device"] == pytest.approx(found["flops"] / 0.5 / 2 / 1e12)
@@ -150,5 +150,5 @@ def test_the_benchmark_of_packing_says_how_full_rows_are():
     assert [len(shares) for shares in packed] == [len(shares) for shares in padded] == [1, 2, 1, 2]
     for one, other in zip(packed, padded, strict=True):
         shares = [float(share.rstrip("%")) for share in one]
-        # Of two budgets, one is that which fills.
+        # The plan fills one of the two budgets.
         assert max(shares) > (95 if len(shares) == 1 else 90) > float(other[0].rstrip("%")) + 30

@@ -1,4 +1,4 @@
-"""The best checkpoint stays beside the newest ones, over an interruption too, and is what evaluation then reads."""
+"""The best checkpoint is kept beside the newest ones, also across a resume, and evaluation reads it."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests import small_recipe
 def recipe(steps, **evaluate):
     config = small_recipe.get_config()
     config.train.update(steps=steps, accumulate=1, ema=None)
-    # So high a rate that the loss soon grows: the best checkpoint is not the last.
+    # The learning rate is so high that the loss soon grows: the best checkpoint is not the last.
     config.schedule = {"kind": "optax.linear_schedule", "init_value": 1e-2, "end_value": 3.0, "transition_steps": 30}
     config.optimizer = {"name": "sgd"}
     config.checkpoint = {"every": 8, "keep": 1, "best": "digit/loss", "mode": "min"}

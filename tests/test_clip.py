@@ -1,4 +1,4 @@
-"""CLIP: the recipe has the sizes of the paper, and the benchmark runs it."""
+"""CLIP: the recipe has the paper's sizes, and the benchmark runs it."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_the_parameters_are_those_of_clip_but_for_what_the_recipe_names(experime
 
 def test_the_flops_of_a_step_are_those_on_paper(experiment):
     def tower(tokens, width):
-        # Four projections and the MLP's two, of four times the width; logits and their product with the values.
+        # Four projections; two MLP matrices of hidden size 4 x width; attention logits and weighted values.
         return BATCH * 12 * 2 * tokens * (4 * width**2 + 8 * width**2 + 2 * tokens * width)
 
     patches = BATCH * 2 * 49 * 32 * 32 * 3 * 768
     maps = BATCH * 2 * (768 + 512) * 512
     forward = patches + tower(50, 768) + tower(77, 512) + maps
     found = step_flops(experiment)
-    # The loss and the recall each write the product of all pairs down, of which a compiler makes one.
+    # Loss and recall each trace the matrix of all pairs; XLA merges the two.
     products, rest = divmod(found - 3 * forward, 3 * 2 * BATCH * BATCH * 512)
     assert 1 <= products <= 4 and rest == 0
 
@@ -59,7 +59,7 @@ def test_one_pooling_too_many_is_one_line():
 
 
 def benchmark(*flags):
-    # One device, as a user has it, and none of the flags of the tests.
+    # One device and default XLA flags, as in a user's environment.
     environment = {**os.environ, "XLA_FLAGS": ""}
     return subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "clip.py", *flags],

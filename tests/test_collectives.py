@@ -1,4 +1,4 @@
-"""Collectives of compiled programs: kinds, bytes, axes and seconds have closed forms."""
+"""Collectives of compiled programs against closed forms: kinds, bytes, axes and seconds."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_collective_in_a_loop_counts_as_often_as_it_runs():
 
 
 def test_gathers_of_the_next_layers_parameters_hide_behind_the_product_of_this_one():
-    """Large products, small parameters: what the schedule starts early costs nothing, and less than it would alone."""
+    """Collectives that start early behind large products are hidden: exposed time is below half of their own time."""
     mesh = topology_mesh("v5e:2x4", data=8)
     depth, width, rows = 6, 2048, 8 * 8192
 
@@ -115,11 +115,11 @@ def test_gathers_of_the_next_layers_parameters_hide_behind_the_product_of_this_o
         ((rows, width), "bfloat16", ("data",)),
     )
     timing = simulate_step(module, mesh, CHIP)
-    # XLA makes a ring of permutes of a gather that a product waits for, and of those a few more than need be.
+    # XLA turns a gather that feeds a product into a ring of permutes, with a few more than the minimum.
     moved = sum(each.bytes for each in timing.collectives.values())
     assert 7 / 8 <= moved / (2 * width**2 * depth) <= 1.5
     assert timing.exposed_seconds < 0.5 * sum(each.seconds for each in timing.collectives.values())
-    # The weights of a layer are fetched beside a product that itself reads little: nearly free.
+    # Weights are prefetched during a product that reads little from HBM: almost no extra time.
     assert 0 <= timing.prefetch_seconds < 0.02 * timing.step_seconds
     assert timing.step_seconds == pytest.approx(
         timing.compute_seconds + timing.kernel_seconds + timing.exposed_seconds + timing.prefetch_seconds, rel=1e-6
@@ -205,7 +205,7 @@ def test_what_sparse_cores_send_beside_the_program_is_seen():
 
 
 def test_a_gather_on_sparse_cores_has_the_bytes_of_the_whole():
-    """A TPU7x leaves large collectives to them; the text says it in other words than that of other TPUs."""
+    """TPU7x offloads large collectives to SparseCores, in another text form than that of other TPUs."""
     width = 8192
 
     def forward(kernel, x):

@@ -1,4 +1,4 @@
-"""The command line: what it prints, and that wrong input is one line and exit code 2, never a traceback."""
+"""Command line: output, exit codes, and one line instead of a traceback for invalid input."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def seen(monkeypatch) -> list:
-    """Adds the command `fake`, which takes a recipe, a required workdir and words; returns what it was run with."""
+    """Adds the command `fake` (a recipe, a required workdir and arguments); returns the values that it received."""
     calls: list = []
 
     def define_flags(flags):
@@ -63,7 +63,7 @@ def seen(monkeypatch) -> list:
 
 
 def refusal(capsys, *words: str) -> str:
-    """Runs a command that must be refused; returns its one line."""
+    """Runs a command that must fail with exit code 2; returns the one line that it prints."""
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -201,7 +201,7 @@ def test_exit_codes_tell_wrong_input_failure_and_interruption_apart(capsys, monk
     assert ending_with(UserError("train.steps", "is 0", "give\n  more")) == 2
     assert capsys.readouterr().err == "mmjax: error: train.steps: is 0; give more\n"
     assert ending_with(KeyboardInterrupt()) == 130
-    with pytest.raises(RuntimeError):  # Python prints the traceback and exits with 1
+    with pytest.raises(RuntimeError):  # Python prints the traceback and exits with 1.
         ending_with(RuntimeError("a bug"))
 
 
@@ -248,7 +248,7 @@ def test_a_command_begins_again_only_where_huge_pages_help_and_nobody_chose(envi
     result = huge_pages.huge_page_environment(environment, setting, libc)
     assert (result is not None) == begins_again
     if result:
-        assert huge_pages.huge_page_environment(result, setting, libc) is None, "it would begin again for ever"
+        assert huge_pages.huge_page_environment(result, setting, libc) is None, "the command restarts itself for ever"
         assert set(filter(None, environment.get("GLIBC_TUNABLES", "").split(":"))) < set(
             result["GLIBC_TUNABLES"].split(":")
         )
@@ -259,7 +259,7 @@ def test_compiled_programs_are_kept_unless_the_user_chose_where(tmp_path):
     compilation_cache.enable_compilation_cache(tmp_path, environment)
     folder = Path(environment["JAX_COMPILATION_CACHE_DIR"])
     assert folder.parent == tmp_path / "compiled" and folder.name.startswith(platform.machine())
-    assert not folder.exists(), "a command that compiles nothing leaves nothing"
+    assert not folder.exists(), "a command without compilation must leave no cache folder"
     for chosen in ("", "/elsewhere"):
         environment = {"JAX_COMPILATION_CACHE_DIR": chosen}
         compilation_cache.enable_compilation_cache(tmp_path, environment)

@@ -1,11 +1,11 @@
-"""Goes through the tables of encoders, fusions, tasks and loss transforms with the promises of `contracts.py`."""
+"""Runs the checks of `contracts.py` on every entry of the tables of encoders, fusions, tasks and loss transforms."""
 
 import pytest
 
 from tests import contracts
 
 
-# Of the module's scope, so that pytest goes part by part: what the checks of one part share is compiled once.
+# Module scope makes pytest order the tests by part, so that each part's programs are compiled once.
 @pytest.fixture(scope="module", params=contracts.PARTS, ids=str)
 def part(request):
     return request.param

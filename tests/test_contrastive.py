@@ -1,4 +1,4 @@
-"""Retrieval recall of contrastive tasks, against a count by hand."""
+"""Retrieval recall of contrastive tasks, against an explicit loop."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Damaged checkpoints are found by their checksums, named, and passed over for the newest intact one."""
+"""Checksums detect damaged checkpoints; a message names them, and the newest intact one is restored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS = (2, 4, 6)
 
 
 def make_state(step: int) -> dict:
-    # Random bits do not shrink under compression, so that a flipped bit of the file is one of the arrays.
+    # Random bits are incompressible, so a flipped bit of the file is a flipped bit of an array.
     draws = np.random.default_rng(step)
     return {"w": jnp.asarray(draws.normal(size=(64, 128)), jnp.float32), "step": jnp.int32(step)}
 
@@ -99,7 +99,7 @@ def test_reading_leaves_a_damaged_checkpoint_in_its_place(saved, tmp_path, damag
     checkpoints = Checkpoints(workdir, CheckpointConfig(best="loss", mode="min"), read_only=True)
     state, step = checkpoints.restore_newest(make_state(0), messages.append, best=True)
     checkpoints.close()
-    # 4 has the lowest loss; without its metrics 2 has, and if its arrays are damaged, the newest one is taken.
+    # Checkpoint 4 has the lowest loss. Without its metrics, 2 has; with damaged arrays, the newest is restored.
     assert step == int(state["step"]) == (6 if damage == "bit" else 2)
     assert (workdir / "checkpoints" / "4").is_dir() and not list(workdir.rglob("*.damaged"))
 
@@ -123,7 +123,7 @@ def test_a_file_in_the_place_of_the_checkpoints_is_refused(tmp_path):
 
 
 def fmix(words: np.ndarray) -> np.ndarray:
-    """The finaliser of MurmurHash3 in Python integers."""
+    """Finaliser of MurmurHash3 in Python integers."""
     mixed = []
     for word in map(int, words):
         word ^= word >> 16

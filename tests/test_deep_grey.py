@@ -1,4 +1,4 @@
-"""Greyscale images of more than 8 bits: one range for a column, the same in training and in predict."""
+"""Greyscale images of more than 8 bits: one range per column, the same in training and in `predict`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmjax.prepare.options import PrepareConfig
 from mmjax.prepare.preparation import prepare
 from mmjax.prepare.runners import Local
 
-SCALES = {  # (values of 0 and of 1, dtype, suffix)
+SCALES = {  # (values of black and of white, dtype, suffix)
     "ten": ((0, 1023), np.uint16, "png"),
     "twelve": ((0, 4095), np.uint16, "png"),
     "sixteen": ((0, 65535), np.uint16, "png"),
@@ -30,7 +30,7 @@ SCALES = {  # (values of 0 and of 1, dtype, suffix)
 
 
 def gratings(count: int = 24) -> list[np.ndarray]:
-    """Values in [0, 1]; the brightness of each differs."""
+    """Gratings with values in [0, 1] and different mean brightness."""
     draws, (y, x) = np.random.default_rng(0), np.mgrid[0:32, 0:32] / 31
     pictures = []
     for index in range(count):

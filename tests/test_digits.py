@@ -1,4 +1,4 @@
-"""The digits dataset: balanced, never leaking, the same each time, and whole or absent."""
+"""The digits dataset: balanced, without leaks, deterministic, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TestArithmetic:
 
     @pytest.mark.parametrize("outcomes", [arithmetic.arithmetic_outcomes(), arithmetic.matched_outcomes()])
     def test_ceilings_are_those_of_the_best_lookup_table(self, outcomes):
-        # The truth by another way: fit a table by majority vote on all cases, weighted equally, and score it on them.
+        # Independent truth: fit a majority-vote table on all cases, equally weighted, and score it on them.
         ceilings = arithmetic.ceilings(outcomes)
         assert len(ceilings) == 7
         for subset, ceiling in ceilings.items():
@@ -81,7 +81,7 @@ class TestArithmetic:
         assert max(ceilings.values()) < 0.4
 
     def test_the_ceiling_without_the_question_is_counted_by_hand(self):
-        # Who sees both digits but not the question answers best what most of the six operations give.
+        # Without the question, the best answer is the most frequent result of the six operations.
         best = 0
         for a, b in itertools.product(range(10), range(10)):
             results = [a + b, a - b, a * b, max(a, b), min(a, b), abs(a - b)]
@@ -209,7 +209,7 @@ class TestSpeech:
         )
         assert len(slow) > 1.3 * len(fast)
 
-        # The fundamental frequency is the lag of the strongest autocorrelation between 60 and 400 Hz.
+        # Fundamental frequency: the lag of the largest autocorrelation between 60 and 400 Hz.
         def fundamental(samples):
             samples = samples / 32768
             correlation = np.correlate(samples, samples, "full")[len(samples) :]
@@ -261,7 +261,7 @@ class TestDigits:
                 np.testing.assert_array_equal(record["image"], np.rint(digits.images[record["picture"]] * 255 / 16))
 
     def test_sounds_are_whole_and_tell_the_digit(self, stored):
-        """A nearest-centroid rule on coarse spectra, which knows none of the voices, must find most spoken digits."""
+        """A nearest-centroid classifier on coarse spectra, fitted on other voices, recognises most spoken digits."""
 
         def spectra(records):
             features = []
@@ -284,7 +284,7 @@ class TestDigits:
         for records in stored.values():
             for record in records:
                 assert 1_600 < len(record["audio"]) <= 16_000
-                # A word that was cut off would end loudly; a few voices end abruptly by themselves.
+                # A truncated word would end loudly; a few voices end abruptly by themselves.
                 assert np.abs(record["audio"][-8:].astype(int)).max() < 0.4 * np.abs(record["audio"].astype(int)).max()
 
     def test_records_hold_what_the_modalities_take(self, datasets):
@@ -299,7 +299,7 @@ class TestDigits:
     def test_sources_survive_the_way_to_another_process(self, datasets):
         source = datasets["matched"].source("test")
         before = source.stored(5)
-        # Pickling is how processes of one run pass objects on; no file is read this way.
+        # Pickling passes objects between processes of one run; no file is read this way.
         after = pickle.loads(pickle.dumps(source)).stored(5)
         assert before["key"] == after["key"]
 
@@ -316,7 +316,7 @@ class TestDigits:
             [[record.inputs[name] is not None for name in ("image", "audio", "text")] for record in records]
         )
         assert present.any(axis=1).all()
-        # One of eight examples would lose all, and keeps one of three instead: 1/2 + 1/24.
+        # 1/8 of the examples would lose all inputs and keep one of three instead: 1/2 + 1/24.
         np.testing.assert_allclose(present.mean(axis=0), 1 / 2 + 1 / 24, atol=0.05)
         assert np.mean([record.targets["digit"] is None for record in records]) == pytest.approx(0.3, abs=0.05)
         again = [source[index].inputs["image"] is not None for index in range(1000)]

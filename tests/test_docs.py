@@ -1,4 +1,4 @@
-"""What the pages say is what the code does."""
+"""The documentation matches the code: config tables, commands, flags, links."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def test_the_tables_of_the_config_page_are_those_of_the_code(generator, config_p
 def test_the_config_page_has_every_section_and_every_table(generator, config_page):
     shown = [generator.look_up(place) for place in generator.places(config_page)]
     for table in TABLES:
-        assert any(table is other for other in shown), f"no place for the table {list(table)}"
+        assert any(table is other for other in shown), f"the page has no section for the table {list(table)}"
     for name, annotation in generator.typing.get_type_hints(ExperimentConfig).items():
         assert f"\n## `{name}`\n" in config_page
         if generator.dataclasses.is_dataclass(annotation):
-            assert annotation in shown, f"no place for {annotation.__name__}"
+            assert annotation in shown, f"the page has no section for {annotation.__name__}"
 
 
 def test_a_field_that_nobody_describes_is_an_error(generator):
@@ -89,7 +89,7 @@ def test_a_field_that_nobody_describes_is_an_error(generator):
 
 
 def simple_commands(line: str) -> list[list[str]]:
-    """The words of each command of a line of bash, those that `gcloud … --command="…"` runs elsewhere included."""
+    """Arguments of each command in a line of bash, including those inside `gcloud … --command="…"`."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     commands: list[list[str]] = [[]]
@@ -104,7 +104,7 @@ def simple_commands(line: str) -> list[list[str]]:
 
 
 def shell_commands() -> list:
-    """The commands of all bash blocks."""
+    """Commands of all bash blocks of the pages."""
     found = []
     for page in PAGES:
         for block in re.findall(r"^```bash\n(.*?)^```$", page.read_text(), re.M | re.S):
@@ -115,7 +115,7 @@ def shell_commands() -> list:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> pathlib.Path:
-    """What the recipe of `docs/own_data.md` reads of a folder that `mmjax prepare` made there."""
+    """Files that the recipe of `docs/own_data.md` reads from a prepared folder."""
     folder = tmp_path_factory.mktemp("prepared")
     sizes = {name: {"mean": 8.0, "median": 8.0, "largest": 8.0} for name in ("height", "width", "channels", "bytes")}
     columns = {name: {"present": 9, "measures": sizes} for name in ("picture", "caption")}
@@ -149,7 +149,7 @@ def check_mmjax(name: str, *arguments: str) -> None:
     command.define_flags(flags)
     recipe = next((word for word in arguments if word.startswith("--config=")), "--config=configs/digits.py")
     recipe = recipe.removeprefix("--config=")
-    # `mmjax predict` has a flag for each input of the run; the recipe of docs/extending.md is written there.
+    # `mmjax predict` has one flag per input of the run; the recipe of docs/extending.md is written by that page.
     inputs = {"near", "far"} if "runs/gestures" in " ".join(arguments) else set()
     inputs |= {"picture", "caption"} if {"--workdir=runs/mine", "--workdir=runs/photos"} & {*arguments} else set()
     if (ROOT / recipe.partition(":")[0]).is_file():
@@ -176,7 +176,7 @@ def test_links_between_the_pages_lead_somewhere(page):
         if re.match(r"\w+:", target):
             continue
         file = (page.parent / target).resolve() if target else page
-        assert file.exists(), f"{target} is not there"
+        assert file.exists(), f"{target} does not exist"
         if anchor:
             titles = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
             assert anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]

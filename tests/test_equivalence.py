@@ -1,7 +1,7 @@
-"""The real model of the digits gives the same numbers on every mesh and with every number of microbatches.
+"""The digits model gives the same gradients on every mesh and with every number of microbatches.
 
-All of it is in: three encoders, fusion by cross-attention, single and contrastive tasks, dropout, unequal presence and
-unequal weights. The sizes are small, and the numbers are compared as `contracts.py` says.
+It has three encoders, cross-attention fusion, classification and contrastive tasks, dropout, unequal presence and
+unequal weights. The sizes are small; `contracts.assert_close` compares.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MESHES = {
 
 @functools.cache
 def experiment() -> Experiment:
-    """The recipe for aligned digits on one device, with small sizes and dropout."""
+    """The matched digits recipe on one device, with small sizes and dropout."""
     recipe = digits.get_config("matched")
     trunk = {"width": WIDTH, "depth": 2, "heads": 2, "dropout": 0.1, "drop_path": 0.1}
     for encoder in recipe.model.encoders.values():
@@ -54,7 +54,7 @@ def experiment() -> Experiment:
 
 @functools.cache
 def parameters():
-    """Parameters that are nowhere 0, so that no term hides."""
+    """Parameters without zeros, so that no term is hidden."""
     with jax.default_matmul_precision("highest"):
         leaves, tree = jax.tree.flatten(experiment().init_state().parameters)
     keys = jax.random.split(jax.random.key(5), len(leaves))
@@ -63,7 +63,7 @@ def parameters():
 
 
 def make_batch(absent: tuple[str, ...] = ()) -> Batch:
-    """Each example lacks other inputs; lengths, weights and ids are unequal; one has no input and one no target."""
+    """Batch with unequal presence, lengths, weights and ids; one example has no input and one no target."""
     draws = np.random.default_rng(8)
     rows, inputs = np.arange(SIZE), {}
     for number, (name, spec) in enumerate(experiment().specs.items()):
@@ -76,7 +76,7 @@ def make_batch(absent: tuple[str, ...] = ()) -> Batch:
         else:
             values = draws.normal(size=(SIZE, *spec.shape))
         inputs[name] = Input(values.astype(spec.dtype), mask)
-    # Rows of one device, of one microbatch and of the rest weigh differently, so that no mean of means is right.
+    # Weights differ between devices and between microbatches, so that a mean of means would be wrong.
     weight = np.where(rows % 5 == 1, 0.0, 0.25 + rows / 8.0).astype(np.float32)
     targets = {"digit": Target(draws.integers(0, 10, SIZE).astype(np.int32), weight)}
     return Batch(inputs, targets, rows.astype(np.int32) + 100, np.int32(3))
@@ -107,14 +107,14 @@ def truth():
 
 @functools.cache
 def pairs_case():
-    """Two encoders whose tokens split eight ways, and all pairs of the batch, some of them with several positives."""
+    """Two encoders whose tokens divide by eight, and a contrastive task in which examples have several positives."""
     sizes = {"patch": 2, "heads": 4}
     case = contracts.Case(contracts.Part("task", "contrastive"), positives="label", **sizes)
     batch = contracts.make_batch(case.specs)
     return case, batch, case.gradients(batch)
 
 
-# The contract suite has the other products too, each with another part.
+# The contract suite tests the other products of axes, each with another part.
 QUICK = [name for name in contracts.MESHES if name.count(" x ") != 1]
 
 
@@ -139,7 +139,7 @@ def test_eight_devices_give_what_one_gives(mesh):
     assert_close(gradients(make_batch(), MESHES[mesh]), truth())
 
 
-# On one device the contract suite shows it too.
+# On one device the contract suite tests this too.
 @pytest.mark.parametrize("mesh", ["data=8", pytest.param(None, marks=pytest.mark.slow)])
 def test_four_microbatches_give_what_the_whole_batch_gives(mesh):
     assert_close(gradients(make_batch(), MESHES.get(mesh), microbatches=4), truth())
@@ -210,7 +210,7 @@ def test_a_large_parameter_that_does_not_divide_is_split_otherwise_or_listed():
 
 @functools.cache
 def lowered(name: str):
-    """The whole step on a mesh, traced but not compiled."""
+    """The whole train step on a mesh, traced but not compiled."""
     mesh, shardings, state = placed(name)
     step = compile_step(experiment().trainer, mesh, shardings)
     return step.lower(state, place_batch(mesh, make_batch(), SIZE))
@@ -222,8 +222,8 @@ def test_the_step_on_a_mesh_constrains_its_activations(name):
         line for line in lowered(name).as_text().splitlines() if "sharding_constraint" in line or "@Sharding" in line
     ]
     by_batch = [line for line in constraints if re.search(r'\[\{"(data|fsdp)"', line)]
-    # Attention and MLP of each encoder and of the fusion, forwards at least.
-    assert len(by_batch) >= 8, f"{len(constraints)} constraints, none of them over the batch"
+    # Attention and MLP of each encoder and of the fusion, in the forward pass at least.
+    assert len(by_batch) >= 8, f"{len(constraints)} constraints, too few of them over the batch"
     if MESHES[name].tensor > 1:
         assert any('"tensor"' in line for line in constraints), "heads and hidden units are not split"
 
@@ -231,6 +231,6 @@ def test_the_step_on_a_mesh_constrains_its_activations(name):
 def test_no_device_computes_on_the_whole_batch():
     compiled = lowered("data=8").compile().as_text()
     hidden = experiment().specs["text"].shape[0], 4 * WIDTH
-    assert f"[{SIZE // 8},{hidden[0]},{hidden[1]}]" in compiled, "the share of one device"
+    assert f"[{SIZE // 8},{hidden[0]},{hidden[1]}]" in compiled, "no array has one device's share of the batch"
     assert f"[{SIZE},{hidden[0]},{hidden[1]}]" not in compiled, "each device holds the activations of all examples"
     assert "all-reduce" in compiled

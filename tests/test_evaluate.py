@@ -1,4 +1,4 @@
-"""`mmjax evaluate` measures a trained run as training did, and with inputs absent."""
+"""`mmjax evaluate` reproduces the metrics of training, and evaluates with inputs removed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_subsets_are_those_that_training_measured(capsys, trained_run):
     assert found["step"] == 300 and found["ceilings"] == recorded["ceilings"]
     assert found["subsets"]["test"].keys() == recorded["subsets"]["test"].keys()
     for subset, row in recorded["subsets"]["test"].items():
-        # The run was trained on one device and is read on eight: an example on the edge may fall to either side.
+        # Trained on one device, evaluated on eight: rounding may move an example across the decision boundary.
         assert found["subsets"]["test"][subset] == pytest.approx(row, abs=0.003)
 
 

@@ -26,19 +26,19 @@ PARTS = {
 
 
 def blocks(language: str) -> dict[str, str]:
-    """{path in a heading: the block of this language that follows it at once}."""
+    """The block of the given language that follows each heading with a path, by path."""
     found = re.findall(rf"^### `([^`]+)`\n\n```{language}\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
-    assert len(found) == len(dict(found)), "a path occurs twice"
+    assert len(found) == len(dict(found)), "two headings name the same path"
     return dict(found)
 
 
 def hunks(block: str) -> list[tuple[list[str], list[str], list[str]]]:
-    """(lines before, lines to add, lines after) of each part of a diff, which may do nothing but add lines."""
+    """(lines before, lines to add, lines after) of each hunk of a diff; hunks may only add lines."""
     parts = []
     for part in block.split("@@\n"):
         lines = part.splitlines()
         kinds = "".join(line[0] for line in lines)
-        assert re.fullmatch(r" *\+ *", kinds), f"each part adds one line and takes nothing away:\n{part}"
+        assert re.fullmatch(r" *\+ *", kinds), f"each hunk must add exactly one line and remove none:\n{part}"
         at = kinds.index("+")
         parts.append(
             tuple([line[1:] for line in lines[some]] for some in (slice(at), slice(at, at + 1), slice(at + 1, None)))
@@ -47,9 +47,9 @@ def hunks(block: str) -> list[tuple[list[str], list[str], list[str]]]:
 
 
 def insert(text: str, before: list[str], added: list[str], after: list[str]) -> str:
-    """Adds lines to a text at the one place that the lines around them name."""
+    """Inserts lines at the unique position that the surrounding lines identify."""
     old, new = ("".join(line + "\n" for line in lines) for lines in (before + after, before + added + after))
-    assert text.count(old) == 1, f"{text.count(old)} places look like\n{old}"
+    assert text.count(old) == 1, f"{text.count(old)} matches of\n{old}"
     return text.replace(old, new)
 
 
@@ -64,7 +64,7 @@ def extended(tmp_path_factory) -> pathlib.Path:
         else:
             shutil.copyfile(source, folder / name)
     for path, text in blocks("python").items():
-        assert not (folder / path).exists(), f"{path} is there already"
+        assert not (folder / path).exists(), f"{path} already exists"
         (folder / path).write_text(text)
     for path, block in blocks("diff").items():
         for before, added, after in hunks(block):
@@ -155,7 +155,7 @@ def test_all_new_parts_keep_all_promises(extended):
 
 
 def contracts(folder: pathlib.Path, expression: str, *words: str, timeout: int = 300) -> str:
-    """What the contract suite of the copy says about the parts that the expression selects."""
+    """Output of the copy's contract suite for the parts that the expression selects."""
     where = run(folder, "-c", "import mmjax; print(mmjax.__file__)")
     assert pathlib.Path(where.strip()).is_relative_to(folder.resolve())
     options = ["-n", "0", "-q", "-p", "no:cacheprovider", *words]

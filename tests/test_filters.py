@@ -1,4 +1,4 @@
-"""Pictures are resized as Pillow does it, and sounds resampled as SciPy does it."""
+"""Image resizing against Pillow, audio resampling against SciPy."""
 
 import math
 
@@ -11,7 +11,7 @@ from mmjax.modalities.filters import resample, resize
 
 
 def by_pillow(pixels: np.ndarray, size: tuple[int, int], kind: str, box=None) -> np.ndarray:
-    """float32 [height, width, channels]; each channel is a picture of floating-point numbers, which nothing rounds."""
+    """float32 [height, width, channels], resized by Pillow as one float image per channel, without rounding."""
     planes = np.moveaxis(pixels.reshape(*pixels.shape[:2], -1), -1, 0).astype(np.float32)
     box = box and (box[1], box[0], box[3], box[2])
     method = getattr(PIL.Image.Resampling, kind.upper())
@@ -32,14 +32,14 @@ class TestResize:
     @pytest.mark.parametrize("kind", ["bilinear", "bicubic", "lanczos"])
     def test_a_part_of_a_picture_is_what_pillow_makes_of_it(self, kind):
         pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-        # Pillow keeps the box in 32 bits; these have few.
+        # Pillow keeps the box in float32; use values that are exact there.
         box = (3.25, 10.5, 31.75, 59.0)
         np.testing.assert_allclose(
             resize(pixels, (20, 33), kind, box), by_pillow(pixels, (20, 33), kind, box), atol=2e-4
         )
 
     def test_the_nearest_pixel_is_that_at_the_centre(self):
-        # No centre lies between two pixels.
+        # Sizes chosen so that no output centre falls between two pixels.
         pixels = np.random.default_rng(0).integers(0, 256, (41, 61, 3), dtype=np.uint8)
         made = resize(pixels, (11, 27), "nearest")
         rows, columns = (np.arange(11) + 0.5) * 41 / 11, (np.arange(27) + 0.5) * 61 / 27

@@ -1,4 +1,4 @@
-"""FLOPs are counted as on paper, whatever wraps the products."""
+"""FLOP counts against closed forms, through every transformation that can wrap a product."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_transformer_has_the_flops_of_its_closed_form_with_no_credit_for_recom
     def forward(state, values):
         return nnx.merge(graph, state)(Tokens.make(values, jnp.ones(values.shape[:2], bool)), None).values.sum()
 
-    # Four projections, the MLP's two, and the logits and means of the attention.
+    # Four projections, two MLP matrices, attention logits and weighted values.
     layer = 2 * batch * tokens * (4 * width**2 + 2 * width * hidden) + 2 * 2 * batch * tokens**2 * width
     values = jax.ShapeDtypeStruct((batch, tokens, width), "float32")
     assert training_flops(forward, state, values) == 3 * depth * layer
@@ -115,7 +115,7 @@ def test_a_kernel_counts_once_for_each_place_of_its_grid():
 
 
 def test_a_kernel_that_fills_tiles_earns_credit_for_what_it_declares_and_costs_what_it_does():
-    """Heads of 64 numbers lie in registers of 128, and the kernel multiplies these."""
+    """A head dimension of 64 is padded to 128 lanes: the kernel computes on 128 but declares 64."""
     from mmjax.layers.attention.short import short_attention
 
     batch, tokens, heads, depth = 2, 16, 4, 64

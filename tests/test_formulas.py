@@ -1,4 +1,4 @@
-"""Formulas against outside truth: scikit-learn, closed forms and NumPy in float64."""
+"""Formulas against scikit-learn, closed forms and NumPy in float64."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def rng(size: int = 1000, step: int = 0, seed: int = 0) -> Randomness:
 def test_accuracy_precision_recall_and_f1_are_those_of_scikit_learn(weighted):
     draws = np.random.default_rng(0)
     labels, predictions = draws.integers(0, 4, 200), draws.integers(0, 4, 200)
-    # Class 0 is labelled but never predicted, 4 predicted but never labelled, and 5 neither.
+    # Class 0 is labelled but never predicted, 4 predicted but never labelled, 5 neither.
     predictions[predictions == 0] = 4
     weights = draws.integers(0, 3, 200) if weighted else np.ones(200, int)
     found = ClassCounts.of(jnp.asarray(predictions), jnp.asarray(labels), jnp.asarray(weights, jnp.float32), 6)
@@ -84,7 +84,7 @@ def test_logits_that_are_not_finite_predict_no_class():
     logits = jnp.asarray([[2.0, 0, 0, 0, 0, 0], [np.nan] * 6, [np.inf, 0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0, 0]])
     row = finalise(classification().metrics(logits, labelled([0, 0, 0, 1])))
     assert row["accuracy"] == 0.5
-    # Class 0: 1 of 1 predictions is right, 1 of 3 labels is found. Class 1: all.
+    # Class 0: precision 1/1, recall 1/3. Class 1: both 1.
     assert row["/precision"] == pytest.approx(1.0) and row["/recall"] == pytest.approx((1 / 3 + 1) / 2)
 
 
@@ -100,7 +100,7 @@ def test_embeddings_that_are_not_finite_find_no_partner():
     task = contrastive(recall_at=(1, 4))
     assert finalise(task.metrics((same, same), batch))["recall@1"] == 1.0
     assert finalise(task.metrics((same.at[1].set(jnp.nan), same), batch))["recall@1"] == 0.75
-    # Among 4 examples, every finite embedding is among the first 4.
+    # Of 4 examples, every finite embedding is among the first 4.
     assert finalise(task.metrics((same, same[::-1]), batch))["recall@4"] == 1.0
     row = finalise(task.metrics((same * jnp.nan, same * jnp.nan), batch))
     assert row["recall@1"] == row["recall@4"] == 0.0
@@ -117,7 +117,7 @@ def test_the_softmax_temperature_is_at_most_100_and_comes_back():
     sigmoid = contrastive(loss="sigmoid")
     sigmoid.log_temperature[...] = jnp.log(jnp.array([250.0]))
     assert float(sigmoid._temperature()) == pytest.approx(250.0, rel=1e-5)
-    # Descent on -x and on +x, from above the bound: only the latter moves.
+    # Gradient descent on -x and on +x, from above the bound: only the latter moves.
     slope = jax.grad(lambda x, sign: sign * clip_above(x, jnp.float32(1.0)))
     assert [float(slope(2.0, sign)) for sign in (-1.0, 1.0)] == [0.0, 1.0]
     assert [float(slope(0.5, sign)) for sign in (-1.0, 1.0)] == [-1.0, 1.0]
@@ -155,7 +155,7 @@ def test_stochastic_depth_grows_with_depth_is_rescaled_and_differs_between_layer
     np.testing.assert_allclose((columns == 0).mean(0), rates, atol=0.03)
     np.testing.assert_allclose(columns.max(0), 1 / (1 - rates), rtol=1e-5)
     np.testing.assert_allclose(columns.mean(0), 1.0, atol=0.07)
-    # Draws of two layers are independent: both drop with the product of the rates.
+    # Draws of two layers are independent: both drop with the product of their rates.
     assert ((columns[:, 2] == 0) & (columns[:, 3] == 0)).mean() == pytest.approx(0.24, abs=0.03)
 
 
@@ -188,11 +188,11 @@ def test_positions_are_the_sines_and_cosines_of_the_paper():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-# Losses of a batch and of a split.
+# Losses of a batch and of a whole split.
 
 
 class Constant:
-    """A task whose losses are its features."""
+    """Task whose losses are its features."""
 
     def __init__(self, name: str, reads: str = "fused"):
         self.name, self.config = name, types.SimpleNamespace(reads=reads)
@@ -210,7 +210,7 @@ class Constant:
 
 
 class Plain(Objective):
-    """An objective without a network: features are sums over the inputs that a task reads."""
+    """Objective without a network: features are sums over the inputs that a task reads."""
 
     reads: dict = {"a": "encoders.x", "b": "encoders.x"}
 
@@ -247,7 +247,7 @@ def test_the_loss_of_a_split_is_the_weighted_sum_of_task_means_at_the_step_of_tr
     row = evaluator.run({}, "validation", step=30)
     assert row["a/loss"] == pytest.approx(means[0], rel=1e-5)
     assert row["loss"] == pytest.approx(0.5 * means[0] + 0.3 * means[1], rel=1e-5)
-    # After training, a weight that has decayed to 0 stays 0 in every batch.
+    # Evaluated at the training step: a weight of 0 at that step stays 0 in every batch.
     assert evaluator.run({}, "validation", step=0)["loss"] == pytest.approx(0.5 * means[0], rel=1e-5)
 
 
@@ -294,7 +294,7 @@ def test_an_adversarial_step_has_the_norm_of_the_real_values_and_leaves_the_othe
         type(objective.inner).features = plain
     step = np.asarray(seen[-1].inputs["x"].values) - values
     np.testing.assert_array_equal(step[:, fixed], 0)
-    # The gradient of the sum of squares points along the values themselves.
+    # The gradient of the sum of squares is parallel to the values.
     np.testing.assert_allclose(step[:, real], 0.05 * values[:, real], rtol=1e-3, atol=1e-6)
 
 
@@ -343,10 +343,10 @@ def test_the_shares_of_cutmix_count_what_is_not_padding(shape):
     heard = (values == 1).sum(1) / (values > 0).sum(1)
     np.testing.assert_allclose(found, heard, atol=1e-6)
     assert (np.asarray(found)[::7] == 1).all() and (heard < 1).mean() > 0.5
-    # The mixture is as long as the example, without holes.
+    # The blend is as long as the example, without gaps.
     np.testing.assert_array_equal(mixed.mask, mask)
     np.testing.assert_array_equal(values.reshape(size, shape[0], -1).all(2), mask)
-    # The share is the requested one up to rounding of each axis, if the partner is at least as long.
+    # The share is the requested one, up to rounding of each axis, if the partner is at least as long.
     long = np.roll(lengths, 1) >= lengths
     if len(shape) < 4:
         assert np.abs(heard - share)[long & (lengths > 20)].max() < 0.03
@@ -356,7 +356,7 @@ def test_the_shares_of_cutmix_count_what_is_not_padding(shape):
 
 
 class Shown:
-    """A modality of one number, and a source whose records are all the same."""
+    """Modality of two numbers, and a source whose records are all equal."""
 
     spec = InputSpec((2,), "float32", mask_rank=0)
 

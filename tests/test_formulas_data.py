@@ -1,4 +1,4 @@
-"""Batches, sampling and statistics against their formulas: what changes with the step, and what does not."""
+"""Batches, sampling and statistics against their formulas; draws that change with the step, row and seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZE = 64
 
 
 class OneRecord(Dataset):
-    """The same record everywhere: a grey picture and a tone. Whatever differs between two rows was drawn."""
+    """Source of one repeated record, a grey image and a tone, so that any difference between rows is a random draw."""
 
     splits = ("train", "validation")
     inputs = {"image": "image", "audio": "audio"}
@@ -64,10 +64,10 @@ def drawn(step: int, row: int, seed: int = 0, count: int = 1) -> np.ndarray:
 def test_augmentation_draws_anew_for_each_step_row_and_seed():
     found = {key: drawn(*key).tobytes() for key in itertools.product((0, 1, 7), (0, 1), (0, 1))}
     assert len(set(found.values())) == len(found)
-    assert drawn(1, 0).tobytes() == found[1, 0, 0], "the same step, row and seed give the same"
+    assert drawn(1, 0).tobytes() == found[1, 0, 0], "the draw depends on more than step, row and seed"
     plain = pipeline().batch_at("train", 4, 0).inputs["audio"].values[0]
     once, twice = drawn(0, 0) - plain, drawn(0, 0, count=2) - plain
-    assert abs(np.corrcoef(once.ravel(), (twice - once).ravel())[0, 1]) < 0.3, "two of one kind draw the same"
+    assert abs(np.corrcoef(once.ravel(), (twice - once).ravel())[0, 1]) < 0.3, "two augmentations of a kind share draws"
 
 
 def presence(step: int, rates: dict[str, float], seed: int = 0) -> np.ndarray:
@@ -82,8 +82,8 @@ def test_modality_dropout_draws_anew_for_each_step_row_and_seed_at_its_rate():
         assert (found[one] != found[other]).any(axis=1).all(), f"{one} and {other} drop the same inputs"
     np.testing.assert_array_equal(presence(3, rates), found[3, 0])
     together = np.concatenate(list(found.values()), axis=1)
-    assert together.any(axis=0).all(), "no example loses all of its inputs"
-    # Both are dropped with probability 0.08; one of them, drawn evenly, then stays.
+    assert together.any(axis=0).all(), "an example lost all of its inputs"
+    # Both are dropped with probability 0.08; then one of them, drawn evenly, is kept.
     expected = np.array([0.4 - 0.04, 0.2 - 0.04])
     spread = 4 * (expected * (1 - expected) / together.shape[1]) ** 0.5
     assert (abs(1 - together.mean(axis=1) - expected) < spread).all()
@@ -103,7 +103,7 @@ def test_targets_and_ids_of_a_batch_are_those_of_its_records():
     np.testing.assert_array_equal(batch.targets["label"].values, 1)
     np.testing.assert_array_equal(batch.targets["label"].weight, 1.0)
     assert len(set(batch.ids.tolist())) == 7 and int(batch.step) == 2
-    # Steps 0 to 2 hold records 0 to 20 of the stream: seven epochs of three.
+    # Steps 0 to 2 hold records 0 to 20 of the stream: seven epochs of three records.
     ids = np.concatenate([pipeline().batch_at("train", 7, step).ids for step in range(3)])
     assert collections.Counter(ids % 3) == {0: 7, 1: 7, 2: 7} and sorted(ids // 3) == sorted([*range(7)] * 3)
 

@@ -1,4 +1,4 @@
-"""Layers against their formulas: positions, dropout, stochastic depth, rounding, convolutions, initial scales."""
+"""Layers against formulas: positions, dropout, stochastic depth, rounding, convolutions, initial scales."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_draws_are_uniform_and_independent_of_those_of_another_seed_step_layer_o
         np.testing.assert_allclose([draws.mean(), draws.var()], [1 / 2, 1 / 12], atol=0.01)
     assert abs(correlation(mine, others)) < 0.05 and abs(correlation(mine[0], mine[1])) < 0.05
     if other.seeds.shape == (2,):
-        assert not set(mine[0]) & set(others[0]), "the same draws in another order"
+        assert not set(mine[0]) & set(others[0]), "the draws are a permutation of each other"
 
 
 class Recorder(nnx.Module):
@@ -106,7 +106,7 @@ def test_each_layer_has_masks_of_its_own_and_rates_grow_from_0_to_that_of_the_la
 
 
 def test_stochastic_rounding_draws_for_each_element_array_and_update():
-    # 1 + 2^-9 lies a quarter of the way between two neighbours in bfloat16.
+    # 1 + 2^-9 is a quarter of the way between two neighbours in bfloat16.
     x = jnp.full((4000,), 1 + 2**-9, jnp.float32)
     up = [
         np.asarray(stochastic_round(x, array, jnp.int32(update)).astype(jnp.float32)) > 1
@@ -142,7 +142,7 @@ def test_a_convolution_is_that_of_scipy(stride):
         ],
         axis=-1,
     )
-    # SAME padding of an even size with stride 2 starts one element later.
+    # SAME padding of an even kernel size with stride 2 starts one element later.
     expected = full if stride == 1 else full[1::2, 1::2]
     np.testing.assert_allclose(layer(jnp.asarray(x))[0], expected, atol=1e-4)
 
@@ -157,7 +157,7 @@ WIDTH, HEADS, HIDDEN = 8, 2, 12
 
 
 def moved(module: nnx.Module) -> nnx.Module:
-    """Adds noise to each parameter, or biases of 0 and scales of 1 would hide a missing term."""
+    """Adds noise to each parameter: biases of 0 and scales of 1 would hide a missing term."""
     graph, state = nnx.split(module)
     draws = np.random.default_rng(4)
     return nnx.merge(graph, jax.tree.map(lambda x: x + 0.3 * draws.normal(size=x.shape).astype(np.float32), state))
@@ -183,7 +183,7 @@ def attention(layer, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 def feed_forward(layer, x: np.ndarray) -> np.ndarray:
     h = linear(layer.up, x)
-    # The usual approximation of GELU (Hendrycks and Gimpel, 2016).
+    # The tanh approximation of GELU (Hendrycks and Gimpel, 2016).
     return linear(layer.down, 0.5 * h * (1 + np.tanh((2 / np.pi) ** 0.5 * (h + 0.044715 * h**3))))
 
 

@@ -1,4 +1,4 @@
-"""Plans for GPUs that are not here. `pytest -m cuda` compiles for them, which needs the extra `cuda` and no GPU."""
+"""Plans for GPUs that this machine lacks. `pytest -m cuda` compiles for them; it needs the extra `cuda` and no GPU."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_cluster_has_its_gpus(name, nodes, count, hosts):
 
 @pytest.mark.cuda
 def test_collectives_between_gpus_have_the_bytes_of_what_is_sharded():
-    """Parameters [n, n] split over the node, gathered for a product; gradients summed over nodes, too."""
+    """Parameters [n, n] split over the node and gathered for a product; gradients are summed over nodes too."""
     size, count, batch = 2048, 3, 4096
     mesh = make_mesh(MeshConfig(data=2, fsdp=8), topology_devices("h100:2x8"))
     split, rows = (NamedSharding(mesh, spec) for spec in (P("fsdp"), P(("data", "fsdp"))))

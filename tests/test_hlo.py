@@ -1,4 +1,4 @@
-"""Compiled programs as data: what runs how often, for how many cycles, and where it comes from."""
+"""Compiled programs as data: trip counts, cycles, sources and memory of instructions."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def nested(x):
 @pytest.mark.parametrize("where", ["cpu", "tpu"])
 @pytest.mark.parametrize(("function", "runs"), [(count_down, [1, 7]), (nested, [1, 5, 15])])
 def test_loops_are_counted_from_their_condition(function, runs, where):
-    # A large array keeps XLA from unrolling.
+    # A large array, so that XLA does not unroll the loop.
     mesh = Mesh(jax.devices()[:1], ("data",)) if where == "cpu" else topology_mesh("v5e:1x1", data=1)
     _, module = compile_on(mesh, function, ((256, 256), "float32", ()))
     found = sorted(module.execution_counts().values())
@@ -115,7 +115,7 @@ def test_arrays_in_tiles_are_padded(layout, padded):
 
 
 def test_memory_is_that_of_the_compiler():
-    """Arguments to the byte. The walk only says what temporaries are made of, and comes near their sum."""
+    """Argument bytes are exact. Live-range analysis lists the temporaries, and its sum is close to the compiler's."""
     mesh = topology_mesh("v5e:1x1", data=1)
     depth, rows, width = 6, 4096, 1024
 
@@ -129,12 +129,12 @@ def test_memory_is_that_of_the_compiler():
     memory = read_memory(module, analysis, 2**34)
     assert memory.parameters + memory.optimizer + memory.batch + memory.other == analysis.argument_size_in_bytes
     everything = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
-    # The result of each layer is kept, float32; some compilers also keep the product.
+    # The float32 output of each layer is kept; some compilers also keep the product.
     kept = analysis.argument_size_in_bytes + 4 * depth * rows * width
     assert kept <= memory.peak <= everything + analysis.generated_code_size_in_bytes
     found = sum(buffer.bytes for buffer in live_at_peak(module))
     assert 0.8 < found / analysis.temp_size_in_bytes < 1.35
-    # What the forward pass keeps: the result of each layer.
+    # Residuals of the forward pass: the output of each layer.
     largest = memory.largest[0]
     assert largest.bytes >= depth * rows * width * 2 and largest.what == "activation"
     assert memory.activations >= depth * rows * width * 2
@@ -143,7 +143,7 @@ def test_memory_is_that_of_the_compiler():
 @pytest.mark.parametrize(
     ("compiled", "source"),
     [
-        # Cycles of a call: unknown, less than the 15 us of HBM traffic, and more.
+        # Cycles of a call: unknown, fewer than the 15 us of HBM traffic, and more.
         (CompiledCycles(0), "roofline"),
         (CompiledCycles(10_000), "bandwidth"),
         (CompiledCycles(50_000), "static"),

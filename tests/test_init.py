@@ -1,4 +1,4 @@
-"""Recipes that ship with mmjax: found by name, copied by `mmjax init`."""
+"""Recipes that ship with mmjax: looked up by name, copied by `mmjax init`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_recipes_are_listed_and_a_wrong_name_is_answered_with_the_nearest(capsys
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {
         path.stem
         for path in (ROOT / "configs").glob("*.py")
-        if path.stem != "siglip"  # what its sizes share
+        if path.stem != "siglip"  # the shared part of its sizes
     }
     assert main(["init", "digts"]) == 2
     assert "unknown recipe 'digts'; did you mean 'digits'?" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Costs of Pallas kernels: the compiler's static cycles, their table, and what is said where they are unknown."""
+"""Costs of Pallas kernels: static cycles of the compiler, their table, and reports of unknown costs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def attention_kernels(tokens: int, batch: int = 32, heads: int = 16, depth: int 
         mixed, vjp = jax.vjp(lambda *x: short_attention(*x, segments, segments), query, key, value)
         return vjp(mixed)
 
-    # As in a step, which is traced for a mesh.
+    # Traced for a mesh, like a train step.
     with jax.set_mesh(make_mesh(MeshConfig(data=-1))) if jax.sharding.get_abstract_mesh().empty else nullcontext():
         jaxpr = jax.make_jaxpr(forward_and_backward)(array, array, array, segments).jaxpr
     return list(count_kernel_calls(jaxpr))
@@ -41,7 +41,7 @@ def attention_kernels(tokens: int, batch: int = 32, heads: int = 16, depth: int 
     ("tokens", "microseconds", "bundles"), [(256, (189, 448), (246e3, 576e3)), (64, (43, 230), (49e3, 160e3))]
 )
 def test_the_table_has_the_attention_of_siglip_l16_on_v5e(tokens, microseconds, bundles):
-    """Read off the compiler's own static profile and bundle listing, each kernel compiled by itself."""
+    """Values from the compiler's own static profile and bundle listing, with each kernel compiled alone."""
     if not json.loads(COMMITTED.read_text()).get(kernel_cycles_version()):
         pytest.skip("no table for this libtpu")
     chip, table = CHIPS["TPU v5 lite"], KernelCycles(kernel_cycles_version(), COMMITTED)
@@ -112,7 +112,7 @@ def product_kernel(size: int = 512, parts: int = 4, name: str = "product", code=
 
 
 def test_a_product_compiled_in_a_child_takes_no_less_than_the_matrix_units_need():
-    """v5e multiplies 4 x 128 x 128 numbers a cycle."""
+    """The v5e MXUs perform 4 x 128 x 128 multiplications a cycle."""
     kernel = product_kernel()
     (found,) = compile_in_child("v5e:2x2", [kernel])
     ideal = 512**3 / (4 * 128**2)

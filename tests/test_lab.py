@@ -1,4 +1,4 @@
-"""Series, point clouds and clips together, as `docs/own_data.md` has them: learned without a line of code."""
+"""Series, point clouds and clips trained together, as in `docs/own_data.md`, without custom code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAULTS = ("none", "wear", "crack")
 
 
 def series(fault: int, draws: np.random.Generator) -> bytes:
-    """CSV of two channels of a sine, a square or a sawtooth, with noise and gaps."""
+    """CSV with two channels of a sine, a square or a sawtooth wave, with noise and gaps."""
     phase = 2 * np.pi * (draws.uniform(3, 6) * np.linspace(0, 1, draws.integers(90, 130)) + draws.uniform())
     wave = (np.sin(phase), np.sign(np.sin(phase)), phase / np.pi % 2 - 1)[fault]
     values = np.stack([40 + 9 * wave, -wave], axis=1) + 0.2 * draws.normal(size=(len(wave), 2))
@@ -32,7 +32,7 @@ def series(fault: int, draws: np.random.Generator) -> bytes:
 
 
 def scan(fault: int, draws: np.random.Generator) -> bytes:
-    """PCD of a sphere, a cube or a torus, of any size, somewhere."""
+    """PCD of a sphere, a cube or a torus, with random size and position."""
     directions, sides = draws.normal(size=(200, 3)), draws.uniform(-1, 1, (200, 3))
     (around, across), axis = draws.uniform(0, 2 * np.pi, (2, 200)), draws.integers(0, 3, 200)
     sides[np.arange(200), axis] = np.sign(sides[np.arange(200), axis])
@@ -44,7 +44,7 @@ def scan(fault: int, draws: np.random.Generator) -> bytes:
 
 
 def clip(fault: int, draws: np.random.Generator) -> np.ndarray:
-    """A square that goes left, right or down."""
+    """A square that moves left, right or down."""
     frames = np.full((12, 32, 32, 3), draws.integers(0, 80, 3), np.uint8)
     colour, start, move = draws.integers(150, 255, 3), draws.uniform(0, 32, 2), ((0, -1.6), (0, 1.6), (1.6, 0))[fault]
     for number, frame in enumerate(frames):
@@ -88,6 +88,6 @@ def test_what_the_page_says_of_series_points_and_clips_trains_a_model_that_each_
         done = subprocess.run(words, cwd=place, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     found = json.loads((place / "runs" / "lab" / "result.json").read_text())["subsets"]["test"]
-    # Three faults: by chance a third.
+    # Three faults: chance level is a third.
     accuracies = {inputs: found[inputs]["fault/accuracy"] for inputs in ("motion", "scan", "clip", "clip+motion+scan")}
     assert min(accuracies.values()) > 0.7, accuracies

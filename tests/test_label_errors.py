@@ -1,4 +1,4 @@
-"""Labels that are probably wrong: the prediction of each row without itself, and what follows from it."""
+"""Detection of probable label errors from leave-one-out predictions of each row."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_some_rows_stand_for_many(monkeypatch):
 
 
 def classes_of(rows: int, seed: int = 0) -> tuple[np.random.Generator, np.ndarray, np.ndarray]:
-    """Generator, true classes of three, and features that tell them apart."""
+    """Generator, true classes of three, and features that separate them."""
     draws = np.random.default_rng(seed)
     truth = np.arange(rows) % 3
     return draws, truth, draws.normal(size=(rows, 5)) + 6 * np.eye(5)[truth]
@@ -59,7 +59,7 @@ def test_wrong_labels_are_suspected_and_right_ones_are_not(share):
     wrong = draws.choice(300, int(300 * share), replace=False)
     labels = truth.copy()
     labels[wrong] = (truth[wrong] + draws.integers(1, 3, len(wrong))) % 3
-    # Another input says nothing, and a third one tells classes apart and is often absent.
+    # The second input is uninformative; the third separates the classes and is often absent.
     there = draws.uniform(size=300) < 0.5
     everywhere = np.ones(300, bool)
     noise = draws.normal(size=(300, 8))
@@ -105,7 +105,7 @@ def test_nothing_is_suspected_where(case):
 
 @pytest.mark.parametrize("wrong", [0, 20])
 def test_where_classes_overlap_nobody_is_accused(wrong):
-    """A row amid another class may be there by nature: who calls that wrong is right half of the time."""
+    """Where classes overlap, a row inside another class may be correct: half of the reports would be wrong."""
     draws = np.random.default_rng(4)
     truth = np.arange(400) % 4
     features = draws.normal(size=(400, 4)) + 2 * np.eye(4)[truth]
@@ -115,7 +115,7 @@ def test_where_classes_overlap_nobody_is_accused(wrong):
 
 
 def prepared_rows(folder, rows: list[dict], **options) -> tuple[dict, dict]:
-    """Report, and {row's number: label_error} of a table of numbers, texts and labels or of files that it names."""
+    """Report, and {row index: label_error} of a table of numbers, texts and labels, or of the files that it names."""
     with (folder / "data.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -154,7 +154,7 @@ def test_series_clouds_and_clips_tell_their_labels(tmp_path, kind):
         elif kind == "points":
             values = draws.normal(size=(400, 3)) * np.array([(1, 1, 1), (3, 1, 1), (1, 1, 4)][label]) + 9
         else:
-            # Before a background of its own, in which nothing moves but noise.
+            # Each clip has its own background, in which only noise moves.
             values = np.kron(draws.integers(0, 100, (4, 4)), np.ones((8, 8), int)) + draws.integers(0, 40, (6, 32, 32))
             at = (0, 11, 21)[label]
             values[:, at : at + 10, 5:25] = 240
@@ -167,7 +167,7 @@ def test_series_clouds_and_clips_tell_their_labels(tmp_path, kind):
 
 def test_a_label_with_few_rows_of_each_class_is_not_judged_and_the_report_says_so(tmp_path):
     rows = [{"said": f"the words of example {number}", "what": "ab"[number % 2]} for number in range(12)]
-    # A column without any cell tells nothing either.
+    # A column that is always empty is uninformative too.
     rows = [{**row, "cell": "NA"} for row in rows]
     columns = {"said": "said", "nothing": "cell:table", "what": "what:label"}
     report, found = prepared_rows(tmp_path, rows, columns=columns, keep=["duplicate"])

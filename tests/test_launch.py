@@ -1,4 +1,4 @@
-"""The files in `launch/`: Kubernetes' own schema accepts the jobs, and what they start is a command that there is."""
+"""Files in `launch/`: jobs are valid against Kubernetes' own schema, and their commands exist."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_jobset_asks_for_the_chips_of_its_mesh(jobset):
 
 
 def slurm(folder: pathlib.Path, **programs: str) -> tuple[list[str], dict[str, str]]:
-    """The words that start the script where there are such programs, and their environment."""
+    """Arguments that start the batch script with simulated Slurm programs, and their environment."""
     for name, code in {".venv/bin/mmjax": "exit 1", **{f"bin/{name}": code for name, code in programs.items()}}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"#!/bin/bash\n{code}\n")
@@ -73,7 +73,7 @@ def test_the_slurm_script_runs_what_it_is_given_on_every_node(tmp_path, code):
     assert done.stdout.splitlines() == ["--kill-on-bad-exit=1", ".venv/bin/mmjax", "train", *words[1:]]
 
 
-# As Slurm's own: srun answers SIGTERM with SIGKILL to the task, and scancel signals the task, whose id is in a file.
+# Slurm's behaviour: srun answers SIGTERM with SIGKILL to the task; scancel signals the task, whose pid is in a file.
 SRUN = """
 while [[ $1 == --* ]]; do shift; done
 "$@" & echo $! > task
@@ -97,7 +97,7 @@ def test_the_slurm_script_saves_and_requeues_at_the_time_limit(tmp_path):
 
 
 def test_the_slurm_script_requeues_when_the_time_limit_comes_as_srun_starts(tmp_path):
-    # srun signals its parent, the script, before the script can know srun's process id.
+    # srun signals its parent, the script, before the script knows srun's pid.
     early = 'kill -USR1 $PPID\n trap "echo saved; exit 0" TERM; echo $$ > task; while true; do sleep 0.02; done'
     words, environment = slurm(tmp_path, srun=early, scancel=SCANCEL, scontrol='echo scontrol "$@"')
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)

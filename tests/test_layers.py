@@ -1,4 +1,4 @@
-"""Layers: values and derivatives against NumPy and finite differences, and what they keep for the backward pass."""
+"""Layers: values and gradients against NumPy and finite differences; residuals kept for the backward pass."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_first_and_last_are_those_of_the_real_tokens_and_0_without_any():
     values = np.asarray(given.values)
     np.testing.assert_array_equal(first_pool(given), [values[0, 0], values[1, 0], [0, 0, 0], values[3, 0]])
     np.testing.assert_array_equal(last_pool(given), [values[0, 4], values[1, 1], [0, 0, 0], values[3, 0]])
-    # Also where what is missing stands before.
+    # Also with missing values at the front.
     turned = Tokens.make(given.values[:, ::-1], given.mask[:, ::-1])
     np.testing.assert_array_equal(first_pool(turned), last_pool(given))
 
@@ -67,10 +67,10 @@ def test_a_class_token_stands_first_reads_the_patches_and_is_absent_with_its_ima
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_block_keeps_little_for_its_backward_pass(dtype):
-    """Input, two norms, query, key, value, mixed values, sum, and four times the width before GELU, beside the weights.
+    """A block keeps its input, two norms, query, key, value, mixed values, sum, 4 x width before GELU, and the weights.
 
-    That is 12 arrays of the size of the input. The zeros for what is masked, once before the block, add one, and the
-    means and deviations of the norms at this width a quarter.
+    That is 12 arrays of the size of the input. The zeros of masked tokens, once before the block, add one array, and
+    mean and standard deviation of the norms a quarter at this width.
     """
     batch, length, width, heads = 2, 64, 32, 2
     block = nnx.eval_shape(lambda: Block(width, heads, 4 * width, rngs=nnx.Rngs(params=jax.random.key(0))))
@@ -137,7 +137,7 @@ def test_the_derivative_of_layer_norm_is_that_of_its_definition_in_float64():
 
 @pytest.mark.parametrize("offset", [0.0, 30.0, 1000.0])
 def test_layer_norm_in_bfloat16_is_as_good_as_its_input(offset):
-    """The variance comes from one pass over numbers far from 0; their own rounding does more harm."""
+    """One-pass variance of values far from 0: their own bfloat16 rounding is the larger error."""
     exact = np.random.default_rng(0).normal(size=(64, 512)) + offset
     x = jnp.asarray(exact, jnp.bfloat16)
     expected, of_rounded = (
@@ -156,13 +156,13 @@ def test_the_gradient_of_a_bias_is_a_sum_in_float32():
     of_y, of_bias = back(slope)
     np.testing.assert_array_equal(mixed, y + bias.astype(jnp.bfloat16))
     np.testing.assert_array_equal(of_y, slope)
-    # In bfloat16 a sum of thousands is off by a percent.
+    # In bfloat16 a sum of thousands of values is off by a percent.
     assert of_bias.dtype == jnp.float32
     np.testing.assert_allclose(of_bias, np.asarray(slope, np.float64).sum((0, 1)), rtol=1e-5)
 
 
 def test_the_gradient_of_a_bias_is_scattered_over_a_pod():
-    """To cut a row out of the sum over devices was more than XLA for TPUs could do, at this width."""
+    """XLA for TPUs cannot slice a row out of the sum over devices at this width."""
     mesh = topology_mesh("v5p:4x4x4", fsdp=16, tensor=4)
 
     def gradient(y, slope, bias):

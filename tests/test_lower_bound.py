@@ -1,4 +1,4 @@
-"""The memory that a step needs at least, from shapes, and what follows from it before anything is compiled."""
+"""Lower bound of a step's memory, from shapes alone, and the changes derived from it before compilation."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def test_arguments_are_those_of_the_state_on_one_device():
 
 
 def test_with_full_rematerialisation_each_layer_keeps_its_input():
-    """Float32 tokens [batch, tokens, width] of each layer, split over 8 devices; a microbatch keeps its part."""
+    """Float32 tokens [batch, tokens, width] of each layer, split over 8 devices; a microbatch keeps its share."""
     layers = DEPTH * BATCH * TOKENS * WIDTH * 4 // 8
     full, none = memory_lower_bound(experiment("full")), memory_lower_bound(experiment("none"))
     assert full.activations == layers
-    # At least the queries, keys and values, hidden units (twice as wide) and normalised tokens, too.
+    # At least queries, keys and values, hidden units (twice as wide) and normalised tokens as well.
     assert none.activations >= 6 * layers
     assert memory_lower_bound(experiment("full", accumulate=4)).activations == full.activations // 4
 
@@ -69,7 +69,7 @@ GIB = 2**30
 
 
 def too_large(batch: int = 2**18, activations: float = 600, inputs: float = 24) -> plans.Plan:
-    """A plan of a batch on 8 devices that needs at least these GiB of activations and inputs."""
+    """Plan of a batch on 8 devices that needs at least these GiB of activations and inputs."""
     base = plan_from_bound("small", "this machine", experiment(), LowerBound(0, 0, 0, 0))
     bound = LowerBound(GIB, 2 * GIB, int(inputs * GIB), int(activations * GIB))
     return dataclasses.replace(
@@ -85,7 +85,7 @@ def too_large(batch: int = 2**18, activations: float = 600, inputs: float = 24) 
 
 @pytest.mark.parametrize("slack", [1.0, 2.5, 6.0])
 def test_the_first_compiled_change_is_large_enough_and_the_next_follows_what_was_measured(slack):
-    """The inputs alone exceed the memory, so microbatches cannot help without a smaller batch."""
+    """The inputs alone exceed the memory, so microbatches help only with a smaller batch."""
     plan, tried = too_large(), []
 
     def planner(overrides, seconds):

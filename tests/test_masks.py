@@ -1,7 +1,7 @@
-"""What is masked has no influence: padding, other segments, and examples that lack one of a pair.
+"""Masked elements have no influence: padding, other segments, and examples that lack one input of a pair.
 
-The contract suite shows that what stands under a mask moves nothing. Here it is the mask itself: with it, results are
-those of data in which the masked part was never there.
+The contract suite shows that the values under a mask do not matter. These tests show that the result equals that of
+data without the masked part.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def some_tokens(draws) -> Tokens:
 def test_padding_changes_neither_attention_nor_pooling(draws):
     tokens, rngs = some_tokens(draws), nnx.Rngs(params=1)
     attention, pool = Attention(WIDTH, 2, rngs=rngs), AttentionPooling(WIDTH, 2, 16, rngs=rngs)
-    # Masked keys must be left out and not just be zeros: with a bias they would have values.
+    # Masked keys must be excluded, not only zeroed: with a bias they would have values.
     attention.value.bias[...] = jnp.ones(WIDTH)
     pool.attention.value.bias[...] = jnp.ones(WIDTH)
     long = padded(tokens, 3)
@@ -90,7 +90,7 @@ def test_segments_do_not_see_each_other(draws):
 
 
 def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
-    """A batch of some rows, some of them more than once."""
+    """Batch of the selected rows; rows may repeat."""
     return Batch(
         {name: Input(x.values[rows], x.mask[rows]) for name, x in batch.inputs.items()},
         {name: Target(t.values[rows], t.weight[rows]) for name, t in batch.targets.items()},
@@ -110,7 +110,7 @@ def test_an_example_counts_as_often_as_its_weight_says():
     weight = (np.arange(batch.size) % 3).astype(np.float32)
     batch.targets["label"] = dataclasses.replace(batch.targets["label"], weight=weight)
     present = np.stack([x.present for x in batch.inputs.values()]).any(axis=0)
-    assert not present.all() and (weight[~present] > 0).any(), "an example without input does not count either"
+    assert not present.all() and (weight[~present] > 0).any(), "no example has a weight but no inputs"
     repeated = rows_of(batch, np.repeat(np.arange(batch.size), (weight * present).astype(int)))
     repeated.targets["label"] = dataclasses.replace(
         repeated.targets["label"], weight=np.ones(repeated.size, np.float32)
@@ -125,7 +125,7 @@ def test_an_example_that_lacks_one_of_a_pair_is_neither_positive_nor_negative(lo
     batch = make_batch(case.specs)
     both = np.stack([x.present for x in batch.inputs.values()]).all(axis=0)
     if positives:
-        # Without a known value nobody knows whom an example belongs with.
+        # Without a label, the positives of an example are unknown.
         both &= batch.targets[positives].weight > 0
     assert 2 < both.sum() < batch.size
     whole, part = (evaluated(case, b)[1] for b in (batch, rows_of(batch, np.flatnonzero(both))))

@@ -1,4 +1,4 @@
-"""Memory that batches share, one after the other."""
+"""Buffers that successive batches share."""
 
 import pickle
 
@@ -48,7 +48,7 @@ def test_a_view_keeps_the_memory():
 
 def test_an_array_on_a_device_keeps_the_memory():
     buffers, size = BufferPool(), 600 * 600 * 4
-    # JAX shares aligned memory with its arrays on a CPU.
+    # On a CPU, JAX arrays alias aligned NumPy memory.
     block = np.zeros(size + 64, np.uint8)
     start = -address(block) % 64
     buffers._free[size] = [block[start : start + size]]

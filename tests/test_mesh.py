@@ -1,4 +1,4 @@
-"""The mesh: its axes, rules of a config, and what crosses which links."""
+"""The mesh: its axes, sharding rules of a config, and the traffic on each kind of link."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def specs(*rules: tuple[str, tuple[str, ...]]):
 def test_rules_of_the_config_go_before_the_table():
     assert specs() == {"table": ("tensor", "fsdp"), "kernel": ("fsdp", "tensor")}
     assert specs(("embed", ())) == {"table": ("tensor", None), "kernel": (None, "tensor")}
-    # The first that matches holds, and a rule may be for one parameter.
+    # The first matching rule applies, and a pattern may name a single parameter.
     assert specs(("table:.*", ())) == {"table": (None, None), "kernel": ("fsdp", "tensor")}
     assert specs(("kernel:embed", ("fsdp",)), ("embed", ())) == {
         "table": ("tensor", None),
@@ -95,7 +95,7 @@ def test_rules_hold_for_activations_too():
     def look(x, hidden):
         with use_mesh_config(config):
             found["norm"] = shard(x, "batch", "tokens", "width")
-            # Of two dimensions that ask for one axis the later has it.
+            # If two dimensions request the same mesh axis, the later one gets it.
             found["hidden"] = shard(hidden, "batch", "tokens", "hidden")
         return dict(found)
 
@@ -125,14 +125,14 @@ def test_devices_of_a_slice_stand_together_on_the_mesh():
         mesh_module._arrange_devices((1, 8, 1, 1, 1), devices)
 
 
-# What crosses which links, in the compiled program.
+# Traffic on each kind of link, from the compiled program.
 
 DEPTH, WIDTH = 4, 32
 
 
 @functools.cache
 def compiled(config: MeshConfig) -> str:
-    """The compiled gradient of a small Transformer."""
+    """Compiled gradient of a small Transformer."""
     mesh, depth = make_mesh(config), DEPTH
     sizes = TransformerConfig(width=WIDTH, depth=depth, heads=4)
     graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(sizes, rngs=nnx.Rngs(params=0))))
@@ -178,7 +178,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def groups_of(line: str) -> list[tuple[int, ...]]:
-    """The devices of each group, from any of the forms that XLA writes them in."""
+    """Device ids of each group, from any textual form that XLA uses."""
     pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line)
     if pairs:
         return [tuple(map(int, pair.split(","))) for pair in re.findall(r"(\d+,\d+)", pairs[1])]
@@ -209,14 +209,14 @@ def test_only_sums_of_gradients_cross_between_slices():
     for collective in collectives(compiled(MeshConfig(slice=2, data=1, fsdp=4))):
         crosses = any(len({device // 4 for device in group}) > 1 for group in collective.groups)
         (slow if crosses else fast).append(collective)
-    assert {collective.kind for collective in fast} >= {"all-gather"}, "parameters are gathered within a slice"
+    assert {collective.kind for collective in fast} >= {"all-gather"}, "parameters must be gathered within a slice"
     assert {collective.kind for collective in slow} == {"all-reduce"}
     sizes = TransformerConfig(width=WIDTH, depth=DEPTH, heads=4)
     parameters = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Transformer(sizes, rngs=nnx.Rngs(params=0)))))
     total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(parameters))
-    # In the scan a layer's sum stands once in the text and happens DEPTH times.
+    # In the scan, a layer's sum appears once in the text and runs DEPTH times.
     crossed = sum(int(np.prod(shape)) for collective in slow for shape in collective.shapes)
-    assert crossed <= total + 64, "more than the gradients crosses"
+    assert crossed <= total + 64, "more than the gradients crosses slices"
 
 
 def test_parameters_are_gathered_a_layer_at_a_time():
@@ -224,4 +224,4 @@ def test_parameters_are_gathered_a_layer_at_a_time():
         gathered = [shape for c in collectives(compiled(config)) if c.kind == "all-gather" for shape in c.shapes]
         kernel = (WIDTH, 4 * WIDTH)
         assert any(tuple(size for size in shape if size > 1) == kernel for shape in gathered), gathered
-        assert all(np.prod(shape) <= np.prod(kernel) for shape in gathered), "more than one layer at once"
+        assert all(np.prod(shape) <= np.prod(kernel) for shape in gathered), "more than one layer is gathered at once"

@@ -1,4 +1,4 @@
-"""The metrics log and TensorBoard's events agree after a resume, and survive damaged, deleted and unwritable files."""
+"""The metrics log and TensorBoard agree after a resume, and survive damaged, deleted and unwritable files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_damaged_rows_are_skipped_with_a_warning(tmp_path, caplog):
 
 
 def events(folder):
-    """The events of all files in the order in which TensorBoard reads them."""
+    """Events of all files, in the order in which TensorBoard reads them."""
     found = []
     for path in sorted(folder.iterdir()):
         data, at = path.read_bytes(), 0
@@ -41,7 +41,7 @@ def test_tensorboard_discards_the_steps_that_a_resumed_run_repeats(tmp_path, res
         for step in range(start + 5, last + 1, 5):
             log.write(step, "train", {"loss": float(last)})
         log.close()
-    # TensorBoard drops all earlier events from the step of a session start on.
+    # TensorBoard discards earlier events from a session's first step on.
     seen = {}
     for event in events(tmp_path / "tensorboard"):
         if event.session_log.status == SessionLog.START:

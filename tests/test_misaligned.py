@@ -1,4 +1,4 @@
-"""Inputs of one row that do not belong together: under a model, by a label, and where nobody can tell."""
+"""Rows whose inputs do not belong together: detected by a model, by a label, or reported as undecidable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def directions(labels: np.ndarray, draws: np.random.Generator, noise: float) -> 
 
 
 def partly_shuffled(draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray, set[int]]:
-    """What 1,500 rows show, what they say, and the 60 of them where this is another thing."""
+    """Labels of the first input of 1,500 rows, labels of the second, and the 60 rows where the two differ."""
     labels = np.arange(1500) % 10
     shuffled = draws.choice(1500, 60, replace=False)
     others = labels.copy()
@@ -39,7 +39,7 @@ def test_pairs_of_different_things_are_unlikely_and_others_are_not():
     draws = np.random.default_rng(0)
     labels, others, shuffled = partly_shuffled(draws)
     wrong, told = mismatch_posterior(directions(labels, draws, 0.15), directions(others, draws, 0.15))
-    # Of ten classes nobody can tell more than the class: log 10.
+    # Ten classes carry at most log 10 of information about the pair.
     assert 1 < told < np.log(10)
     suspected = set(np.flatnonzero(wrong > 0.5))
     assert len(suspected & shuffled) >= 0.95 * max(len(suspected), len(shuffled))
@@ -48,7 +48,7 @@ def test_pairs_of_different_things_are_unlikely_and_others_are_not():
 def test_what_a_model_confuses_time_and_again_is_learnt_from_the_other_rows():
     draws = np.random.default_rng(4)
     labels, heard, shuffled = partly_shuffled(draws)
-    # One speaker's sixes are taken for threes, with an accent that the model perceives.
+    # Half of the sixes are perceived as threes, with an accent that the embedding also shows.
     accented = (heard == 6) & (draws.random(1500) < 0.5)
     perceived = np.eye(12)[np.where(accented, 3, heard)] + 0.6 * np.eye(12)[np.where(accented, 11, 10)]
     perceived += 0.1 * draws.normal(size=perceived.shape)
@@ -88,7 +88,7 @@ def test_a_model_that_knows_nothing_tells_nothing():
 
 
 def write_rows(folder: pathlib.Path, count: int, swapped: dict[int, int], seed: int = 0) -> pathlib.Path:
-    """Two sentences about one of four places; in {row: other} the second is about the place of another row."""
+    """Two sentences about one of four places; for `{row: other}`, the second is about the place of row `other`."""
     folder.mkdir(parents=True)
     draws, rows = np.random.default_rng(seed), []
     for number in range(count):
@@ -122,7 +122,7 @@ def test_an_input_that_contradicts_the_label_alone_is_suspected_and_the_label_is
 
 
 class Unrelated:
-    """A model that tells nothing, and one of other inputs."""
+    """Uninformative model, for the given pair of inputs."""
 
     identity = "a model"
 

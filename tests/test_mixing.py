@@ -1,4 +1,4 @@
-"""Blends of two examples: against NumPy, and against the loss of blended probabilities."""
+"""Mixup and CutMix, against NumPy and against the loss of blended probabilities."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPECS = {
 
 
 class Nothing:
-    """An objective of which only the attributes are asked."""
+    """Objective that offers only its attributes."""
 
     graph, task_weights, seed, layout = None, {}, 5, None
 
@@ -41,7 +41,7 @@ def make_batch(shape=(8, 6, 3), ids=0) -> Batch:
         "words": Input(draws.integers(0, 9, (SIZE, 5)).astype(np.int32), np.ones((SIZE, 5), bool)),
         "facts": Input(draws.integers(0, 3, (SIZE, 2)).astype(np.float32), draws.random((SIZE, 2)) < 0.5),
     }
-    # Every eighth example and the one after it have no words.
+    # Examples 0 and 1 of every eight have no words.
     inputs["words"].mask[np.arange(SIZE) % 8 < 2] = False
     inputs["facts"].mask[:, 0] |= ~inputs["facts"].mask.any(1)
     weight = (np.arange(SIZE) % 5 != 2).astype(np.float32)
@@ -56,13 +56,13 @@ def prepared(kind=Mixup, batch=None, **options):
 
 
 def shares(batch: Batch, mixed: Batch) -> np.ndarray:
-    """The share of the own target, read off the weights; 1 where there is no target at all."""
+    """Share of the example's own target, from the weights; 1 without a target."""
     own, other = np.asarray(mixed.targets["label"].weight), np.asarray(mixed.targets["partner of label"].weight)
     weight = np.asarray(batch.targets["label"].weight)
     np.testing.assert_allclose(own[weight == 0], 0)
     found = np.ones(SIZE)
     found[weight > 0] = own[weight > 0]
-    # The partner's weight is the rest, where the partner has a target.
+    # The partner's weight is the remainder, if the partner has a target.
     np.testing.assert_allclose(other[weight > 0], (1 - found[weight > 0]) * np.roll(weight, 1)[weight > 0], atol=1e-6)
     return found
 
@@ -79,7 +79,7 @@ def test_mixup_is_the_weighted_mean_of_neighbours_that_have_the_same_inputs():
     alike = present & (present == np.roll(present, 1)) & (words == np.roll(words, 1))
     assert alike.sum() > 20 and (found[~alike] == 1).all() and (found[alike & known] < 1).all() and (found >= 0.5).all()
     for name in ("words", "facts"):
-        # Token ids and rows of tables are those of the example that counts more.
+        # Token ids and table rows are taken from the example with the larger share.
         np.testing.assert_array_equal(mixed.inputs[name].mask, batch.inputs[name].mask)
         own = np.where(batch.inputs[name].mask, batch.inputs[name].values, 0)
         np.testing.assert_array_equal(mixed.inputs[name].values, own)
@@ -137,7 +137,7 @@ def test_the_rate_is_the_share_of_examples_that_are_blended():
 def test_the_loss_is_that_of_blended_probabilities(kind):
     case = contracts.Case(contracts.Part("loss_transform", kind))
     batch = contracts.make_batch(case.specs)
-    # All have a target and are whole, so that blended probabilities are defined.
+    # All examples have a target and full masks, so that blended probabilities are defined.
     inputs = {name: Input(x.values, np.ones_like(x.mask)) for name, x in batch.inputs.items()}
     label = batch.targets["label"]
     targets = {**batch.targets, "label": Target(label.values, np.ones_like(label.weight))}

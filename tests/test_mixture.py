@@ -1,4 +1,4 @@
-"""Mixtures, shares and filters: what each dataset lacks is absent, and who sees what is decided without reading it."""
+"""Mixtures, sampling weights and filters: inputs that a dataset lacks are absent; sampling never reads records."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from mmjax.tokens import TargetSpec
 
 
 class Pictures:
-    """Record i is a picture of i."""
+    """Dataset whose record i is an image of value i."""
 
     inputs: ClassVar = {"picture": "image"}
     splits: ClassVar = ("train", "test")
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """A size, and the number of classes."""
+        """Size, and number of classes."""
 
         size: int = 12
         classes: int = 3
@@ -42,7 +42,7 @@ class Pictures:
 
     def __init__(self, config: Config):
         self.config = config
-        # As a table has them; only the means may differ.
+        # Dataset options as of a table; only `mean` may differ between datasets.
         self.dataset_options = {name: {"columns": config.columns, "mean": config.size} for name in self.inputs}
         self.targets = {"label": TargetSpec((), "int32", tuple(map(str, range(config.classes))))}
 
@@ -69,7 +69,7 @@ class Pictures:
 
 
 class Words(Pictures):
-    """Record i is the word "i"."""
+    """Dataset whose record i is the text "i"."""
 
     inputs: ClassVar = {"words": "text"}
 
@@ -79,13 +79,13 @@ class Words(Pictures):
 
 
 class Validated(Words):
-    """It has a split of its own."""
+    """Words with a validation split."""
 
     splits: ClassVar = ("train", "validation")
 
 
 class Both(Words):
-    """It has two targets."""
+    """Words with a second target."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -119,7 +119,7 @@ def pipeline(dataset=None, **options) -> Pipeline:
 
 
 def who(batch) -> list[tuple[str, int]]:
-    """(dataset, number) of each row, read off its inputs."""
+    """(dataset, record index) of each row, decoded from its inputs."""
     found = []
     for row in range(batch.size):
         picture, words = batch.inputs["picture"], batch.inputs["words"]
@@ -128,7 +128,7 @@ def who(batch) -> list[tuple[str, int]]:
             found.append(("seen", round(float(picture.values[row, 0, 0, 0]) * 255)))
         else:
             topic = batch.targets["topic"].weight[row] > 0
-            # Bytes are numbered after the special tokens.
+            # Byte ids come after the special tokens.
             text = "".join(chr(value) for value in (words.values[row][words.mask[row]] - OFFSET) if 48 <= value <= 57)
             found.append(("read" if topic else "other", int(text)))
     return found
@@ -309,7 +309,7 @@ class TestFilter:
 
 
 def hashes(workers: int, parts: int, start: int, count: int) -> list[str]:
-    """Of the batches of a mixture with a curriculum, a filter and dropped modalities, put together of `parts` rows."""
+    """Fingerprints of batches from `parts` shares of the rows: mixture, curriculum, filter, modality dropout."""
     DATASETS.update(DATASETS_HERE)
     weights = {"seen": [[0, 1], [30, 3]], "read": [[5, 0], [20, 1]]}
     options = {
@@ -334,7 +334,7 @@ def test_processes_workers_and_resuming_change_nothing():
     whole = hashes(workers=0, parts=1, start=0, count=60)
     assert len(set(whole)) == 60
     assert hashes(workers=0, parts=2, start=0, count=60) == hashes(workers=0, parts=4, start=0, count=60) == whole
-    # Worker processes belong to a script of its own, as a user's is.
+    # Worker processes need a script of their own, like a user's.
     folder = pathlib.Path(__file__).parent
     code = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"

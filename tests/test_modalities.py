@@ -1,4 +1,4 @@
-"""Modalities: any raw data becomes arrays of one shape, and what cannot is refused in one line."""
+"""Modalities: raw data of any form becomes arrays of one shape; invalid data is refused in one line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tone(rate: int, seconds: float = 0.5, hertz: float = 440.0) -> np.ndarray:
 
 
 def write_wav(path, samples: np.ndarray, rate: int, bits: int) -> None:
-    """Writes float samples [n] or [n, channels] with the standard library, which is not what reads them."""
+    """Writes float samples [n] or [n, channels] with the standard library, which mmjax does not read with."""
     scaled = np.rint(samples * (2 ** (bits - 1) - 1)).astype(np.int64)
     if bits == 8:
         scaled += 128
@@ -96,7 +96,7 @@ class TestImage:
         raw = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         made, _ = make("image", size=(16, 24), fit=fit, mean=(0.0,), std=(1.0,)).process(raw)
         for channel in range(3):
-            # A picture of floating-point numbers, which nothing rounds.
+            # A float image, so that Pillow does not round.
             plane = PIL.Image.fromarray(raw[..., channel].astype(np.float32))
             if fit == "crop":
                 expected = PIL.ImageOps.fit(plane, (24, 16), PIL.Image.Resampling.BICUBIC)
@@ -151,7 +151,7 @@ class TestImage:
         modality = make("image", size=(16, 32), channels=1, mean=(0.0,), std=(1.0,))
         values, mask = modality.process(modality.read(str(path), "--image"))
         assert mask
-        # One bit a pixel keeps only the average.
+        # In 1-bit images only the mean brightness survives dithering.
         compared = (values.mean(), grey.mean() / 255) if mode == "1" else (values[..., 0], grey / 255)
         np.testing.assert_allclose(*compared, atol=0.06)
 
@@ -206,7 +206,7 @@ class TestAudio:
         modality = make("audio", normalise="none")
         values, mask = modality.process(modality.read(str(tmp_path / "a.wav"), "--audio"))
         assert abs(int(mask.sum()) - 8_000) <= 1
-        # The filter rings at both ends.
+        # The resampling filter rings at both ends.
         np.testing.assert_allclose(values[500:7500], tone(16_000)[500:7500], atol=0.02 if bits == 8 else 0.002)
         assert not values[~mask].any()
 
@@ -377,7 +377,7 @@ class TestText:
 
 
 def test_modalities_can_be_sent_to_worker_processes(tmp_path):
-    # Only processes of our own are sent to; nothing is ever loaded from a file this way.
+    # Pickle is used only between our own processes, never to load a file.
     import multiprocessing.reduction
 
     for kind in MODALITIES:

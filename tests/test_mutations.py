@@ -1,8 +1,8 @@
-"""Would the tests notice a mistake? Each mutation breaks a copy of the package in one place, and they have to fail.
+"""Mutation tests: each mutation breaks a copy of the package in one place, and the named tests must fail.
 
-The list covers what no shape and no type checks: masks, weights, the order of rows, keys of random draws, the guard,
-what a resumed run relies on, and formulas. Each text to replace has to occur exactly once, so that the list cannot rot
-silently. `python tests/mutate.py` tries all of them; a few run by default.
+The list covers errors that neither shapes nor types reveal: masks, weights, row order, random keys, the guard against
+non-finite gradients, resuming, and formulas. Each text to replace must occur exactly once, so an outdated entry fails.
+`python tests/mutate.py` tries all mutations; a few run by default.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ LISTED = [
         "tokens.py",
         "Target(zero(t.weight > 0, t.values), t.weight)",
         "Target(t.values, t.weight)",
-        # Class indices out of range make a row of zeros: only soft targets carry a NaN.
+        # Class ids out of range have a row of zeros; only soft targets can carry a NaN.
         ("tests/test_masks.py", "-k", "soft_targets"),
     ),
     Mutation(
@@ -115,7 +115,7 @@ LISTED = [
         "return cosines, (",
         PAIRS,
     ),
-    # Examples that share rows.
+    # Packed examples.
     Mutation(
         "a mean is that of all examples of a row",
         "layers/pooling.py",
@@ -278,7 +278,7 @@ LISTED = [
         "residual_bytes(experiment) // experiment.mesh.size",
         ("tests/test_lower_bound.py", "-k", "keeps_its_input"),
     ),
-    # What devices send each other.
+    # Collectives.
     Mutation(
         "what the devices of a group add up is not merged",
         "tasks/losses/pairs.py",
@@ -352,7 +352,7 @@ LISTED = [
         '        layers = jax.tree.map(lambda x: shard(x, *("none",) * x.ndim), layers)\n        first = 0\n',
         ("tests/test_mesh.py", "-k", "layer_at_a_time"),
     ),
-    # What is kept.
+    # Checkpoints.
     Mutation(
         "no product has a name",
         "layers/linear.py",
@@ -568,7 +568,7 @@ LISTED = [
         "if False:",
         ("tests/test_skipped_steps.py", "-k", "prediction"),
     ),
-    # What belongs together over microbatches, devices and processes.
+    # Reductions over microbatches, devices and processes.
     Mutation(
         "features come back in another order than the examples",
         "training/estimators/accumulated.py",
@@ -694,7 +694,7 @@ LISTED = [
         ("tests/test_optimizers.py", "-k", "on_its_own"),
         slow=False,
     ),
-    # What a run and a resumed run rely on.
+    # Invariants of a run and of a resumed run.
     Mutation(
         "the window never begins anew",
         "training/step.py",

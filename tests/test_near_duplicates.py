@@ -1,4 +1,4 @@
-"""Near duplicates of drawings, scans, and sentences from templates."""
+"""Near duplicates of drawings, scans, and sentences made from templates."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_the_worst_block_of_a_drawing_decides():
 
 
 def kept(tmp_path, texts: list[str]) -> set[int]:
-    """Indices of the texts that a preparation keeps."""
+    """Indices of the texts that remain after preparation."""
     source = tmp_path / "data.jsonl"
     source.write_text("".join(json.dumps({"key": f"k{n}", "text": text}) + "\n" for n, text in enumerate(texts)))
     config = PrepareConfig(source=str(source), columns={"text": "text:text"})

@@ -1,4 +1,4 @@
-"""Tests that need a GPU: `pytest -m gpu`, or launch/check_gpu.sh on a bare machine."""
+"""Tests on a GPU: `pytest -m gpu`, or launch/check_gpu.sh on a bare machine."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_absence_changes_nothing_and_microbatches_give_what_the_whole_batch_give
 
 
 def run(recipe, workdir) -> list[dict]:
-    """Trains, and returns the rows of the training split."""
+    """Trains, and returns the metrics rows of the training split."""
     train(recipe, workdir, Console(quiet=True))
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["split"] == "train"]

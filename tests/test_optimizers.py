@@ -1,4 +1,4 @@
-"""Optimisers by name: on eight devices each does what Optax's own does on one, and the loss falls."""
+"""Optimisers by name: on eight devices each matches Optax's own on one, and the loss decreases."""
 
 import functools
 import itertools
@@ -26,14 +26,14 @@ RATE = 3e-3
 
 
 def shrink(share):
-    """An update that takes this share of each parameter away, besides the update that it is given."""
+    """Transform that also subtracts `share` of each parameter."""
     return optax.stateless(lambda updates, parameters: jax.tree.map(lambda u, p: u - share * p, updates, parameters))
 
 
 OPTIMIZERS = {
     "adamw": ({"weight_decay": 0.1}, lambda mask: optax.adamw(RATE, weight_decay=0.1, mask=mask)),
     "lion": ({"weight_decay": 0.1, "b1": 0.8}, lambda mask: optax.lion(RATE, b1=0.8, weight_decay=0.1, mask=mask)),
-    # Its own weight decay is not times the learning rate; ours is, as with the others.
+    # Optax's Adafactor does not scale its weight decay by the learning rate; mmjax does.
     "adafactor": (
         {"weight_decay": 0.1, "min_dim_size_to_factor": 16},
         lambda mask: optax.chain(
@@ -53,7 +53,7 @@ def case():
 
 
 def separate(tree):
-    """The same arrays with one dict for each layer of a stack, so that Optax sees them as it would see any model's."""
+    """Splits stacked layers into one dict per layer, so that Optax sees an unstacked model."""
     if not isinstance(tree, dict):
         return tree
     parts = {key: separate(value) for key, value in tree.items() if key != "layers"}
@@ -65,7 +65,7 @@ def separate(tree):
 
 
 def together(layers):
-    """Undoes `separate`."""
+    """Inverse of `separate`."""
     if not isinstance(layers, dict):
         return layers
     parts = {key: together(value) for key, value in layers.items() if not key.startswith("layer ")}
@@ -74,7 +74,7 @@ def together(layers):
 
 
 def maps_only(parameters):
-    """Parameters that should decay in this model: all arrays of more than one axis except the embedding table."""
+    """Mask of parameters that should decay in this model: arrays of two or more axes, except the embedding table."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim > 1 and not jax.tree_util.keystr(path).endswith("['table']"), parameters
     )
@@ -104,7 +104,7 @@ def test_each_optimiser_does_on_eight_devices_what_optax_does_on_one(case, name)
             updates, moments = truth.update(separate(gradients), moments, layers)
             layers = optax.apply_updates(layers, updates)
             parameters = together(layers)
-    # Lion and the first step of Adam take the sign of a gradient, which rounding turns where it is almost 0.
+    # Lion and Adam's first step use the sign of a gradient, which rounding may flip where it is almost 0.
     found_layers = jax.tree.leaves(separate(jax.device_get(state.parameters)))
     for found, expected in zip(found_layers, jax.tree.leaves(layers), strict=True):
         off = np.abs(np.asarray(found) - np.asarray(expected))
@@ -113,7 +113,7 @@ def test_each_optimiser_does_on_eight_devices_what_optax_does_on_one(case, name)
         state = step(state, placed)
     assert gradients_of(jax.device_get(state.parameters))[0] < losses[0]
     split = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim and not leaf.sharding.is_fully_replicated]
-    assert split, "each device holds all of the optimiser's state"
+    assert split, "the optimiser state is fully replicated"
 
 
 def test_moments_in_bfloat16_take_half_the_memory_and_live_where_the_parameters_do(case):
@@ -135,7 +135,7 @@ def test_moments_in_bfloat16_take_half_the_memory_and_live_where_the_parameters_
         for moments, (state, _) in states.items()
     }
     assert kept["bfloat16"] * 2 == kept["float32"]
-    # Both learn alike.
+    # Both precisions learn equally well.
     (_, exact), (_, rounded) = states.values()
     assert rounded[-1] < 0.9 * rounded[0]
     np.testing.assert_allclose(rounded, exact, rtol=0.05)
@@ -150,7 +150,7 @@ def test_a_second_moment_in_bfloat16_follows_its_gradient_on_average():
     second = np.asarray(state.inner.nu, np.float64)
     expected = 0.25 * (1 - 0.999**steps)
     assert second.mean() == pytest.approx(expected, rel=5e-3)
-    # Rounded to the nearest, it would have stopped long before.
+    # With round-to-nearest, the moment stops growing long before.
     stuck = jnp.zeros((), jnp.bfloat16)
     for _ in range(steps):
         stuck = (stuck.astype(jnp.float32) * 0.999 + 0.001 * 0.25).astype(jnp.bfloat16)
@@ -171,12 +171,12 @@ def test_rounding_is_to_one_of_the_two_neighbours_and_right_on_average():
 
 
 def arguments_of(name):
-    """Arguments with which an optimiser does on small arrays what it does on large ones, without a warning."""
+    """Arguments that make an optimiser treat small arrays like large ones, without a warning."""
     return {"adafactor": {"min_dim_size_to_factor": 4}, "noisy_sgd": {"key": 0}}.get(name, {})
 
 
 def of_optax():
-    """All functions of Optax that take a learning rate."""
+    """Names of all Optax functions with a `learning_rate`."""
     return [name for name in dir(optax) if "learning_rate" in optax_arguments(name)]
 
 
@@ -185,7 +185,7 @@ NAMES = [name for name in of_optax() if name not in REFUSED]
 
 
 def layered(rng, scales):
-    """Arrays of two layers whose sizes differ, stacked: matrices, kernels of convolutions over time, vectors."""
+    """Parameters of two layers with different scales, stacked: matrices, convolution kernels over time, vectors."""
     shapes = {"kernel": (8, 6), "scale": (6,), "conv": {"kernel": (3, 8, 6), "bias": (6,)}}
     return jax.tree.map(
         lambda shape: jnp.stack([jnp.asarray(rng.normal(size=shape) * scale, jnp.float32) for scale in scales]),
@@ -215,7 +215,7 @@ def assert_close(found, expected, rtol=1e-5):
 
 
 def of_each(names, make, *arguments):
-    """`{name: two_updates(make(name), ...)}`, operation by operation: all share the compiled operations."""
+    """`{name: two_updates(make(name), ...)}`, run eagerly so that all optimisers share compiled operations."""
     return {name: two_updates(make(name), *arguments) for name in names}
 
 
@@ -255,7 +255,7 @@ def test_each_transform_treats_the_layers_of_a_stack_as_separate_arrays(kind):
     optimizer = make_optimizer(
         {"name": "sgd", "clip": None, "transforms": [{"kind": kind}]}, optax.constant_schedule(1.0)
     )
-    # Without stacks nothing is unstacked: the arrays of each layer go through the transform on their own.
+    # Without stacks nothing is unstacked: the transform sees each layer's arrays separately.
     found = jax.jit(lambda: two_updates(optimizer, parameters, gradients))()
     expected = jax.jit(lambda: two_updates(optimizer, separate(parameters), separate(gradients)))()
     assert_close(separate(found), expected)
@@ -277,7 +277,7 @@ def test_adaptive_clipping_limits_the_norm_of_each_output_channel(shape):
 
 
 def roles():
-    """A parameter of each role, [depth, ...] below `layers`; matrices are all called kernel, in stacks and outside."""
+    """A parameter of each role, [depth, ...] below `layers`; every matrix is called `kernel`."""
     ones = lambda *shape: jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.float32)  # noqa: E731
     return {
         "text": {"embedding": {"table": ones(2, 4)}, "class_token": ones(2, 4), "position": ones(2, 4)},
@@ -330,7 +330,7 @@ def test_patterns_exempt_further_parameters_whatever_the_layer():
 
 @functools.cache
 def variables():
-    """All parameters of small models with each encoder, fusion and task: `[(path, variable)]`, abstract."""
+    """All parameters of small models with each encoder, fusion and task: `[(path, abstract variable)]`."""
     found = []
     for part in contracts.PARTS:
         if part.table != "loss_transform":
@@ -349,7 +349,7 @@ def test_the_name_of_a_parameter_tells_its_role_and_its_layer_axes():
         assert len(variable.shape) - len(axes) == layer_axes(path), path
         (matrices if is_matrix(path, variable) else others).add((path[-1], len(axes)))
     assert {name for name, _ in matrices} == {"kernel"}
-    # Only these have more than one axis.
+    # Among the others, only these have more than one axis.
     assert {name for name, rank in others if rank > 1} <= {"table", "column", "query", "queries"}
 
 
@@ -362,7 +362,7 @@ def test_gradients_are_clipped_to_a_global_norm():
 
 
 def test_the_moving_average_is_its_closed_form_after_1000_steps():
-    """With the gradient 1 and SGD, parameters fall by the rate each step; the decay grows from 0.1 to its cap."""
+    """With gradient 1 and SGD, parameters fall by the rate each step; the EMA decay grows from 0.1 to its cap."""
     cap, rate, steps = 0.98, 0.01, 1000
 
     class Objective:
@@ -374,11 +374,11 @@ def test_the_moving_average_is_its_closed_form_after_1000_steps():
     state = jax.jit(lambda state: jax.lax.fori_loop(0, steps, lambda _, s: trainer.step(s, None), state))(state)
     time = np.arange(steps)
     decay = np.minimum(cap, (1 + time) / (10 + time))
-    # Product of the later decays: the share that remains of each step's term.
+    # Product of the later decays: the remaining weight of each step's term.
     later = np.cumprod(np.append(decay, 1.0)[::-1])[::-1]
     expected = later[0] * 5.0 + ((1 - decay) * later[1:] * (5.0 - rate * (time + 1))).sum()
     assert float(state.ema["kernel"]) == pytest.approx(expected, abs=1e-3)
-    # The average lags by decay / (1 - decay) steps; without the cap it would lag by far more.
+    # The EMA lags by decay / (1 - decay) steps; without the cap it would lag by far more.
     assert float(state.ema["kernel"] - state.parameters["kernel"]) == pytest.approx(rate * cap / (1 - cap), rel=0.02)
 
 

@@ -1,4 +1,4 @@
-"""The order of training: exact shares, whole epochs, and nothing but (seed, data step)."""
+"""Order of training: exact sampling shares, whole epochs, a function of (seed, data step) alone."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_groups_are_mixed_within_a_batch():
     for step in range(20):
         names = [name_of(number) for number in order(step, ROWS)[0].tolist()]
         found.append(sum(one != other for one, other in itertools.pairwise(names)))
-    assert np.mean(found) > 6, "three blocks would give 2"
+    assert np.mean(found) > 6, "three consecutive blocks would give 2"
 
 
 def test_all_weights_of_0_are_refused():

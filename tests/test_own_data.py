@@ -1,4 +1,4 @@
-"""docs/own_data.md, followed literally: a table with paths becomes a trained model."""
+"""Follows docs/own_data.md literally: a table with paths becomes a trained model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> pathlib.Path:
-    """A folder with the recipes and the example data."""
+    """Folder with the recipes and the example data."""
     folder = tmp_path_factory.mktemp("own")
     shutil.copytree(ROOT / "configs", folder / "configs")
     name, code = re.search(r"^### `(.*)`\n\n```python\n(.*?)^```$", PAGE, re.M | re.S).groups()
@@ -62,7 +62,7 @@ def test_the_dry_run_and_the_preparation_say_what_the_page_says(place):
 def test_the_five_commands_train_a_model(place):
     outputs = [run(command, place) for command in COMMANDS]
     row = json.loads((place / "runs" / "mine" / "result.json").read_text())["test"]
-    # Ten digits: by chance a tenth.
+    # Ten digits: chance level is a tenth.
     assert row["digit/accuracy"] > 0.7
     assert f"{row['digit/accuracy']:.4f}" in outputs[3]
     assert re.search(r"^digit\s+\d  with probability", outputs[4], re.M)

@@ -1,4 +1,4 @@
-"""A run owns what it needs: it is moved, opened without its data, and protected from other data and other processes."""
+"""A run is self-contained: it can be moved, opened without its data, and is protected from other data and processes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def write_table(path: pathlib.Path, classes: dict[str, str], validation_labels: 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> pathlib.Path:
-    """A folder with a recipe, prepared data, and a run trained from there with relative paths; its home is `home`."""
+    """Folder with a recipe, prepared data, and a run trained there with relative paths; HOME is `home` in it."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "recipe.py").write_text(RECIPE)
     write_table(folder / "mood.csv", {"good": "sun", "bad": "rain"})
@@ -80,7 +80,7 @@ def place(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def run(place, tmp_path, monkeypatch) -> pathlib.Path:
-    """A copy of the run; the current folder is another one."""
+    """Copy of the run, outside the current folder."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(place / "home" / "runs" / "x", tmp_path / "run")
     return tmp_path / "run"
@@ -97,7 +97,7 @@ def test_a_moved_run_answers_without_its_data_and_refuses_other_data(capsys, pla
     asked = ["predict", f"--workdir={run}", "--note=sun tree", "--json"]
     status, answer, err = command(capsys, *asked)
     assert status == 0 and json.loads(answer)["mood"]["answer"] in ("good", "bad") and err == ""
-    # The data of the run moves, and other data is put in its place.
+    # Move the run's data and put other data in its place.
     data, moved = place / "prepared" / "mood", tmp_path / "moved"
     config = json.loads((run / "config.json").read_text())
     assert config["data"]["path"] == str(data)
@@ -115,7 +115,7 @@ def test_a_moved_run_answers_without_its_data_and_refuses_other_data(capsys, pla
     assert command(capsys, *asked) == (0, answer, "")
     status, _, err = command(capsys, "evaluate", f"--workdir={run}")
     assert status == 2 and "is not a prepared dataset" in err
-    # The same data is accepted wherever it lies; other data of another schema is not.
+    # The same data is accepted at any path; data with another schema is refused.
     recorded = json.loads((run / "result.json").read_text())["test"]
     status, out, _ = command(capsys, "evaluate", f"--workdir={run}", f"--data={moved}", "--json")
     assert status == 0 and json.loads(out)["test"] == pytest.approx(recorded, abs=1e-6)
@@ -153,7 +153,7 @@ def test_each_difference_is_named(run):
 
 
 class Stub:
-    """A dataset of one split with the classes and options to be tried."""
+    """Dataset of one split with the given classes and options."""
 
     inputs, splits, checksum = {"x": "table"}, ("test",), "1"
 
@@ -267,7 +267,7 @@ def at_step(monkeypatch, step: int, action) -> None:
 
 def test_a_deleted_workdir_ends_the_run_in_one_line(capsys, monkeypatch, place, tmp_path):
     def delete():
-        # The save of step 2 may still create and rename files while this deletes them.
+        # The save of step 2 may still create and rename files during the deletion.
         while (tmp_path / "run").exists():
             shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
@@ -281,7 +281,7 @@ def test_deleted_checkpoints_cost_only_themselves(monkeypatch, caplog, place, tm
     folder = tmp_path / "run" / "checkpoints"
 
     def delete():
-        # Saves are asynchronous; one that is still being written is another fault.
+        # Saves are asynchronous; wait for the checkpoint, since deleting an unfinished one is another fault.
         while not (folder / "2").is_dir():
             time.sleep(0.05)
         shutil.rmtree(folder)
@@ -304,7 +304,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_resumes(capsys, place, tmp_
     words = ["train", f"--config={place / 'recipe.py'}:{place / 'prepared' / 'mood'}", f"--workdir={tmp_path / 'run'}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
     program = [sys.executable, "-c", FULL_DISK, "12000", *words]
-    # Long enough for a slow machine; the point is that the process ends.
+    # A generous limit for slow machines; the test is that the process ends.
     done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()

@@ -1,4 +1,4 @@
-"""Packing: a plan that places each example once, and rows in which packed examples know nothing of each other."""
+"""Packing: a plan places each example once, and examples that share a row do not influence each other."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from mmjax.tokens import Input, TargetSpec
 from tests import contracts
 from tests.contracts import assert_close, assert_identical
 
-# The plan.
+# The packing plan.
 
 
 @st.composite
 def plans(draw):
-    """Lengths of two inputs, budgets that no record exceeds, slots, a window and rows of a step."""
+    """Lengths of two inputs, budgets that no record exceeds, slots, window, rows per step, and a seed."""
     seed = draw(st.integers(0, 2**31))
     draws = np.random.default_rng(seed)
     size, most = draw(st.integers(1, 60)), draw(st.integers(1, 9))
@@ -54,7 +54,7 @@ def plans(draw):
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Epochs of records, each shuffled, by windows. (Grain's order, in its place, is slow where records are few.)"""
+    """Shuffled epochs of records, by windows. Faster than Grain's shuffle where records are few."""
 
     size: int
     window: int
@@ -80,7 +80,7 @@ QUICK = hypothesis.settings(max_examples=25, deadline=None)
 def test_an_epoch_holds_each_example_once_and_no_row_exceeds_budgets_or_slots(plan):
     lengths, budgets, slots, window, rows, _ = plan
     order, seen = packed(plan), collections.Counter()
-    # So many steps hold two epochs, and the windows that they end in, even with one example in a row.
+    # This many steps hold two epochs and the windows in which they end, even with one example per row.
     for step in range(-(-(2 * len(lengths) + 2 * 4 * window) // rows)):
         numbers, epochs = (each.reshape(rows, slots) for each in order(step, np.arange(rows)))
         for row in numbers:
@@ -101,7 +101,7 @@ def test_a_step_is_the_same_in_any_share_of_rows_and_after_resuming_there(plan, 
         np.testing.assert_array_equal(one.reshape(rows, slots)[::-1], other.reshape(rows, slots))
     alone = [packed(plan)(step, np.array([row]))[0] for row in range(rows)]
     np.testing.assert_array_equal(np.concatenate(alone), whole[0])
-    # An earlier step once more, after its plan was forgotten.
+    # An earlier step again, after its plan was evicted from the cache.
     np.testing.assert_array_equal(order(0, np.arange(rows))[0], packed(plan)(0, np.arange(rows))[0])
 
 
@@ -130,7 +130,7 @@ def test_first_fit_is_that_of_one_example_after_the_other(plan):
             fitting = [len(rows) - 1]
         rows[fitting[0]] -= needs[example]
         expected[example] = fitting[0]
-    # Beside another window, and with its examples turned around.
+    # Also beside another window, and with the examples in reverse order.
     found = first_fit_decreasing(np.stack([needs, needs[::-1]]), limits)
     np.testing.assert_array_equal(found[0], expected)
     assert found[1].max() <= 2 * expected.max() + 1
@@ -147,7 +147,7 @@ def test_rows_of_photographs_are_full():
     assert lengths[found[found >= 0]].sum() > 0.95 * 30 * 16 * 512
 
 
-# What modalities make.
+# Packed inputs of modalities.
 
 
 @QUICK
@@ -159,7 +159,7 @@ def test_a_picture_keeps_its_aspect_ratio_within_its_patches(height, width, most
     assert 1 <= len(values) <= most and len(values) == image.lengths(measured, most)[0]
     rows, columns = places.max(axis=0) + 1
     assert len(np.unique(places, axis=0)) == len(values) == rows * columns
-    # Never enlarged by more than rounding; and each side is off by less than a patch, where there is room for that.
+    # Enlarged by rounding at most; each side is off by less than a patch, unless the image is thinner than one.
     assert rows <= max(1, height / 8 + 0.5) and columns <= max(1, width / 8 + 0.5)
     shrink = min(1.0, (64 * most / (height * width)) ** 0.5)
     if min(height, width) * shrink >= 8:
@@ -199,11 +199,11 @@ def test_a_text_keeps_its_end_where_it_is_cut_and_its_room_is_never_too_small():
         assert len(tokens) == room <= 7 and tokens[-1] == text.end and places[:, 0].tolist() == list(range(room))
 
 
-# The stream.
+# The stream of packed batches.
 
 
 class Sizes:
-    """Record i is a picture and a text of sizes of their own; each seventh lacks the one, each ninth the other."""
+    """Record i is an image and a text of individual sizes; every seventh lacks the image, every ninth the text."""
 
     splits: ClassVar = ("train", "validation", "test")
     inputs: ClassVar = {"picture": "image", "words": "text"}
@@ -211,7 +211,7 @@ class Sizes:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """How many, whether all have one size, and whether the index is there."""
+        """Number of records; whether sizes are equal; whether the index exists."""
 
         size: int = 61
         equal: bool = False
@@ -331,7 +331,7 @@ def test_a_mixture_is_packed_by_what_all_of_its_datasets_know():
 
 
 def hashes(workers: int, parts: int, start: int, count: int) -> list[str]:
-    """Of packed batches, filtered, augmented, with dropped modalities, put together of `parts` shares of the rows."""
+    """Fingerprints of packed batches from `parts` shares of the rows: filter, augmentation, modality dropout."""
     found, shares = [], [np.arange(8)[part::parts] for part in range(parts)]
     options = {
         "workers": workers,
@@ -383,7 +383,7 @@ ROWS, SLOTS = 4, 3
 
 @functools.cache
 def model(part: contracts.Part):
-    """A small model of packed inputs, its batch, and its features and losses by example, with dropout."""
+    """A small model of packed inputs, its batch, and jitted functions of its features and losses per example."""
     case = contracts.Case(part, packed=True)
     batch, _ = contracts.make_packed_batches(case.specs, ROWS, SLOTS)
 
@@ -393,7 +393,7 @@ def model(part: contracts.Part):
         return features, task.losses(features["task"], batch.zero_absent())
 
     def slopes(values, others):
-        """Of what is made of the others with respect to the values of the first input."""
+        """Weighted sum of features and losses per example, as a function of the first input's values."""
         first = dataclasses.replace(batch.inputs["first"], values=values)
         features, losses = measure(dataclasses.replace(batch, inputs={**batch.inputs, "first": first}))
         made = [leaf.reshape(len(others), -1) for leaf in jax.tree.leaves((features, losses))]
@@ -403,7 +403,7 @@ def model(part: contracts.Part):
 
 
 def here(x: Input, example: int) -> np.ndarray:
-    """Bool [R, N]: the elements of an example."""
+    """Bool [R, N] mask of an example's elements."""
     row, slot = divmod(example, SLOTS)
     found = np.zeros(x.mask.shape, bool)
     found[row] = np.asarray(x.mask[row]) & (x.segments[row] == slot)
@@ -454,12 +454,12 @@ def test_no_gradient_reaches_another_example(part):
         found = np.asarray(slopes(first.values, others))
         assert (found[own] == 0).all()
         assert np.abs(np.asarray(slopes(first.values, 1 - others))[own]).sum() > 0 or not own.any()
-        # Those of the same row do depend on themselves.
+        # The gradient of the other examples' own elements is not 0.
         assert np.abs(found).sum() > 0
 
 
 def recipe(slots: int, equal: bool = False):
-    """Of pictures and texts, with slots to share or without."""
+    """Recipe with images and texts, packed into `slots`; `equal` makes all sizes equal."""
     trunk = {"width": 16, "depth": 1, "heads": 2, "dropout": 0.1, "drop_path": 0.1}
     return {
         "data": {
@@ -504,7 +504,7 @@ def sizes(monkeypatch):
 
 @functools.cache
 def pair_of_experiments():
-    """Packed and not, of pictures and texts that have one size, with the parameters of the one."""
+    """A packed and an unpacked experiment on images and texts of equal sizes, with shared parameters."""
     with pytest.MonkeyPatch.context() as patch, jax.default_matmul_precision("highest"):
         patch.setitem(DATASETS, "sizes", Sizes)
         one, other = experiment(4, equal=True), experiment(1, equal=True)
@@ -516,7 +516,7 @@ def test_packed_examples_get_the_answers_of_the_model_that_is_not_packed():
     batch = one.pipeline.batch_at("train", 32, 2)
     there = np.flatnonzero(batch.ids >= 0)
     assert len(there) > 16
-    # The same examples with pictures [height, width, channels] and texts in rows of their own, with the same dropout.
+    # The same examples unpacked, images [height, width, channels], with the same dropout.
     alone = abstract(other, len(there))
     for place, slot in enumerate(there):
         record = Sizes(Sizes.Config(equal=True))[int(batch.ids[slot]) % 61]
@@ -597,12 +597,12 @@ def test_a_plan_counts_examples_and_not_the_slots_that_stay_empty(capsys):
     print_plan(Console(width=200), plan, None, None)
     assert f"32 slots with {packed.examples_per_step:,.1f} examples on average" in capsys.readouterr().out
     assert alone.examples_per_step == 32
-    # Pairs are made of examples, too.
+    # Pairs count examples, not slots.
     assert alone.chance_losses["pair"] == pytest.approx(np.log(32))
     assert packed.chance_losses["pair"] == pytest.approx(np.log(round(packed.examples_per_step)))
 
 
-# What cannot be packed.
+# Data that cannot be packed.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""docs/packing.md, followed literally: pictures of many sizes share rows, and a model learns from them."""
+"""Follows docs/packing.md literally: images of many sizes share rows, and a model learns from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features of an example do not depend on how far it is padded, in any encoder of inputs of variable length."""
+"""Features of an example do not depend on the amount of padding, in any encoder of inputs of variable length."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmjax.tokens import Input
 from tests import contracts
 
 LENGTHS = {
-    # Real elements, then lengths of the array: exactly fitting, a little longer, with other remainders, much longer.
+    # Valid elements, then array lengths: exact fit, slightly longer, other remainders, much longer.
     "spectrogram_transformer": (3001, (3001, 3202, 4999)),
     "spectrogram_resnet": (3001, (3001, 3202, 4999)),
     "waveform_cnn": (3001, (3001, 3202, 4999)),
@@ -36,7 +36,7 @@ CASES = [(kind, options) for kind in LENGTHS for options in OPTIONS.get(kind, [{
 
 
 def test_every_encoder_of_variable_length_is_listed():
-    # The columns of a table are no sequence.
+    # The columns of a table are not a sequence.
     variable = {kind for kind, cls in ENCODERS.items() if cls.example.mask_rank} - {"table_transformer"}
     assert variable == set(LENGTHS)
 
@@ -55,7 +55,7 @@ def test_features_do_not_depend_on_the_length_of_the_padding(kind, options):
         spec = dataclasses.replace(cls.example, shape=(length, *shape))
         encoder = cls(config, spec, precision=Precision(), rngs=nnx.Rngs(params=jax.random.key(0)))
         graph, state = nnx.split(encoder)
-        # Fresh biases are 0 and hide what they add to the padding.
+        # Biases initialised to 0 would hide their effect on padding.
         state = jax.tree.map(lambda leaf: leaf + 0.1, state)
         values = np.zeros((2, length, *shape), spec.dtype)
         # The second example is one element shorter.
@@ -100,5 +100,5 @@ def test_an_aligned_convolution_is_the_sum_over_a_window_that_starts_at_a_fixed_
         expected = [padded[step * stride :][:kernel] @ weights for step in range(steps)]
         np.testing.assert_allclose(layer(jnp.asarray(x, jnp.float32)[None, :, None])[0, :, 0], expected, atol=1e-5)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4 * stride * kernel, 1)), jnp.float32)
-    # At multiples of the stride it is XLA's own.
+    # At multiples of the stride it equals XLA's own convolution.
     np.testing.assert_array_equal(layer(x), same(x))

@@ -1,4 +1,4 @@
-"""Losses and ranks over all pairs in a ring of simulated devices, against float64 NumPy with the whole matrix."""
+"""Losses and ranks over all pairs, from a ring of simulated devices, against the full matrix in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ TOLERANCE = 2e-6
 
 
 def make_pairs(kind: str):
-    """Features, temperature and bias; who is there (unevenly over devices, one device empty); labels; pulls."""
+    """Features, temperature and bias; valid examples (one device has none); labels; the cotangent."""
     draws = np.random.default_rng(6)
     first, second = (draws.normal(size=(SIZE, WIDTH)) for _ in range(2))
     first, second = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (first, second))
     there = np.ones(SIZE, bool)
     there[[0, 1, 2, 7, 13]] = False
-    # Three share a label with others, and one label belongs to examples that are not there, but for one.
+    # Label 3 has four valid examples; labels 4 and 9 have one each, and one invalid.
     labels = np.array([0, 1, 2, 3, 3, 3, 4, 4, 5, 6, 7, 8, 9, 9, 3, 10])
     pull = draws.normal(size=SIZE)
     numbers = (7.0, 0.0) if kind == "softmax" else (6.0, -3.0)
@@ -40,7 +40,7 @@ def make_pairs(kind: str):
 
 
 def naive(kind, first, second, temperature, bias, there, labels) -> np.ndarray:
-    """The losses by their definition, in float64, pair by pair."""
+    """The losses from their definition, in float64, pair by pair."""
     losses = np.zeros(SIZE)
     logits = temperature * first @ second.T + bias
     here = np.flatnonzero(there)
@@ -56,7 +56,7 @@ def naive(kind, first, second, temperature, bias, there, labels) -> np.ndarray:
 
 
 def differences(function, arguments, step=1e-6):
-    """Central differences of a number with respect to each argument."""
+    """Central differences of a scalar function with respect to each argument."""
     gradients = []
     for number, argument in enumerate(arguments):
         gradient = np.zeros_like(argument)
@@ -103,7 +103,7 @@ def check(kind: str, mesh: MeshConfig | None) -> None:
     assert (losses[[0, 1, 2, 7, 13]] == 0).all()
     largest = max(np.abs(x).max() for x in true_gradients)
     for found, expected in zip(gradients, true_gradients, strict=True):
-        # A bias shifts all logits of a softmax alike: its derivative is 0 but for rounding.
+        # A bias shifts all logits of a softmax equally: its gradient is 0 up to rounding.
         np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * max(np.abs(expected).max(), 0.1 * largest))
 
 
@@ -123,8 +123,8 @@ def test_small_blocks_give_the_same(kind, mesh, monkeypatch):
 @pytest.mark.parametrize("mesh", MESHES)
 def test_ranks_count_the_wrong_partners_before_the_best_right_one(mesh):
     (first, second, *_), (there, labels), _ = make_pairs("softmax")
-    second[4] = second[3]  # a tie between a right partner and another right one changes nothing
-    second[9] = second[8]  # a tie with a wrong one counts against the model
+    second[4] = second[3]  # a tie between two positives changes nothing
+    second[9] = second[8]  # a tie with a negative counts against the model
     config = MESHES[mesh]
     with jax.default_matmul_precision("highest"), jax.set_mesh(make_mesh(config or MeshConfig(), devices_of(config))):
         sides = (jnp.asarray(first, jnp.float32), jnp.asarray(second, jnp.float32))
@@ -142,7 +142,7 @@ def test_ranks_count_the_wrong_partners_before_the_best_right_one(mesh):
     [
         ({"data": 16, "fsdp": 16}, (("slice", "data"), 16)),
         ({"slice": 8, "data": 16, "fsdp": 16}, (("slice", "data"), 16)),
-        # What would be a group of all: a device would hold all features.
+        # A group of all devices would gather all features on each.
         ({"fsdp": 256}, (AXES, 1)),
         ({"data": 2, "fsdp": 128}, (AXES, 1)),
         ({"data": 256}, (AXES, 1)),

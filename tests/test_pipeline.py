@@ -1,4 +1,4 @@
-"""The pipeline: a batch depends on the seed and the data step, and on nothing else."""
+"""A batch depends only on the seed and the data step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmjax.tokens import TargetSpec
 
 @dataclasses.dataclass
 class Toy:
-    """A dataset whose record i holds i in every input; each fourth lacks its sound, each fifth its label."""
+    """Dataset whose record i holds i in every input; every fourth lacks its sound, every fifth its label."""
 
     size: int = 37
     broken: tuple[int, ...] = ()
@@ -60,7 +60,7 @@ def pipeline(dataset=None, **options) -> Pipeline:
 
 
 def numbers(batch) -> list[int]:
-    """Which records a batch holds, read off its pictures."""
+    """Record indices of a batch, decoded from its images."""
     return np.rint(batch.inputs["picture"].values[:, 0, 0, 0] * 255).astype(int).tolist()
 
 
@@ -110,7 +110,7 @@ class TestTraining:
         assert [fingerprint(batch) for batch in ahead] == [fingerprint(batch) for batch in take(pipeline(), 4)]
 
     def test_worker_processes_change_nothing(self):
-        # In a process of its own, as a user's script runs it: unguarded by absl, and it must end by itself.
+        # In a separate process, as a user's script runs it: without absl, and it must exit by itself.
         code = (
             "import sys; sys.path[:0] = sys.argv[1:]\n"
             "import test_pipeline as t\n"
@@ -239,7 +239,7 @@ class TestTrouble:
             next(batches)
             batches.close()
             batches.close()
-        # Grain cancels its threads without waiting for them.
+        # Grain cancels its threads without joining them.
         deadline = time.monotonic() + 10
         while threading.active_count() > before and time.monotonic() < deadline:
             time.sleep(0.01)

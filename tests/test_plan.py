@@ -1,4 +1,4 @@
-"""`mmjax plan`: the very step that training runs, what does not fit, and what makes it fit."""
+"""`mmjax plan`: it compiles the train step itself, reports a step that does not fit, and finds a change that does."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_plan_of_this_machines_devices_has_memory_and_flops_but_no_time():
     assert plan.fits and plan.devices == 8 and plan.mesh == {"data": 4, "fsdp": 2}
     parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(experiment.init_state().parameters))
     assert 4 * plan.parameters == parameters
-    # What fsdp splits is there half, what it leaves whole is there whole; Adam keeps two moments of everything.
+    # fsdp halves the parameters that it splits and replicates the others; Adam keeps two moments of each.
     assert parameters / 2 <= plan.memory.parameters < parameters
     assert plan.memory.optimizer == pytest.approx(2 * plan.memory.parameters, rel=0.01)
     assert plan.step_seconds is None and plan.utilisation is None and cost(plan, 1e6, 1.0) is None
@@ -95,7 +95,7 @@ def test_a_plan_for_a_pod_that_is_not_here_has_everything(recipe_file, capsys, t
     )
     low, high = found["step_seconds_range"]
     assert low <= found["step_seconds"] <= high
-    # Float32 gradients cross the slices; each of the 8 chips of a slice sends its part, of a small one all of it.
+    # Float32 gradients cross the slices; each of the 8 chips of a slice sends its shard, but all of a small array.
     across = [row for row in found["collectives"] if "slice" in row["axis"] and row["kind"] == "all-reduce"]
     assert 0.9 < sum(row["bytes"] for row in across) / (4 * found["parameters"] / 8) < 2.5
     rate = 64 / found["step_seconds"]
@@ -111,7 +111,7 @@ def test_a_step_that_does_not_fit_is_reported_with_a_change_that_does(recipe_fil
     assert found["missing_bytes"] == found["peak_bytes"] - found["capacity_bytes"]
     remedy = found["remedy"]
     assert remedy["fits"] is True and remedy["peak_bytes"] <= remedy["capacity_bytes"]
-    # It was compiled: doing what it says gives the same figures.
+    # The remedy was compiled, so it has cycles.
     flags = [f"--config.{key}={value}" for key, value in remedy["overrides"].items()]
     assert flags and remedy["cycles"] > 0
 
@@ -142,7 +142,7 @@ def test_the_compilers_message_says_what_is_needed():
 
 
 class Landscape:
-    """Plans that are made up: fsdp of 4 is the fastest, and twice the batch does not fit."""
+    """Fabricated plans: fsdp=4 is the fastest, and doubling the batch does not fit."""
 
     def __init__(self, base):
         self.base, self.count = base, 0
@@ -177,7 +177,7 @@ def test_a_search_plans_nothing_twice_and_takes_a_larger_batch_that_fits_with_le
 
     raw = search.override(plain(small_recipe()), stated)
     base, _ = make_plan("small", "this machine", Experiment(raw))
-    # Of 10 bytes nine are activations: twice the batch needs 19 of 16, or 10 where half is computed again.
+    # Nine of 10 bytes are activations: doubling the batch needs 19 of 16, or 10 with half of them rematerialised.
     needs, seconds = (
         {"none": 9, "dots": 9, "dots_except_mlp": 4, "full": 2},
         {"none": 1, "dots": 1, "dots_except_mlp": 1.02},
@@ -208,7 +208,7 @@ def test_a_search_plans_nothing_twice_and_takes_a_larger_batch_that_fits_with_le
     assert overrides["train.batch_size"] == best.batch_size == 32
     assert overrides["model.encoders.text.rematerialise"] == "dots_except_mlp" and best.mesh["data"] == 8
     assert len(set(tried)) == len(tried) == len(ranking) > 5
-    # With room to spare, more is computed again only for a larger batch.
+    # Where memory suffices, rematerialisation is tried only for a larger batch.
     assert not any(how in ("dots_except_mlp", "full") and times == 1 for how, times, *_ in tried)
 
 
@@ -237,7 +237,7 @@ def test_a_ranking_is_one_line_a_plan_however_narrow_the_terminal_and_ends_with_
 @pytest.mark.parametrize(
     ("needs", "answer"),
     [
-        # GiB of activations without, with some, and with all recomputation, and the first change that fits 16 GiB.
+        # GiB of activations with no, partial and full rematerialisation, and the first change that fits 16 GiB.
         ((30, 12, 10), {"model.encoders.text.rematerialise": "dots_except_mlp"}),
         ((40, 25, 10), {"model.encoders.text.rematerialise": "full"}),
         ((400, 200, 50), {"model.encoders.text.rematerialise": "full", "train.accumulate": 4}),

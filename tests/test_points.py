@@ -1,4 +1,4 @@
-"""Point clouds: files, choice of points, augmentation, an encoder that no order changes, and what preparation finds."""
+"""Point clouds: file formats, subsampling, augmentation, an encoder invariant to order, and checks in preparation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def draws(seed=0):
 
 
 def cloud(seed: int = 0, points: int = 50, features: int = 0) -> np.ndarray:
-    """Points of a random ellipsoid somewhere, as float32 holds them."""
+    """Points of a random ellipsoid at a random position, exact in float32."""
     draw = draws(seed)
     places = draw.normal(size=(points, 3)) * draw.uniform(0.5, 3, 3) + draw.normal(size=3) * 10
     return np.concatenate([places, draw.uniform(0, 9, (points, features))], axis=1).astype(np.float32)
@@ -184,7 +184,7 @@ class TestPoints:
         chosen = [points.process(raw[draws(seed).permutation(403)])[0] for seed in range(3)]
         for other in chosen[1:]:
             np.testing.assert_allclose(other, chosen[0], atol=1e-6)
-        # The three that stand apart are among them; by chance each would be one time in twenty.
+        # The three isolated points are selected; at random, each would be with probability 1/20.
         assert (np.linalg.norm(chosen[0], axis=1) > 0.5).sum() == 3
 
     @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ class TestEncoder:
         np.testing.assert_array_equal(found.mask, truth.mask)
         np.testing.assert_allclose(found.positions[truth.mask], truth.positions[truth.mask])
         assert truth.mask.sum(axis=1).tolist() == [6, 6, 3, 0] and np.abs(truth.values[0]).max() > 0.1
-        # And not because everything is the same to it.
+        # The encoder does react to a moved point.
         moved = raw.copy()
         moved[0, 7, 2] += 2
         assert np.abs(run(moved, mask).values[0] - truth.values[0]).max() > 1e-3
@@ -400,12 +400,12 @@ UTM = np.array([500_000.0, 5_400_000.0, 100.0])
 
 
 def test_coordinates_are_centred_before_they_are_rounded():
-    """An object of 2 m, as surveyed: float32 has a resolution of half a metre there."""
+    """A surveyed object of 2 m in UTM coordinates, where float32 has a resolution of half a metre."""
     local = draws().uniform(-1, 1, (1000, 3))
     expected = local - local.mean(axis=0)
     expected /= np.linalg.norm(expected, axis=1).max()
     np.testing.assert_allclose(make(points=1000).process(local + UTM)[0], expected, atol=1e-6)
-    # The digits of a text are kept, whatever type the header names.
+    # Text coordinates keep all digits, whatever type the header declares.
     text = "\n".join(" ".join(map(repr, row)) for row in (local + UTM).tolist()).encode()
     found = make(points=1000).process(read_points(pcd(text, 1000, data="ascii"), "a.pcd"))[0]
     np.testing.assert_allclose(found, expected, atol=1e-6)

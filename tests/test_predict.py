@@ -1,4 +1,4 @@
-"""`mmjax predict` answers for files as people have them, from the workdir alone."""
+"""`mmjax predict` on typical user files, from the workdir alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENOUGH = 8
 
 
 def write_wav(path: pathlib.Path, samples: np.ndarray, rate: int, bits: int) -> pathlib.Path:
-    """Mono PCM of 8 or 24 bits, of samples with full scale 1."""
+    """Writes mono PCM of 8 or 24 bits; full scale is 1."""
     if bits == 8:
         data = np.rint(samples * 127 + 128).astype(np.uint8).tobytes()
     else:
@@ -54,7 +54,7 @@ def get_config(tokenizer):
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A digit as a drawing, as a recording and as a word."""
+    """A digit as a drawing, a recording and a word."""
 
     digit: str
     image: str
@@ -64,7 +64,7 @@ class Example:
 
 @pytest.fixture(scope="module")
 def examples(digits_cache, tmp_path_factory) -> list[Example]:
-    """Ten examples that training did not see: dark ink on a large sheet, 44.1 kHz with silence around, capitals."""
+    """Ten unseen examples in other forms: dark ink on a large sheet, 44.1 kHz with silence around, capital letters."""
     folder, source = tmp_path_factory.mktemp("files"), Digits(Digits.Config(task="matched", cache=str(digits_cache)))
     records = source.source("test")
     made = []
@@ -85,7 +85,7 @@ def examples(digits_cache, tmp_path_factory) -> list[Example]:
 
 @pytest.fixture(scope="module")
 def predict(trained_run):
-    """A function from arguments to answers, which restores the run once."""
+    """Function from arguments to predictions, which restores the run once."""
     experiment, state = restore(trained_run)
     predictor = Predictor(experiment.objective, experiment.mesh, experiment.targets)
     return lambda **arguments: predictor.run(state.eval_parameters, read_inputs(experiment.modalities, arguments))

@@ -1,4 +1,4 @@
-"""From messy files to shards: sources, kinds, checks, splits, and what a user is told."""
+"""From raw files to shards: sources, kinds of columns, checks, splits, and messages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from mmjax.prepare.splits import assign_parts
 
 
 def scene(seed: int, side: int = 40) -> np.ndarray:
-    """A smooth random picture in colour; two of them have nothing in common."""
+    """Smooth random colour image; different seeds give unrelated images."""
     blocks = np.random.default_rng(seed).integers(0, 255, (6, 6, 3)).astype(np.uint8)
     return np.asarray(PIL.Image.fromarray(blocks).resize((side, side), PIL.Image.Resampling.BICUBIC))
 
@@ -47,7 +47,7 @@ def encoded(pixels: np.ndarray, kind: str = "PNG", **options) -> bytes:
 
 
 def noise(seed: int, samples: int = 4000) -> np.ndarray:
-    """Noise of the colour of speech, int16."""
+    """int16 noise with a spectrum like that of speech."""
     white = np.random.default_rng(seed).normal(size=samples)
     return (4000 * np.convolve(white, np.hanning(9), "same")).clip(-32000, 32000).astype(np.int16)
 
@@ -77,7 +77,7 @@ def findings(folder: pathlib.Path) -> list[tuple[str, str]]:
 
 
 def records(folder: pathlib.Path) -> dict[str, dict]:
-    """{key: inputs and targets} of all splits, as training reads them."""
+    """Inputs and targets of all splits by key, read as in training."""
     dataset = Prepared(Prepared.Config(path=str(folder)))
     found = {}
     for split in dataset.splits:
@@ -90,7 +90,7 @@ def records(folder: pathlib.Path) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory) -> pathlib.Path:
-    """Twenty rows with a picture, a sound, a sentence, a class and a number; some lack some."""
+    """Table of twenty rows with an image, a sound, a sentence, a class and a number; some cells are empty."""
     folder = tmp_path_factory.mktemp("table")
     rows = []
     for number in range(20):
@@ -109,7 +109,7 @@ def prepared(table, tmp_path_factory) -> pathlib.Path:
     return run(table, tmp_path_factory.mktemp("out") / "data", group="who", folds=3, shard_megabytes=0.05).folder
 
 
-# The whole way.
+# The whole preparation.
 
 
 def test_a_record_holds_what_the_files_held(prepared, table):
@@ -278,7 +278,7 @@ def test_a_folder_of_files_is_a_dataset(tmp_path):
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{number}.jpg").write_bytes(encoded(scene(number), "JPEG"))
         (place / f"{number}.txt").write_text(f"number {number}")
-    # Beside the folders of the splits, and a series as far as anybody can tell.
+    # Files beside the split folders, and a series, as its name suggests.
     (tmp_path / "in" / "sizes.csv").write_text("1,2\n3,4\n")
     run(tmp_path / "in", tmp_path / "out")
     found = records(tmp_path / "out")
@@ -404,7 +404,7 @@ def test_a_bucket_is_read_through_fsspec(tmp_path):
     np.testing.assert_array_equal(records(tmp_path / "out")["00000002"]["picture"], scene(2))
 
 
-# Kinds.
+# Kinds of columns.
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -544,7 +544,7 @@ def test_windows_average_what_lies_in_them():
     for start, end in ((0.0, 1.0), (0.25, 0.75)):
         found = pictures._make_windows(8, ((start, end),))[0] @ ramp
         centres = (start + (np.arange(8) + 0.5) / 8 * (end - start)) * pictures.SIDE
-        # A straight line stays one, but for the edges of the picture.
+        # A linear ramp stays linear, except at the edges of the image.
         np.testing.assert_allclose(found[1:-1], centres[1:-1], atol=1e-3)
 
 
@@ -599,7 +599,7 @@ def test_whole_copies_go_and_pictures_with_two_captions_stay(tmp_path):
 
 def test_of_a_chain_of_near_duplicates_those_stay_that_are_no_copies_of_each_other(tmp_path):
     words = [f"word{number:02}" for number in range(40)]
-    # Each differs from the one before in four of forty words, so that the first and the last have little in common.
+    # Each differs from the one before in four of forty words, so the first and the last have little in common.
     texts = [" ".join([f"other{number:02}" for number in range(4 * turn)] + words[4 * turn :]) for turn in range(6)]
     path = write_table(tmp_path, [{"key": turn, "text": text} for turn, text in enumerate([*texts, texts[0]])])
     run(path, tmp_path / "out")
@@ -623,7 +623,7 @@ def test_rows_of_training_that_are_in_test_too_go_from_training(tmp_path):
     run(table, tmp_path / "out", columns={"picture": "picture"})
     assert findings(tmp_path / "out") == [("leak", "leakage")]
     run(table, tmp_path / "grouped", columns={"picture": "picture"}, group="who")
-    # 6, 7, 8 and 9 are of the groups 1, 2, 3 and 4.
+    # 6, 7, 8 and 9 belong to the groups 1, 2, 3 and 4.
     assert findings(tmp_path / "grouped") == [(key, "leakage") for key in ("k1", "k2", "k3", "leak")]
 
 
@@ -683,7 +683,7 @@ def test_kinds_of_columns_are_told_from_their_values(values, kind):
     assert guess_kind(values) == kind
 
 
-# What a user is told.
+# Messages.
 
 
 @pytest.mark.parametrize(
@@ -747,7 +747,7 @@ def test_a_csv_may_have_other_marks_than_commas_blanks_around_paths_and_words_fo
             ["said;size", "well, yes;0,25", '"no; never";-7', ";"],
             [("well, yes", "0.25"), ("no; never", "-7"), ("", "")],
         ),
-        # A thousand, or one and a bit: nobody knows.
+        # Ambiguous: 1,234 is a thousand or a decimal.
         (["said;size", "yes;1,234"], [("yes", "1,234")]),
         (['"a|b";said', "1;yes|no"], [("1", "yes|no")]),
         (['"first, last";said', '"a\nb";1'], [("a\nb", "1")]),
@@ -756,7 +756,7 @@ def test_a_csv_may_have_other_marks_than_commas_blanks_around_paths_and_words_fo
         (["a, long\tb", "1\t2"], [("1", "2")]),
         (["a; b", "x; 1,5", "y; 2,5"], [("x", " 1.5"), ("y", " 2.5")]),
         (["a;b", "1.100,25;NA", "7,5;x"], [("1100.25", "NA"), ("7.5", "x")]),
-        # The rows' numbers, as pandas writes them, and a comma at the end of each line.
+        # Row numbers as pandas writes them, and a comma at the end of each line.
         ([",a", "0,x", "1,y"], [("0", "x"), ("1", "y")]),
         (["a,b,", "1,2,", "3,4,"], [("1", "2"), ("3", "4")]),
     ],
@@ -774,7 +774,7 @@ def test_what_kind_of_column_it_is_does_not_depend_on_how_a_missing_value_is_wri
         assert guess_kind([f"{number}.5" for number in range(30)] + [missing]) == "number"
         assert guess_kind([f"{number}.png" for number in range(30)] + [missing]) == "image"
         assert guess_kind([missing] * 5) is None
-    # Where classes are words it may be one of them.
+    # Among classes that are words, "none" may be one.
     assert guess_kind(["none", "mild", "severe"] * 9) == "label"
     label = KINDS["label"]()
     assert label.decode("nan") is None and label.decode("?") is None and label.decode("none") == "none"
@@ -855,7 +855,7 @@ def test_the_page_shows_and_escapes_everything(tmp_path):
     assert "&lt;script&gt;alert(3)" in page and "<script" not in page and "&lt;b&gt;" in page
 
 
-# Where one machine is not enough.
+# Runners for several machines.
 
 
 def test_a_runner_that_there_is_not_is_refused():

@@ -1,4 +1,4 @@
-"""Columns of tables: their kinds, targets and names, and what is reported about them."""
+"""Columns of tables: kinds, targets, names, and reports about them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOTE = "these are the words of note {0}, which says {0} times {1}"
 
 
 def layout(rows: list[dict], **options):
-    """Infers the layout of rows without preparing them."""
+    """Infers the columns without preparing the rows."""
     profiles, unique = profile_rows((Row(str(index), row) for index, row in enumerate(rows)), KEYS)
     return infer_layout(profiles, unique, {}, PrepareConfig(source="rows", **options))
 

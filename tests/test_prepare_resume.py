@@ -1,4 +1,4 @@
-"""A preparation that is killed and started again leaves the same bytes as one that was not."""
+"""A preparation that is killed and resumed writes the same bytes as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS = 250
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> pathlib.Path:
-    """Pictures of noise with sounds of noise: no two are alike, but for some copies."""
+    """Images and sounds of noise: all are different, except for a few copies."""
     folder = tmp_path_factory.mktemp("source")
     rng = np.random.default_rng(0)
     rows = []
@@ -45,21 +45,21 @@ def source(tmp_path_factory) -> pathlib.Path:
 
 def start(source: pathlib.Path, output: pathlib.Path, workers: int) -> subprocess.Popen:
     command = [sys.executable, "-m", "mmjax", "prepare", f"--source={source}", f"--output={output}"]
-    # Small shards, so that there are many to be interrupted in.
+    # Small shards, so that there are many to interrupt.
     command += [f"--workers={workers}", "--set", "shard_megabytes=0.2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
-    """{path: sha256} of everything."""
+    """SHA-256 of every file, by path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(source, tmp_path_factory) -> tuple[pathlib.Path, float]:
-    """(the finished folder, how long it took)."""
+    """(finished folder, seconds that it took)."""
     output = tmp_path_factory.mktemp("undisturbed") / "data"
     begun = time.monotonic()
     assert start(source, output, 1).wait() == 0
@@ -79,13 +79,13 @@ def test_a_preparation_killed_at_a_random_moment_goes_on_to_the_same_bytes(sourc
     moments = random.Random(turn)
     output = tmp_path / "data"
     process = start(source, output, 1 + turn % 2)
-    # Where the machine was slower before, the moment may come too late: then an earlier one.
+    # If the machine was slower before, the kill may come too late; then try an earlier moment.
     wait = moments.uniform(0.2, 0.9) * seconds
     while True:
         try:
             process.wait(wait)
         except subprocess.TimeoutExpired:
-            # The workers too: all processes of its session.
+            # Kill the workers too: all processes of its session.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             break

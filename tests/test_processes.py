@@ -1,4 +1,4 @@
-"""Two processes with four devices each do what one process with eight does, and never wait for ever for each other."""
+"""Two processes with four devices each match one process with eight, and never wait for each other for ever."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def environment(digits_cache) -> dict[str, str]:
 
 
 def run_processes(environment, count: int, *command: str, devices: int = 8) -> list[str]:
-    """Runs a command as `count` processes with `devices` devices in all; returns what each printed."""
+    """Runs a command in `count` processes with `devices` devices in total; returns the output of each."""
     port = free_port()
     running = []
     for number in range(count):
@@ -94,7 +94,9 @@ def test_two_processes_have_the_gradients_of_one(environment, tmp_path, mesh, pa
         found[count] = [dict(np.load(folder / f"found.{number}.npz")) for number in range(count)]
     one, both = found[1][0], found[2]
     rows = 8 if packed else 32
-    assert sorted(row for process in both for row in process["rows"]) == list(range(rows)), "one process loads each row"
+    assert sorted(row for process in both for row in process["rows"]) == list(range(rows)), (
+        "a row is not loaded by exactly one process"
+    )
     for process in both:
         np.testing.assert_allclose(process["loss"], one["loss"], rtol=1e-5)
         mine, truth = ({k: v for k, v in x.items() if k.startswith("gradients/")} for x in (process, one))
@@ -117,7 +119,7 @@ def test_two_processes_train_one_run_and_one_of_them_writes_it(environment, tmp_
     assert sorted((row["step"], row["split"]) for row in rows) == sorted(expected)
     assert all(np.isfinite(row["loss"]) for row in rows)
 
-    # The same command again, in one process: the checkpoints of two are those of one run.
+    # Resume in one process: checkpoints of two processes are the same.
     run_processes(environment, 1, str(TESTS / "together.py"), str(tmp_path))
     again = json.loads((tmp_path / "result.0.json").read_text())
     assert again["processes"] == 1
@@ -146,7 +148,7 @@ def start(
 
 
 def run_to_end(running: list[subprocess.Popen]) -> tuple[list[str], list[float]]:
-    """What each process printed, and when it ended."""
+    """Output of each process, and the time at which it ended."""
     outputs, ends = [""] * len(running), [0.0] * len(running)
 
     def wait(number: int) -> None:
@@ -166,7 +168,7 @@ def run_to_end(running: list[subprocess.Popen]) -> tuple[list[str], list[float]]
 
 
 def read_notes(paths) -> dict[tuple[int, int], int]:
-    """{(step, row of the global batch): number of the example}; what is noted twice must be the same."""
+    """Example index by (step, row of the global batch); duplicate notes must agree."""
     noted: dict[tuple[int, int], int] = {}
     for path in paths:
         for line in path.read_text().splitlines():
@@ -277,7 +279,7 @@ def test_one_process_needs_no_coordinator(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     initialize()
     initialize(process_count=1)
-    # A batch script of Slurm outside `srun` is one process, however many tasks the job may start.
+    # A Slurm batch script outside `srun` is one process, however many tasks the job has.
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_NTASKS", "4")
     initialize()
@@ -303,13 +305,13 @@ def test_the_watch_names_who_is_silent_late_failed_or_missing():
         alive = {process: {**words, "time": now[0]} for process, words in everyone.items() if process != 1}
         verdict = monitor.check({**alive, 1: everyone[1]})
     assert verdict == "process 1 of 3 on b, at step 3, sent no heartbeat for 12 s: the process or its host is down"
-    # One that is done is silent with good reason.
+    # A finished process may be silent.
     assert monitor.check({**alive, 1: said(ended="done")}) is None
     ahead = {process: said(step=9 if process else 3) for process in everyone}
     for now[0] in (20.0, 70.0, 125.0):
         verdict = monitor.check({process: {**words, "time": now[0]} for process, words in ahead.items()})
     assert verdict == "process 0 of 3 on a, at step 3, has stalled for 125 s, while others are at step 9"
-    # All at one step may compute for as long as they want.
+    # Processes that are all at the same step may compute without limit.
     for now[0] in (300.0, 1000.0):
         verdict = monitor.check({process: {**words, "time": now[0]} for process, words in everyone.items()})
     assert verdict is None

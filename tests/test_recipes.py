@@ -1,4 +1,4 @@
-"""Every recipe of configs/, with each of its documented arguments, trains two steps in its small form."""
+"""Every recipe in configs/ trains two steps in its small form, with each of its documented arguments."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def path_of(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, digits_cache, compiled) -> pathlib.Path:
-    """A folder with raw digits and two prepared data sets."""
+    """Folder with raw digits and two prepared datasets."""
     folder = tmp_path_factory.mktemp("place")
     write_images(folder / "raw", 12)
     write_recordings(folder / "raw" / "recordings", ["george", "jackson", "lucas", "yweweler"])
@@ -85,7 +85,7 @@ def test_every_recipe_trains(here, tmp_path, name):
     assert result["steps"] == STEPS
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2] and all(row["optimizer/skipped"] == 0 for row in rows)
-    # A batch of a mixture may hold no example of one of its tasks.
+    # A batch of a mixture may lack examples of one of its tasks.
     losses = [row[f"{task}/loss"] for row in rows for task in recipe["tasks"] if f"{task}/loss" in row]
     assert len(losses) >= len(recipe["tasks"]) and all(map(math.isfinite, losses))
     assert [child.name for child in (tmp_path / "run" / "checkpoints").iterdir()] == [str(STEPS)]
@@ -102,7 +102,7 @@ def test_the_small_form_has_the_components_of_the_recipe(name):
     recipe = plain(load_recipe(path_of(name)))
     before = json.dumps(recipe)
     small = shrink(recipe)
-    assert json.dumps(recipe) == before, "the recipe itself is not changed"
+    assert json.dumps(recipe) == before, "shrinking changed the recipe itself"
     for section in ("tasks", "optimizer"):
         assert small[section].keys() == recipe[section].keys()
     for group in ("encoders", "fusion"):

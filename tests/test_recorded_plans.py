@@ -1,4 +1,4 @@
-"""The recorded plans: what is compared with them, and what their tables say."""
+"""Recorded plans: the comparison with them, and the tables in their page."""
 
 from __future__ import annotations
 

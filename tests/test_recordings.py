@@ -1,4 +1,4 @@
-"""Audio files against soundfile and SciPy; damaged and absurd ones are refused within bounded time and memory."""
+"""Audio files against soundfile and SciPy; damaged and absurd files are refused within bounded time and memory."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_pair_of_samples_and_an_absurd_rate_is_refused():
 
 
 def test_a_sample_a_second_does_not_fill_the_memory():
-    """A file of 200 KB that claims to last for 28 hours would be 800 million samples at the rate of comparison."""
+    """Declares 1 sample a second: 200 KB would be 28 hours, or 800 million samples at the rate used for comparison."""
     samples = (NOISE[:, 0].repeat(200) * 2**15).astype(np.int16)
     kind = KINDS["audio"]()
     assert kind.signature((samples, 1)) == kind.signature((samples[:600], 1))

@@ -1,4 +1,4 @@
-"""Records are read as TFDS reads them."""
+"""Records read by mmjax and by TFDS are equal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FEATURES = {
 
 
 class Small(tfds.core.GeneratorBasedBuilder):
-    """Writes what it is given."""
+    """TFDS builder that writes the given examples."""
 
     VERSION = tfds.core.Version("1.0.0")
 

@@ -1,4 +1,4 @@
-"""What a user wants to be kept of pictures and recordings, and nothing else, is made smaller once and for all."""
+"""Optional downsizing of images and recordings during preparation; without the options nothing is changed."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_a_large_picture_shrinks_to_its_shorter_side_and_keeps_its_format(form, 
     assert small.pixels.shape[:2] == (20, 30)
     stored = image.stored(small, {"channels": {"largest": 1 if mode == "L" else 3}})
     assert PIL.Image.open(io.BytesIO(stored)).format == form
-    # What was measured is what training will see, to the last bit.
+    # The measured pixels equal the stored ones, bit for bit.
     assert np.array_equal(KINDS["image"]().restore(stored), small.pixels)
-    # And it is the same picture: each pixel is about the mean of those that it stands for.
+    # Each pixel is close to the mean of the pixels that it replaces.
     truth = np.asarray(PIL.Image.fromarray(whole.pixels).resize((30, 20), PIL.Image.Resampling.BOX), np.float32)
     assert np.abs(small.pixels - truth).mean() < 6
 
@@ -65,7 +65,7 @@ def test_a_recording_is_resampled_channel_by_channel(channels):
     found, now = audio.reduced(audio.decode(File("a.wav", buffer.getvalue())))
     assert now == wanted and found.shape == (wanted,) if channels == 1 else found.shape == (wanted, 2)
     truth = scipy.signal.resample(samples, wanted, axis=0).reshape(found.shape)
-    # The ends of a wave that does not end are the resampler's own.
+    # The resampler's edge effects are excluded.
     assert np.abs(found - truth)[200:-200].max() < 1e-3
 
 

@@ -41,7 +41,7 @@ def make(**options) -> Regression:
 def batch(rows=slice(None)) -> Batch:
     size = len(VALUES[rows])
     inputs = {"facts": Input(jnp.ones((size, 2)), jnp.ones((size, 2), bool))}
-    # Batches hold standardised targets.
+    # Batches contain standardised targets.
     standardised = TARGETS["height"].standardise(VALUES[rows])
     target = Target(jnp.asarray(standardised, jnp.float32), jnp.asarray(WEIGHT[rows], jnp.float32))
     return Batch(inputs, {"height": target}, np.arange(size, dtype=np.int32), np.int32(0))
@@ -74,7 +74,7 @@ def test_metrics_are_those_of_scikit_learn_in_the_unit_of_the_target_and_add_up_
 
 
 def test_without_examples_there_are_no_metrics_and_of_equal_targets_nothing_is_explained():
-    # The second example weighs nothing.
+    # The second example has weight 0.
     states = make().metrics(features(slice(1, 2)), batch(slice(1, 2)))
     assert finalise({f"height/{name}": state for name, state in states.items()}) == {}
     one = make().metrics(features(slice(0, 1)), batch(slice(0, 1)))
@@ -86,7 +86,7 @@ def test_answers_are_in_the_unit_of_the_target():
 
 
 def test_targets_are_centred_before_they_are_rounded():
-    """Seconds since 1970, a step a second: float32 holds only every 128th of them."""
+    """Unix time in steps of one second, where float32 has a resolution of 128 s."""
     times = 1.7e9 + np.arange(256.0)
     mean, std = float(times.mean()), float(times.std())
     spec = TargetSpec((), "float32", mean=mean, std=std)
@@ -100,7 +100,7 @@ def test_targets_are_centred_before_they_are_rounded():
     found = function(0)[0].targets["height"].values
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, (times - mean) / std, rtol=1e-6)
-    # Classes and soft labels are left alone.
+    # Class ids and soft labels are not standardised.
     assert TARGETS["label"].standardise(3) == 3
 
 

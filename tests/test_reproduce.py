@@ -1,4 +1,4 @@
-"""`mmjax reproduce` compares an experiment with its recorded result, and records it."""
+"""`mmjax reproduce` compares an experiment with its recorded result, and records new results."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def here(monkeypatch, digits_cache):
 
 @pytest.fixture
 def experiment(tmp_path) -> pathlib.Path:
-    """The folder of an experiment without a result, and its recipe where it belongs."""
+    """Folder of an experiment without a result, with its recipe in place."""
     folder = tmp_path / "experiments" / "01_small"
     folder.mkdir(parents=True)
     (tmp_path / "configs").mkdir()
@@ -61,7 +61,7 @@ def experiment(tmp_path) -> pathlib.Path:
 
 @pytest.fixture
 def trained(tmp_path, trained_run) -> str:
-    """The flag of a workdir in which seed 0 is trained already."""
+    """`--workdir` flag of a folder in which seed 0 is already trained."""
     shutil.copytree(trained_run, tmp_path / "runs" / "seed_0")
     return f"--workdir={tmp_path / 'runs'}"
 
@@ -126,7 +126,7 @@ def test_arms_are_compared_on_folds(capsys, tmp_path, experiment):
     assert results["narrow"]["second"]["overrides"]["model.encoders.text.width"] == 8
     config = json.loads((tmp_path / "runs" / "narrow" / "second" / "seed_1" / "config.json").read_text())
     assert (config["seed"], config["train"]["batch_size"], config["model"]["encoders"]["text"]["width"]) == (1, 16, 8)
-    # The processes saw fewer cores than this one, but a run in one of them is a run like any other.
+    # The child processes saw fewer cores; their results must equal those of this process.
     alone = json.loads((tmp_path / "runs" / "plain" / "first" / "seed_1" / "result.json").read_text())
     assert results["plain"]["first"]["seeds"]["1"]["test"] == alone["test"]
     values = [results["plain"][fold]["seeds"]["1"]["test"]["digit/accuracy"] for fold in ("first", "second")]
@@ -162,7 +162,7 @@ def test_every_metric_that_counts_stands_in_the_table_and_the_plot(tmp_path):
         ["| two", "`digit/accuracy`", "together", "0.8000"],
         ["| two", "`digit/accuracy`", "alone", "0.7000"],
     ]
-    # A panel for each metric, as high as its arms are many.
+    # One panel per metric; its height grows with the number of arms.
     sizes = []
     for count, which in enumerate((shown, {"together": shown["together"][:1]})):
         plot_arms(tmp_path / f"{count}.png", arms, group_by_metric(which))
@@ -184,14 +184,14 @@ def test_runs_in_processes_of_their_own_end_with_the_command(tmp_path, experimen
     command.kill()
     command.wait()
     until(lambda: not any(pathlib.Path(f"/proc/{run}").exists() for run in runs))
-    # They saved what they had.
+    # They saved a checkpoint before they ended.
     assert all([child.name for child in (log.parent / "checkpoints").iterdir()] for log in logs)
 
 
 def until(done, seconds: float = 240.0) -> None:
     end = time.monotonic() + seconds
     while not done():
-        assert time.monotonic() < end, "it took too long"
+        assert time.monotonic() < end, "the condition did not hold in time"
         time.sleep(0.2)
 
 

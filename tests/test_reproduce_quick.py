@@ -1,4 +1,4 @@
-"""`mmjax reproduce --quick` runs every arm of every experiment in its small form; `--all` goes through all of them."""
+"""`mmjax reproduce --quick` runs every arm of every experiment in its small form; `--all` covers all experiments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SOME = {"choice": ["everything", "half the channels"]}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, digits_cache, compiled) -> pathlib.Path:
-    """A folder with raw digits and the table of experiment 04."""
+    """Folder with raw digits and the table of experiment 04."""
     folder = tmp_path_factory.mktemp("place")
     write_images(folder / "raw", 12)
     write_recordings(folder / "raw" / "recordings", ["george", "jackson", "lucas", "yweweler"])

@@ -1,6 +1,6 @@
-"""A run that is killed at any moment, and started again, ends with the same bits as one that nobody disturbed.
+"""A run that is killed and resumed ends with the same bits as an uninterrupted run.
 
-Real processes are ended by real signals, at steps and not at seconds: see `tests/killable.py`.
+Real processes receive real signals, at exact steps rather than times: see `tests/killable.py`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Runner:
         return subprocess.Popen(self.command(*program), env=environment, cwd=TESTS.parent, **pipes)
 
     def run(self, kill: str = "") -> tuple[int, str]:
-        """The exit status and everything that was printed."""
+        """Exit status and output."""
         with self.start(kill) as process:
             try:
                 output, _ = process.communicate(timeout=PATIENCE)
@@ -63,9 +63,9 @@ class Runner:
         return process.returncode, output
 
     def run_and_kill_at_row(self, step: int, checkpoint: int) -> tuple[int, str]:
-        """Kills from outside, once metrics.jsonl has a row of `step` or of a later one, and the checkpoint is there."""
+        """Kills from outside, once metrics.jsonl has a row of `step` or later, and the checkpoint exists."""
         path = self.workdir / "metrics.jsonl"
-        # The rows of an earlier process are still there until this one has put its own file in their place.
+        # Rows of an earlier process remain until this one replaces the file.
         old = path.stat().st_ino if path.exists() else None
         with self.start("pace:0.1") as process:
             end = time.monotonic() + PATIENCE
@@ -88,7 +88,7 @@ class Runner:
         return sorted(int(name) for name in os.listdir(folder) if name.isdigit()) if folder.exists() else []
 
     def rows(self) -> dict[tuple[int, str], dict[str, float]]:
-        """{(step, split): values that are a matter of the data and not of the machine}, each there once."""
+        """Metrics by (step, split), without throughput; no key may occur twice."""
         rows = {}
         for line in (self.workdir / "metrics.jsonl").read_text().splitlines():
             row = json.loads(line)
@@ -103,7 +103,7 @@ class Runner:
 
 @pytest.fixture(scope="module")
 def environment(digits_cache, tmp_path_factory) -> dict[str, str]:
-    # One device, and what one process compiled the next one finds: most of their time would go there.
+    # Use one device and share compiled programs between processes: most of their time would be compilation.
     compiled = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -153,7 +153,7 @@ def test_a_run_that_was_killed_again_and_again_ends_like_one_that_was_not(undist
 
     status, output = disturbed.run("commit:8")
     assert status == ENDED_BY_KILL and resumed_at(output) is None, output
-    assert disturbed.checkpoints() == [], "a checkpoint that was cut off counts"
+    assert disturbed.checkpoints() == [], "an unfinished checkpoint is listed"
 
     late = draws.choice([10, 15])
     status, output = disturbed.run_and_kill_at_row(late, checkpoint=8)
@@ -211,7 +211,7 @@ def test_runs_that_are_killed_at_random_moments_end_like_one_that_was_not(undist
 
 
 def trained(experiment: Experiment, step, state, count: int) -> tuple[object, list[str], list[float]]:
-    """The state after `count` steps, the fingerprints of their batches, and their losses."""
+    """State after `count` steps, the fingerprints of their batches, and their losses."""
     prints, losses = [], []
     with contextlib.closing(experiment.train_batches(int(state.data_step))) as batches:
         for _ in range(count):

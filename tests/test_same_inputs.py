@@ -1,4 +1,4 @@
-"""`predict` on an original file gives the model the very arrays that evaluation of the stored record gives."""
+"""`predict` on an original file and evaluation of the stored record give the model identical arrays."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def write_video(folder: pathlib.Path, row: int) -> str:
     frames = np.stack([scene(100 * row + number, 24, 35, 3) for number in range(5)])
     kind = ("GIF", "WEBP", "PNG")[row % 3]
     images = [PIL.Image.fromarray(frame) for frame in frames]
-    # 30 / 1.001 frames a second is no number of float32.
+    # 30 / 1.001 frames a second is not a float32 number.
     options = {"duration": (33, 100, 70)[row % 3], "save_all": True, "append_images": images[1:]}
     path = folder / f"{row}_clip.{kind.lower()}"
     images[0].save(path, kind, **options, **({"lossless": True} if kind == "WEBP" else {}))
@@ -117,7 +117,7 @@ def cells(row: int) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> tuple[Prepared, list[dict[str, str]]]:
-    """A prepared dataset of all kinds, and what a user gives to `predict` for each row."""
+    """Prepared dataset of all kinds, and the `predict` arguments of each row."""
     folder, arguments, lines = tmp_path_factory.mktemp("files"), [], []
     for row in range(ROWS):
         given = {"image": write_image(folder, row), "audio": write_audio(folder, row)}

@@ -1,4 +1,4 @@
-"""Schedules: values against closed forms, all of Optax's by name, and their lengths when a run is made longer."""
+"""Schedules: values against closed forms, all of Optax's by name, and messages about runs that are extended."""
 
 import json
 
@@ -42,7 +42,7 @@ def test_a_schedule_has_the_values_of_its_closed_form(kind):
     if kind in ("constant", "step"):
         assert float(longer(60)) == pytest.approx(truth(60), rel=1e-5)
     else:
-        # The length is the schedule's own if the section has one.
+        # A schedule's own `steps` determines its length.
         own = {"kind": kind, "peak": PEAK, "warmup": WARMUP, "steps": STEPS, **options}
         assert float(make_schedule(own, "schedule", 1000)(60)) == pytest.approx(truth(60), rel=1e-5)
         assert float(longer(60)) != pytest.approx(truth(60), rel=1e-2)
@@ -84,7 +84,7 @@ def test_each_schedule_of_optax_works_from_a_config_file_or_is_refused(name):
             make_schedule({"kind": f"optax.{name}"}, "schedule", 10)
         return
     options = OPTAX[name]
-    # A config reaches a resumed run through config.json, where all keys are text.
+    # A resumed run reads the config from config.json, where all keys are strings.
     stored = json.loads(json.dumps(plain(ConfigDict({"kind": f"optax.{name}", **options}))))
     found = make_schedule(stored, "schedule", 10)
     if name == "join_schedules":

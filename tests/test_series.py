@@ -1,4 +1,4 @@
-"""Series of sensors: files, missing values, standardising, augmentation, and what preparation finds wrong with them."""
+"""Sensor series: file formats, missing values, standardisation, augmentation, and checks in preparation."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class TestSeries:
         assert values[:, 0].tolist() == [0, 1, 2] and mask.all()
 
     def test_values_are_centred_before_they_are_rounded(self):
-        """Seconds since 1970, a step a second: float32 holds only every 128th of them."""
+        """Unix time in steps of one second, where float32 has a resolution of 128 s."""
         times = 1.7e9 + np.arange(256.0)
         mean, std = times.mean(), times.std()
         values, _ = make(length=256, channels=1, mean=[mean], std=[std]).process(times)
@@ -186,7 +186,7 @@ class TestAugmentation:
         for seed in range(20):
             warp = TimeWarp(TimeWarp.Config(deviation=0.3))
             path = warp(np.stack([steps, steps**2], axis=1), draws(seed))
-            # Of a straight line, the values are the path itself.
+            # The values of a warped identity are the warping path itself.
             assert path[0, 0] == 0 and path[-1, 0] == pytest.approx(199) and (np.diff(path[:, 0]) > 0).all()
             np.testing.assert_allclose(path[:, 1], np.interp(path[:, 0], steps, steps**2), atol=1e-6)
             assert np.abs(np.diff(path[:, 0], 2)).max() < 0.2 and np.abs(path[:, 0] - steps).max() > 1

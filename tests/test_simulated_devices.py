@@ -1,4 +1,4 @@
-"""Enough threads for the devices that are simulated on one CPU."""
+"""Number of XLA threads for devices simulated on one CPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_threads_go_with_the_devices_unless_the_user_has_chosen(environment, thr
 
 @pytest.mark.slow
 def test_collectives_over_several_axes_at_once_do_not_run_out_of_threads():
-    # With a thread a device XLA ends the process within these steps, in 3 of 3 trials.
+    # With one thread per device, XLA aborts within these steps (3 of 3 trials).
     case = contracts.Case(contracts.Part("task", "contrastive"), positives="label", patch=2, heads=4)
     batch = contracts.make_batch(case.specs)
     mesh = contracts.MESHES["data=2 x sequence=2 x tensor=2"]

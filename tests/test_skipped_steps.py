@@ -1,4 +1,4 @@
-"""Steps whose gradient is not finite: when a run fails, what it says, where it rolls back to; and NaN in its files."""
+"""Steps with non-finite gradients: when a run fails, its messages and rollbacks; non-finite numbers in files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def state(step: int, data_step: int | None = None) -> TrainState:
 
 
 class Saved:
-    """Checkpoints that a list remembers."""
+    """Checkpoints kept in a dict."""
 
     def __init__(self, steps):
         self.states = {step: state(step) for step in steps}
@@ -51,7 +51,7 @@ class Saved:
 
 
 def run(bad, steps=60, saved=(), every=None, poisoned=(), **options):
-    """Runs a loop whose step fails at the data steps `bad`, or on parameters of an update in `poisoned`."""
+    """Runs a loop whose step is skipped at the data steps `bad`, and on parameters of the updates `poisoned`."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     whole = replicated(mesh)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state(0))
@@ -84,7 +84,7 @@ def test_a_run_ends_after_the_steps_in_a_row_and_names_the_first_batch(first):
         error
     )
     assert f"with the examples {10 * first}, {10 * first + 1}" in str(error) and ", …;" in str(error)
-    # Noticed two steps later, which the device has in its queue, or at the end.
+    # Detected two steps later, because steps are dispatched asynchronously, or at the end of the run.
     assert loop.step == min(first + 7, 60)
 
 
@@ -101,7 +101,7 @@ def test_shorter_streaks_are_survived_and_more_than_half_of_the_steps_is_a_failu
 
 def test_rollback_continues_from_the_newest_checkpoint_before_the_streak_after_its_data():
     final, loop, printed = run(range(23, 30), every=10, rollback=True)
-    # Noticed after step 30, when batches 23 to 29 were seen: from update 20 on, 30 more updates.
+    # Detected after step 30, with batches 23 to 29 consumed: from update 20, 30 more updates follow.
     assert (int(final.step), int(final.data_step), loop.step) == (50, 60, 60)
     assert (
         "step 30: 5 steps in a row were skipped" in printed and "continuing from the checkpoint of step 20" in printed
@@ -113,10 +113,10 @@ def test_rollback_goes_further_back_where_the_checkpoint_itself_is_the_cause():
     final, _, printed = run((), every=10, poisoned={20}, rollback=True, steps=46)
     assert printed.count("continuing from the checkpoint of step 20") == 1
     assert printed.count("continuing from the checkpoint of step 10") == 1
-    # Saved within a streak, checkpoints are never a target.
+    # Checkpoints saved within a streak are never restored.
     assert "checkpoint of step 30" not in printed
     assert int(final.data_step) == 46
-    # Also where the parameters are saved again after each rollback. From 19, one update leads to checkpoint 35.
+    # Also if parameters are saved again after each rollback. From 19, one update leads to checkpoint 35.
     _, _, printed = run((), every=1, poisoned={20, 21}, rollback=True, steps=40)
     targets = [int(step) for step in re.findall(r"continuing from the checkpoint of step (\d+)", printed)]
     assert targets == [20, 19, 35]

@@ -1,4 +1,4 @@
-"""Spectrograms: log-mel energies by another road, and what normalising and masking do to them."""
+"""Spectrograms: log-mel energies against a float64 Fourier transform, normalisation and masking."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_normalising_takes_away_loudness_and_what_a_microphone_does():
     np.testing.assert_allclose(means, 0, atol=1e-5)
     assert np.all(frames[1][~real[1]] == 0) and real[1].sum() == 30
     louder, _ = frames_of(3 * samples, lengths, normalise="recording")
-    np.testing.assert_allclose(louder, frames, atol=0.02)  # but for the floor
+    np.testing.assert_allclose(louder, frames, atol=0.02)  # except for the floor
     assert np.abs(frames_of(3 * samples, lengths)[0] - frames_of(samples, lengths)[0]).max() > 0.4
 
 
@@ -75,23 +75,23 @@ def test_masks_hide_bands_and_stretches_in_training_only():
     hidden = masked == 0
     assert np.array_equal(masked[~hidden], plain[~hidden])
     bands, stretches = hidden.all(axis=1), hidden.all(axis=2)
-    # What is hidden is whole bands and whole stretches.
+    # Masks hide whole bands and whole time spans.
     np.testing.assert_array_equal(hidden, bands[:, None, :] | stretches[:, :, None])
-    # Two spans, uniform up to the bound, overlap seldom: their mean is a bit less than the bound.
+    # Two uniform spans rarely overlap: the mean is slightly below the bound.
     assert bands.sum(axis=1).max() <= 12 and 4.5 < bands.sum(axis=1).mean() < 6
     assert stretches.sum(axis=1).max() <= 20 and 8 < stretches.sum(axis=1).mean() < 10
-    # Every bin and every frame is hidden about as often as its neighbours, but for the edges.
+    # All bins and frames are hidden about equally often, except at the edges.
     assert bands.mean(axis=0)[4:-4].std() < 0.1 * bands.mean(axis=0)[4:-4].mean() + 0.03
 
 
 @pytest.mark.parametrize("seconds", [0.3, 0.31, 0.33])
 @pytest.mark.parametrize("reduction", STRIDES)
 def test_packed_recordings_get_the_tokens_that_they_get_alone(reduction, seconds):
-    """Of all lengths, in training too, whichever way the convolutions begin."""
+    """Recordings of all lengths, in training too, for every stride of the first convolutions."""
     chunk, draws = HOP * reduction, np.random.default_rng(0)
     audio = Audio(Audio.Config(sample_rate=RATE, seconds=seconds, chunk=chunk))
     options = {"bins": BINS, "reduction": reduction, "width": 16, "depth": 1, "heads": 2}
-    # The longest is cut; one ends in the middle of a chunk, one with a chunk, one is shorter than a window.
+    # The longest is truncated; others end inside a chunk, at a chunk's end, or before one window is full.
     lengths = [2900, chunk + 3, 2 * chunk, 30, 13 * HOP, 1500]
     raws = [(draws.normal(0, 0.1, length).astype(np.float32), RATE) for length in lengths]
     alone = PaddedRows({"sound": audio}, len(raws), BufferPool())

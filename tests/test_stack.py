@@ -26,7 +26,7 @@ class Layer(nnx.Module):
 
 
 def made(rematerialise):
-    """A function that gives the gradients of parameters and input, and its arguments."""
+    """Function that computes gradients with respect to parameters and input, and its arguments."""
     stack = Stack(Layer, DEPTH, rngs=nnx.Rngs(params=0), rematerialise=rematerialise)
     graph, state = nnx.split(stack)
     parameters, x = nnx.to_pure_dict(state), jax.random.normal(jax.random.key(1), (8, 32, WIDTH))
@@ -34,7 +34,7 @@ def made(rematerialise):
 
 
 def gradients(rematerialise, mesh: MeshConfig | None = None):
-    """The gradients, and the function lowered."""
+    """Gradients, and the lowered function."""
     function, arguments = made(rematerialise)
     with jax.set_mesh(make_mesh(mesh or MeshConfig(), None if mesh else jax.devices()[:1])):
         return function(*arguments), function.lower(*arguments)
@@ -62,15 +62,15 @@ def test_what_is_not_kept_needs_no_memory():
     kept["mixed"] = gradients(MIXED)[1].compile().memory_analysis().temp_size_in_bytes
     activation = 8 * 32 * 8 * WIDTH * 4
     assert kept["none"] - kept["full"] > DEPTH * activation
-    # One wide and one narrow product for each layer.
+    # One wide and one narrow product per layer.
     assert kept["dots"] - kept["full"] > (DEPTH - 1) * activation
     assert kept["dots"] - kept["dots_except_mlp"] > (DEPTH - 1) * activation
-    # Newer compilers compute what lies between two products again by themselves.
+    # Newer compilers rematerialise elementwise operations between products by themselves.
     assert kept["dots"] <= kept["none"] and kept["full"] < kept["mixed"] < kept["none"]
 
 
 def test_offloaded_products_go_to_the_memory_of_the_host():
-    # In the program, since a CPU has no other memory and its compiler drops the copies.
+    # Inspect the jaxpr: a CPU has a single memory, and its compiler drops the copies.
     texts = []
     for policy in ("offload", "dots"):
         function, arguments = made(policy)
@@ -93,7 +93,7 @@ def test_a_recipe_names_policies_for_all_layers_or_for_each():
 
 
 def nested():
-    """Parameters with a stack inside of a stack, a list of modules and a module outside."""
+    """Parameters with a nested stack, a list of modules and a module outside of stacks."""
     return {
         "encoder": {
             "layers": {

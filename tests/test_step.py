@@ -1,4 +1,4 @@
-"""The training step: its guard, its counters, and the window of its metrics; and the file that the metrics go to."""
+"""Train step: guard against non-finite gradients, counters, metric window; and the metrics log."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def numbered(case: Case, number: int):
 
 
 def broken(batch):
-    """The same batch with a NaN in one example that is there."""
+    """The same batch with a NaN in a present example."""
     name, x = next((name, x) for name, x in batch.inputs.items() if x.values.dtype.kind == "f")
     values = x.values.copy()
     values[np.flatnonzero(x.present)[0]] = np.nan
@@ -59,7 +59,7 @@ def test_the_average_follows_the_parameters(case, step):
     state = case.trainer.init(case.parameters, numbered(case, 0))
     assert_identical(state.ema, state.parameters)
     after = step(state, numbered(case, 0))
-    # In the first step the decay is 1 / 10, whatever it is later.
+    # In the first step the decay is 1 / 10, whatever its cap.
     expected = jax.tree.map(lambda a, p: a + 0.9 * (p - a), state.ema, after.parameters)
     for found, truth in zip(jax.tree.leaves(after.ema), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(found, truth, rtol=1e-5, atol=1e-7)
@@ -73,7 +73,7 @@ def test_the_window_holds_the_steps_since_the_last_row(case, step):
         window = jax.device_get(state.window)
         counted.append(int(window["optimizer/skipped"].weight))
         weights.append(float(window["task/loss"].weight))
-    # A row is written after every third step; the window begins anew with the step after it.
+    # A row is written after every third step; the next step starts a new window.
     assert counted == [1, 2, 3, 1, 2, 3, 1]
     assert weights == pytest.approx([weights[0] * count for count in counted])
 

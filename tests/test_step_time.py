@@ -1,4 +1,4 @@
-"""Step time in closed form: links with latency, and prefetches that share the HBM with the instructions."""
+"""Step times against closed forms: links with latency, and prefetches that share HBM bandwidth with compute."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_links_are_counted_at_nine_tenths_of_their_nominal_rate(chip):
 
 
 def program(cycles: int, rows: int, prefetch: str = "copy", destination: str = "S(1)") -> Module:
-    """A prefetch of 1 MiB of weights beside a fusion of `cycles` that reads and writes `rows` x 1 KiB in HBM."""
+    """Program with a prefetch of 1 MiB of weights during a fusion of `cycles` that moves `rows` x 1 KiB in HBM."""
     layout = "{1,0:T(8,128)" + destination + "}"
     whole, part = "f32[1024,256]{1,0:T(8,128)}", f"f32[1024,256]{layout}"
     start = f"copy-start = ({part}, {whole}, u32[]{{:S(2)}}) copy-start(%w)"
@@ -74,7 +74,7 @@ ENTRY %main (w: f32[4096,256], x: f32[{rows},256]) -> f32[{rows},256] {{
 @pytest.mark.parametrize(
     ("cycles", "rows", "destination", "hbm_mib", "own_mib"),
     [
-        # Nothing to hide behind but 1 us; hidden; a fusion that uses the HBM for half its time; HBM to HBM, twice.
+        # Prefetch behind 1 us of compute; hidden; behind a fusion that uses half of HBM bandwidth; HBM to HBM, twice.
         (1503, 8, "S(1)", 1, 2 * 8 / 1024),
         (1_503_000, 8, "S(1)", 1, 2 * 8 / 1024),
         (3848, 1024, "S(1)", 1, 2),

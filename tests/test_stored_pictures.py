@@ -1,4 +1,4 @@
-"""A picture that is stored comes back as Pillow reads it, whichever decoder reads it."""
+"""Stored images decode exactly as Pillow decodes them, with either decoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGE = KINDS["image"]()
 
 
 def picture(mode: str) -> PIL.Image.Image:
-    """Smooth in one half, noise in the other."""
+    """Image that is smooth in one half and noise in the other."""
     draws = np.random.default_rng(0)
     pixels = draws.integers(0, 256, (37, 61, 4))
     pixels[:, :30] = np.linspace(0, 255, 30)[None, :, None]
@@ -54,7 +54,7 @@ def test_a_png_comes_back_to_the_last_bit(mode):
 
 def test_what_pillow_reads_with_a_warning_only_is_no_broken_record():
     data = stored("RGB", "JPEG")
-    # Bytes before the next marker: libjpeg warns of them.
+    # Extra bytes before the next marker: libjpeg only warns.
     at = data.index(b"\xff\xdb")
     odd = data[:at] + b"\x00\x01\x02" + data[at:]
     assert np.array_equal(IMAGE.restore(odd), as_pillow_reads(odd))

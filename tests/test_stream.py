@@ -1,4 +1,4 @@
-"""A thousand batches with everything on at once: the same for any number of processes and workers, and after resuming.
+"""A thousand batches with every option on: equal for any number of processes and workers, and after resuming.
 
 pytest -n 0 -m slow tests/test_stream.py
 """
@@ -29,7 +29,7 @@ BATCHES, ROWS = 1000, 8
 
 
 def stream(workers: int) -> Pipeline:
-    """Two datasets, mixed by weights, filtered, packed, augmented, with dropped modalities."""
+    """Two datasets, mixed by weights, filtered, packed, augmented, with modality dropout."""
     DATASETS["sizes"] = Sizes
     of = {"one": {"name": "sizes", "rename": {"picture": "image"}}, "two": {"name": "sizes", "size": 7}}
     dataset = make_dataset({"name": "mixture", "of": of}, PartConfig)[1]
@@ -59,7 +59,7 @@ def make(kind: str, name: str, **options):
 
 
 def print_rows(workers: int, processes: int, process: int, start: int, stop: int) -> None:
-    """Prints a line for each row of the batches of some data steps that belong to one of several processes."""
+    """Prints one line for each row that one of several processes loads, for the given data steps."""
     own = np.arange(ROWS)[process::processes]
     with stream(workers).train_batches("train", ROWS * PACKING.slots, start, own) as batches:
         for step in range(start, stop):
@@ -67,14 +67,14 @@ def print_rows(workers: int, processes: int, process: int, start: int, stop: int
             assert int(batch.step) == step
             leaves = [leaf for leaf in jax.tree.leaves(batch) if np.ndim(leaf)]
             for place, row in enumerate(own):
-                # Per example or per row.
+                # Leaves are per example or per row.
                 each = [leaf.reshape(len(own), -1, *leaf.shape[1:])[place] for leaf in leaves]
                 digest = hashlib.sha256(b"".join(repr(x.shape).encode() + x.tobytes() for x in each))
                 print(step, row, digest.hexdigest())
 
 
 def rows(workers: int, processes: int, start: int = 0, stop: int = BATCHES) -> list[str]:
-    """The lines of all processes, which are real ones, in the order of steps and rows."""
+    """Output lines of all processes, which are real ones, in the order of steps and rows."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from tests import test_stream\n"
@@ -106,4 +106,4 @@ def test_a_thousand_batches_are_the_same_for_any_processes_and_workers_and_after
     cuts = sorted(random.Random(seed).sample(range(1, BATCHES), 4))
     parts, setups = zip([0, *cuts], [*cuts, BATCHES], strict=True), [(2, 1), (0, 4), (4, 2), (0, 1), (2, 4)]
     resumed = [rows(*setup, *part) for setup, part in zip(setups, parts, strict=True)]
-    assert [line for part in resumed for line in part] == whole, f"resumed at {cuts}"
+    assert [line for part in resumed for line in part] == whole, f"batches differ when resumed at {cuts}"

@@ -1,4 +1,4 @@
-"""The layout: rooms import downwards only, no import circle exists, and few modules lie at the top level."""
+"""Package layout: imports only from lower floors, no import cycles, few modules at the top level."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TOP_LEVEL_MODULES = {
 
 
 def modules() -> dict[str, pathlib.Path]:
-    """{dotted name below the package: file}; a package has the name of its folder."""
+    """File of each module, by its dotted name; a package has the name of its folder."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -46,7 +46,7 @@ def modules() -> dict[str, pathlib.Path]:
 
 
 def imports(path: pathlib.Path, known: dict[str, pathlib.Path]) -> set[str]:
-    """Modules of the package that a file imports anywhere, in functions too, but not only for type checking."""
+    """Modules of the package that a file imports, also inside functions, but not only for type checking."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mmjax":
@@ -65,7 +65,7 @@ def test_rooms_import_from_lower_floors_only():
     wrong = []
     for name, path in known.items():
         room = name.partition(".")[0]
-        assert room in floor, f"{room} stands on no floor"
+        assert room in floor, f"{room} is missing in the list of floors"
         for other in imports(path, known):
             target = other.partition(".")[0]
             if target != room and floor[target] >= floor[room]:
@@ -75,7 +75,7 @@ def test_rooms_import_from_lower_floors_only():
 
 def test_no_import_circle_exists():
     known = modules()
-    # Raises CycleError, with the circle, if there is one.
+    # Raises CycleError, which contains the cycle.
     tuple(graphlib.TopologicalSorter({name: imports(path, known) for name, path in known.items()}).static_order())
 
 

@@ -1,4 +1,4 @@
-"""Synthetic data: of the sizes that the recipe says, the same each time, and good for training."""
+"""Synthetic data: sizes from the recipe, deterministic, and trainable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tokenizer that is trained while data is prepared: on the training split alone, the same each time, without loss."""
+"""Tokenizers trained during preparation: from the training split alone, deterministic, without loss."""
 
 from __future__ import annotations
 

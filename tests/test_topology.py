@@ -1,4 +1,4 @@
-"""Topologies: the devices of a pod that is not here."""
+"""Topologies: devices of a pod that this machine does not have."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Video: files of all sorts, the choice of frames, augmentation of all frames alike, and what preparation finds."""
+"""Video: file formats, frame selection, augmentation of all frames alike, and checks in preparation."""
 
 from __future__ import annotations
 
 import io
 import json
-import pickle  # of objects of our own, as worker processes get them
+import pickle  # reads back our own objects, as worker processes do
 import sys
 
 import av
@@ -36,7 +36,7 @@ def draws(seed=0):
 
 
 def scene(seed: int = 0, frames: int = 12, side: int = 48) -> np.ndarray:
-    """uint8 [frames, side, side, 3]: a smooth random picture that slides by a pixel a frame."""
+    """uint8 [frames, side, side, 3]: smooth random image that moves by one pixel a frame."""
     blocks = draws(seed).integers(0, 255, (6, 6, 3)).astype(np.uint8)
     picture = np.asarray(PIL.Image.fromarray(blocks).resize((side, side), PIL.Image.Resampling.BICUBIC))
     return np.stack([np.roll(picture, number, axis=1) for number in range(frames)])
@@ -81,7 +81,7 @@ def make(**fields) -> Video:
 
 
 def pixels(clip: Clip) -> np.ndarray:
-    """uint8 [T, H, W, 3]; grey becomes three channels, and nothing here is transparent."""
+    """uint8 [T, H, W, 3]; grey is repeated to three channels, and no pixel is transparent."""
     coloured = [frame if frame.ndim == 3 else np.repeat(frame[..., None], 3, axis=2) for frame in clip.frames]
     return np.stack([frame[..., :3] for frame in coloured])
 
@@ -109,7 +109,7 @@ class TestFiles:
         frames = scene(frames=20)
         clip = read_clip(video(frames, kind, codec), "a")
         assert len(clip.frames) == 20 and clip.rate == pytest.approx(10, rel=0.01)
-        # A codec loses a little everywhere; a frame too early or late would differ by more.
+        # Lossy codecs change every frame a little; a frame too early or late would differ more.
         assert np.abs(pixels(clip).astype(int) - frames).mean() < 8
 
     def test_a_clip_stands_as_the_camera_was_held(self):
@@ -272,7 +272,7 @@ class TestEncoder:
         tokens = run(values)
         assert tokens.positions[0].tolist() == [[t, row, 0] for t in range(3) for row in range(2)]
         assert tokens.mask.tolist() == [[True] * 6, [True] * 4 + [False] * 2, [False] * 6]
-        # The same picture at another time is another token.
+        # The same frame at another time gives another token.
         assert np.abs(run(values[:, ::-1]).values[0] - tokens.values[0]).max() > 1e-2
 
     @pytest.mark.parametrize("changes", [{"tubelet": 4}, {"patch": 3}])
@@ -306,7 +306,7 @@ class TestPrepare:
         assert [0, 6] in pairs.tolist()
         alike = [kind.similarity(signatures[0], other) >= kind.config.similarity for other in signatures[1:]]
         assert np.flatnonzero(alike).tolist() == [5]
-        # The same pictures, moving the other way.
+        # The same frames in reverse order.
         assert kind.similarity(signatures[0], kind.signature(kind.decode(raw[::-1]))) < kind.config.similarity
 
     def test_files_and_folders_become_records(self, tmp_path):

@@ -57,9 +57,9 @@ def public_objects() -> Iterator[tuple[str, object]]:
                     if attribute.startswith("_"):
                         continue
                     if inspect.isfunction(member) or isinstance(member, (property, classmethod, staticmethod)):
-                        # Through the class, so that an override inherits the docstring of its base.
+                        # Look the attribute up on the class, so that an override inherits its base's docstring.
                         bound = getattr(value, attribute)
-                        if getattr(bound, "__name__", "") != "<lambda>":  # the default of a callback
+                        if getattr(bound, "__name__", "") != "<lambda>":  # the default of a callback field
                             yield f"{info.name}.{name}.{attribute}", bound
 
 

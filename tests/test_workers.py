@@ -1,4 +1,4 @@
-"""How many processes load data, and what becomes of them."""
+"""Number of data-loading processes, their imports, and detection of stopped ones."""
 
 import os
 import pathlib
@@ -17,13 +17,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("cores", "free", "batch", "count"),
     [
-        # Two cores are for others; memory is plenty.
+        # Two cores stay free; memory is ample.
         (96, 400 * GIB, 40 * 2**20, 94),
         (2, 400 * GIB, 2**20, 0),
         (1, 400 * GIB, 2**20, 0),
-        # Half of 8 GiB, and each worker needs 600 MiB and two batches of 200.
+        # Half of 8 GiB; each worker needs 600 MiB and two batches of 200 MiB.
         (96, 8 * GIB, 200 * 2**20, 4),
-        # Nothing is left for a single one.
+        # Not enough memory for a single worker.
         (96, GIB, 2**20, 0),
     ],
 )
@@ -32,7 +32,7 @@ def test_cores_and_half_of_the_memory_are_the_limit(cores, free, batch, count):
 
 
 def test_few_workers_make_more_batches_ahead_each():
-    # Two workers with 600 MiB and three batches each fit into 4 GiB, two with four more batches do not.
+    # Two workers with 600 MiB and three batches each fit into 4 GiB; with four more batches each they do not.
     assert max_workers(4, 8 * GIB, 480 * 2**20, prefetch=4) == 2
     assert max_workers(4, 8 * GIB, 480 * 2**20, prefetch=12) == 0
 
@@ -86,7 +86,7 @@ if __name__ == "__main__":
 
 
 def test_processes_import_what_their_parent_imports_and_stopped_ones_are_found(tmp_path):
-    # As where a recipe lies beside a clone: the folder mmjax is no package, and random.py hides the standard library's.
+    # A recipe beside a clone: the folder mmjax is not a package, and random.py shadows the standard library's.
     (tmp_path / "mmjax").mkdir()
     (tmp_path / "random.py").write_text("raise SystemExit('imported from the current folder')")
     script = tmp_path.with_name("script.py")

@@ -1,10 +1,10 @@
-"""One of several processes that train as one; `tests/test_processes.py` starts them, and one alone to compare with.
+"""Child process of multi-process training, started by `tests/test_processes.py`; a single one serves as reference.
 
     python tests/together.py FOLDER [MESH [packed]]
 
-With a mesh, like "data=2 x tensor=4", measures the gradients of the first step, of examples that share rows where it
-says so; without one, trains 10 steps by `mmjax.runs.run.train`. MMJAX_COORDINATOR and its fellows say who is who. Each
-process writes what it found to FOLDER/found.I.npz or FOLDER/result.I.json.
+With a mesh, such as "data=2 x tensor=4", computes the gradients of the first step, on packed examples if requested;
+without one, trains 10 steps by `mmjax.runs.run.train`. The variables MMJAX_COORDINATOR, MMJAX_PROCESS_COUNT and
+MMJAX_PROCESS_ID identify the process. Each process writes FOLDER/found.I.npz or FOLDER/result.I.json.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def recipe(mesh: dict[str, int]):
     config.mesh = {"fsdp": 1, "tensor": 1, **mesh}
     config.train.steps = 10
     config.train.batch_size = 32
-    # Two-pass accumulation and all pairs of the batch: the examples of one process meet those of the other.
+    # Two-pass accumulation and a contrastive task, whose pairs span both processes.
     config.tasks["pair"] = {
         "kind": "contrastive",
         "pair": ["encoders.image", "encoders.text"],
