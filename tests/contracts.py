@@ -248,7 +248,7 @@ def make_packed_batches(
     draws = np.random.default_rng(3)
     size, number = rows * slots, np.arange(rows * slots)
     empty = number % slots == (number // slots) % slots
-    together, alone = {}, {}
+    packed_inputs, alone = {}, {}
     for order, (name, spec) in enumerate(specs.items()):
         budget = spec.shape[0]
         lengths = draws.integers(1, budget // (slots - 1) + 1, size)
@@ -270,18 +270,18 @@ def make_packed_batches(
             segments, begin = np.zeros(values.shape[:2], np.int32), np.zeros(count, int)
             for example, length in enumerate(lengths):
                 row, slot = divmod(example, slots)
-                here = row, slice(begin[row], begin[row] + length)
-                values[here], mask[here], segments[here] = elements[example, :length], True, slot
-                positions[here] = places[example, :length]
+                index = row, slice(begin[row], begin[row] + length)
+                values[index], mask[index], segments[index] = elements[example, :length], True, slot
+                positions[index] = places[example, :length]
                 begin[row] += length
             return Input(values, mask, positions, segments, slots)
 
-        together[name], alone[name] = fill(rows, slots), fill(size, 1)
+        packed_inputs[name], alone[name] = fill(rows, slots), fill(size, 1)
     others = make_batch({}, garbage, size)
     weights = np.where(empty, 0.0, 1.0).astype(np.float32)
     targets = {name: Target(t.values, t.weight * weights) for name, t in others.targets.items()}
     ids = np.where(empty, -1, others.ids).astype(np.int32)
-    packed = Batch(together, targets, ids, others.step)
+    packed = Batch(packed_inputs, targets, ids, others.step)
     return packed, dataclasses.replace(packed, inputs=alone)
 
 

@@ -43,7 +43,7 @@ config.data.modality_dropout = {}
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch, digits_cache):
+def in_folder(monkeypatch, digits_cache):
     monkeypatch.setenv("MMJAX_CACHE", str(digits_cache))
     monkeypatch.chdir(ROOT)
 

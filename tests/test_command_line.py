@@ -216,10 +216,10 @@ def test_doctor_reports_versions_devices_and_what_is_missing(tmp_path):
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    facts = json.loads(done.stdout)
-    assert facts["versions"]["jax"] and facts["devices"][0]["platform"] == "cpu"
-    assert facts["data"]["folder"] == str(tmp_path / "data") and facts["data"]["free_bytes"] > 0
-    assert set(facts["extras"]) == {"demo", "tokenizers", "cuda", "tpu"}
+    report = json.loads(done.stdout)
+    assert report["versions"]["jax"] and report["devices"][0]["platform"] == "cpu"
+    assert report["data"]["folder"] == str(tmp_path / "data") and report["data"]["free_bytes"] > 0
+    assert set(report["extras"]) == {"demo", "tokenizers", "cuda", "tpu"}
     table = subprocess.run(command, capture_output=True, text=True, env=environment).stdout
     assert "python" in table and "data folder" in table and "device" in table
 

@@ -28,14 +28,14 @@ def test_recall_is_the_share_of_those_whose_partner_is_among_the_first_k(case):
     first, second = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (first, second))
     task, batch, row = recalls(case, (jnp.asarray(first, jnp.float32), jnp.asarray(second, jnp.float32)))
     weights = np.asarray(task.weights(batch))
-    there = np.flatnonzero(np.asarray(batch.inputs["first"].present) & np.asarray(batch.inputs["second"].present))
+    valid = np.flatnonzero(np.asarray(batch.inputs["first"].present) & np.asarray(batch.inputs["second"].present))
     for k in (1, 5):
         total = 0.0
         for scores in (first @ second.T, second @ first.T):
-            for i in there:
-                ranked = sorted(there, key=lambda j, scores=scores, i=i: -scores[i, j])
+            for i in valid:
+                ranked = sorted(valid, key=lambda j, scores=scores, i=i: -scores[i, j])
                 total += 0.5 * weights[i] * (i in ranked[:k])
-        assert row[f"other/recall@{k}"] == pytest.approx(total / weights[there].sum(), abs=1e-6)
+        assert row[f"other/recall@{k}"] == pytest.approx(total / weights[valid].sum(), abs=1e-6)
     assert 0.1 < row["other/recall@1"] < row["other/recall@5"] < 1
 
 

@@ -137,8 +137,8 @@ def test_commands_in_the_pages_have_flags_that_exist(words, prepared):
         usage = (ROOT / "tpu_setup.sh").read_text()
         assert all(f"  {argument.partition('=')[0]}" in usage for argument in arguments)
     elif pathlib.Path(program).name == "mmjax":
-        there = f"configs/prepared.py:{prepared}"
-        check_mmjax(*(re.sub(r"configs/prepared.py:prepared/\w+", there, word) for word in arguments))
+        config = f"configs/prepared.py:{prepared}"
+        check_mmjax(*(re.sub(r"configs/prepared.py:prepared/\w+", config, word) for word in arguments))
 
 
 def check_mmjax(name: str, *arguments: str) -> None:

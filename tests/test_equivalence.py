@@ -181,9 +181,9 @@ def test_fsdp_splits_parameters_and_their_moments():
     _, _, state = placed("fsdp=8")
     kernel = state.parameters["encoders"]["text"]["trunk"]["blocks"]["layers"]["mlp"]["up"]["kernel"]
     assert kernel.shape == (2, WIDTH, 4 * WIDTH)
-    alike = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.shape == kernel.shape]
-    assert len(alike) >= 2, "Adam has two moments of each parameter"
-    for leaf in (kernel, *alike):
+    moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.shape == kernel.shape]
+    assert len(moments) >= 2, "Adam has two moments of each parameter"
+    for leaf in (kernel, *moments):
         assert leaf.addressable_shards[0].data.size * 8 == leaf.size
     held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves((state.parameters, state.optimizer)))
     whole = sum(leaf.size for leaf in jax.tree.leaves((state.parameters, state.optimizer)))

@@ -81,12 +81,12 @@ def test_modality_dropout_draws_anew_for_each_step_row_and_seed_at_its_rate():
     for one, other in itertools.combinations(found, 2):
         assert (found[one] != found[other]).any(axis=1).all(), f"{one} and {other} drop the same inputs"
     np.testing.assert_array_equal(presence(3, rates), found[3, 0])
-    together = np.concatenate(list(found.values()), axis=1)
-    assert together.any(axis=0).all(), "an example lost all of its inputs"
+    stacked = np.concatenate(list(found.values()), axis=1)
+    assert stacked.any(axis=0).all(), "an example lost all of its inputs"
     # Both are dropped with probability 0.08; then one of them, drawn evenly, is kept.
     expected = np.array([0.4 - 0.04, 0.2 - 0.04])
-    spread = 4 * (expected * (1 - expected) / together.shape[1]) ** 0.5
-    assert (abs(1 - together.mean(axis=1) - expected) < spread).all()
+    spread = 4 * (expected * (1 - expected) / stacked.shape[1]) ** 0.5
+    assert (abs(1 - stacked.mean(axis=1) - expected) < spread).all()
 
 
 def test_evaluation_neither_augments_nor_drops():

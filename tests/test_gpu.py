@@ -116,8 +116,8 @@ def test_attention_on_a_gpu_is_counted_and_is_not_computed_again():
         again = stack.rematerialised(lambda *arrays: attend(*arrays) ** 2, "dots", looped=False)
         return jnp.sum(again(*arrays).astype(jnp.float32))
 
-    place = jax.sharding.SingleDeviceSharding(device)
-    step = jax.jit(jax.value_and_grad(loss), in_shardings=place)
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    step = jax.jit(jax.value_and_grad(loss), in_shardings=sharding)
     text = step.lower(shape, shape, shape, segments).compile().as_text()
     assert text.count('custom_call_target="__cudnn$fmhaScaleBiasSoftmax"') == 1
     assert text.count('custom_call_target="__cudnn$fmhaScaleBiasSoftmaxBackward"') == 1

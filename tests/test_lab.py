@@ -54,7 +54,7 @@ def clip(fault: int, draws: np.random.Generator) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> pathlib.Path:
+def project(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "configs", folder / "configs")
     (folder / "lab").mkdir()
@@ -79,15 +79,15 @@ def place(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.mark.slow
-def test_what_the_page_says_of_series_points_and_clips_trains_a_model_that_each_of_them_tells_enough(place):
+def test_what_the_page_says_of_series_points_and_clips_trains_a_model_that_each_of_them_tells_enough(project):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "COLUMNS": "120"}
     assert [command.split()[1] for command in COMMANDS] == ["prepare", "train"]
     for command in COMMANDS:
         words = [sys.executable, "-m", *shlex.split(command)]
         words += ["--config.train.steps=250"] if "train" in words else []
-        done = subprocess.run(words, cwd=place, env=environment, capture_output=True, text=True)
+        done = subprocess.run(words, cwd=project, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    found = json.loads((place / "runs" / "lab" / "result.json").read_text())["subsets"]["test"]
+    found = json.loads((project / "runs" / "lab" / "result.json").read_text())["subsets"]["test"]
     # Three faults: chance level is a third.
     accuracies = {inputs: found[inputs]["fault/accuracy"] for inputs in ("motion", "scan", "clip", "clip+motion+scan")}
     assert min(accuracies.values()) > 0.7, accuracies

@@ -56,19 +56,19 @@ def classes_of(rows: int, seed: int = 0) -> tuple[np.random.Generator, np.ndarra
 @pytest.mark.parametrize("share", [0.03, 0.2])
 def test_wrong_labels_are_suspected_and_right_ones_are_not(share):
     draws, truth, distinctive = classes_of(300)
-    wrong = draws.choice(300, int(300 * share), replace=False)
+    mislabelled = draws.choice(300, int(300 * share), replace=False)
     labels = truth.copy()
-    labels[wrong] = (truth[wrong] + draws.integers(1, 3, len(wrong))) % 3
+    labels[mislabelled] = (truth[mislabelled] + draws.integers(1, 3, len(mislabelled))) % 3
     # The second input is uninformative; the third separates the classes and is often absent.
-    there = draws.uniform(size=300) < 0.5
+    available = draws.uniform(size=300) < 0.5
     everywhere = np.ones(300, bool)
     noise = draws.normal(size=(300, 8))
-    other = (draws.normal(size=(300, 4)) + 5 * np.eye(4)[truth])[there]
+    other = (draws.normal(size=(300, 4)) + 5 * np.eye(4)[truth])[available]
     found, probabilities = label_error_posterior(
-        [(everywhere, noise), (everywhere, distinctive), (there, other)], labels, 3
+        [(everywhere, noise), (everywhere, distinctive), (available, other)], labels, 3
     )
     suspected = set(np.flatnonzero(found > 0.5).tolist())
-    assert len(suspected & set(wrong.tolist())) >= 0.95 * max(len(suspected), len(wrong))
+    assert len(suspected & set(mislabelled.tolist())) >= 0.95 * max(len(suspected), len(mislabelled))
     assert (probabilities.argmax(axis=1) == truth).mean() > 0.98
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
@@ -79,11 +79,11 @@ def test_a_class_that_is_time_and_again_taken_for_another_is_suspected(seed):
     truth = np.arange(1000) % 5
     features = draws.normal(size=(1000, 8)) + 6 * np.eye(8)[truth]
     labels = truth.copy()
-    wrong = set(draws.choice(np.flatnonzero(truth == 3), 40, replace=False).tolist())
-    labels[list(wrong)] = 1
+    mislabelled = set(draws.choice(np.flatnonzero(truth == 3), 40, replace=False).tolist())
+    labels[list(mislabelled)] = 1
     found, _ = label_error_posterior([(np.ones(1000, bool), features)], labels, 5)
     suspected = set(np.flatnonzero(found > labels_check._REPORT_POSTERIOR).tolist())
-    assert len(suspected & wrong) >= 0.9 * max(len(suspected), len(wrong))
+    assert len(suspected & mislabelled) >= 0.9 * max(len(suspected), len(mislabelled))
 
 
 def test_rows_that_were_given_a_rare_class_are_suspected():
@@ -103,14 +103,14 @@ def test_nothing_is_suspected_where(case):
     assert label_error_posterior([(np.ones(300, bool), features)], labels, 3)[0].max() < 0.5
 
 
-@pytest.mark.parametrize("wrong", [0, 20])
-def test_where_classes_overlap_nobody_is_accused(wrong):
+@pytest.mark.parametrize("mislabelled", [0, 20])
+def test_where_classes_overlap_nobody_is_accused(mislabelled):
     """Where classes overlap, a row inside another class may be correct: half of the reports would be wrong."""
     draws = np.random.default_rng(4)
     truth = np.arange(400) % 4
     features = draws.normal(size=(400, 4)) + 2 * np.eye(4)[truth]
     labels = truth.copy()
-    labels[:wrong] = (truth[:wrong] + 1) % 4
+    labels[:mislabelled] = (truth[:mislabelled] + 1) % 4
     assert not label_error_posterior([(np.ones(400, bool), features)], labels, 4)[0].any()
 
 
@@ -129,23 +129,23 @@ def prepared_rows(folder, rows: list[dict], **options) -> tuple[dict, dict]:
 
 def test_rows_of_a_table_tell_its_labels(tmp_path):
     draws, truth, _ = classes_of(300)
-    wrong = set(draws.choice(300, 12, replace=False).tolist())
+    mislabelled = set(draws.choice(300, 12, replace=False).tolist())
     rows = []
     for row, label in enumerate(truth):
         size, colour = 100 + 40 * (label == 1) + draws.normal(), ["red", "green"][int(label == 2)]
-        shown = (label + 1) % 3 if row in wrong else label
+        shown = (label + 1) % 3 if row in mislabelled else label
         rows.append({"size": f"{size:.1f}" if row % 9 else "NA", "colour": colour, "what": "abc"[shown]})
     columns = {"facts": "size+colour:table", "what": "what:label"}
     report, found = prepared_rows(tmp_path, rows, columns=columns)
-    known = {row for row in wrong if row % 9}
-    assert len(known & set(found)) >= 0.9 * len(known) and len(set(found) - wrong) <= 1
+    known = {row for row in mislabelled if row % 9}
+    assert len(known & set(found)) >= 0.9 * len(known) and len(set(found) - mislabelled) <= 1
     assert "label_error" not in report["not_judged"]
 
 
 @pytest.mark.parametrize("kind", ["series", "points", "video"])
 def test_series_clouds_and_clips_tell_their_labels(tmp_path, kind):
     draws, truth, _ = classes_of(180)
-    wrong = set(draws.choice(180, 10, replace=False).tolist())
+    mislabelled = set(draws.choice(180, 10, replace=False).tolist())
     moments, rows = np.linspace(0, 1, 100), []
     for row, label in enumerate(truth):
         if kind == "series":
@@ -159,10 +159,10 @@ def test_series_clouds_and_clips_tell_their_labels(tmp_path, kind):
             at = (0, 11, 21)[label]
             values[:, at : at + 10, 5:25] = 240
         np.save(tmp_path / f"{row}.npy", values.astype(np.uint8 if kind == "video" else np.float32))
-        rows.append({"file": f"{row}.npy", "what": "abc"[(label + 1) % 3 if row in wrong else label]})
+        rows.append({"file": f"{row}.npy", "what": "abc"[(label + 1) % 3 if row in mislabelled else label]})
     columns = {"file": f"file:{kind}", "what": "what:label"}
     _, found = prepared_rows(tmp_path, rows, columns=columns, keep=["duplicate"])
-    assert len(wrong & set(found)) >= 8 and len(set(found) - wrong) <= 1
+    assert len(mislabelled & set(found)) >= 8 and len(set(found) - mislabelled) <= 1
 
 
 def test_a_label_with_few_rows_of_each_class_is_not_judged_and_the_report_says_so(tmp_path):
@@ -178,9 +178,9 @@ def test_rows_that_come_class_by_class_are_judged_in_parts_of_all_classes(monkey
     draws, truth, distinctive = classes_of(300)
     order = np.argsort(truth, kind="stable")
     truth, distinctive = truth[order], distinctive[order]
-    wrong = draws.choice(300, 12, replace=False)
+    mislabelled = draws.choice(300, 12, replace=False)
     names = [f"class {name}" for name in truth]
-    for row in wrong:
+    for row in mislabelled:
         names[row] = f"class {(truth[row] + 1) % 3}"
     column = types.SimpleNamespace(name="label")
     inputs, kinds = [types.SimpleNamespace(name="telling")], {"telling": Kind()}
@@ -195,4 +195,4 @@ def test_rows_that_come_class_by_class_are_judged_in_parts_of_all_classes(monkey
     )
     monkeypatch.setattr(labels_check, "_MAX_ROWS", 75)
     found = {finding.row for finding in label_error(examined)}
-    assert len(found & set(wrong.tolist())) >= 11 and len(found) <= 13
+    assert len(found & set(mislabelled.tolist())) >= 11 and len(found) <= 13

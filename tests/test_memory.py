@@ -17,11 +17,11 @@ def address(array: np.ndarray) -> int:
 def test_memory_is_used_again_and_zero_again():
     buffers = BufferPool()
     first = buffers.zeros(SHAPE, np.float32)
-    place = address(first)
+    pointer = address(first)
     first[:] = np.nan
     del first
     again = buffers.zeros(SHAPE, np.int32)
-    assert address(again) == place and again.dtype == np.int32 and again.shape == SHAPE and not again.any()
+    assert address(again) == pointer and again.dtype == np.int32 and again.shape == SHAPE and not again.any()
 
 
 def test_memory_of_an_array_that_lives_is_not_used():
@@ -40,10 +40,10 @@ def test_a_view_keeps_the_memory():
     del whole
     buffers.zeros(SHAPE, np.float32)[:] = 2
     np.testing.assert_array_equal(part, wanted)
-    place = address(part) - 7 * 4
+    pointer = address(part) - 7 * 4
     del part
     arrays = [buffers.zeros(SHAPE, np.float32) for _ in range(2)]
-    assert place in map(address, arrays)
+    assert pointer in map(address, arrays)
 
 
 def test_an_array_on_a_device_keeps_the_memory():
@@ -53,10 +53,10 @@ def test_an_array_on_a_device_keeps_the_memory():
     start = -address(block) % 64
     buffers._free[size] = [block[start : start + size]]
     values = buffers.zeros(SHAPE, np.float32)
-    place = address(values)
+    pointer = address(values)
     values[:] = 1
     on_device = jax.device_put(values)
-    assert on_device.unsafe_buffer_pointer() == place
+    assert on_device.unsafe_buffer_pointer() == pointer
     del values
     buffers.zeros(SHAPE, np.float32)[:] = 2
     assert (np.asarray(on_device) == 1).all()

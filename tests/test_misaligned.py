@@ -38,10 +38,10 @@ def partly_shuffled(draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray,
 def test_pairs_of_different_things_are_unlikely_and_others_are_not():
     draws = np.random.default_rng(0)
     labels, others, shuffled = partly_shuffled(draws)
-    wrong, told = mismatch_posterior(directions(labels, draws, 0.15), directions(others, draws, 0.15))
+    posterior, information = mismatch_posterior(directions(labels, draws, 0.15), directions(others, draws, 0.15))
     # Ten classes carry at most log 10 of information about the pair.
-    assert 1 < told < np.log(10)
-    suspected = set(np.flatnonzero(wrong > 0.5))
+    assert 1 < information < np.log(10)
+    suspected = set(np.flatnonzero(posterior > 0.5))
     assert len(suspected & shuffled) >= 0.95 * max(len(suspected), len(shuffled))
 
 
@@ -55,15 +55,15 @@ def test_what_a_model_confuses_time_and_again_is_learnt_from_the_other_rows():
     one = directions(labels, draws, 0.15)
     other = (perceived / np.linalg.norm(perceived, axis=1, keepdims=True)).astype(np.float32)
 
-    def shares(wrong: np.ndarray) -> tuple[float, float]:
-        suspected = set(np.flatnonzero(wrong > 0.5))
-        right = len(suspected & shuffled)
-        return right / len(shuffled), right / max(1, len(suspected))
+    def shares(posterior: np.ndarray) -> tuple[float, float]:
+        suspected = set(np.flatnonzero(posterior > 0.5))
+        hits = len(suspected & shuffled)
+        return hits / len(shuffled), hits / max(1, len(suspected))
 
-    model, told = mismatch_posterior(one, other)
-    learnt, told_learnt = mismatch_posterior(*leave_one_out_embeddings(one, other, None, None))
+    model, information = mismatch_posterior(one, other)
+    learnt, learnt_information = mismatch_posterior(*leave_one_out_embeddings(one, other, None, None))
     assert min(shares(model)) < 0.8
-    assert min(shares(learnt)) >= 0.95 and told_learnt > told
+    assert min(shares(learnt)) >= 0.95 and learnt_information > information
 
 
 def test_a_p_value_by_chance_is_told_from_small_ones():
@@ -77,8 +77,8 @@ def test_a_p_value_by_chance_is_told_from_small_ones():
 def test_where_no_pair_is_wrong_none_is_unlikely():
     draws = np.random.default_rng(1)
     labels = np.arange(1000) % 10
-    wrong, _ = mismatch_posterior(directions(labels, draws, 0.15), directions(labels, draws, 0.15))
-    assert wrong.max() < 0.5
+    posterior, _ = mismatch_posterior(directions(labels, draws, 0.15), directions(labels, draws, 0.15))
+    assert posterior.max() < 0.5
 
 
 def test_a_model_that_knows_nothing_tells_nothing():
@@ -170,8 +170,8 @@ def test_a_run_embeds_as_its_contrastive_task_does(tmp_path):
     places = [int(np.flatnonzero(np.asarray(batch.ids) == number)[0]) for number in range(5)]
     expected = experiment.objective.features(state.parameters, batch, train=False)["pairs"]
     np.testing.assert_allclose(one, np.asarray(jax.device_get(expected[0]))[places], atol=1e-5)
-    there = [0, 1, 2, 4]
-    np.testing.assert_allclose(other[there], np.asarray(jax.device_get(expected[1]))[places][there], atol=1e-5)
+    present = [0, 1, 2, 4]
+    np.testing.assert_allclose(other[present], np.asarray(jax.device_get(expected[1]))[places][present], atol=1e-5)
     assert np.isnan(other[3]).all()
 
 

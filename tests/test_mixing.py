@@ -76,8 +76,13 @@ def test_mixup_is_the_weighted_mean_of_neighbours_that_have_the_same_inputs():
     known = np.asarray(batch.targets["label"].weight) > 0
     np.testing.assert_allclose(values[known], expected[known], atol=1e-5)
     words = np.asarray(batch.inputs["words"].present)
-    alike = present & (present == np.roll(present, 1)) & (words == np.roll(words, 1))
-    assert alike.sum() > 20 and (found[~alike] == 1).all() and (found[alike & known] < 1).all() and (found >= 0.5).all()
+    same_inputs = present & (present == np.roll(present, 1)) & (words == np.roll(words, 1))
+    assert (
+        same_inputs.sum() > 20
+        and (found[~same_inputs] == 1).all()
+        and (found[same_inputs & known] < 1).all()
+        and (found >= 0.5).all()
+    )
     for name in ("words", "facts"):
         # Token ids and table rows are taken from the example with the larger share.
         np.testing.assert_array_equal(mixed.inputs[name].mask, batch.inputs[name].mask)

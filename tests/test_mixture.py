@@ -118,7 +118,7 @@ def pipeline(dataset=None, **options) -> Pipeline:
     return Pipeline(mixture() if dataset is None else dataset, MODALITIES, **{"seed": 3, **options})
 
 
-def who(batch) -> list[tuple[str, int]]:
+def dataset_and_index(batch) -> list[tuple[str, int]]:
     """(dataset, record index) of each row, decoded from its inputs."""
     found = []
     for row in range(batch.size):
@@ -166,7 +166,7 @@ class TestMixture:
 
     def test_an_epoch_holds_each_record_once_and_what_a_dataset_lacks_is_absent(self):
         pipe = pipeline()
-        seen = [one for step in range(7) for one in who(pipe.batch_at("train", 7, step))]
+        seen = [one for step in range(7) for one in dataset_and_index(pipe.batch_at("train", 7, step))]
         assert sorted(seen) == sorted([("seen", n) for n in range(12)] + [("read", n) for n in range(30)] + [
             ("other", n) for n in range(7)
         ])  # fmt: skip
@@ -208,16 +208,19 @@ class TestSampling:
         sampling = build(SamplingConfig, {"weights": {"seen": 1, "read": 2, "other": 1}}, "data.sampling")
         pipe = pipeline(sampling=sampling)
         for step in range(5):
-            counts = collections.Counter(name for name, _ in who(pipe.batch_at("train", 16, step)))
+            counts = collections.Counter(name for name, _ in dataset_and_index(pipe.batch_at("train", 16, step)))
             assert counts == {"seen": 4, "read": 8, "other": 4}
 
     def test_a_curriculum_moves_from_one_dataset_to_the_next(self):
         weights = {"seen": [[0, 1], [10, 0]], "read": [[0, 0], [10, 1]], "other": 0}
         pipe = pipeline(sampling=build(SamplingConfig, {"weights": weights}, "data.sampling"))
         shares = [
-            collections.Counter(name for name, _ in who(pipe.batch_at("train", 10, step)))["seen"] for step in (0, 5, 9)
+            collections.Counter(name for name, _ in dataset_and_index(pipe.batch_at("train", 10, step)))["seen"]
+            for step in (0, 5, 9)
         ]
-        assert shares == [10, 5, 1] and {name for name, _ in who(pipe.batch_at("train", 10, 50))} == {"read"}
+        assert shares == [10, 5, 1] and {name for name, _ in dataset_and_index(pipe.batch_at("train", 10, 50))} == {
+            "read"
+        }
 
     @pytest.mark.parametrize(
         "section, expected",
@@ -230,7 +233,9 @@ class TestSampling:
     )
     def test_shares_go_with_sizes_epochs_or_temperature(self, section, expected):
         pipe = pipeline(sampling=build(SamplingConfig, section, "data.sampling"))
-        counts = collections.Counter(name for step in range(40) for name, _ in who(pipe.batch_at("train", 50, step)))
+        counts = collections.Counter(
+            name for step in range(40) for name, _ in dataset_and_index(pipe.batch_at("train", 50, step))
+        )
         for name, weight in expected.items():
             assert counts[name] == pytest.approx(2000 * weight / sum(expected.values()), abs=2)
 

@@ -52,24 +52,24 @@ def case():
     return contracts.Case(contracts.Part("encoder", "vit"), dropout=0.0, drop_path=0.0)
 
 
-def separate(tree):
+def unstack(tree):
     """Splits stacked layers into one dict per layer, so that Optax sees an unstacked model."""
     if not isinstance(tree, dict):
         return tree
-    parts = {key: separate(value) for key, value in tree.items() if key != "layers"}
+    parts = {key: unstack(value) for key, value in tree.items() if key != "layers"}
     if "layers" in tree:
         depth = jax.tree.leaves(tree["layers"])[0].shape[0]
         for layer in range(depth):
-            parts[f"layer {layer}"] = jax.tree.map(lambda leaf, layer=layer: leaf[layer], separate(tree["layers"]))
+            parts[f"layer {layer}"] = jax.tree.map(lambda leaf, layer=layer: leaf[layer], unstack(tree["layers"]))
     return parts
 
 
-def together(layers):
+def restack(layers):
     """Inverse of `separate`."""
     if not isinstance(layers, dict):
         return layers
-    parts = {key: together(value) for key, value in layers.items() if not key.startswith("layer ")}
-    stack = [together(value) for key, value in layers.items() if key.startswith("layer ")]
+    parts = {key: restack(value) for key, value in layers.items() if not key.startswith("layer ")}
+    stack = [restack(value) for key, value in layers.items() if key.startswith("layer ")]
     return parts | ({"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *stack)} if stack else {})
 
 
@@ -95,17 +95,17 @@ def test_each_optimiser_does_on_eight_devices_what_optax_does_on_one(case, name)
         step, state = compile_step(trainer, mesh, shardings), jax.device_put(state, shardings)
         placed = place_batch(mesh, batch, batch.size)
         losses, gradients_of = [], jax.jit(jax.value_and_grad(lambda p: case.objective(p, batch)[0]))
-        parameters, layers = case.parameters, separate(case.parameters)
+        parameters, layers = case.parameters, unstack(case.parameters)
         moments = truth.init(layers)
         for _ in range(3):
             state = step(state, placed)
             loss, gradients = gradients_of(parameters)
             losses.append(float(loss))
-            updates, moments = truth.update(separate(gradients), moments, layers)
+            updates, moments = truth.update(unstack(gradients), moments, layers)
             layers = optax.apply_updates(layers, updates)
-            parameters = together(layers)
+            parameters = restack(layers)
     # Lion and Adam's first step use the sign of a gradient, which rounding may flip where it is almost 0.
-    found_layers = jax.tree.leaves(separate(jax.device_get(state.parameters)))
+    found_layers = jax.tree.leaves(unstack(jax.device_get(state.parameters)))
     for found, expected in zip(found_layers, jax.tree.leaves(layers), strict=True):
         off = np.abs(np.asarray(found) - np.asarray(expected))
         assert (off > 1e-5).mean() < 0.01 and off.max() < 6.1 * RATE
@@ -232,9 +232,9 @@ def test_each_optimiser_treats_the_layers_of_a_stack_as_optax_treats_separate_ar
         return getattr(optax, name)(learning_rate=0.1, **plain, **arguments_of(name))
 
     found = of_each(NAMES, ours, parameters, gradients)
-    expected = of_each(NAMES, truth, separate(parameters), separate(gradients))
+    expected = of_each(NAMES, truth, unstack(parameters), unstack(gradients))
     for name in NAMES:
-        assert_close(separate(found[name]), expected[name])
+        assert_close(unstack(found[name]), expected[name])
 
 
 def test_optimisers_of_single_elements_are_left_as_they_are():
@@ -257,8 +257,8 @@ def test_each_transform_treats_the_layers_of_a_stack_as_separate_arrays(kind):
     )
     # Without stacks nothing is unstacked: the transform sees each layer's arrays separately.
     found = jax.jit(lambda: two_updates(optimizer, parameters, gradients))()
-    expected = jax.jit(lambda: two_updates(optimizer, separate(parameters), separate(gradients)))()
-    assert_close(separate(found), expected)
+    expected = jax.jit(lambda: two_updates(optimizer, unstack(parameters), unstack(gradients)))()
+    assert_close(unstack(found), expected)
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (3, 5, 4), (2, 3, 5, 4), (2, 2, 3, 5, 4), (4,)], ids=str)
@@ -309,8 +309,8 @@ def test_weight_decay_of_each_optimiser_reaches_matrices_and_nothing_else():
 def test_novograd_decays_as_optax_does_where_it_decays():
     parameters, gradients = trees()
     section = {"name": "novograd", "weight_decay": 0.1, "clip": None}
-    found = separate(two_updates(make_optimizer(section, optax.constant_schedule(0.1)), parameters, gradients))
-    arguments = separate(parameters), separate(gradients)
+    found = unstack(two_updates(make_optimizer(section, optax.constant_schedule(0.1)), parameters, gradients))
+    arguments = unstack(parameters), unstack(gradients)
     with_decay, without = (two_updates(optax.novograd(0.1, weight_decay=rate), *arguments) for rate in (0.1, 0.0))
     mask = maps_only(arguments[0])
     assert_close(found, jax.tree.map(lambda m, a, b: a if m else b, mask, with_decay, without))

@@ -24,7 +24,7 @@ COMMANDS = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> pathlib.Path:
+def project(tmp_path_factory) -> pathlib.Path:
     """Folder with the recipes and the example data."""
     folder = tmp_path_factory.mktemp("own")
     shutil.copytree(ROOT / "configs", folder / "configs")
@@ -46,22 +46,22 @@ def test_the_page_has_five_commands():
     assert [command.split()[1] for command in COMMANDS] == ["prepare", "prepare", "train", "evaluate", "predict"]
 
 
-def test_the_dry_run_and_the_preparation_say_what_the_page_says(place):
-    dry = run(COMMANDS[0], place)
-    assert not (place / "prepared" / "mine").exists()
+def test_the_dry_run_and_the_preparation_say_what_the_page_says(project):
+    dry = run(COMMANDS[0], project)
+    assert not (project / "prepared" / "mine").exists()
     for line in re.search(r"```text\n(dataset\n.*?)…", PAGE, re.S)[1].splitlines():
         assert line in [shown.rstrip() for shown in dry.splitlines()]
-    run(COMMANDS[1], place)
-    report = json.loads((place / "prepared" / "mine" / "report.json").read_text())
+    run(COMMANDS[1], project)
+    report = json.loads((project / "prepared" / "mine" / "report.json").read_text())
     found = {name: facts["dropped"] for name, facts in report["findings"].items() if facts["drops"]}
     assert found == {"unreadable": 2, "blank": 1, "boilerplate": 1, "duplicate": 1}
     assert report["kept"] == 296
 
 
 @pytest.mark.slow
-def test_the_five_commands_train_a_model(place):
-    outputs = [run(command, place) for command in COMMANDS]
-    row = json.loads((place / "runs" / "mine" / "result.json").read_text())["test"]
+def test_the_five_commands_train_a_model(project):
+    outputs = [run(command, project) for command in COMMANDS]
+    row = json.loads((project / "runs" / "mine" / "result.json").read_text())["test"]
     # Ten digits: chance level is a tenth.
     assert row["digit/accuracy"] > 0.7
     assert f"{row['digit/accuracy']:.4f}" in outputs[3]

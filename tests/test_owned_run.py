@@ -61,9 +61,9 @@ def write_table(path: pathlib.Path, classes: dict[str, str], validation_labels: 
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> pathlib.Path:
+def project(tmp_path_factory) -> pathlib.Path:
     """Folder with a recipe, prepared data, and a run trained there with relative paths; HOME is `home` in it."""
-    folder = tmp_path_factory.mktemp("place")
+    folder = tmp_path_factory.mktemp("project")
     (folder / "recipe.py").write_text(RECIPE)
     write_table(folder / "mood.csv", {"good": "sun", "bad": "rain"})
     write_table(folder / "fruit.csv", {"apple": "sun", "pear": "rain"})
@@ -79,10 +79,10 @@ def place(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture
-def run(place, tmp_path, monkeypatch) -> pathlib.Path:
+def run(project, tmp_path, monkeypatch) -> pathlib.Path:
     """Copy of the run, outside the current folder."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(place / "home" / "runs" / "x", tmp_path / "run")
+    shutil.copytree(project / "home" / "runs" / "x", tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -93,20 +93,20 @@ def command(capsys, *words: str) -> tuple[int, str, str]:
     return status, out, err
 
 
-def test_a_moved_run_answers_without_its_data_and_refuses_other_data(capsys, place, run, tmp_path):
+def test_a_moved_run_answers_without_its_data_and_refuses_other_data(capsys, project, run, tmp_path):
     asked = ["predict", f"--workdir={run}", "--note=sun tree", "--json"]
     status, answer, err = command(capsys, *asked)
     assert status == 0 and json.loads(answer)["mood"]["answer"] in ("good", "bad") and err == ""
     # Move the run's data and put other data in its place.
-    data, moved = place / "prepared" / "mood", tmp_path / "moved"
+    data, moved = project / "prepared" / "mood", tmp_path / "moved"
     config = json.loads((run / "config.json").read_text())
     assert config["data"]["path"] == str(data)
-    shutil.copytree(place / "prepared" / "fruit", tmp_path / "data")
+    shutil.copytree(project / "prepared" / "fruit", tmp_path / "data")
     shutil.copytree(data, moved)
     config["data"]["path"] = str(tmp_path / "data")
     (run / "config.json").write_text(json.dumps(config))
     assert command(capsys, *asked) == (0, answer, "")
-    resume = ["train", f"--config={place / 'recipe.py'}:{tmp_path / 'data'}", f"--workdir={run}"]
+    resume = ["train", f"--config={project / 'recipe.py'}:{tmp_path / 'data'}", f"--workdir={run}"]
     for words in (["evaluate", f"--workdir={run}"], [*resume, "--config.train.steps=5"]):
         status, _, err = command(capsys, *words)
         assert status == 2 and err.count("\n") == 1
@@ -119,9 +119,9 @@ def test_a_moved_run_answers_without_its_data_and_refuses_other_data(capsys, pla
     recorded = json.loads((run / "result.json").read_text())["test"]
     status, out, _ = command(capsys, "evaluate", f"--workdir={run}", f"--data={moved}", "--json")
     assert status == 0 and json.loads(out)["test"] == pytest.approx(recorded, abs=1e-6)
-    status, _, err = command(capsys, "evaluate", f"--workdir={run}", f"--data={place / 'prepared' / 'fruit'}")
+    status, _, err = command(capsys, "evaluate", f"--workdir={run}", f"--data={project / 'prepared' / 'fruit'}")
     assert status == 2 and "does not know: 'apple', 'pear'" in err
-    resume[1] = f"--config={place / 'recipe.py'}:{moved}"
+    resume[1] = f"--config={project / 'recipe.py'}:{moved}"
     assert command(capsys, *resume, "--config.train.steps=5")[0] == 0
     assert json.loads((run / "result.json").read_text())["steps"] == 5
 
@@ -179,8 +179,8 @@ def test_other_data_is_read_with_the_classes_and_statistics_of_the_run():
     assert np.issubdtype(type(other.source("test")[0].targets["y"]), np.int32)
 
 
-def test_a_metric_without_targets_is_refused_before_the_start(capsys, place, tmp_path):
-    words = [f"--config={place / 'recipe.py'}:{place / 'prepared' / 'bare'}", f"--workdir={tmp_path / 'run'}"]
+def test_a_metric_without_targets_is_refused_before_the_start(capsys, project, tmp_path):
+    words = [f"--config={project / 'recipe.py'}:{project / 'prepared' / 'bare'}", f"--workdir={tmp_path / 'run'}"]
     words += ["--config.evaluate.every=2", "--config.checkpoint.best=mood/accuracy"]
     status, _, err = command(capsys, "train", *words)
     assert status == 2 and "no example of 'validation' has the target 'mood'" in err and err.count("\n") == 1
@@ -197,9 +197,9 @@ with locked(pathlib.Path(sys.argv[1]), Console()):
 """
 
 
-def test_a_second_process_in_a_workdir_is_refused_until_the_first_one_is_gone(capsys, place, run):
+def test_a_second_process_in_a_workdir_is_refused_until_the_first_one_is_gone(capsys, project, run):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = ["train", f"--config={place / 'recipe.py'}:{place / 'prepared' / 'mood'}", f"--workdir={run}"]
+    words = ["train", f"--config={project / 'recipe.py'}:{project / 'prepared' / 'mood'}", f"--workdir={run}"]
     before = (run / "metrics.jsonl").read_bytes()
     holder = [sys.executable, "-c", HOLD_LOCK, str(run)]
     with subprocess.Popen(holder, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -221,8 +221,8 @@ def test_a_lock_is_exclusive_within_a_process_and_ends_with_its_block(tmp_path):
             pass
 
 
-def test_a_run_may_train_in_a_thread(place, tmp_path):
-    recipe, results = load_recipe(f"{place / 'recipe.py'}:{place / 'prepared' / 'mood'}"), []
+def test_a_run_may_train_in_a_thread(project, tmp_path):
+    recipe, results = load_recipe(f"{project / 'recipe.py'}:{project / 'prepared' / 'mood'}"), []
     recipe.train.steps = 1
     thread = threading.Thread(target=lambda: results.append(train(recipe, tmp_path / "run")))
     thread.start()
@@ -231,11 +231,15 @@ def test_a_run_may_train_in_a_thread(place, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "preprocessing"])
-def test_a_path_that_cannot_be_written_is_one_line(capsys, place, tmp_path, name):
-    words = ["train", f"--config={place / 'recipe.py'}:{place / 'prepared' / 'mood'}", f"--workdir={tmp_path / 'run'}"]
+def test_a_path_that_cannot_be_written_is_one_line(capsys, project, tmp_path, name):
+    words = [
+        "train",
+        f"--config={project / 'recipe.py'}:{project / 'prepared' / 'mood'}",
+        f"--workdir={tmp_path / 'run'}",
+    ]
     (tmp_path / "run").mkdir()
-    shutil.copy(place / "home" / "runs" / "x" / "config.json", tmp_path / "run")
-    shutil.copytree(place / "home" / "runs" / "x" / "preprocessing", tmp_path / "run" / "preprocessing")
+    shutil.copy(project / "home" / "runs" / "x" / "config.json", tmp_path / "run")
+    shutil.copytree(project / "home" / "runs" / "x" / "preprocessing", tmp_path / "run" / "preprocessing")
     if name == "checkpoints":
         (tmp_path / "run" / name).write_text("")
     elif name == "preprocessing":
@@ -248,8 +252,8 @@ def test_a_path_that_cannot_be_written_is_one_line(capsys, place, tmp_path, name
 
 
 @pytest.mark.parametrize("workdir", ["/proc/x", "/sys/x", "a" * 300, "~nobody-of-this-name/x"])
-def test_an_impossible_workdir_is_one_line(capsys, place, workdir):
-    words = [f"--config={place / 'recipe.py'}:{place / 'prepared' / 'mood'}", f"--workdir={workdir}"]
+def test_an_impossible_workdir_is_one_line(capsys, project, workdir):
+    words = [f"--config={project / 'recipe.py'}:{project / 'prepared' / 'mood'}", f"--workdir={workdir}"]
     status, _, err = command(capsys, "train", *words)
     assert status == 2 and err.startswith("mmjax: error: ") and err.count("\n") == 1
 
@@ -265,19 +269,19 @@ def at_step(monkeypatch, step: int, action) -> None:
     monkeypatch.setattr(CheckpointHook, "after_step", after_step)
 
 
-def test_a_deleted_workdir_ends_the_run_in_one_line(capsys, monkeypatch, place, tmp_path):
+def test_a_deleted_workdir_ends_the_run_in_one_line(capsys, monkeypatch, project, tmp_path):
     def delete():
         # The save of step 2 may still create and rename files during the deletion.
         while (tmp_path / "run").exists():
             shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
     at_step(monkeypatch, 3, delete)
-    recipe = load_recipe(f"{place / 'recipe.py'}:{place / 'prepared' / 'mood'}")
+    recipe = load_recipe(f"{project / 'recipe.py'}:{project / 'prepared' / 'mood'}")
     with pytest.raises(SystemExit, match=r"mmjax: stopped: .*run was deleted while the run was training$"):
         train(recipe, tmp_path / "run")
 
 
-def test_deleted_checkpoints_cost_only_themselves(monkeypatch, caplog, place, tmp_path):
+def test_deleted_checkpoints_cost_only_themselves(monkeypatch, caplog, project, tmp_path):
     folder = tmp_path / "run" / "checkpoints"
 
     def delete():
@@ -287,7 +291,7 @@ def test_deleted_checkpoints_cost_only_themselves(monkeypatch, caplog, place, tm
         shutil.rmtree(folder)
 
     at_step(monkeypatch, 3, delete)
-    train(load_recipe(f"{place / 'recipe.py'}:{place / 'prepared' / 'mood'}"), tmp_path / "run")
+    train(load_recipe(f"{project / 'recipe.py'}:{project / 'prepared' / 'mood'}"), tmp_path / "run")
     assert "checkpoints was deleted" in caplog.text
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
 
@@ -300,8 +304,12 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def test_a_full_disk_ends_the_run_in_one_line_and_it_resumes(capsys, place, tmp_path):
-    words = ["train", f"--config={place / 'recipe.py'}:{place / 'prepared' / 'mood'}", f"--workdir={tmp_path / 'run'}"]
+def test_a_full_disk_ends_the_run_in_one_line_and_it_resumes(capsys, project, tmp_path):
+    words = [
+        "train",
+        f"--config={project / 'recipe.py'}:{project / 'prepared' / 'mood'}",
+        f"--workdir={tmp_path / 'run'}",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
     program = [sys.executable, "-c", FULL_DISK, "12000", *words]
     # A generous limit for slow machines; the test is that the process ends.

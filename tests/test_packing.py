@@ -181,12 +181,12 @@ def test_patches_are_those_of_the_picture_row_by_row():
 def test_a_recording_has_its_samples_in_chunks_and_its_room_is_never_too_small(count, rate, most):
     audio = Audio(Audio.Config(sample_rate=8000, seconds=0.25, chunk=60, normalise="none"))
     samples = np.random.default_rng(0).normal(0, 0.1, count).astype(np.float32)
-    room = audio.lengths({"seconds": np.array([count / rate])}, most)[0]
+    length = audio.lengths({"seconds": np.array([count / rate])}, most)[0]
     chunks, places = audio.process_packed((samples, rate), most)
     values, mask = audio.process((samples, rate))
     whole = min(int(mask.sum()), 60 * most)
-    assert len(chunks) == room == -(-whole // 60) <= most
-    assert places.tolist() == [[index, whole] for index in range(room)]
+    assert len(chunks) == length == -(-whole // 60) <= most
+    assert places.tolist() == [[index, whole] for index in range(length)]
     np.testing.assert_allclose(chunks.reshape(-1)[:whole], values[:whole], atol=1e-6)
     assert (chunks.reshape(-1)[whole:] == 0).all()
 
@@ -194,9 +194,9 @@ def test_a_recording_has_its_samples_in_chunks_and_its_room_is_never_too_small(c
 def test_a_text_keeps_its_end_where_it_is_cut_and_its_room_is_never_too_small():
     text = Text(Text.Config(length=9))
     for words in ("", "a", "éé", "longer than that"):
-        room = text.lengths({"bytes": np.array([float(len(words.encode()))])}, 7)[0]
+        length = text.lengths({"bytes": np.array([float(len(words.encode()))])}, 7)[0]
         tokens, places = text.process_packed(words, 7)
-        assert len(tokens) == room <= 7 and tokens[-1] == text.end and places[:, 0].tolist() == list(range(room))
+        assert len(tokens) == length <= 7 and tokens[-1] == text.end and places[:, 0].tolist() == list(range(length))
 
 
 # The stream of packed batches.
@@ -279,12 +279,12 @@ def test_a_row_holds_what_the_plan_says_and_each_example_has_one_slot_in_all_inp
             for name, modality in MODALITIES.items():
                 x, raw = batch.inputs[name], record.inputs[name]
                 row, place = divmod(int(slot), 4)
-                here = x.mask[row] & (x.segments[row] == place)
-                assert bool(x.present[slot]) == here.any() == (raw is not None)
+                example_mask = x.mask[row] & (x.segments[row] == place)
+                assert bool(x.present[slot]) == example_mask.any() == (raw is not None)
                 if raw is not None:
                     values, places = modality.process_packed(raw, 99)
-                    np.testing.assert_array_equal(x.values[row][here], values)
-                    np.testing.assert_array_equal(x.positions[row][here], places)
+                    np.testing.assert_array_equal(x.values[row][example_mask], values)
+                    np.testing.assert_array_equal(x.positions[row][example_mask], places)
         empty = batch.ids < 0
         assert (batch.targets["label"].weight[empty] == 0).all()
         assert not any(x.present[empty].any() for x in batch.inputs.values())
@@ -392,17 +392,17 @@ def model(part: contracts.Part):
         task = case.objective.model(case.parameters).tasks["task"]
         return features, task.losses(features["task"], batch.zero_absent())
 
-    def slopes(values, others):
+    def input_grads(values, others):
         """Weighted sum of features and losses per example, as a function of the first input's values."""
         first = dataclasses.replace(batch.inputs["first"], values=values)
         features, losses = measure(dataclasses.replace(batch, inputs={**batch.inputs, "first": first}))
         made = [leaf.reshape(len(others), -1) for leaf in jax.tree.leaves((features, losses))]
         return sum((jnp.sin(leaf) * others[:, None]).sum() for leaf in made)
 
-    return case, batch, jax.jit(measure), jax.jit(jax.grad(slopes))
+    return case, batch, jax.jit(measure), jax.jit(jax.grad(input_grads))
 
 
-def here(x: Input, example: int) -> np.ndarray:
+def example_mask(x: Input, example: int) -> np.ndarray:
     """Bool [R, N] mask of an example's elements."""
     row, slot = divmod(example, SLOTS)
     found = np.zeros(x.mask.shape, bool)
@@ -415,12 +415,12 @@ def here(x: Input, example: int) -> np.ndarray:
 @hypothesis.given(data=st.data())
 def test_changing_a_packed_example_changes_no_other(part, data):
     _, batch, measure, _ = model(part)
-    there = np.flatnonzero(batch.ids >= 0)
-    example = int(data.draw(st.sampled_from(there.tolist())))
+    valid = np.flatnonzero(batch.ids >= 0)
+    example = int(data.draw(st.sampled_from(valid.tolist())))
     draws = np.random.default_rng(data.draw(st.integers(0, 99)))
     inputs = {}
     for name, x in batch.inputs.items():
-        own = here(x, example)
+        own = example_mask(x, example)
         spread = own.reshape(own.shape + (1,) * (x.values.ndim - 2))
         gone = ~x.mask.reshape(spread.shape)
         if x.values.dtype.kind == "f":
@@ -436,7 +436,7 @@ def test_changing_a_packed_example_changes_no_other(part, data):
     after = measure(dataclasses.replace(batch, inputs=inputs, targets=targets))
     rest = np.delete(np.arange(batch.size), example)
     assert_identical(*(jax.tree.map(lambda leaf: np.asarray(leaf)[rest], found) for found in (after, before)))
-    if any(here(x, example).any() for x in batch.inputs.values()):
+    if any(example_mask(x, example).any() for x in batch.inputs.values()):
         changed = [
             np.any(a[example] != b[example]) for a, b in zip(*map(jax.tree.leaves, (after, before)), strict=True)
         ]
@@ -445,15 +445,15 @@ def test_changing_a_packed_example_changes_no_other(part, data):
 
 @pytest.mark.parametrize("part", [FUSION, PAIRS, SOUND], ids=str)
 def test_no_gradient_reaches_another_example(part):
-    _, batch, _, slopes = model(part)
+    _, batch, _, input_grads = model(part)
     first = batch.inputs["first"]
     for example in np.flatnonzero(batch.ids >= 0)[:6]:
-        own = here(first, example)
+        own = example_mask(first, example)
         others = np.ones(batch.size, np.float32)
         others[example] = 0
-        found = np.asarray(slopes(first.values, others))
+        found = np.asarray(input_grads(first.values, others))
         assert (found[own] == 0).all()
-        assert np.abs(np.asarray(slopes(first.values, 1 - others))[own]).sum() > 0 or not own.any()
+        assert np.abs(np.asarray(input_grads(first.values, 1 - others))[own]).sum() > 0 or not own.any()
         # The gradient of the other examples' own elements is not 0.
         assert np.abs(found).sum() > 0
 
@@ -514,21 +514,21 @@ def pair_of_experiments():
 def test_packed_examples_get_the_answers_of_the_model_that_is_not_packed():
     one, other, parameters = pair_of_experiments()
     batch = one.pipeline.batch_at("train", 32, 2)
-    there = np.flatnonzero(batch.ids >= 0)
-    assert len(there) > 16
+    valid = np.flatnonzero(batch.ids >= 0)
+    assert len(valid) > 16
     # The same examples unpacked, images [height, width, channels], with the same dropout.
-    alone = abstract(other, len(there))
-    for place, slot in enumerate(there):
+    alone = abstract(other, len(valid))
+    for place, slot in enumerate(valid):
         record = Sizes(Sizes.Config(equal=True))[int(batch.ids[slot]) % 61]
         for name, modality in other.modalities.items():
             if record.inputs[name] is not None:
                 values, mask = modality.process(record.inputs[name])
                 alone.inputs[name].values[place], alone.inputs[name].mask[place] = values, mask
-    alone = dataclasses.replace(alone, ids=batch.ids[there], step=batch.step)
+    alone = dataclasses.replace(alone, ids=batch.ids[valid], step=batch.step)
     with jax.default_matmul_precision("highest"):
         found = jax.jit(one.objective.features)(parameters, batch)
         truth = jax.jit(other.objective.features)(parameters, alone)
-    assert_close(jax.tree.map(lambda leaf: np.asarray(leaf)[there], found), truth)
+    assert_close(jax.tree.map(lambda leaf: np.asarray(leaf)[valid], found), truth)
 
 
 def abstract(made, size):

@@ -30,28 +30,28 @@ def make_pairs(kind: str):
     draws = np.random.default_rng(6)
     first, second = (draws.normal(size=(SIZE, WIDTH)) for _ in range(2))
     first, second = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (first, second))
-    there = np.ones(SIZE, bool)
-    there[[0, 1, 2, 7, 13]] = False
+    valid = np.ones(SIZE, bool)
+    valid[[0, 1, 2, 7, 13]] = False
     # Label 3 has four valid examples; labels 4 and 9 have one each, and one invalid.
     labels = np.array([0, 1, 2, 3, 3, 3, 4, 4, 5, 6, 7, 8, 9, 9, 3, 10])
-    pull = draws.normal(size=SIZE)
-    numbers = (7.0, 0.0) if kind == "softmax" else (6.0, -3.0)
-    return (first, second, *map(np.float64, numbers)), (there, labels), pull
+    cotangent = draws.normal(size=SIZE)
+    scalars = (7.0, 0.0) if kind == "softmax" else (6.0, -3.0)
+    return (first, second, *map(np.float64, scalars)), (valid, labels), cotangent
 
 
-def naive(kind, first, second, temperature, bias, there, labels) -> np.ndarray:
+def naive(kind, first, second, temperature, bias, valid, labels) -> np.ndarray:
     """The losses from their definition, in float64, pair by pair."""
     losses = np.zeros(SIZE)
     logits = temperature * first @ second.T + bias
-    here = np.flatnonzero(there)
-    for i in here:
-        partners = [j for j in here if labels[j] == labels[i]]
+    indices = np.flatnonzero(valid)
+    for i in indices:
+        positives = [j for j in indices if labels[j] == labels[i]]
         if kind == "sigmoid":
-            losses[i] = sum(np.log1p(np.exp(-(1 if j in partners else -1) * logits[i, j])) for j in here)
+            losses[i] = sum(np.log1p(np.exp(-(1 if j in positives else -1) * logits[i, j])) for j in indices)
             continue
         for scores in (logits[i], logits[:, i]):
-            norm = np.log(sum(np.exp(scores[j]) for j in here))
-            losses[i] += 0.5 * np.mean([norm - scores[j] for j in partners])
+            norm = np.log(sum(np.exp(scores[j]) for j in indices))
+            losses[i] += 0.5 * np.mean([norm - scores[j] for j in positives])
     return losses
 
 
@@ -73,19 +73,19 @@ def differences(function, arguments, step=1e-6):
 
 @functools.cache
 def truth(kind: str):
-    moving, fixed, pull = make_pairs(kind)
+    moving, fixed, cotangent = make_pairs(kind)
     moving = [np.asarray(x) for x in moving]
     losses = naive(kind, *moving, *fixed)
-    return losses, differences(lambda *moving: naive(kind, *moving, *fixed) @ pull, moving)
+    return losses, differences(lambda *moving: naive(kind, *moving, *fixed) @ cotangent, moving)
 
 
 def measured(kind: str, mesh: MeshConfig | None):
-    moving, fixed, pull = make_pairs(kind)
+    moving, fixed, cotangent = make_pairs(kind)
     moving = [jnp.asarray(x, jnp.float32) for x in moving]
 
     def weighted(*moving):
         losses = pairs.pair_losses(kind, *moving, *map(jnp.asarray, fixed))
-        return losses @ jnp.asarray(pull, jnp.float32), losses
+        return losses @ jnp.asarray(cotangent, jnp.float32), losses
 
     gradients = jax.jit(jax.grad(weighted, argnums=(0, 1, 2, 3), has_aux=True))
     with jax.default_matmul_precision("highest"), jax.set_mesh(make_mesh(mesh or MeshConfig(), devices_of(mesh))):
@@ -122,18 +122,18 @@ def test_small_blocks_give_the_same(kind, mesh, monkeypatch):
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_ranks_count_the_wrong_partners_before_the_best_right_one(mesh):
-    (first, second, *_), (there, labels), _ = make_pairs("softmax")
+    (first, second, *_), (valid, labels), _ = make_pairs("softmax")
     second[4] = second[3]  # a tie between two positives changes nothing
     second[9] = second[8]  # a tie with a negative counts against the model
     config = MESHES[mesh]
     with jax.default_matmul_precision("highest"), jax.set_mesh(make_mesh(config or MeshConfig(), devices_of(config))):
         sides = (jnp.asarray(first, jnp.float32), jnp.asarray(second, jnp.float32))
-        found = jax.jit(pairs.retrieval_ranks)(*sides, jnp.asarray(there), jnp.asarray(labels))
-    scores, here = first @ second.T, np.flatnonzero(there)
+        found = jax.jit(pairs.retrieval_ranks)(*sides, jnp.asarray(valid), jnp.asarray(labels))
+    scores, indices = first @ second.T, np.flatnonzero(valid)
     for counted, matrix in zip(found, (scores, scores.T), strict=True):
-        for i in here:
-            best = max(matrix[i, j] for j in here if labels[j] == labels[i])
-            wrong = [matrix[i, j] for j in here if labels[j] != labels[i]]
+        for i in indices:
+            best = max(matrix[i, j] for j in indices if labels[j] == labels[i])
+            wrong = [matrix[i, j] for j in indices if labels[j] != labels[i]]
             assert counted[i] == sum(score >= best - 1e-9 for score in wrong)
 
 
@@ -170,8 +170,8 @@ def test_no_device_holds_all_pairs_or_all_features():
     config = MeshConfig(data=8)
 
     def total(first, second):
-        there, labels = jnp.ones(size, bool), jnp.arange(size)
-        return pairs.pair_losses("softmax", first, second, jnp.float32(9), jnp.float32(0), there, labels).sum()
+        valid, labels = jnp.ones(size, bool), jnp.arange(size)
+        return pairs.pair_losses("softmax", first, second, jnp.float32(9), jnp.float32(0), valid, labels).sum()
 
     mesh = make_mesh(config)
     rows = jax.NamedSharding(mesh, jax.P("data"))

@@ -330,8 +330,8 @@ class TestPrepare:
         signatures = [kind.signature(kind.decode(raw)) for raw in (changed, *(cloud(seed, 500) for seed in range(30)))]
         pairs = kind.candidates(np.stack([kind.hashes(signature) for signature in signatures]))
         assert [0, 6] in pairs.tolist()
-        alike = [kind.similarity(signatures[0], other) >= kind.config.similarity for other in signatures[1:]]
-        assert np.flatnonzero(alike).tolist() == [5]
+        similar = [kind.similarity(signatures[0], other) >= kind.config.similarity for other in signatures[1:]]
+        assert np.flatnonzero(similar).tolist() == [5]
         for other in (raw * 1.1, raw + 1, raw[:, [1, 0, 2]]):
             assert kind.similarity(kind.signature(raw), kind.signature(other)) < kind.config.similarity
 

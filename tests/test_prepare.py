@@ -274,10 +274,10 @@ def test_codes_of_digits_keep_what_the_file_says(tmp_path):
 
 def test_a_folder_of_files_is_a_dataset(tmp_path):
     for number in range(6):
-        place = tmp_path / "in" / ("train" if number < 4 else "val") / "ab"[number % 2]
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"{number}.jpg").write_bytes(encoded(scene(number), "JPEG"))
-        (place / f"{number}.txt").write_text(f"number {number}")
+        folder = tmp_path / "in" / ("train" if number < 4 else "val") / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.jpg").write_bytes(encoded(scene(number), "JPEG"))
+        (folder / f"{number}.txt").write_text(f"number {number}")
     # Files beside the split folders, and a series, as its name suggests.
     (tmp_path / "in" / "sizes.csv").write_text("1,2\n3,4\n")
     run(tmp_path / "in", tmp_path / "out")
@@ -502,10 +502,10 @@ def test_digits_of_eight_pixels_that_look_alike_are_no_copies_but_the_same_encod
     signatures = [image.signature(image.decode(one)) for one in ones]
     anew = [image.signature(image.decode(File("x", encoded(one, "JPEG", quality=85)))) for one in ones]
     assert all(image.similarity(*pair) >= image.config.similarity for pair in zip(signatures, anew, strict=True))
-    alike = [
+    similar = [
         image.similarity(one, other) >= image.config.similarity for one, other in itertools.combinations(signatures, 2)
     ]
-    assert sum(alike) <= 0.005 * len(alike)
+    assert sum(similar) <= 0.005 * len(similar)
 
 
 def test_rows_of_many_digits_that_are_the_same_are_told_and_stay_and_those_of_few_are_not_told(tmp_path):
@@ -535,8 +535,8 @@ def test_a_picture_that_was_changed_a_little_is_near_and_others_are_not(change):
     ]
     pairs = kind.candidates(np.stack([kind.hashes(signature) for signature in signatures]))
     assert [0, 6] in pairs.tolist()
-    alike = [kind.similarity(signatures[0], other) >= kind.config.similarity for other in signatures[1:]]
-    assert np.flatnonzero(alike).tolist() == [5]
+    similar = [kind.similarity(signatures[0], other) >= kind.config.similarity for other in signatures[1:]]
+    assert np.flatnonzero(similar).tolist() == [5]
 
 
 def test_windows_average_what_lies_in_them():

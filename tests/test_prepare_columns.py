@@ -167,7 +167,7 @@ def test_lists_are_multi_label_targets_in_every_format(tmp_path, form, capsys):
     expected = [(), ("b",), ("a", "c"), None, ("Zürich", "c"), ("1",)]
     for n in range(60):
         stored = found[f"k{n}"]["tags"]
-        held = None if stored is None else tuple(name for name, there in zip(names, stored, strict=True) if there)
+        held = None if stored is None else tuple(name for name, positive in zip(names, stored, strict=True) if positive)
         assert held == expected[n % 6]
     statistics = json.loads((tmp_path / "out" / "statistics.json").read_text())
     assert sum(split["columns"]["tags"]["classes"].get("c", 0) for split in statistics.values()) == 20

@@ -90,7 +90,7 @@ def test_two_processes_have_the_gradients_of_one(environment, tmp_path, mesh, pa
     for count in (1, 2):
         folder = tmp_path / str(count)
         folder.mkdir()
-        run_processes(environment, count, str(TESTS / "together.py"), str(folder), mesh, *["packed"] * packed)
+        run_processes(environment, count, str(TESTS / "train_process.py"), str(folder), mesh, *["packed"] * packed)
         found[count] = [dict(np.load(folder / f"found.{number}.npz")) for number in range(count)]
     one, both = found[1][0], found[2]
     rows = 8 if packed else 32
@@ -105,7 +105,7 @@ def test_two_processes_have_the_gradients_of_one(environment, tmp_path, mesh, pa
 
 
 def test_two_processes_train_one_run_and_one_of_them_writes_it(environment, tmp_path):
-    first_output, second_output = run_processes(environment, 2, str(TESTS / "together.py"), str(tmp_path))
+    first_output, second_output = run_processes(environment, 2, str(TESTS / "train_process.py"), str(tmp_path))
     first, second = (json.loads((tmp_path / f"result.{number}.json").read_text()) for number in range(2))
     written = json.loads((tmp_path / "run" / "result.json").read_text())
     assert first["processes"] == second["processes"] == 2
@@ -120,7 +120,7 @@ def test_two_processes_train_one_run_and_one_of_them_writes_it(environment, tmp_
     assert all(np.isfinite(row["loss"]) for row in rows)
 
     # Resume in one process: checkpoints of two processes are the same.
-    run_processes(environment, 1, str(TESTS / "together.py"), str(tmp_path))
+    run_processes(environment, 1, str(TESTS / "train_process.py"), str(tmp_path))
     again = json.loads((tmp_path / "result.0.json").read_text())
     assert again["processes"] == 1
     assert again["result"]["parameters_hash"] == written["parameters_hash"]

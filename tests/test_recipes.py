@@ -43,9 +43,9 @@ def path_of(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, digits_cache, compiled) -> pathlib.Path:
+def project(tmp_path_factory, digits_cache, compiled) -> pathlib.Path:
     """Folder with raw digits and two prepared datasets."""
-    folder = tmp_path_factory.mktemp("place")
+    folder = tmp_path_factory.mktemp("project")
     write_images(folder / "raw", 12)
     write_recordings(folder / "raw" / "recordings", ["george", "jackson", "lucas", "yweweler"])
     draws = np.random.default_rng(0)
@@ -68,15 +68,15 @@ def place(tmp_path_factory, digits_cache, compiled) -> pathlib.Path:
 
 
 @pytest.fixture
-def here(monkeypatch, place, digits_cache):
-    monkeypatch.chdir(place)
+def in_project(monkeypatch, project, digits_cache):
+    monkeypatch.chdir(project)
     monkeypatch.setenv("MMJAX_CACHE", str(digits_cache))
-    monkeypatch.setenv("MMJAX_DATA", str(place / "raw"))
+    monkeypatch.setenv("MMJAX_DATA", str(project / "raw"))
 
 
 @speech_is_installed
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_trains(here, tmp_path, name):
+def test_every_recipe_trains(in_project, tmp_path, name):
     recipe = plain(load_recipe(path_of(name)))
     small = shrink(recipe)
     # `mmjax reproduce --quick` evaluates; see test_reproduce_quick.py.

@@ -43,7 +43,7 @@ def get_config():
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch, digits_cache):
+def in_folder(monkeypatch, digits_cache):
     monkeypatch.setenv("MMJAX_CACHE", str(digits_cache))
     monkeypatch.chdir(ROOT)
 

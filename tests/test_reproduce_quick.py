@@ -25,9 +25,9 @@ SOME = {"choice": ["everything", "half the channels"]}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, digits_cache, compiled) -> pathlib.Path:
+def project(tmp_path_factory, digits_cache, compiled) -> pathlib.Path:
     """Folder with raw digits and the table of experiment 04."""
-    folder = tmp_path_factory.mktemp("place")
+    folder = tmp_path_factory.mktemp("project")
     write_images(folder / "raw", 12)
     write_recordings(folder / "raw" / "recordings", ["george", "jackson", "lucas", "yweweler"])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
@@ -37,10 +37,10 @@ def place(tmp_path_factory, digits_cache, compiled) -> pathlib.Path:
 
 
 @pytest.fixture
-def here(monkeypatch, place, digits_cache):
-    monkeypatch.chdir(place)
+def in_project(monkeypatch, project, digits_cache):
+    monkeypatch.chdir(project)
     monkeypatch.setenv("MMJAX_CACHE", str(digits_cache))
-    monkeypatch.setenv("MMJAX_DATA", str(place / "raw"))
+    monkeypatch.setenv("MMJAX_DATA", str(project / "raw"))
 
 
 def cases():
@@ -54,7 +54,7 @@ def cases():
 
 @speech_is_installed
 @pytest.mark.parametrize(("folder", "arms"), cases())
-def test_all_parts_of_every_experiment_run(here, capsys, tmp_path, folder, arms):
+def test_all_parts_of_every_experiment_run(in_project, capsys, tmp_path, folder, arms):
     flags = [f"--workdir={tmp_path}", *(f"--arms={arm}" for arm in arms)]
     code = main(["reproduce", str(folder), "--quick", *flags])
     out = capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_all_parts_of_every_experiment_run(here, capsys, tmp_path, folder, arms)
 
 
 @speech_is_installed
-def test_a_record_with_other_entries_is_told(here, capsys, tmp_path):
+def test_a_record_with_other_entries_is_told(in_project, capsys, tmp_path):
     folder = tmp_path / "experiments" / "01_digits"
     shutil.copytree(ROOT / "experiments" / "01_digits", folder)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")

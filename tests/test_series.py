@@ -234,8 +234,8 @@ class TestPrepare:
         signatures = [kind.signature(raw) for raw in (changed, *(self.wave(seed) for seed in range(30)))]
         pairs = kind.candidates(np.stack([kind.hashes(signature) for signature in signatures]))
         assert [0, 6] in pairs.tolist()
-        alike = [kind.similarity(signatures[0], other) >= kind.config.similarity for other in signatures[1:]]
-        assert np.flatnonzero(alike).tolist() == [5]
+        similar = [kind.similarity(signatures[0], other) >= kind.config.similarity for other in signatures[1:]]
+        assert np.flatnonzero(similar).tolist() == [5]
         assert kind.similarity(kind.signature(raw), kind.signature(2 * raw)) < kind.config.similarity
         assert kind.similarity(kind.signature(raw), kind.signature(raw[:, :1])) == 0
 
@@ -244,13 +244,13 @@ class TestPrepare:
         for number in range(20):
             values = self.wave(number, 60 + number)
             values[number, 0] = np.nan
-            place = folder / "ab"[number % 2] / f"{number:02}"
-            place.parent.mkdir(parents=True, exist_ok=True)
+            path = folder / "ab"[number % 2] / f"{number:02}"
+            path.parent.mkdir(parents=True, exist_ok=True)
             if number % 4:
-                place.with_suffix(".npy").write_bytes(npy(values.astype(np.float32)))
+                path.with_suffix(".npy").write_bytes(npy(values.astype(np.float32)))
             else:
                 rows = [",".join("" if np.isnan(v) else repr(float(np.float32(v))) for v in row) for row in values]
-                place.with_suffix(".csv").write_text("x,y\n" + "\n".join(rows) + "\n")
+                path.with_suffix(".csv").write_text("x,y\n" + "\n".join(rows) + "\n")
             raw[f"{'ab'[number % 2]}/{number:02}"] = values.astype(np.float32)
         (folder / "a" / "80.npy").write_bytes(npy(raw["a/00"])[:-9])
         (folder / "a" / "81.npy").write_bytes(npy(raw["a/00"]))
@@ -269,11 +269,11 @@ class TestPrepare:
                 np.testing.assert_array_equal(stored, raw.pop(key))
                 training += [stored] if split == "train" else []
         assert not raw
-        together = np.concatenate(training).astype(np.float64)
+        joined = np.concatenate(training).astype(np.float64)
         facts = dataset.dataset_options["series"]
         assert facts["channels"] == 2
-        np.testing.assert_allclose(facts["mean"], np.nanmean(together, axis=0), rtol=1e-6)
-        np.testing.assert_allclose(facts["std"], np.nanstd(together, axis=0), rtol=1e-6)
+        np.testing.assert_allclose(facts["mean"], np.nanmean(joined, axis=0), rtol=1e-6)
+        np.testing.assert_allclose(facts["std"], np.nanstd(joined, axis=0), rtol=1e-6)
         values, mask = make(length=64, **facts).process(training[0])
         assert np.isfinite(values).all() and mask.any()
         assert (output / "card.html").read_text().count('<path d="M') > 10

@@ -94,17 +94,17 @@ def test_packed_recordings_get_the_tokens_that_they_get_alone(reduction, seconds
     # The longest is truncated; others end inside a chunk, at a chunk's end, or before one window is full.
     lengths = [2900, chunk + 3, 2 * chunk, 30, 13 * HOP, 1500]
     raws = [(draws.normal(0, 0.1, length).astype(np.float32), RATE) for length in lengths]
-    alone = PaddedRows({"sound": audio}, len(raws), BufferPool())
+    padded_rows = PaddedRows({"sound": audio}, len(raws), BufferPool())
     spec, planned_lengths = audio.packed_spec(120), {"sound": audio.lengths({"seconds": np.array(lengths) / RATE}, 120)}
-    together = PackedRows({"sound": audio}, {"sound": spec}, planned_lengths, len(raws), BufferPool(), slots=3)
+    packed_rows = PackedRows({"sound": audio}, {"sound": spec}, planned_lengths, len(raws), BufferPool(), slots=3)
     for number, raw in enumerate(raws):
-        for rows in (alone, together):
+        for rows in (padded_rows, packed_rows):
             rows.put("sound", number, number, raw)
     rng = Randomness.make(0, jnp.zeros((), jnp.int32), jnp.arange(len(raws)))
     for extra in ({}, {"normalise": "recording", "frequency_mask": 6, "time_mask_ms": 100.0, "dropout": 0.2}):
         config = build(SpectrogramTransformer.Config, {**options, **extra}, "audio")
         found = []
-        for rows, form in ((alone, audio.spec), (together, spec)):
+        for rows, form in ((padded_rows, audio.spec), (packed_rows, spec)):
             made = SpectrogramTransformer(config, form, precision=Precision(), rngs=nnx.Rngs(0))
             with jax.default_matmul_precision("highest"):
                 tokens = jax.jit(made)(jax.tree.map(jnp.asarray, rows.inputs["sound"]), rng)

@@ -27,7 +27,7 @@ FLOORS = [
     ("commands",),
     ("__main__",),
 ]
-"""Rooms from the bottom up; rooms of one floor do not import each other."""
+"""Packages from the bottom floor up; packages of one floor do not import each other."""
 
 TOP_LEVEL_MODULES = {
     "__init__", "__main__", "config", "errors", "experiment", "files", "model", "recipe", "tokens",
@@ -59,16 +59,16 @@ def imports(path: pathlib.Path, known: dict[str, pathlib.Path]) -> set[str]:
     return found
 
 
-def test_rooms_import_from_lower_floors_only():
+def test_packages_import_from_lower_floors_only():
     known = modules()
-    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    floor = {package: number for number, packages in enumerate(FLOORS) for package in packages}
     wrong = []
     for name, path in known.items():
-        room = name.partition(".")[0]
-        assert room in floor, f"{room} is missing in the list of floors"
+        package = name.partition(".")[0]
+        assert package in floor, f"{package} is missing in the list of floors"
         for other in imports(path, known):
             target = other.partition(".")[0]
-            if target != room and floor[target] >= floor[room]:
+            if target != package and floor[target] >= floor[package]:
                 wrong.append(f"{name} imports {other}")
     assert not wrong
 

@@ -304,8 +304,8 @@ class TestPrepare:
         signatures = [kind.signature(kind.decode(each)) for each in (changed, *(scene(n, 24, 96) for n in range(10)))]
         pairs = kind.candidates(np.stack([kind.hashes(signature) for signature in signatures]))
         assert [0, 6] in pairs.tolist()
-        alike = [kind.similarity(signatures[0], other) >= kind.config.similarity for other in signatures[1:]]
-        assert np.flatnonzero(alike).tolist() == [5]
+        similar = [kind.similarity(signatures[0], other) >= kind.config.similarity for other in signatures[1:]]
+        assert np.flatnonzero(similar).tolist() == [5]
         # The same frames in reverse order.
         assert kind.similarity(signatures[0], kind.signature(kind.decode(raw[::-1]))) < kind.config.similarity
 

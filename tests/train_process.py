@@ -1,6 +1,6 @@
 """Child process of multi-process training, started by `tests/test_processes.py`; a single one serves as reference.
 
-    python tests/together.py FOLDER [MESH [packed]]
+    python tests/train_process.py FOLDER [MESH [packed]]
 
 With a mesh, such as "data=2 x tensor=4", computes the gradients of the first step, on packed examples if requested;
 without one, trains 10 steps by `mmjax.runs.run.train`. The variables MMJAX_COORDINATOR, MMJAX_PROCESS_COUNT and
@@ -97,10 +97,10 @@ if __name__ == "__main__":
 
     initialize()
     assert jax.device_count() == 8
-    place = pathlib.Path(sys.argv[1])
+    folder = pathlib.Path(sys.argv[1])
     if len(sys.argv) > 2:
         sizes = (axis.split("=") for axis in sys.argv[2].split(" x "))
         mesh = {axis: int(size) for axis, size in sizes}
-        gradients(place, packed_recipe(mesh) if sys.argv[3:] == ["packed"] else recipe(mesh))
+        gradients(folder, packed_recipe(mesh) if sys.argv[3:] == ["packed"] else recipe(mesh))
     else:
-        train(place)
+        train(folder)
