@@ -20,7 +20,7 @@ def get_config(table: str = "") -> ConfigDict:
     config.seed = 0
     config.data = {
         "name": "mixture",
-        "of": {"pairs": {"name": "digits", "task": "matched"}, "sums": {"name": "digits", "task": "arithmetic"}},
+        "datasets": {"pairs": {"name": "digits", "task": "matched"}, "sums": {"name": "digits", "task": "arithmetic"}},
         "inputs": {
             "image": {"size": [8, 8], "channels": 1, "background": "dark", "crop": "content", "fit": "pad"},
             "audio": {"seconds": 1.0, "trim": 25.0},
@@ -63,7 +63,7 @@ def get_config(table: str = "") -> ConfigDict:
     splits = ["pairs/test", "sums/test"]
     if table:
         manifest = read_manifest(pathlib.Path(table).expanduser().absolute())
-        config.data.of.table = {"name": "prepared", "path": table}
+        config.data.datasets.table = {"name": "prepared", "path": table}
         config.data.sampling.weights.table = 1.0
         for name, kind in manifest["inputs"].items():
             if kind != "table":

@@ -246,8 +246,8 @@ class Experiment:
         if checkpoint.best and checkpoint.every % evaluate.every:
             problem = f"{checkpoint.every} is not a multiple of evaluate.every = {evaluate.every}"
             raise UserError("checkpoint.every", f"{problem}, as checkpoint.best requires", "make it a multiple")
-        if evaluate.use == "best" and not checkpoint.best:
-            raise UserError("evaluate.use", "'best' requires checkpoint.best", "set checkpoint.best to a metric")
+        if evaluate.checkpoint == "best" and not checkpoint.best:
+            raise UserError("evaluate.checkpoint", "'best' requires checkpoint.best", "set checkpoint.best to a metric")
 
     @property
     def _watched_metrics(self) -> dict[str, str]:

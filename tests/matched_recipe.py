@@ -37,6 +37,6 @@ def get_config(tokenizer: str = "bytes") -> ConfigDict:
     config.checkpoint = {"every": 1000, "keep": 1, "best": ""}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     config.precision = {"compute": "float32"}
-    config.evaluate = {"every": 0, "splits": ["test"], "subsets": True, "batch_size": 200, "use": "latest"}
+    config.evaluate = {"every": 0, "splits": ["test"], "subsets": True, "batch_size": 200, "checkpoint": "latest"}
     config.log = {"every": 50}
     return config

@@ -39,8 +39,8 @@ class Fixed:
     def __init__(self, end: float):
         self.end = end
 
-    def normal(self, mean, deviation, size):
-        return mean + deviation * np.linspace(-1.0, 1.0, size)
+    def normal(self, mean, std, size):
+        return mean + std * np.linspace(-1.0, 1.0, size)
 
     def uniform(self, low, high, size=None):
         value = low + (high - low) * self.end
@@ -105,7 +105,7 @@ def test_speed_moves_the_pitch_by_its_factor():
 
 
 def test_an_equaliser_makes_each_tone_louder_by_the_gain_at_its_frequency():
-    equalise = Equalise(Equalise.Config(deviation=12.0, points=3))  # -12 dB at 0 Hz, 12 dB at the highest frequency
+    equalise = Equalise(Equalise.Config(std=12.0, points=3))  # -12 dB at 0 Hz, 12 dB at the highest frequency
     middle = 700 * (np.sqrt(1 + RATE / 2 / 700) - 1)  # halfway on the mel scale
     for frequency, gain in [(middle, 0.0), (RATE / 2 - 1, 12.0), (700 * ((1 + middle / 700) ** 0.5 - 1), -6.0)]:
         raw = tone(frequency, 2.0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
+import operator
 import os
 import pathlib
 import shutil
@@ -15,6 +17,8 @@ import pytest
 
 from mmjax import datasets
 from mmjax.__main__ import main
+from mmjax.config import build
+from mmjax.errors import UserError
 from mmjax.tokens import TargetSpec
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -174,8 +178,8 @@ WRONG_RECIPES = {
     "config.train.hooks = [{'kind': 'early_stoping'}]": "train.hooks[0].kind: unknown kind 'early_stoping'",
     # Errors that would otherwise appear hours later.
     "config.evaluate.splits = ['test', 'acents']": "evaluate.splits[1]: unknown split 'acents'; did you mean 'acc",
-    "config.evaluate.use = 'bset'": "evaluate.use: 'bset' is not a choice; did you mean 'best'?",
-    "config.evaluate.use = 'best'": "evaluate.use: 'best' requires checkpoint.best",
+    "config.evaluate.checkpoint = 'bset'": "evaluate.checkpoint: 'bset' is not a choice; did you mean 'best'?",
+    "config.evaluate.checkpoint = 'best'": "evaluate.checkpoint: 'best' requires checkpoint.best",
     "config.evaluate.every = 9; config.checkpoint.every = 9; config.checkpoint.best = 'digit/acuracy'": (
         "checkpoint.best: unknown metric 'digit/acuracy'; did you mean 'digit/accuracy'?"
     ),
@@ -423,12 +427,18 @@ def test_a_process_writes_one_line_and_ends_with_2(tmp_path, trained_run, words,
     assert snapshot(tmp_path) == before
 
 
-def test_a_renamed_key_is_refused_with_its_new_name():
-    from mmjax.config import build
-    from mmjax.errors import UserError
-    from mmjax.experiment import DataConfig, TrainConfig
-
-    with pytest.raises(UserError, match=r"train.average: 'average' was renamed; write 'ema'"):
-        build(TrainConfig, {"steps": 1, "batch_size": 1, "average": 0.9}, "train")
-    with pytest.raises(UserError, match=r"data.absent: 'absent' was renamed; write 'modality_dropout'"):
-        build(DataConfig, {"name": "digits", "absent": {}}, "data")
+@pytest.mark.parametrize(
+    ("module", "cls", "section", "old", "new"),
+    [
+        ("mmjax.experiment", "TrainConfig", {"steps": 1, "batch_size": 1}, "average", "ema"),
+        ("mmjax.experiment", "DataConfig", {"name": "digits"}, "absent", "modality_dropout"),
+        ("mmjax.evaluation", "EvaluateConfig", {}, "use", "checkpoint"),
+        ("mmjax.datasets.mixture", "Mixture.Config", {}, "of", "datasets"),
+        ("mmjax.modalities.augmentation.time_warp", "TimeWarp.Config", {}, "deviation", "std"),
+        ("mmjax.training.loss_transforms.adversarial", "Adversarial.Config", {}, "share", "fraction"),
+    ],
+)
+def test_a_renamed_key_is_refused_with_its_new_name(module, cls, section, old, new):
+    config = operator.attrgetter(cls)(importlib.import_module(module))
+    with pytest.raises(UserError, match=f"there.{old}: '{old}' was renamed; write '{new}'"):
+        build(config, {**section, old: 0.5}, "there")

@@ -29,7 +29,7 @@ def test_the_best_checkpoint_stays_and_is_read(monkeypatch, digits_cache, tmp_pa
     monkeypatch.setenv("MMJAX_CACHE", str(digits_cache))
     workdir = tmp_path / "run"
     for steps in (24, 40):
-        runs.train(recipe(steps, use="best"), workdir)
+        runs.train(recipe(steps, checkpoint="best"), workdir)
     saved = {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()}
     measured = losses(workdir)
     best = min((step for step in measured if step % 8 == 0), key=measured.get)

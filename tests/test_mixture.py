@@ -93,7 +93,7 @@ class Both(Words):
 
 
 DATASETS_HERE = {"pictures": Pictures, "words": Words, "validated": Validated, "both": Both}
-OF = {
+SECTIONS = {
     "seen": {"name": "pictures"},
     "read": {"name": "words", "size": 30, "classes": 5, "rename": {"label": "topic"}},
     "other": {"name": "validated", "size": 7},
@@ -110,8 +110,8 @@ def datasets(monkeypatch):
         monkeypatch.setitem(DATASETS, name, cls)
 
 
-def mixture(of=None):
-    return make_dataset({"name": "mixture", "of": OF if of is None else of}, PartConfig)[1]
+def mixture(datasets=None):
+    return make_dataset({"name": "mixture", "datasets": SECTIONS if datasets is None else datasets}, PartConfig)[1]
 
 
 def pipeline(dataset=None, **options) -> Pipeline:
@@ -174,26 +174,29 @@ class TestMixture:
     @pytest.mark.parametrize(
         "of, said",
         [
-            ({}, "data: of is empty; name at least one dataset"),
+            ({}, "data: datasets is empty; name at least one dataset"),
             ({"a/b": {"name": "words"}}, "data: of has a dataset named 'a/b'; use a non-empty name without a slash"),
-            ({"a": {"name": "wrods"}}, "data.of.a.name: unknown dataset 'wrods'; did you mean 'words'?"),
-            ({"a": {"name": "words", "sizes": 3}}, "data.of.a.sizes: unknown key 'sizes'; did you mean 'size'?"),
+            ({"a": {"name": "wrods"}}, "data.datasets.a.name: unknown dataset 'wrods'; did you mean 'words'?"),
+            ({"a": {"name": "words", "sizes": 3}}, "data.datasets.a.sizes: unknown key 'sizes'; did you mean 'size'?"),
             (
                 {"a": {"name": "words", "rename": {"wrods": "x"}}},
-                "data.of.a.rename.wrods: unknown input or target 'wrods'",
+                "data.datasets.a.rename.wrods: unknown input or target 'wrods'",
             ),
             (
                 {"a": {"name": "words"}, "b": {"name": "words", "classes": 4}},
-                "data.of.b: 'label' of 'b' differs from 'label' of 'a'; rename one",
+                "data.datasets.b: 'label' of 'b' differs from 'label' of 'a'; rename one",
             ),
             (
                 {"a": {"name": "words", "columns": ["x"]}, "b": {"name": "words", "columns": ["y"]}},
-                "data.of.b: 'words' of 'b' differs from 'words' of 'a'; rename one",
+                "data.datasets.b: 'words' of 'b' differs from 'words' of 'a'; rename one",
             ),
-            ({"a": {"name": "mixture", "of": {"b": {"name": "words"}}}}, "data.of.a.name: mixtures cannot be nested"),
+            (
+                {"a": {"name": "mixture", "datasets": {"b": {"name": "words"}}}},
+                "data.datasets.a.name: mixtures cannot be nested",
+            ),
             (
                 {"a": {"name": "both", "rename": {"label": "amount"}}},
-                "data.of.a.rename: two inputs or two targets would be named 'amount'; choose unique names",
+                "data.datasets.a.rename: two inputs or two targets would be named 'amount'; choose unique names",
             ),
         ],
     )
@@ -362,7 +365,7 @@ def get_config():
     config = ConfigDict()
     config.data = {
         "name": "mixture",
-        "of": {
+        "datasets": {
             "pairs": {"name": "digits", "task": "matched"},
             "noise": {"name": "synthetic", "examples": 32, "classes": 4, "rename": {"text": "words"}},
         },

@@ -308,8 +308,8 @@ def test_what_augmentation_makes_larger_stays_in_its_room():
 
 
 def test_a_mixture_is_packed_by_what_all_of_its_datasets_know():
-    of = {"one": {"name": "sizes", "rename": {"picture": "image"}}, "two": {"name": "sizes", "size": 7}}
-    mixture = make_dataset({"name": "mixture", "of": of}, PartConfig)[1]
+    datasets = {"one": {"name": "sizes", "rename": {"picture": "image"}}, "two": {"name": "sizes", "size": 7}}
+    mixture = make_dataset({"name": "mixture", "datasets": datasets}, PartConfig)[1]
     modalities = {"image": MODALITIES["picture"], **MODALITIES}
     packing = Packing(PackingConfig(slots=4, budgets={"image": 14, **PACKING.budgets}, window=16), modalities)
     planned_lengths = packing.planned_lengths(mixture, "train", len(mixture.source("train")))
@@ -322,7 +322,7 @@ def test_a_mixture_is_packed_by_what_all_of_its_datasets_know():
     of_two = (ids[ids >= 0] % 68 >= 61).mean()
     assert pipe.num_broken == 0 and 0.7 < of_two < 0.8
     of["two"]["known"] = False
-    mixture = make_dataset({"name": "mixture", "of": of}, PartConfig)[1]
+    mixture = make_dataset({"name": "mixture", "datasets": datasets}, PartConfig)[1]
     with pytest.raises(UserError, match="data.packing: the index of split 'train' has no column 'picture/height'"):
         packing.planned_lengths(mixture, "train", len(mixture.source("train")))
     curriculum = build(SamplingConfig, {"weights": {"one": [[0, 1], [9, 0]], "two": 1.0}}, "data.sampling")

@@ -242,7 +242,7 @@ class TestAugmentation:
     def test_jitter_is_in_proportion_to_the_size_of_the_cloud(self):
         for scale in (1.0, 1000.0):
             raw = scale * cloud(points=4000, features=1).astype(np.float64)
-            found = PointsJitter(PointsJitter.Config(deviation=0.02))(raw, draws())
+            found = PointsJitter(PointsJitter.Config(std=0.02))(raw, draws())
             size = np.sqrt(np.square(raw[:, :3] - raw[:, :3].mean(axis=0)).sum(axis=1).mean())
             assert (found - raw)[:, :3].std() == pytest.approx(0.02 * size, rel=0.05)
 

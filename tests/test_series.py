@@ -149,13 +149,13 @@ class TestAugmentation:
     def test_jitter_is_in_proportion_to_the_deviation_of_each_channel_and_leaves_gaps(self):
         raw = self.RAW.copy()
         raw[7, 0] = np.nan
-        found = SeriesJitter(SeriesJitter.Config(deviation=0.1))(raw, draws())
+        found = SeriesJitter(SeriesJitter.Config(std=0.1))(raw, draws())
         assert np.isnan(found[7, 0]) and np.isnan(found).sum() == 1
         shares = np.nanstd(found - raw, axis=0) / np.nanstd(raw, axis=0)
         np.testing.assert_allclose(shares, 0.1, rtol=0.15)
 
     def test_scaling_is_one_factor_a_channel(self):
-        scaling, centred = SeriesScaling(SeriesScaling.Config(deviation=0.2)), self.RAW - self.RAW.mean(axis=0)
+        scaling, centred = SeriesScaling(SeriesScaling.Config(std=0.2)), self.RAW - self.RAW.mean(axis=0)
 
         def ratios(seed):
             return (scaling(self.RAW, draws(seed)) - self.RAW.mean(axis=0)) / centred
@@ -179,12 +179,12 @@ class TestAugmentation:
         np.testing.assert_allclose(constant, 1013.0, rtol=1e-12)
 
     def test_a_warp_without_strength_is_the_identity(self):
-        np.testing.assert_allclose(TimeWarp(TimeWarp.Config(deviation=0.0))(self.RAW, draws()), self.RAW, atol=1e-9)
+        np.testing.assert_allclose(TimeWarp(TimeWarp.Config(std=0.0))(self.RAW, draws()), self.RAW, atol=1e-9)
 
     def test_a_warp_moves_values_along_one_smooth_path_that_keeps_both_ends(self):
         steps = np.arange(200.0)
         for seed in range(20):
-            warp = TimeWarp(TimeWarp.Config(deviation=0.3))
+            warp = TimeWarp(TimeWarp.Config(std=0.3))
             path = warp(np.stack([steps, steps**2], axis=1), draws(seed))
             # The values of a warped identity are the warping path itself.
             assert path[0, 0] == 0 and path[-1, 0] == pytest.approx(199) and (np.diff(path[:, 0]) > 0).all()

@@ -31,8 +31,8 @@ BATCHES, ROWS = 1000, 8
 def stream(workers: int) -> Pipeline:
     """Two datasets, mixed by weights, filtered, packed, augmented, with modality dropout."""
     DATASETS["sizes"] = Sizes
-    of = {"one": {"name": "sizes", "rename": {"picture": "image"}}, "two": {"name": "sizes", "size": 7}}
-    dataset = make_dataset({"name": "mixture", "of": of}, PartConfig)[1]
+    datasets = {"one": {"name": "sizes", "rename": {"picture": "image"}}, "two": {"name": "sizes", "size": 7}}
+    dataset = make_dataset({"name": "mixture", "datasets": datasets}, PartConfig)[1]
     modalities = {"image": MODALITIES["picture"], **MODALITIES}
     augment = {
         "image": [make("image", "flip"), make("image", "affine")],

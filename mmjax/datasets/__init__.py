@@ -12,6 +12,7 @@ A dataset is a class with a nested frozen dataclass `Config` and these members; 
     inputs_of(split) -> {names}                   optional: inputs that occur in the split
     columns(split) -> {name: array}               optional: index columns, available without reading records
     checksum -> str                               optional: SHA-256 of the records, by which a run recognises its data
+    nested -> bool                                optional: True if the constructor takes `make_dataset` as well
 
 Importing this package is fast: slow dependencies are imported where they are used.
 """
@@ -74,4 +75,5 @@ def make_dataset(section: Any, shared: type[Shared], where: str = "data") -> tup
         if key not in shared_keys | dataset_keys:
             raise unknown_key(key, where, shared, cls.Config)
     dataset_config = build(cls.Config, {key: value for key, value in section.items() if key in dataset_keys}, where)
-    return config, Mixture(dataset_config, make_dataset) if cls is Mixture else cls(dataset_config)
+    factory = (make_dataset,) if getattr(cls, "nested", False) else ()
+    return config, cls(dataset_config, *factory)

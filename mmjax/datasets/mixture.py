@@ -7,10 +7,11 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+from mmjax.config import Formerly
 from mmjax.data.dataset import Dataset, Record, Source, check_split
 from mmjax.errors import UserError, nearest
 from mmjax.files import cache_folder
@@ -43,20 +44,22 @@ class Mixture(Dataset):
         """Options of `Mixture`.
 
         Attributes:
-          of: {name of your choice: {"name": a name in `mmjax.datasets.DATASETS`, and keys of that dataset}}.
+          datasets: {name of your choice: {"name": a name in `mmjax.datasets.DATASETS`, and keys of that dataset}}.
         """
 
-        of: dict[str, dict[str, Any]]
+        datasets: Annotated[dict[str, dict[str, Any]], Formerly("of")]
 
         def __post_init__(self):
-            if not self.of:
-                raise ValueError("of is empty; name at least one dataset")
-            for name in self.of:
+            if not self.datasets:
+                raise ValueError("datasets is empty; name at least one dataset")
+            for name in self.datasets:
                 if not name or "/" in name:
-                    raise ValueError(f"of has a dataset named {name!r}; use a non-empty name without a slash")
+                    raise ValueError(f"a dataset is named {name!r}; use a non-empty name without a slash")
+
+    nested: ClassVar[bool] = True
 
     def __init__(self, config: Config, make_dataset: Callable[..., tuple[Any, Any]]):
-        self._parts = {name: _Part(name, section, make_dataset) for name, section in config.of.items()}
+        self._parts = {name: _Part(name, section, make_dataset) for name, section in config.datasets.items()}
         # Merged inputs and targets may differ only in their statistics; those of the first dataset apply.
         inputs = self._merge("inputs", lambda part, name: (part.dataset.inputs[name], part.format_options(name)))
         targets = self._merge("targets", lambda part, name: _without_statistics(part.dataset.targets[name]))
@@ -155,7 +158,7 @@ class Mixture(Dataset):
                 if describe(part, name) != describe(first, first_name):
                     problem = f"{new!r} of {part.name!r} differs from {new!r} of {first.name!r}"
                     remedy = f'rename one: rename = {{"{name}": "{part.name}_{name}"}}'
-                    raise UserError(f"data.of.{part.name}", problem, remedy)
+                    raise UserError(f"data.datasets.{part.name}", problem, remedy)
         return merged
 
 
@@ -167,7 +170,7 @@ class _Part:
     """One dataset of a mixture, and its names in the mixture."""
 
     def __init__(self, name: str, section: Mapping[str, Any], make_dataset: Callable[..., tuple[Any, Any]]):
-        where = f"data.of.{name}"
+        where = f"data.datasets.{name}"
         config, dataset = make_dataset(section, PartConfig, where)
         if isinstance(dataset, Mixture):
             raise UserError(f"{where}.name", "mixtures cannot be nested", "list the datasets directly")

@@ -19,7 +19,7 @@ _DATASET = _path_keys(DATASETS.values())
 _INPUT = _path_keys(MODALITIES.values())
 _AUGMENTATION = _path_keys(cls for table in AUGMENTATIONS.values() for cls in table.values())
 
-LOCATION_KEYS = tuple(f"data.{parent}{key}" for parent in ("", "of.*.") for key in sorted(_DATASET))
+LOCATION_KEYS = tuple(f"data.{parent}{key}" for parent in ("", "datasets.*.") for key in sorted(_DATASET))
 """Dotted config keys of the data's location, with `*` for any name."""
 
 
@@ -32,7 +32,7 @@ def resolve_paths(raw: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(data, dict):
         return dict(raw)
     parts = {
-        "of": lambda section: _resolve(section, _DATASET),
+        "datasets": lambda section: _resolve(section, _DATASET),
         "inputs": lambda section: _resolve(section, _INPUT),
         "augment": lambda sections: _each(sections, lambda section: _resolve(section, _AUGMENTATION)),
     }

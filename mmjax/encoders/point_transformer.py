@@ -49,8 +49,8 @@ class PointTransformer(nnx.Module):
         self.second = Linear(inner, inner, rngs=rngs)
         self.third = Linear(2 * inner, config.width, rngs=rngs)
         self.fourth = Linear(config.width, config.width, rngs=rngs)
-        self.place_in = Linear(3, inner, rngs=rngs)
-        self.place_out = Linear(inner, config.width, rngs=rngs)
+        self.position_in = Linear(3, inner, rngs=rngs)
+        self.position_out = Linear(inner, config.width, rngs=rngs)
         self.trunk = Transformer(config, rngs=rngs)
 
     def __call__(self, inputs: Input, rng: Randomness | None) -> Tokens:
@@ -64,7 +64,7 @@ class PointTransformer(nnx.Module):
         relative = patches.at[..., :3].add(-centres[:, :, None].astype(patches.dtype))
         # Zero the invalid points, which now hold minus the centre.
         values = self._embed(jnp.where(valid[..., None], relative, 0).astype(self.dtype), valid)
-        positions = self.place_out(jax.nn.gelu(self.place_in(centres.astype(self.dtype))))
+        positions = self.position_out(jax.nn.gelu(self.position_in(centres.astype(self.dtype))))
         return self.trunk(Tokens.make(values + positions, mask, centres), rng)
 
     def _embed(self, patches: Float[Array, "b g k columns"], valid: Bool[Array, "b g k"]) -> Float[Array, "b g width"]:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import jax
 from jax.sharding import Mesh
 
-from mmjax.config import NonNegative, Within
+from mmjax.config import Formerly, NonNegative, Within
 from mmjax.sharding import replicated
 from mmjax.tasks.metrics import States, finalise, merge
 from mmjax.tokens import Batch
@@ -26,14 +26,14 @@ class EvaluateConfig:
       every: evaluation interval on "validation" in data steps; 0 evaluates only at the end.
       splits: splits to evaluate after the last step.
       subsets: evaluate `splits` with every subset of the inputs.
-      use: checkpoint that `result.json`, `mmjax evaluate` and `mmjax predict` use: "latest" or "best".
+      checkpoint: state that `result.json`, `mmjax evaluate` and `mmjax predict` use: "latest" or "best".
       batch_size: examples per batch; defaults to the training batch size.
     """
 
     every: NonNegative = 0
     splits: tuple[str, ...] = ("test",)
     subsets: bool = True
-    use: Literal["latest", "best"] = "latest"
+    checkpoint: Annotated[Literal["latest", "best"], Formerly("use")] = "latest"
     batch_size: Annotated[int, Within(1, 2**24)] | None = None
 
 

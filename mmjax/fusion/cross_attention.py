@@ -144,7 +144,7 @@ class CrossAttention(nnx.Module):
             if name not in widths:
                 raise UserError("model.fusion.pairs", f"no encoder is named {name!r}", nearest(name, widths))
         pairs = {name: tuple(others) for name, others in pairs.items() if others}
-        self.entrances = nnx.Dict({name: Linear(widths[name], width, rngs=rngs) for name in widths})
+        self.input_projections = nnx.Dict({name: Linear(widths[name], width, rngs=rngs) for name in widths})
         # Small initial queries, so that the attention output dominates the residual stream from the first step.
         queries = jax.random.normal(rngs.params(), (config.queries, width)) * 0.02
         self.queries = parameter(queries, "none", "embed")
@@ -173,7 +173,8 @@ class CrossAttention(nnx.Module):
     def __call__(self, tokens: dict[str, Tokens], rng: Randomness | None) -> dict[str, Tokens]:
         """Returns the updated tokens of each modality and `config.queries` fused tokens per example."""
         streams = {
-            name: tokens[name].with_values(entrance(tokens[name].values)) for name, entrance in self.entrances.items()
+            name: tokens[name].with_values(project(tokens[name].values))
+            for name, project in self.input_projections.items()
         }
         template = next(iter(tokens.values()))
         queries = jnp.broadcast_to(self.queries[...].astype(self.dtype), (template.examples, *self.queries.shape))

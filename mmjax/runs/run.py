@@ -155,7 +155,7 @@ def _train(
 def restore(
     workdir: pathlib.Path, mesh: MeshConfig | None = None, dataset: Dataset | None = None
 ) -> tuple[Experiment, TrainState]:
-    """Restores a run's best or latest checkpoint, selected by `evaluate.use`, on this machine's devices.
+    """Restores a run's best or latest checkpoint, selected by `evaluate.checkpoint`, on this machine's devices.
 
     Args:
       workdir: folder of the run.
@@ -178,10 +178,10 @@ def restore(
         dataset = RecordedDataset(read_record(workdir))
     experiment = Experiment(raw, None if mesh else _fitting_devices(raw), mesh or MeshConfig(), dataset)
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint, read_only=True)
-    best = experiment.config.evaluate.use == "best"
+    best = experiment.config.evaluate.checkpoint == "best"
     if best and checkpoints.steps and checkpoints.best() is None:
         problem = f"no checkpoint in {workdir} has a finite {experiment.config.checkpoint.best}"
-        raise RunError(f"{problem}, which evaluate.use = 'best' needs")
+        raise RunError(f"{problem}, which evaluate.checkpoint = 'best' needs")
     restored = checkpoints.restore_newest(experiment.abstract_state, _warn, best=best)
     checkpoints.close()
     if restored is None:
@@ -328,8 +328,8 @@ def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> tuple[Trai
 
 
 def _evaluated_state(experiment: Experiment, checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, int]:
-    """Returns the state that `evaluate.use` selects, and its data step; `state` is the last one."""
-    if experiment.config.evaluate.use == "best":
+    """Returns the state that `evaluate.checkpoint` selects, and its data step; `state` is the last one."""
+    if experiment.config.evaluate.checkpoint == "best":
         restored = checkpoints.restore_newest(experiment.abstract_state, _warn, best=True)
         if restored is not None:
             return restored

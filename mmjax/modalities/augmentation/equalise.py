@@ -7,7 +7,7 @@ from typing import Annotated
 
 import numpy as np
 
-from mmjax.config import AtLeast
+from mmjax.config import AtLeast, Formerly
 from mmjax.modalities.recordings import Waveform, mono
 
 
@@ -19,11 +19,11 @@ class Equalise:
         """Options of `Equalise`.
 
         Attributes:
-          deviation: standard deviation of the normally distributed gains, in decibels.
+          std: standard deviation of the normally distributed gains, in decibels.
           points: number of frequencies with a random gain, including 0 and half the sample rate.
         """
 
-        deviation: Annotated[float, AtLeast(0.0)] = 6.0
+        std: Annotated[float, AtLeast(0.0), Formerly("deviation")] = 6.0
         points: Annotated[int, AtLeast(2)] = 6
 
     def __init__(self, config: Config):
@@ -32,7 +32,7 @@ class Equalise:
     def __call__(self, raw: Waveform, rng: np.random.Generator) -> Waveform:
         """Filters (samples [n] or [n, channels], rate) to (mono float32 [n], rate)."""
         samples, rate = mono(raw[0]), raw[1]
-        gains = rng.normal(0.0, self.config.deviation, self.config.points)
+        gains = rng.normal(0.0, self.config.std, self.config.points)
         # Mel scale (O'Shaughnessy, 1987), up to a factor.
         highest = np.log1p(rate / 2 / 700.0)
         positions = np.log1p(np.fft.rfftfreq(len(samples), 1 / rate) / 700.0) / highest * (self.config.points - 1)

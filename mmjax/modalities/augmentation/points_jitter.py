@@ -7,7 +7,7 @@ from typing import Annotated
 
 import numpy as np
 
-from mmjax.config import AtLeast
+from mmjax.config import AtLeast, Formerly
 from mmjax.modalities.point_files import as_points
 
 
@@ -19,11 +19,11 @@ class PointsJitter:
         """Options of `PointsJitter`.
 
         Attributes:
-          deviation: standard deviation of the noise per axis, relative to the root mean square distance of the points
+          std: standard deviation of the noise per axis, relative to the root mean square distance of the points
             from their centroid.
         """
 
-        deviation: Annotated[float, AtLeast(0.0)] = 0.01
+        std: Annotated[float, AtLeast(0.0), Formerly("deviation")] = 0.01
 
     def __init__(self, config: Config):
         self.config = config
@@ -33,5 +33,5 @@ class PointsJitter:
         values = as_points(raw)
         finite_xyz = values[np.isfinite(values[:, :3]).all(axis=1), :3]
         size = np.sqrt(finite_xyz.var(axis=0).sum()) if len(finite_xyz) else 0.0
-        moved = values[:, :3] + self.config.deviation * size * rng.standard_normal((len(values), 3))
+        moved = values[:, :3] + self.config.std * size * rng.standard_normal((len(values), 3))
         return np.concatenate([moved, values[:, 3:]], axis=1)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import numpy as np
 
-from mmjax.config import AtLeast
+from mmjax.config import AtLeast, Formerly
 from mmjax.modalities.series import as_series, channel_means
 
 
@@ -19,10 +19,10 @@ class SeriesJitter:
         """Options of `SeriesJitter`.
 
         Attributes:
-          deviation: standard deviation of the noise, relative to that of the channel within the series.
+          std: standard deviation of the noise, relative to that of the channel within the series.
         """
 
-        deviation: Annotated[float, AtLeast(0.0)] = 0.05
+        std: Annotated[float, AtLeast(0.0), Formerly("deviation")] = 0.05
 
     def __init__(self, config: Config):
         self.config = config
@@ -32,5 +32,5 @@ class SeriesJitter:
         values = as_series(raw)
         valid = np.isfinite(values)
         centred = np.where(valid, values - channel_means(values), 0.0)
-        std = np.sqrt(np.square(centred).sum(axis=0) / np.maximum(valid.sum(axis=0), 1))
-        return values + self.config.deviation * std * rng.standard_normal(values.shape)
+        channel_std = np.sqrt(np.square(centred).sum(axis=0) / np.maximum(valid.sum(axis=0), 1))
+        return values + self.config.std * channel_std * rng.standard_normal(values.shape)

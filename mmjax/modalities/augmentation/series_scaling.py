@@ -7,7 +7,7 @@ from typing import Annotated
 
 import numpy as np
 
-from mmjax.config import AtLeast
+from mmjax.config import AtLeast, Formerly
 from mmjax.modalities.series import as_series, channel_means
 
 
@@ -22,10 +22,10 @@ class SeriesScaling:
         """Options of `SeriesScaling`.
 
         Attributes:
-          deviation: standard deviation of the factors.
+          std: standard deviation of the factors.
         """
 
-        deviation: Annotated[float, AtLeast(0.0)] = 0.1
+        std: Annotated[float, AtLeast(0.0), Formerly("deviation")] = 0.1
 
     def __init__(self, config: Config):
         self.config = config
@@ -34,4 +34,4 @@ class SeriesScaling:
         """Transforms [n] or [n, channels] to float64 [n, channels]. Missing values stay missing."""
         values = as_series(raw)
         mean = channel_means(values)
-        return mean + (values - mean) * rng.normal(1.0, self.config.deviation, values.shape[1])
+        return mean + (values - mean) * rng.normal(1.0, self.config.std, values.shape[1])

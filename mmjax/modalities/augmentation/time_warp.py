@@ -7,7 +7,7 @@ from typing import Annotated
 
 import numpy as np
 
-from mmjax.config import AtLeast, Count
+from mmjax.config import AtLeast, Count, Formerly
 from mmjax.modalities.series import as_series
 
 # Lower bound of the speed, which keeps time strictly increasing.
@@ -26,11 +26,11 @@ class TimeWarp:
         """Options of `TimeWarp`.
 
         Attributes:
-          deviation: standard deviation of the speeds, which are normally distributed with mean 1.
+          std: standard deviation of the speeds, which are normally distributed with mean 1.
           knots: number of interior knots of the spline; the start and the end are two more.
         """
 
-        deviation: Annotated[float, AtLeast(0.0)] = 0.2
+        std: Annotated[float, AtLeast(0.0), Formerly("deviation")] = 0.2
         knots: Count = 4
 
     def __init__(self, config: Config):
@@ -43,7 +43,7 @@ class TimeWarp:
 
         values = as_series(raw)
         count = len(values)
-        speeds = rng.normal(1.0, self.config.deviation, self.config.knots + 2)
+        speeds = rng.normal(1.0, self.config.std, self.config.knots + 2)
         if count == 1:
             return values
         knots = np.linspace(0.0, 1.0, len(speeds))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mmjax.config import AtLeast, Rate
+from mmjax.config import AtLeast, Formerly, Rate
 from mmjax.errors import UserError
 from mmjax.fusion import FUSED
 from mmjax.tasks.base import ENCODED
@@ -25,7 +25,7 @@ from mmjax.training.objective import Objective, Parameters, Wrapper, reject_pack
 
 
 class Adversarial:
-    """Adversarial training: (1 - share) x loss + share x loss on adversarially perturbed inputs.
+    """Adversarial training: (1 - fraction) x loss + fraction x loss on adversarially perturbed inputs.
 
     Perturbations follow the gradients of the uncoupled tasks. Contrastive tasks are trained on them too.
     """
@@ -37,11 +37,11 @@ class Adversarial:
         Attributes:
           radius: L2 norm of the perturbation of each input, relative to the norm of the input. Both norms cover
             real numbers only; categories, flags and token ids are not perturbed.
-          share: weight of the adversarial loss; the clean loss has weight 1 - share.
+          fraction: weight of the adversarial loss; the clean loss has weight 1 - fraction.
         """
 
         radius: Annotated[float, AtLeast(0)] = 0.05
-        share: Rate = 0.5
+        fraction: Annotated[Rate, Formerly("share")] = 0.5
 
     def __init__(self, config: Config):
         self.config = config
@@ -113,4 +113,4 @@ class _Adversarial(Wrapper):
         """Weighted sum of the clean and the adversarial loss; metrics are those of the clean inputs."""
         clean, states = self.inner.loss(parameters, {k: v[0] for k, v in features.items()}, batch, weight_sums, names)
         adversarial, _ = self.inner.loss(parameters, {k: v[1] for k, v in features.items()}, batch, weight_sums, names)
-        return (1 - self.config.share) * clean + self.config.share * adversarial, states
+        return (1 - self.config.fraction) * clean + self.config.fraction * adversarial, states
