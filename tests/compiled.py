@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mmjax.planning.hlo import Module
+from mmjax.planning.hlo import Computation, Module
 
 
 def topology_mesh(name: str, **sizes: int) -> Mesh:
@@ -27,3 +27,23 @@ def compile_on(mesh: Mesh, function, *arguments):
     with jax.set_mesh(mesh):
         compiled = jax.jit(function).lower(*shapes).compile()
     return compiled, Module(compiled.as_text())
+
+
+def execution_counts(module: Module) -> dict[str, int]:
+    """Executions of each computation in one run of the program, without fusion computations.
+
+    Raises:
+      ValueError: if the trip count of a loop is unknown.
+    """
+    counts: dict[str, int] = {}
+
+    def visit(computation: Computation, times: int) -> None:
+        counts[computation.name] = counts.get(computation.name, 0) + times
+        for instruction in computation.instructions:
+            if instruction.opcode == "while":
+                visit(module.computations[str(instruction.attribute("body"))], times * module.trip_count(instruction))
+            for called in module.called_computations(instruction):
+                visit(called, times)
+
+    visit(module.entry, 1)
+    return counts

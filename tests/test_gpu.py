@@ -17,6 +17,7 @@ from mmjax.planning.collectives import collectives_of
 from mmjax.planning.hlo import Module
 from mmjax.planning.roofline import instruction_flops
 from mmjax.sharding import MeshConfig, make_mesh
+from tests.compiled import execution_counts
 
 H100 = CHIPS["NVIDIA H100 80GB HBM3"]
 
@@ -88,7 +89,7 @@ def test_collectives_between_gpus_have_the_bytes_of_what_is_sharded():
     x = jax.ShapeDtypeStruct((batch, size), jnp.bfloat16, sharding=rows)
     step = jax.jit(jax.grad(loss), out_shardings=[split] * count)
     module = Module(step.lower(weights, x).compile().as_text())
-    found = [each for name in module.execution_counts() for line in module.computations[name].instructions
+    found = [each for name in execution_counts(module) for line in module.computations[name].instructions
              for each in collectives_of(module, line, mesh, H100)]  # fmt: skip
     gathered = sum(each.bytes for each in found if each.kind == "all-gather")
     scattered = sum(each.bytes for each in found if each.kind == "reduce-scatter")

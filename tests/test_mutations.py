@@ -622,8 +622,8 @@ LISTED = [
     Mutation(
         "layers are restacked in reverse",
         "layers/stack.py",
-        "for index in range(depth)]\n            stacked[key]",
-        "for index in reversed(range(depth))]\n            stacked[key]",
+        "for i in range(depth)))",
+        "for i in reversed(range(depth))))",
         ("tests/test_stack.py", "-k", "restacked"),
         slow=False,
     ),

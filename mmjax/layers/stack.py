@@ -139,7 +139,7 @@ def unstack_layers(tree: Any, like: Any = None) -> Any:
       tree: parameters, or a pytree that contains dicts of their structure, such as an optimiser state.
       like: parameters with stacked layers, which give the depths; by default `tree`.
     """
-    return jax.tree.map(lambda node: _unstack(node, node if like is None else like, 0), tree, is_leaf=_is_dict)
+    return jax.tree.map(lambda node: _walk(node, node if like is None else like, 0, _unstack), tree, is_leaf=_is_dict)
 
 
 def restack_layers(tree: Any, like: Any) -> Any:
@@ -149,7 +149,7 @@ def restack_layers(tree: Any, like: Any) -> Any:
       tree: unstacked parameters, or a pytree that contains dicts of their structure.
       like: parameters with stacked layers.
     """
-    return jax.tree.map(lambda node: _restack(node, like, 0), tree, is_leaf=_is_dict)
+    return jax.tree.map(lambda node: _walk(node, like, 0, _restack), tree, is_leaf=_is_dict)
 
 
 def _is_dict(node: Any) -> bool:
@@ -163,29 +163,23 @@ def _depth(key: Any, like: Any, level: int) -> int | None:
     return next((leaf.shape[level] for leaf in jax.tree.leaves(like)), None)
 
 
-def _unstack(node: Any, like: Any, level: int) -> Any:
+def _walk(node: Any, like: Any, level: int, convert: Callable) -> Any:
+    """Applies `convert(stack, depth, descend)` to each stack in `node`; `descend` walks a single layer of it."""
     if not _is_dict(node) or not _is_dict(like):
         return node
-    unstacked: dict[Any, Any] = {}
+    walked: dict[Any, Any] = {}
     for key, child in node.items():
         depth = _depth(key, like.get(key), level)
         if depth is None:
-            unstacked[key] = _unstack(child, like.get(key), level)
+            walked[key] = _walk(child, like.get(key), level, convert)
         else:
-            layers = [jax.tree.map(lambda leaf, index=index: leaf[index], child) for index in range(depth)]
-            unstacked[key] = {index: _unstack(layer, like[key], level + 1) for index, layer in enumerate(layers)}
-    return unstacked
+            walked[key] = convert(child, depth, lambda layer, key=key: _walk(layer, like[key], level + 1, convert))
+    return walked
 
 
-def _restack(node: Any, like: Any, level: int) -> Any:
-    if not _is_dict(node) or not _is_dict(like):
-        return node
-    stacked: dict[Any, Any] = {}
-    for key, child in node.items():
-        depth = _depth(key, like.get(key), level)
-        if depth is None:
-            stacked[key] = _restack(child, like.get(key), level)
-        else:
-            layers = [_restack(child[index], like[key], level + 1) for index in range(depth)]
-            stacked[key] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-    return stacked
+def _unstack(stack: Any, depth: int, descend: Callable) -> dict[int, Any]:
+    return {i: descend(jax.tree.map(lambda leaf, i=i: leaf[i], stack)) for i in range(depth)}
+
+
+def _restack(layers: Any, depth: int, descend: Callable) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(descend(layers[i]) for i in range(depth)))

@@ -191,25 +191,6 @@ class Module:
             for inner in self.computations[name].instructions:
                 yield from self.walk(inner)
 
-    def execution_counts(self) -> dict[str, int]:
-        """Returns {computation: executions in one run of the program}, without fusion computations.
-
-        Raises:
-          ValueError: if the trip count of a loop is unknown.
-        """
-        counts: dict[str, int] = {}
-
-        def visit(computation: Computation, times: int) -> None:
-            counts[computation.name] = counts.get(computation.name, 0) + times
-            for instruction in computation.instructions:
-                if instruction.opcode == "while":
-                    visit(self.computations[str(instruction.attribute("body"))], times * self.trip_count(instruction))
-                for called in self.called_computations(instruction):
-                    visit(called, times)
-
-        visit(self.entry, 1)
-        return counts
-
     def trip_count(self, loop: Instruction) -> int:
         """Returns the trip count of a counted `while` loop.
 
