@@ -16,7 +16,7 @@ from mmjax.config import Formerly, Within
 from mmjax.modalities.point_files import SUFFIXES, as_points, read_points
 from mmjax.modalities.raw_files import fits_float32
 from mmjax.prepare import fingerprints
-from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable, pooled_mean_and_std, storage_dtype
+from mmjax.prepare.kinds.array import ArrayKind
 
 # Signatures: projection directions, and quantiles per direction.
 _DIRECTIONS, _QUANTILES = 16, 33
@@ -26,13 +26,11 @@ _SIDE = 120
 _CELLS, _VIEWS = 12, ((0, 1), (0, 2), (1, 2))
 
 
-class PointsKind(Kind):
-    """A point cloud, stored as [n, 3 + features] without points whose coordinates are not finite.
+class PointsKind(ArrayKind):
+    """A point cloud, stored as [n, 3 + features] without points whose coordinates are not finite."""
 
-    The column is float32 if that is exact for all of its clouds, else float64.
-    Clouds with fewer features than others of the column are padded with NaN.
-    """
-
+    noun, measured, fixed = "point cloud", "feature", 3
+    parse, check = staticmethod(read_points), staticmethod(as_points)
     fault_names = ("empty", "constant", "not_finite")
     suffixes = SUFFIXES
 
@@ -51,35 +49,17 @@ class PointsKind(Kind):
         not_finite: Annotated[float, Within(0, 1)] = 0.5
         similarity: Annotated[float, Within(0, 1), Formerly("alike")] = 0.99
 
-    def decode(self, value: Any) -> np.ndarray:
-        try:
-            if isinstance(value, File):
-                return read_points(value.data, value.name)
-            if isinstance(value, bytes):
-                return read_points(value, "")
-            if isinstance(value, (list, tuple, np.ndarray)):
-                return as_points(np.asarray(value))
-        except ValueError as error:
-            raise Unreadable(str(error)) from None
-        raise Unreadable(f"{type(value).__name__} is not a point cloud")
-
     def measure(self, raw: np.ndarray) -> dict[str, float | int | str]:
         kept = _finite(raw)
-        measured: dict[str, float | int | str] = {
+        return {
             "points": len(kept),
             "features": raw.shape[1] - 3,
             "not_finite": 1 - len(kept) / len(raw),
             "radius": float(np.linalg.norm(kept[:, :3] - kept[:, :3].mean(axis=0), axis=1).max()) if len(kept) else 0.0,
             "float32": int(fits_float32(kept)),
             "bytes": (4 if fits_float32(kept) else 8) * kept.size,
+            **self.measure_columns(kept[:, 3:]),
         }
-        for index, values in enumerate(kept[:, 3:].T):
-            values = values[np.isfinite(values)]
-            measured[f"feature_{index}/values"] = len(values)
-            if len(values):
-                measured[f"feature_{index}/mean"] = float(values.mean())
-                measured[f"feature_{index}/std"] = float(values.std())
-        return measured
 
     def faults(self, measured: Mapping[str, Any]) -> dict[str, str]:
         if not measured["points"]:
@@ -133,29 +113,8 @@ class PointsKind(Kind):
         smooth = np.stack([_smooth(view) for view in views]) / len(xyz)
         return np.append(np.sqrt(smooth).reshape(-1), 0.1 * np.log(extent)).astype(np.float32)
 
-    def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
-        return tfds.features.Tensor(
-            shape=(None, 3 + _features(summary)), dtype=storage_dtype(summary), encoding="bytes"
-        )
-
     def stored(self, raw: np.ndarray, summary: Mapping[str, Any]) -> np.ndarray:
-        kept = _finite(raw)
-        padding = np.full((len(kept), 3 + _features(summary) - kept.shape[1]), np.nan)
-        return np.concatenate([kept, padding], axis=1).astype(storage_dtype(summary))
-
-    def placeholder(self, summary: Mapping[str, Any]) -> np.ndarray:
-        return np.full((1, 3 + _features(summary)), np.nan, storage_dtype(summary))
-
-    def dataset_options(self, summary: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
-        """Feature count, and the mean and standard deviation of each feature over the training split's points."""
-        means, stds = [], []
-        for index in range(_features(summary)):
-            counts = numbers.get(f"feature_{index}/values", np.zeros(0))
-            statistics = [numbers.get(f"feature_{index}/{name}", np.zeros_like(counts)) for name in ("mean", "std")]
-            mean, std = pooled_mean_and_std(counts, *statistics)
-            means.append(mean)
-            stds.append(std)
-        return {"features": len(means), "mean": means, "std": stds}
+        return super().stored(_finite(raw), summary)
 
     def show(self, raw: np.ndarray) -> str:
         kept = _finite(raw)
@@ -171,11 +130,6 @@ class PointsKind(Kind):
 
 def _finite(raw: np.ndarray) -> np.ndarray:
     return raw[np.isfinite(raw[:, :3]).all(axis=1)]
-
-
-def _features(summary: Mapping[str, Any]) -> int:
-    """Feature count to store: the maximum over the column's clouds."""
-    return int(summary["features"]["largest"]) if summary else 0
 
 
 def _smooth(counts: np.ndarray) -> np.ndarray:

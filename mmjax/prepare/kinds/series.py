@@ -12,7 +12,7 @@ from mmjax.config import Formerly, Within
 from mmjax.modalities.raw_files import fits_float32
 from mmjax.modalities.series import as_series, read_series
 from mmjax.prepare import fingerprints
-from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable, pooled_mean_and_std, storage_dtype
+from mmjax.prepare.kinds.array import ArrayKind
 
 # Steps that signatures and features resample to.
 _STEPS = 64
@@ -22,12 +22,11 @@ _SHOWN_CHANNELS, _SHOWN_STEPS = 6, 160
 _WIDTH, _HEIGHT = 160, 40
 
 
-class SeriesKind(Kind):
-    """A series, stored as [n, channels], with NaN for missing values: float32 if that is exact for all, else float64.
+class SeriesKind(ArrayKind):
+    """A series, stored as [n, channels], with NaN for missing values and for channels that other series have."""
 
-    Series with fewer channels than others of the column are padded with missing channels.
-    """
-
+    noun, measured = "series", "channel"
+    parse, check = staticmethod(lambda data, name: read_series(data)), staticmethod(as_series)
     fault_names = ("empty", "constant", "not_finite")
     suffixes = (".npy", ".csv", ".tsv")
 
@@ -42,35 +41,20 @@ class SeriesKind(Kind):
 
         similarity: Annotated[float, Within(0, 1), Formerly("alike")] = 0.98
 
-    def decode(self, value: Any) -> np.ndarray:
-        try:
-            if isinstance(value, (File, bytes)):
-                return read_series(value.data if isinstance(value, File) else value)
-            if isinstance(value, (list, tuple, np.ndarray)):
-                return as_series(np.asarray(value))
-        except ValueError as error:
-            raise Unreadable(str(error)) from None
-        raise Unreadable(f"{type(value).__name__} is not a series")
-
     def measure(self, raw: np.ndarray) -> dict[str, float | int | str]:
         finite = np.isfinite(raw)
-        measured: dict[str, float | int | str] = {
+        high, low = (np.where(finite, raw, bound) for bound in (-np.inf, np.inf))
+        spans = (high.max(axis=0) - low.min(axis=0))[finite.any(axis=0)]
+        return {
             "steps": len(raw),
             "channels": raw.shape[1],
             "missing": float(np.isnan(raw).mean()),
             "infinite": int(np.isinf(raw).sum()),
             "float32": int(fits_float32(raw)),
             "bytes": (4 if fits_float32(raw) else 8) * raw.size,
+            "spread": float(spans.max(initial=0.0)),
+            **self.measure_columns(raw),
         }
-        spread = 0.0
-        for channel in range(raw.shape[1]):
-            values = raw[finite[:, channel], channel]
-            measured[f"channel_{channel}/values"] = len(values)
-            if len(values):
-                measured[f"channel_{channel}/mean"] = float(values.mean())
-                measured[f"channel_{channel}/std"] = float(values.std())
-                spread = max(spread, float(values.max() - values.min()))
-        return measured | {"spread": spread}
 
     def faults(self, measured: Mapping[str, Any]) -> dict[str, str]:
         values = sum(measured[f"channel_{channel}/values"] for channel in range(int(measured["channels"])))
@@ -118,26 +102,6 @@ class SeriesKind(Kind):
             row[:] = [*waveform, *spectrum, np.arcsinh(mean), np.arcsinh(std)]
         return features.reshape(-1).astype(np.float32)
 
-    def tfds_feature(self, tfds: Any, summary: Mapping[str, Any]) -> Any:
-        return tfds.features.Tensor(shape=(None, _channels(summary)), dtype=storage_dtype(summary), encoding="bytes")
-
-    def stored(self, raw: np.ndarray, summary: Mapping[str, Any]) -> np.ndarray:
-        padding = np.full((len(raw), _channels(summary) - raw.shape[1]), np.nan)
-        return np.concatenate([raw, padding], axis=1).astype(storage_dtype(summary))
-
-    def placeholder(self, summary: Mapping[str, Any]) -> np.ndarray:
-        return np.full((1, _channels(summary)), np.nan, storage_dtype(summary))
-
-    def dataset_options(self, summary: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
-        """Channel count, and the mean and standard deviation of each channel over the training split."""
-        pooled = []
-        for channel in range(_channels(summary)):
-            counts = numbers.get(f"channel_{channel}/values", np.zeros(0))
-            statistics = [numbers.get(f"channel_{channel}/{name}", np.zeros_like(counts)) for name in ("mean", "std")]
-            pooled.append(pooled_mean_and_std(counts, *statistics))
-        means, stds = zip(*pooled, strict=True)
-        return {"channels": len(pooled), "mean": list(means), "std": list(stds)}
-
     def show(self, raw: np.ndarray) -> str:
         return "".join(_line_svg(channel) for channel in raw.T[:_SHOWN_CHANNELS])
 
@@ -155,11 +119,6 @@ def _profile(raw: np.ndarray) -> np.ndarray:
 
 def _read_profile(signature: bytes) -> np.ndarray:
     return np.frombuffer(signature).reshape(_STEPS, -1)
-
-
-def _channels(summary: Mapping[str, Any]) -> int:
-    """Channel count to store: the maximum over the column's series."""
-    return int(summary["channels"]["largest"]) if summary else 1
 
 
 def _line_svg(values: np.ndarray) -> str:
