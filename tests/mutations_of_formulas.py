@@ -78,8 +78,8 @@ FORMULAS = [
     Mutation(
         "elements of an array share the rounding",
         "training/optim/moments.py",
-        "hash_bits(hash_bits(element ^ seed) + seed)",
-        "hash_bits(hash_bits((element & 1) ^ seed) + seed)",
+        "hash_bits(hash_bits(flat_index(x.shape) ^ seed) + seed)",
+        "hash_bits(hash_bits((flat_index(x.shape) & 1) ^ seed) + seed)",
         layers("rounding"),
     ),
     Mutation(

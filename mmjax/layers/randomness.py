@@ -28,6 +28,15 @@ def hash_bits(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
+def flat_index(shape: tuple[int, ...]) -> jax.Array:
+    """Row-major index of each element, uint32 [*shape], modulo 2^32. Each device computes only its own shard."""
+    index, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    return index
+
+
 @pytree
 class Randomness:
     """Random state of a batch at one layer of the model.
@@ -72,12 +81,7 @@ class Randomness:
         """Draws uniform uint32 [B, *shape]; for packed tokens [R, *shape], where `shape[0]` is N."""
         if self.indices is not None:
             return self._packed_bits(shape)
-        index = jnp.zeros(shape, jnp.uint32)
-        stride = 1
-        for axis in reversed(range(len(shape))):
-            index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-            stride *= shape[axis]
-        seeds = self.seeds.reshape((-1,) + (1,) * len(shape))
+        index, seeds = flat_index(shape), self.seeds.reshape((-1,) + (1,) * len(shape))
         # Two rounds: with one round, the draws of any two examples would be permutations of each other.
         return hash_bits(hash_bits(index[None] + seeds) ^ seeds)
 

@@ -6,7 +6,6 @@ the members of `Modality`. To add one, write one file and add one line to the ta
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
@@ -23,7 +22,12 @@ from mmjax.tokens import InputSpec
 
 
 class Modality(Protocol):
-    """Interface of a modality, used by the data pipeline, the model and the command line."""
+    """Interface of a modality, used by the data pipeline, the model and the command line.
+
+    Optional methods:
+      files() -> list[pathlib.Path]: files that `process` depends on, such as a tokenizer. Runs keep copies of them.
+      warnings(raw) -> list[str]: properties of raw data that make a prediction unreliable.
+    """
 
     def __init__(self, config: Any): ...
 
@@ -44,9 +48,6 @@ class Modality(Protocol):
         Raises:
           UserError: if the argument or its file is invalid.
         """
-
-    def files(self) -> list[pathlib.Path]:
-        """Lists the files that `process` depends on, such as a tokenizer. Checkpoints keep copies of them."""
 
 
 class Packable(Modality, Protocol):

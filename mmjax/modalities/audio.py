@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -128,10 +127,6 @@ class Audio:
         except ValueError as error:
             remedy = "give the path of a complete WAV file (PCM or floating point), or of a FLAC, OGG or MP3 file"
             raise UserError(where, f"{argument!r} cannot be read as WAV or other audio: {error}", remedy) from None
-
-    def files(self) -> list[pathlib.Path]:
-        """Returns []: `process` depends on no files."""
-        return []
 
     def _normalise(self, samples: np.ndarray) -> np.ndarray:
         if self.config.normalise == "none":

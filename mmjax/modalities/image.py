@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -188,10 +187,6 @@ class Image:
             return grey_to_uint8(deep_grey(image), self.config.range)
         except ValueError as error:
             raise UserError(where, f"{argument!r} cannot be read: {error}", "give another image") from None
-
-    def files(self) -> list[pathlib.Path]:
-        """Returns []: `process` depends on no files."""
-        return []
 
     def _pixels(self, raw: np.ndarray) -> np.ndarray:
         """Converts raw pixels to the configured channels and removes margins if `crop` is "content"."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from typing import Literal
 
 import numpy as np
@@ -93,10 +92,6 @@ class Points:
             return read_points(data, argument)
         except ValueError as error:
             raise UserError(where, f"{argument!r}: {error}", _REMEDY) from None
-
-    def files(self) -> list[pathlib.Path]:
-        """Returns []: `process` depends on no files."""
-        return []
 
     def _sample(self, xyz: np.ndarray) -> np.ndarray:
         """Returns the indices of the points [n, 3] to keep, at most `config.points`."""

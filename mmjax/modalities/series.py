@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import pathlib
 
 import numpy as np
 
@@ -87,10 +86,6 @@ class Series:
             return read_series(data)
         except ValueError as error:
             raise UserError(where, f"{argument!r}: {error}", _REMEDY) from None
-
-    def files(self) -> list[pathlib.Path]:
-        """Returns []: `process` depends on no files."""
-        return []
 
 
 def as_series(raw: np.ndarray) -> np.ndarray:

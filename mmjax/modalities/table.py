@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -154,10 +153,6 @@ class Table:
         except ValueError as error:
             problem, _, remedy = str(error).partition("; ")
             raise UserError(where, problem, remedy or "give COLUMN=VALUE,COLUMN=VALUE") from None
-
-    def files(self) -> list[pathlib.Path]:
-        """Returns []: `process` depends on no files."""
-        return []
 
     def _cells(self, row: Mapping[str, Any]) -> np.ndarray:
         cells = np.full(len(self._mean), np.nan)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from typing import Annotated
 
 import numpy as np
@@ -82,10 +81,6 @@ class Video:
         if wanted is None or not rate or len(frames) == 1 or wanted <= rate * (1 + 1e-6):
             return []
         return [f"frames repeat, because the clip has {rate:.4g} frames per second and the run samples {wanted:.4g}"]
-
-    def files(self) -> list[pathlib.Path]:
-        """Returns []: `process` depends on no files."""
-        return []
 
     def _frame_indices(self, count: int, rate: float) -> np.ndarray:
         """Selects int64 [n] frame indices of a clip of `count` frames, n <= config.frames."""

@@ -106,7 +106,7 @@ def _precedes_config(path: pathlib.Path) -> bool:
 def check_same_files(workdir: pathlib.Path, modalities: Mapping[str, Modality]) -> None:
     """Raises a UserError if a preprocessing file (such as a tokenizer) has changed since the run started."""
     for name, modality in modalities.items():
-        for file in modality.files():
+        for file in getattr(modality, "files", list)():
             copy = _copy(workdir, name, file.name)
             if copy.is_file() and copy.read_bytes() != file.read_bytes():
                 remedy = f"restore it from {copy}, or give another workdir"
@@ -153,7 +153,7 @@ def write_config(
     if not (workdir / "config.json").exists():
         recorded.write_record(_record(workdir), record)
     for name, modality in modalities.items():
-        for file in modality.files():
+        for file in getattr(modality, "files", list)():
             folder = workdir / "preprocessing" / name
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / file.name).exists():

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.layers.randomness import flat_index
+
 _CHUNK = 2**16
 """Elements that the host hashes at a time, so that they stay in its cache."""
 
@@ -41,11 +43,7 @@ def _host_sum(array: jax.Array) -> np.uint32:
 @jax.jit
 def _device_sum(array: jax.Array) -> jax.Array:
     words = _words(array)
-    index, stride = jnp.zeros(words.shape, jnp.uint32), 1
-    for axis in reversed(range(words.ndim)):
-        index += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
-        stride *= words.shape[axis]
-    return jnp.sum(_hash(words, index), dtype=jnp.uint32)
+    return jnp.sum(_hash(words, flat_index(words.shape)), dtype=jnp.uint32)
 
 
 def _hash(words: Any, index: Any) -> Any:

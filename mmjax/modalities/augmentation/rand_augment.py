@@ -17,18 +17,10 @@ from mmjax.modalities.image import border_colour
 _Operation = Callable[[PIL.Image.Image, float], PIL.Image.Image]
 
 
-def _affine(*coefficients: Callable[[float, int, int], float]) -> _Operation:
-    """Makes an affine operation from six functions (strength, width, height) -> coefficient, Pillow's a to f."""
-
-    def operation(image: PIL.Image.Image, strength: float) -> PIL.Image.Image:
-        width, height = image.size
-        values = tuple(make(strength, width, height) for make in coefficients)
-        fill = border_colour(np.asarray(image))
-        return image.transform(
-            image.size, PIL.Image.Transform.AFFINE, values, PIL.Image.Resampling.BILINEAR, fillcolor=fill
-        )
-
-    return operation
+def _affine(image: PIL.Image.Image, *coefficients: float) -> PIL.Image.Image:
+    """Applies the affine map with Pillow's coefficients a to f."""
+    method, resampling = PIL.Image.Transform.AFFINE, PIL.Image.Resampling.BILINEAR
+    return image.transform(image.size, method, coefficients, resampling, fillcolor=border_colour(np.asarray(image)))
 
 
 def _enhance(enhancer: type) -> _Operation:
@@ -38,18 +30,6 @@ def _enhance(enhancer: type) -> _Operation:
 def _rotate(image: PIL.Image.Image, strength: float) -> PIL.Image.Image:
     fill = border_colour(np.asarray(image))
     return image.rotate(30 * strength, PIL.Image.Resampling.BILINEAR, fillcolor=fill)
-
-
-def _zero(strength: float, width: int, height: int) -> float:
-    return 0.0
-
-
-def _one(strength: float, width: int, height: int) -> float:
-    return 1.0
-
-
-def _shear(strength: float, width: int, height: int) -> float:
-    return 0.3 * strength
 
 
 OPERATIONS: dict[str, _Operation] = {
@@ -63,10 +43,10 @@ OPERATIONS: dict[str, _Operation] = {
     "contrast": _enhance(PIL.ImageEnhance.Contrast),
     "brightness": _enhance(PIL.ImageEnhance.Brightness),
     "sharpness": _enhance(PIL.ImageEnhance.Sharpness),
-    "shear_x": _affine(_one, _shear, _zero, _zero, _one, _zero),
-    "shear_y": _affine(_one, _zero, _zero, _shear, _one, _zero),
-    "translate_x": _affine(_one, _zero, lambda s, w, h: 0.3 * s * w, _zero, _one, _zero),
-    "translate_y": _affine(_one, _zero, _zero, _zero, _one, lambda s, w, h: 0.3 * s * h),
+    "shear_x": lambda image, strength: _affine(image, 1, 0.3 * strength, 0, 0, 1, 0),
+    "shear_y": lambda image, strength: _affine(image, 1, 0, 0, 0.3 * strength, 1, 0),
+    "translate_x": lambda image, strength: _affine(image, 1, 0, 0.3 * strength * image.width, 0, 1, 0),
+    "translate_y": lambda image, strength: _affine(image, 1, 0, 0, 0, 1, 0.3 * strength * image.height),
 }
 """The fourteen operations of the paper. Each takes a strength in [-1, 1]; its sign is the direction, if any."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from mmjax.errors import UserError
@@ -30,10 +30,6 @@ class ArrayRecords(Source):
 
     def __getstate__(self) -> dict[str, Any]:
         return {"uri": self.uri, "_readers": {}}
-
-    @property
-    def kinds(self) -> Mapping[str, str]:
-        return {}
 
     def rows(self, work: pathlib.Path) -> Iterator[Row]:
         for file in _files(self.uri):

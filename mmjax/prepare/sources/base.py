@@ -36,6 +36,7 @@ class Source(Protocol):
     @property
     def kinds(self) -> Mapping[str, str]:
         """{column: kind} of columns whose kind the source defines; the others are inferred from values."""
+        return {}
 
     @property
     def left_out(self) -> Mapping[str, str]:

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from mmjax.errors import UserError
@@ -35,10 +35,6 @@ class Manifest(Source):
     @staticmethod
     def accepts(uri: str) -> bool:
         return uri.lower().endswith(_SUFFIXES) or files.is_folder(uri) and bool(_find_manifest(uri))
-
-    @property
-    def kinds(self) -> Mapping[str, str]:
-        return {}
 
     def rows(self, work: pathlib.Path) -> Iterator[Row]:
         if not files.exists(self.uri):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, BFloat16, Float, Int
 
-from mmjax.layers.randomness import hash_bits
+from mmjax.layers.randomness import flat_index, hash_bits
 
 
 class RoundedState(NamedTuple):
@@ -65,12 +65,8 @@ def stochastic_round(x: Float[Array, "*shape"], index: int, count: Int[Array, ""
       index: index of the array; seeds its random bits.
       count: update count; seeds the random bits too.
     """
-    element, stride = jnp.zeros(x.shape, jnp.uint32), 1
-    for axis in reversed(range(x.ndim)):
-        element += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
-        stride *= x.shape[axis]
     seed = hash_bits(hash_bits(count.astype(jnp.uint32)) ^ jnp.uint32(index))
-    draws = hash_bits(hash_bits(element ^ seed) + seed) & jnp.uint32(0xFFFF)
+    draws = hash_bits(hash_bits(flat_index(x.shape) ^ seed) + seed) & jnp.uint32(0xFFFF)
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     # bfloat16 is the upper half of float32; the lower half is the probability of rounding away from zero.
     rounded = jax.lax.bitcast_convert_type((bits + draws) & jnp.uint32(0xFFFF0000), jnp.float32)
