@@ -9,12 +9,10 @@ because JAX waits until every host has started.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,8 @@ from absl import flags as absl_flags
 
 from mmjax.files import to_json
 from mmjax.host.libtpu import has_tpu
+from mmjax.host.software import git_commit, package_versions
 
-PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
 # {extra: groups of modules}; an extra is installed if at least one module of each group is.
 EXTRAS: dict[str, list[tuple[str, ...]]] = {
     "demo": [("espeakng_loader",)],
@@ -57,8 +55,8 @@ def collect() -> dict[str, Any]:
     data = Path(os.environ.get("MMJAX_CACHE") or Path.home() / ".cache" / "mmjax").expanduser()
     return {
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in PACKAGES},
-        "git_commit": _git_commit(),
+        "versions": package_versions(),
+        "git_commit": git_commit(),
         "devices": devices,
         "devices_error": error,
         "host": {
@@ -81,25 +79,6 @@ def collect() -> dict[str, Any]:
 def _is_installed(groups: list[tuple[str, ...]]) -> bool:
     # Search without importing, because importing libtpu or a CUDA plugin would claim the device.
     return all(any(importlib.util.find_spec(module) for module in group) for group in groups)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    folder = Path(__file__).parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10)
-        changes = subprocess.run(["git", "status", "-s"], cwd=folder, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if commit.returncode:
-        return None
-    return commit.stdout.strip() + (" with changes" if changes.stdout.strip() else "")
 
 
 def _devices() -> tuple[list[dict[str, Any]], str | None]:
@@ -158,30 +137,27 @@ def _gibibytes(count: int | None) -> str:
 
 def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("python", report["python"])
-    for package, version in report["versions"].items():
-        table.add_row(package, version or "[red]not installed[/red]")
-    table.add_row("git commit", report["git_commit"] or "unknown")
+    from mmjax.reporting.overview import print_key_values
+
+    values = {"python": report["python"]}
+    values |= {package: version or "[red]not installed[/red]" for package, version in report["versions"].items()}
+    values["git commit"] = report["git_commit"] or "unknown"
     if report["devices_error"]:
-        table.add_row("devices", f"[red]{report['devices_error']}[/red]")
-    for device in report["devices"]:
+        values["devices"] = f"[red]{report['devices_error']}[/red]"
+    for index, device in enumerate(report["devices"]):
         shared = device["memory_bytes"] is None and device["platform"] == "cpu"
         memory = "the host's memory" if shared else _gibibytes(device["memory_bytes"])
-        table.add_row("device", f"{device['name']}: {device['kind']}, {memory}")
+        values[f"device {index}"] = f"{device['name']}: {device['kind']}, {memory}"
     host, data = report["host"], report["data"]
-    table.add_row("host", f"{host['system']}, {host['visible_cores']} of {host['cores']} cores")
-    table.add_row("memory", _gibibytes(host["memory_bytes"]))
+    values["host"] = f"{host['system']}, {host['visible_cores']} of {host['cores']} cores"
+    values["memory"] = _gibibytes(host["memory_bytes"])
     state = "" if data["exists"] else " (does not exist yet)"
-    table.add_row("data folder", f"{data['folder']}{state}, {_gibibytes(data['free_bytes'])} free")
-    table.add_row("MMJAX_CACHE", data["MMJAX_CACHE"] or "not set; using the default data folder")
+    values["data folder"] = f"{data['folder']}{state}, {_gibibytes(data['free_bytes'])} free"
+    values["MMJAX_CACHE"] = data["MMJAX_CACHE"] or "not set; using the default data folder"
     for extra, installed in report["extras"].items():
-        table.add_row(f"extra {extra}", "[green]installed[/green]" if installed else "not installed")
+        values[f"extra {extra}"] = "[green]installed[/green]" if installed else "not installed"
     console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
+    print_key_values(console, "mmjax doctor", values)
     for line in report["advice"]:
         console.print(f"- {line}", markup=False)

@@ -13,19 +13,15 @@ import os
 import pathlib
 import platform
 import shutil
-import subprocess
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
-from mmjax import __version__
 from mmjax.datasets import recorded
 from mmjax.errors import UserError
 from mmjax.files import write_json
+from mmjax.host.software import git_commit, package_versions
 from mmjax.modalities import Modality
 from mmjax.runs import lock
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tensorflow-datasets")
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:
@@ -193,25 +189,6 @@ def _load(path: pathlib.Path) -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Returns package versions, git commit, machine and system of this process; None for unknown values."""
-    versions: dict[str, str | None] = {"mmjax": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return {"versions": versions, "git_commit": _commit(), "machine": platform.machine(), "system": platform.system()}
-
-
-def _commit() -> str | None:
-    """Returns the git commit of this package, with "+" appended if files were changed; None if unknown."""
-    folder = pathlib.Path(__file__).parent
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--", "."], cwd=folder, capture_output=True, text=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + ("+" if changed else "")
+    versions = {**package_versions(), "python": platform.python_version()}
+    machine, system = platform.machine(), platform.system()
+    return {"versions": versions, "git_commit": git_commit(), "machine": machine, "system": system}
