@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from mmjax.files import to_json
+from mmjax.files import cache_folder, to_json
 from mmjax.host.libtpu import has_tpu
 from mmjax.host.software import git_commit, package_versions
 
@@ -52,7 +52,7 @@ def collect() -> dict[str, Any]:
 
     extras = {name: _is_installed(groups) for name, groups in EXTRAS.items()}
     devices, error = _devices()
-    data = Path(os.environ.get("MMJAX_CACHE") or Path.home() / ".cache" / "mmjax").expanduser()
+    data = cache_folder()
     return {
         "python": platform.python_version(),
         "versions": package_versions(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import functools
 import io
@@ -16,7 +15,7 @@ from mmjax.config import AtLeast, Count, Formerly, Within
 from mmjax.modalities.filters import resample
 from mmjax.modalities.recordings import Waveform, check_rate, mono, read_recording, to_int16
 from mmjax.prepare import pictures
-from mmjax.prepare.kinds.base import File, Kind, Unreadable
+from mmjax.prepare.kinds.base import File, Kind, Unreadable, data_uri
 
 # Signatures and features: sample rate in Hz, and compared duration in seconds.
 _RATE = 8000
@@ -182,8 +181,8 @@ class AudioKind(Kind):
 
     def show(self, raw: Waveform) -> str:
         samples = to_int16(raw[0][: int(_SHOWN_SECONDS * raw[1])])
-        data = base64.b64encode(_wav(samples.reshape(len(samples), -1), raw[1])).decode()
-        return f'{_envelope(mono(samples))}<audio controls preload="none" src="data:audio/wav;base64,{data}"></audio>'
+        uri = data_uri("audio/wav", _wav(samples.reshape(len(samples), -1), raw[1]))
+        return f'{_envelope(mono(samples))}<audio controls preload="none" src="{uri}"></audio>'
 
 
 def _compared(raw: Waveform) -> np.ndarray:

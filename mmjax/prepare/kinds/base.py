@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -52,6 +53,11 @@ def pooled_mean_and_std(counts: np.ndarray, means: np.ndarray, stds: np.ndarray)
     mean = float(np.average(means, weights=counts))
     std = float(np.sqrt(np.average(np.square(stds) + np.square(means - mean), weights=counts)))
     return mean, std if std > _ROUNDING * abs(mean) else 1.0
+
+
+def data_uri(media_type: str, data: bytes) -> str:
+    """Returns a data URI, which embeds a file in HTML."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def storage_dtype(summary: Mapping[str, Any]) -> Any:

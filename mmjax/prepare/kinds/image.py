@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import functools
@@ -17,7 +16,7 @@ import PIL.ImageOps
 from mmjax.config import AtLeast, Count, Formerly, Within
 from mmjax.modalities.image import deep_grey, grey_to_uint8, is_deep, to_uint8
 from mmjax.prepare import picture_signature, pictures
-from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable
+from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable, data_uri
 
 _SIDE = pictures.SIDE
 _THUMBNAIL = 160
@@ -206,7 +205,7 @@ class ImageKind(Kind):
         image_channels = 1 if raw.pixels.ndim == 2 else raw.pixels.shape[2]
         if raw.file is not None and image_channels == channels:
             return raw.file
-        return _png(PIL.Image.fromarray(raw.pixels).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+        return png(PIL.Image.fromarray(raw.pixels).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
 
     def placeholder(self, summary: Mapping[str, Any]) -> bytes:
         return _empty(_channels(summary))
@@ -223,8 +222,7 @@ class ImageKind(Kind):
         height, width = raw.pixels.shape[:2]
         if max(image.size) > _THUMBNAIL:
             image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        data = base64.b64encode(_png(image)).decode()
-        return f'<img alt="" title="{width} x {height}" src="data:image/png;base64,{data}">'
+        return f'<img alt="" title="{width} x {height}" src="{data_uri("image/png", png(image))}">'
 
 
 def _deep(image: PIL.Image.Image | np.ndarray) -> np.ndarray:
@@ -329,7 +327,8 @@ def _decoded(data: bytes) -> np.ndarray:
     return pixels[..., 0] if grey else pixels
 
 
-def _png(image: PIL.Image.Image) -> bytes:
+def png(image: PIL.Image.Image) -> bytes:
+    """Encodes an image as a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
@@ -338,4 +337,4 @@ def _png(image: PIL.Image.Image) -> bytes:
 @functools.cache
 def _empty(channels: int) -> bytes:
     """PNG file of a single black pixel."""
-    return _png(PIL.Image.new({1: "L", 3: "RGB", 4: "RGBA"}[channels], (1, 1)))
+    return png(PIL.Image.new({1: "L", 3: "RGB", 4: "RGBA"}[channels], (1, 1)))

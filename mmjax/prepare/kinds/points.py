@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import functools
-import io
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -17,6 +15,8 @@ from mmjax.modalities.point_files import SUFFIXES, as_points, read_points
 from mmjax.modalities.raw_files import fits_float32
 from mmjax.prepare import fingerprints
 from mmjax.prepare.kinds.array import ArrayKind
+from mmjax.prepare.kinds.base import data_uri
+from mmjax.prepare.kinds.image import png
 
 # Signatures: projection directions, and quantiles per direction.
 _DIRECTIONS, _QUANTILES = 16, 33
@@ -122,10 +122,9 @@ class PointsKind(ArrayKind):
             return "<i>no points</i>"
         views = {"from above": (0, 1), "from the side": (0, 2)}
         images = [_scatter(kept[:, axes]) for axes in views.values()]
-        buffer = io.BytesIO()
-        PIL.Image.fromarray(np.concatenate(images, axis=1)).save(buffer, "PNG")
-        data, title = base64.b64encode(buffer.getvalue()).decode(), f"{len(kept):,} points, {' and '.join(views)}"
-        return f'<img alt="{title}" title="{title}" style="max-width: none" src="data:image/png;base64,{data}">'
+        uri = data_uri("image/png", png(PIL.Image.fromarray(np.concatenate(images, axis=1))))
+        title = f"{len(kept):,} points, {' and '.join(views)}"
+        return f'<img alt="{title}" title="{title}" style="max-width: none" src="{uri}">'
 
 
 def _finite(raw: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from mmjax.modalities.clips import (
     to_rgb,
 )
 from mmjax.prepare import pictures
-from mmjax.prepare.kinds.base import File, Kind, Unreadable
+from mmjax.prepare.kinds.base import File, Kind, Unreadable, data_uri
 from mmjax.prepare.kinds.image import ImageKind, Picture, thumbnail
 
 # Number of evenly spaced frames used by `measure`, `signature` and `show`.
@@ -174,12 +173,11 @@ class VideoKind(Kind):
             for index in _evenly_spaced(len(frames), _SHOWN)
         ]
         title = f"{len(frames):,} frames of {width} x {height}" + (f", {rate:.4g} per second" if rate else "")
-        strip = base64.b64encode(encode_frame(np.concatenate(shown, axis=1))).decode()
-        html = f'<img alt="" title="{title}" style="max-width: 100%" src="data:image/jpeg;base64,{strip}">'
+        strip = data_uri("image/jpeg", encode_frame(np.concatenate(shown, axis=1)))
+        html = f'<img alt="" title="{title}" style="max-width: 100%" src="{strip}">'
         for mime, magic in _PLAYABLE.items():
             if raw.file is not None and re.match(magic, raw.file, re.S):
-                data = base64.b64encode(raw.file).decode()
-                html += f'<video controls muted preload="none" width="220" src="data:{mime};base64,{data}"></video>'
+                html += f'<video controls muted preload="none" width="220" src="{data_uri(mime, raw.file)}"></video>'
         return html
 
 
