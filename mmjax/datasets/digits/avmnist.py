@@ -14,11 +14,9 @@ import functools
 import hashlib
 import json
 import pathlib
-from typing import Annotated
+from typing import Annotated, Any
 
 from mmjax.config import FilePath, Within
-from mmjax.datasets import cache
-from mmjax.datasets.digits import speech
 from mmjax.datasets.digits.digit_files import DigitFiles, find_digit_files, raw_folder
 from mmjax.datasets.digits.paired_digits import VERSIONS, PairedConfig, PairedDigits
 from mmjax.datasets.digits.speakers import SPLITS, Speakers, choose_speakers
@@ -67,17 +65,10 @@ class Avmnist(PairedDigits):
         """Raw files. Raises UserError if files are missing."""
         return find_digit_files(raw_folder(self.config.path))
 
-    def prepare(self) -> pathlib.Path:
-        """Writes the records with TFDS, unless they are cached, and returns their folder.
-
-        Raises:
-          UserError: if the raw files are missing or damaged, a speaker is unknown, espeakng-loader is needed and not
-            installed, or the cache cannot be written.
-        """
-        if self.config.synthetic and not self._folder.exists():
-            # Fail before anything is written.
-            speech.check_installed()
-        return cache.prepare_once(self._folder, self._write_records, cache.records_checksum)
+    @property
+    def needs_speech(self) -> bool:  # type: ignore[override]
+        """True if some examples have synthetic audio."""
+        return bool(self.config.synthetic)
 
     @functools.cached_property
     def speakers(self) -> Speakers:
@@ -86,23 +77,20 @@ class Avmnist(PairedDigits):
         return choose_speakers(names, self.config.held_out, self.config.validation)
 
     @functools.cached_property
-    def _folder(self) -> pathlib.Path:
+    def folder(self) -> pathlib.Path:
         # The folder name changes with the raw files, the speaker splits and the synthetic fraction.
         identity = json.dumps([self.files.fingerprint, self.speakers, self.config.synthetic])
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return cache_folder(self.config.cache) / self.name / self.config.task / f"{VERSIONS[self.name]}-{key}"
 
-    def _write_records(self, folder: pathlib.Path) -> pathlib.Path:
-        def make_builder():
-            # Imported here because reading prepared records does not need the builder.
-            from mmjax.datasets.digits import avmnist_builder
+    def make_builder(self, folder: pathlib.Path) -> Any:
+        # Imported here because reading prepared records does not need the builder.
+        from mmjax.datasets.digits import avmnist_builder
 
-            return avmnist_builder.AvmnistBuilder(
-                raw_data=avmnist_builder.load_raw_data(self.files, self.speakers, folder / "unpacked"),
-                synthetic=self.config.synthetic,
-                data_dir=str(folder),
-                config=self.config.task,
-                file_format="array_record",
-            )
-
-        return self._write(make_builder)
+        return avmnist_builder.AvmnistBuilder(
+            raw_data=avmnist_builder.load_raw_data(self.files, self.speakers, folder / "unpacked"),
+            synthetic=self.config.synthetic,
+            data_dir=str(folder),
+            config=self.config.task,
+            file_format="array_record",
+        )

@@ -11,10 +11,9 @@ and its voices in English accents that do not occur in `train`.
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
-from mmjax.datasets import cache
-from mmjax.datasets.digits import speech
-from mmjax.datasets.digits.paired_digits import INPUTS, TARGETS, VERSIONS, PairedConfig, PairedDigits
+from mmjax.datasets.digits.paired_digits import INPUTS, TARGETS, VERSIONS, PairedDigits
 from mmjax.datasets.digits.voices import SPLITS
 from mmjax.files import cache_folder
 
@@ -29,30 +28,13 @@ class Digits(PairedDigits):
 
     name = "digits"
     all_splits = SPLITS
-    Config = PairedConfig
 
-    def __init__(self, config: PairedConfig):
-        super().__init__(config)
-        self._folder = cache_folder(config.cache) / self.name / config.task / VERSIONS[self.name]
+    @property
+    def folder(self) -> pathlib.Path:
+        return cache_folder(self.config.cache) / self.name / self.config.task / VERSIONS[self.name]
 
-    def prepare(self) -> pathlib.Path:
-        """Generates the records with espeak-ng and TFDS, unless they are cached, and returns their folder.
+    def make_builder(self, folder: pathlib.Path) -> Any:
+        # Imported here because scikit-learn takes seconds to import and reading prepared records does not need it.
+        from mmjax.datasets.digits.digits_builder import DigitsBuilder
 
-        Raises:
-          UserError: if espeakng-loader is not installed, or the cache cannot be written.
-        """
-        if not self._folder.exists():
-            # Fail before anything is written.
-            speech.check_installed()
-        return cache.prepare_once(self._folder, self._write_records, cache.records_checksum)
-
-    def _write_records(self, folder: pathlib.Path) -> pathlib.Path:
-        def make_builder():
-            # Imported here because scikit-learn takes seconds to import and reading prepared records does not need it.
-            from mmjax.datasets.digits import digits_builder
-
-            return digits_builder.DigitsBuilder(
-                data_dir=str(folder), config=self.config.task, file_format="array_record"
-            )
-
-        return self._write(make_builder)
+        return DigitsBuilder(data_dir=str(folder), config=self.config.task, file_format="array_record")

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -89,10 +89,17 @@ class PairedConfig:
 
 
 class PairedDigits(Dataset):
-    """Base class of the digit datasets. Subclasses implement `prepare`, which writes the records."""
+    """Base class of the digit datasets.
+
+    Attributes:
+      name: name of the dataset, and of its folder in the cache.
+      all_splits: split names.
+      needs_speech: True if preparation synthesises speech.
+    """
 
     name: ClassVar[str]
     all_splits: ClassVar[tuple[str, ...]]
+    needs_speech: bool = True
     Config: ClassVar[type] = PairedConfig
 
     def __init__(self, config: Any):
@@ -121,9 +128,26 @@ class PairedDigits(Dataset):
         """SHA-256 of the prepared records."""
         return cache.checksum(self.prepare())
 
-    def prepare(self) -> pathlib.Path:
-        """Writes the records unless they are cached, and returns their folder."""
+    @property
+    def folder(self) -> pathlib.Path:
+        """Folder of the prepared records."""
         raise NotImplementedError
+
+    def make_builder(self, folder: pathlib.Path) -> Any:
+        """Returns a TFDS builder that writes to `folder`, with the attribute `size` and the callback `advance`."""
+        raise NotImplementedError
+
+    def prepare(self) -> pathlib.Path:
+        """Writes the records with TFDS, unless they are cached, and returns their folder.
+
+        Raises:
+          UserError: if espeakng-loader is needed and not installed, the raw files are invalid, or the cache cannot be
+            written.
+        """
+        if self.needs_speech and not self.folder.exists():
+            # Fail before anything is written.
+            speech.check_installed()
+        return cache.prepare_once(self.folder, self._write, cache.records_checksum)
 
     def source(self, split: str) -> PairedSource:
         """Returns the records of a split, prepared first if necessary."""
@@ -141,12 +165,8 @@ class PairedDigits(Dataset):
             return {"digit": arithmetic.ceilings(arithmetic.matched_outcomes())}
         return {"answer": arithmetic.ceilings(arithmetic.arithmetic_outcomes())}
 
-    def _write(self, make_builder: Callable[[], Any]) -> pathlib.Path:
-        """Writes the records of a TFDS builder with a progress bar, and returns their folder.
-
-        Args:
-          make_builder: returns a builder with the attribute `size`, the total progress, and the callback `advance`.
-        """
+    def _write(self, folder: pathlib.Path) -> pathlib.Path:
+        """Writes the records below `folder` with a progress bar, and returns their own folder."""
         # Imported here because only preparation needs these modules, and TFDS takes seconds to import.
         import rich.console
         import rich.progress
@@ -157,7 +177,7 @@ class PairedDigits(Dataset):
         tfds.disable_progress_bar()
         # Discard TFDS prints: standard output is reserved for the result of the command.
         with progress, contextlib.redirect_stdout(io.StringIO()):
-            builder = make_builder()
+            builder = self.make_builder(folder)
             bar = progress.add_task(f"Preparing {self.name}/{self.config.task}", total=builder.size)
             builder.advance = lambda count: progress.advance(bar, count)
             builder.download_and_prepare()
