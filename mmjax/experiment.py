@@ -96,9 +96,10 @@ class TrainConfig:
       steps: data steps of the whole run.
       batch_size: global batch size, over all devices of all processes; with packing, the maximum number of examples.
       accumulate: microbatches per step (gradient accumulation); more need less memory, with the same result.
-      max_skipped: number of consecutive steps with gradients that are not finite after which the run fails. Such steps
-        are skipped: they change no parameter.
-      rollback: continue from the newest checkpoint before these steps, with the batches after them, instead of failing.
+      max_skipped: the run fails after this many consecutive steps with non-finite gradients. Such steps are skipped:
+        they change no parameter.
+      rollback: instead of failing, restore the newest checkpoint before these steps, and continue with the batches
+        after them.
       ema: decay of the exponential moving average (EMA) of the parameters, used in evaluation; None disables it.
       estimator: gradient estimator, {"kind": a name in `ESTIMATORS`, …}; by default `plain`, or `accumulated` if
         `accumulate` is above 1.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,8 +22,8 @@ class ArrayKind(Kind):
     """
 
     noun: ClassVar[str]
-    parse: ClassVar[Callable[[bytes, str], np.ndarray]]
-    check: ClassVar[Callable[[np.ndarray], np.ndarray]]
+    parse: ClassVar[staticmethod[[bytes, str], np.ndarray]]
+    check: ClassVar[staticmethod[[np.ndarray], np.ndarray]]
     measured: ClassVar[str]
     fixed: ClassVar[int] = 0
 
