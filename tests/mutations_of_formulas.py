@@ -234,7 +234,7 @@ FORMULAS = [
         "modalities/augmentation/noise.py",
         "10 ** (-ratio / 20)",
         "10 ** (-ratio / 10)",
-        ("tests/test_augmentation.py", "-k", "ratio"),
+        ("tests/test_augmentation.py", "-k", "signal_to_noise"),
     ),
     Mutation(
         "a flip is drawn the wrong way round",

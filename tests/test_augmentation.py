@@ -84,7 +84,7 @@ def test_an_affine_map_moves_pixels_where_scipy_moves_them(bounds):
     assert np.abs(raw - truth)[3:-3, 3:-3].max() > 20
 
 
-def test_noise_has_the_ratio_that_was_drawn():
+def test_noise_has_the_drawn_signal_to_noise_ratio():
     samples, rate = Noise(Noise.Config(low=12.0, high=12.0))((tone(seconds=4), RATE), draws())
     noise = samples - tone(seconds=4) / np.float32(32768)
     ratio = 10 * np.log10(np.mean((tone(seconds=4) / 32768) ** 2) / np.mean(noise.astype(np.float64) ** 2))
@@ -159,7 +159,7 @@ def test_pictures_of_any_channels_stay_pictures_and_transparency_is_not_coloured
 
 
 class TestCrop:
-    def test_a_part_is_a_rectangle_of_the_picture_within_its_bounds(self):
+    def test_a_crop_is_a_window_of_the_image_within_its_bounds(self):
         raw = (np.arange(40 * 50).reshape(40, 50) % 251).astype(np.uint8)
         areas = []
         for seed in range(300):
@@ -171,13 +171,13 @@ class TestCrop:
             assert 1 / 1.65 < part.shape[0] / part.shape[1] * 50 / 40 < 1.65
         assert 0.18 < min(areas) < 0.25 and max(areas) > 0.9
 
-    def test_the_whole_picture_is_left_where_nothing_fits(self):
+    def test_the_whole_image_is_returned_if_no_crop_fits(self):
         raw = blob()
         np.testing.assert_array_equal(Crop(Crop.Config(smallest=1.0, aspect=1.0))(raw, draws()), raw)
 
 
 @pytest.mark.parametrize(("horizontal", "vertical"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)])
-def test_a_flip_mirrors_what_it_says(horizontal, vertical):
+def test_flips_match_numpy(horizontal, vertical):
     found = Flip(Flip.Config(horizontal=horizontal, vertical=vertical))(blob(), draws())
     across = blob()[:, ::-1] if horizontal else blob()
     np.testing.assert_array_equal(found, across[::-1] if vertical else across)
@@ -213,7 +213,7 @@ class TestColour:
             y2, i2, q2 = colorsys.rgb_to_yiq(*(after / 255))
             assert abs(y - y2) < 0.01 and abs(turned - (i2 + 1j * q2)) < 0.02
 
-    def test_without_strength_nothing_changes(self):
+    def test_colour_jitter_of_0_is_the_identity(self):
         np.testing.assert_array_equal(self.changed(1.0), self.RAW)
 
 
@@ -228,14 +228,14 @@ class TestErase:
             assert 0.08 < box / raw.size < 0.22 and (erased > 0).sum() > 0.9 * box
         assert not raw.any(), "the augmentation modified its input"
 
-    def test_it_happens_as_often_as_it_should(self):
+    def test_erasing_has_its_probability(self):
         raw = np.zeros((10, 10), np.uint8)
         count = sum(Erase(Erase.Config(probability=0.3))(raw, draws(seed)).any() for seed in range(500))
         assert abs(count / 500 - 0.3) < 0.06
 
 
 class TestRandAugment:
-    def test_as_many_changes_are_made_as_asked_each_as_often_and_with_the_magnitude(self, monkeypatch):
+    def test_operations_are_drawn_uniformly_with_the_magnitude(self, monkeypatch):
         calls = collections.Counter()
 
         def recorder(name):
@@ -252,11 +252,11 @@ class TestRandAugment:
         assert all(abs(count - 125) < 50 for count in calls.values()) and {abs(s) for _, s in calls} == {0.7}
 
     @pytest.mark.parametrize("name", sorted(set(rand_augment.OPERATIONS) - {"autocontrast", "equalize"}))
-    def test_without_strength_a_change_changes_nothing(self, name):
+    def test_operations_at_strength_0_are_the_identity(self, name):
         picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8))
         np.testing.assert_array_equal(np.asarray(rand_augment.OPERATIONS[name](picture, 0.0)), np.asarray(picture))
 
-    def test_a_translation_moves_by_its_part_of_the_picture(self):
+    def test_translations_are_relative_to_the_image_size(self):
         raw = np.zeros((20, 20), np.uint8)
         raw[8:12, 8:12] = 200
         moved = np.asarray(rand_augment.OPERATIONS["translate_x"](PIL.Image.fromarray(raw), 0.5))
@@ -269,7 +269,7 @@ class TestEditWords:
     def edited(self, seed=0, **rates):
         return EditWords(EditWords.Config(**rates))(self.SENTENCE, draws(seed)).split()
 
-    def test_deletion_takes_its_share_and_keeps_the_order(self):
+    def test_deletion_has_its_rate_and_keeps_the_order(self):
         kept = self.edited(delete=0.3, swap=0.0)
         assert abs(len(kept) / 200 - 0.7) < 0.1
         numbers = [int(word[1:]) for word in kept]
@@ -280,7 +280,7 @@ class TestEditWords:
         places = [int(word[1:]) - place for place, word in enumerate(moved)]
         assert sorted(moved) == sorted(self.SENTENCE.split()) and set(places) == {-1, 0, 1}
 
-    def test_a_word_is_always_left(self):
+    def test_at_least_one_word_remains(self):
         for seed in range(200):
             assert EditWords(EditWords.Config(delete=0.99, swap=0.5))("one two", draws(seed)).split()
         assert EditWords(EditWords.Config(delete=0.99))("one", draws()) == "one"
@@ -301,7 +301,7 @@ class TestSynonyms:
         (tmp_path / "data.adj").write_text(self.ADJECTIVES)
         return str(tmp_path)
 
-    def test_wordnet_is_read_with_all_words_of_a_meaning(self, wordnet):
+    def test_words_of_a_wordnet_synset_are_synonyms(self, wordnet):
         assert read_synonyms(wordnet) == {
             "car": ("auto", "motor vehicle"),
             "auto": ("car", "motor vehicle"),
@@ -318,7 +318,7 @@ class TestSynonyms:
         assert abs(sum(text.startswith("Car") for text in found) / 400 - 0.6) < 0.08
 
     @pytest.mark.parametrize("content", [None, "[1]", "{", '{"a": 3}', '{"big": "large"}'])
-    def test_what_holds_no_synonyms_is_refused_in_one_line(self, tmp_path, content):
+    def test_files_without_synonyms_are_refused_in_one_line(self, tmp_path, content):
         path = tmp_path / "words.json"
         if content is not None:
             path.write_text(content)
@@ -350,19 +350,19 @@ class TestParaphrase:
     def made(self, name, rate=0.5):
         return Paraphrase(Paraphrase.Config(function=f"{__name__}:{name}", rate=rate))
 
-    def test_each_of_a_list_comes_equally_often_at_the_rate(self):
+    def test_candidates_are_drawn_uniformly_at_the_rate(self):
         counts = collections.Counter(self.made("in_other_words", 0.6)("a fox", draws(seed)) for seed in range(900))
         assert abs(counts.pop("a fox") - 360) < 60 and set(counts) == set(in_other_words("a fox"))
         assert all(abs(count - 180) < 45 for count in counts.values())
 
-    def test_a_function_may_draw_itself_and_a_copy_in_another_process_draws_the_same(self):
+    def test_functions_with_a_generator_are_reproducible_across_processes(self):
         paraphrase = self.made("drawn_words", 0.99)
         paraphrase.open()
         copy = pickle.loads(pickle.dumps(paraphrase))
         found = [paraphrase("a fox", draws(seed)) for seed in range(20)]
         assert len(set(found)) > 10 and found == [copy("a fox", draws(seed)) for seed in range(20)]
 
-    def test_a_text_without_another_stays(self):
+    def test_texts_without_candidates_are_unchanged(self):
         assert self.made("no_words", 0.99)("a fox", draws()) == "a fox"
 
     @pytest.mark.parametrize(
@@ -373,12 +373,12 @@ class TestParaphrase:
             ("json:__name__", "is not a function but str; name"),
         ],
     )
-    def test_what_cannot_be_imported_is_refused_before_training(self, function, message):
+    def test_functions_that_cannot_be_imported_are_refused_before_training(self, function, message):
         with pytest.raises(UserError, match=message):
             Paraphrase(Paraphrase.Config(function=function)).open()
 
     @pytest.mark.parametrize(("name", "wanted"), [("no_list", "a list of texts"), ("no_text", "a text")])
-    def test_what_is_no_text_is_refused(self, name, wanted):
+    def test_results_that_are_not_text_are_refused(self, name, wanted):
         with pytest.raises(UserError, match=f"let it return {wanted}"):
             self.made(name, 0.99)("a fox", draws())
 
@@ -414,7 +414,7 @@ def test_augmented_batches_are_a_function_of_seed_and_data_step_and_evaluation_i
     assert whole("validation")[0] == whole("validation")[1]
 
 
-def test_the_offset_of_a_recorder_is_no_signal():
+def test_noise_ignores_a_constant_offset():
     """The noise level is relative to the signal without its offset: noise 20 dB below, for any constant offset."""
     samples = 0.01 * np.sin(np.arange(16_000) / 5)
     noise = Noise(Noise.Config(low=20.0, high=20.0))

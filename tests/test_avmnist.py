@@ -104,9 +104,7 @@ class TestRecords:
         gone = [source[index].inputs["audio"] is None for index in range(len(source))]
         assert 0.3 < np.mean(gone) < 0.7
 
-    def test_the_same_files_give_the_same_records_wherever_they_lie_and_however_they_are_packed(
-        self, raw, cache, task, tmp_path
-    ):
+    def test_records_do_not_depend_on_paths_or_archives(self, raw, cache, task, tmp_path):
         write_images(tmp_path, 12)
         with tarfile.open(tmp_path / "recordings.tar.gz", "w:gz") as archive:
             archive.add(raw / "voices" / "recordings", "fsdd/recordings")
@@ -137,7 +135,7 @@ def test_without_a_validation_speaker_the_split_is_left_out_and_all_others_train
         data.source("validation")
 
 
-def test_test_files_of_their_own_are_the_test_split_and_what_they_share_with_training_is_theirs(raw, tmp_path):
+def test_mnist_test_files_are_the_test_split_and_keep_images_shared_with_training(raw, tmp_path):
     shutil.copytree(raw / "voices", tmp_path / "voices")
     write_images(tmp_path, 12)
     write_images(tmp_path, 3, prefix="t10k", ending=".gz", seed=1)
@@ -252,7 +250,7 @@ class TestSpeakers:
             (tuple(SPEAKERS[:3]), None, "no speaker remains for training"),
         ],
     )
-    def test_what_cannot_be_is_a_user_error(self, held_out, validation, problem):
+    def test_invalid_speakers_are_user_errors(self, held_out, validation, problem):
         with pytest.raises(UserError, match=problem):
             choose_speakers(SPEAKERS, held_out, validation)
 
@@ -264,7 +262,7 @@ class TestSpeakers:
             dataset(tmp_path / "raw", tmp_path / "cache").prepare()
 
     @pytest.mark.parametrize("section", [{"held_out": []}, {"held_out": ""}, {"synthetic": 1.5}, {"held_out": 7}])
-    def test_a_config_that_cannot_be_is_a_user_error(self, section):
+    def test_an_invalid_config_is_a_user_error(self, section):
         with pytest.raises(UserError):
             build(Avmnist.Config, section, "data")
 
@@ -279,7 +277,7 @@ class TestRecipe:
             ("matched,inputs=image", None, {"image"}, {"digit"}),
         ],
     )
-    def test_its_argument_says_who_speaks_in_test_and_what_is_read(self, argument, speaker, inputs, tasks):
+    def test_the_recipe_argument_selects_speakers_and_inputs(self, argument, speaker, inputs, tasks):
         config = recipe.get_config(argument)
         assert config.data.held_out == speaker and config.data.task == argument.split(",")[0]
         assert set(config.model.encoders) == set(config.data.inputs) == inputs and set(config.tasks) == tasks

@@ -396,7 +396,7 @@ def test_a_run_whose_gradients_were_never_finite_fails(capsys, tmp_path):
         (["--text=one", "--input", "text=two"], "the input 'text' is given twice"),
     ],
 )
-def test_what_predict_cannot_read_is_refused(capsys, tmp_path, trained_run, words, expected):
+def test_inputs_that_predict_cannot_read_are_refused(capsys, tmp_path, trained_run, words, expected):
     (tmp_path / "cut.wav").write_bytes(b"RIFF\xff\x00\x00\x00WAVEfmt \x10\x00")
     (tmp_path / "text.wav").write_text("not a sound")
     words = [word.format(tmp_path) for word in words]

@@ -56,7 +56,7 @@ def run(modules, experiment):
     run.close()
 
 
-def test_a_series_times_as_many_steps_as_asked_and_leaves_the_first_out(modules, run):
+def test_timing_excludes_the_first_step(modules, run):
     before = int(run.state.data_step)
     for real in (False, True):
         durations, waits = run.series(5, real)

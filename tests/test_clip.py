@@ -81,6 +81,6 @@ def test_the_benchmark_measures_ours_alone_and_says_how_to_install_the_peers(tmp
     assert ours["flops"] > 0 and ours["peak_bytes"] > 2**27 and found["runs"][1]["missing"]
 
 
-def test_a_contender_that_there_is_not_is_one_line():
+def test_an_unknown_contender_is_one_line():
     done = benchmark("--contenders=torhc")
     assert done.returncode == 2 and "did you mean 'torch'?" in done.stderr and "Traceback" not in done.stderr

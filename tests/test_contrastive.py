@@ -21,7 +21,7 @@ def recalls(case, features):
     return task, batch, row
 
 
-def test_recall_is_the_share_of_those_whose_partner_is_among_the_first_k(case):
+def test_recall_at_k_matches_an_explicit_loop(case):
     draws = np.random.default_rng(0)
     first = draws.normal(size=(16, 8))
     second = first + 3.0 * draws.normal(size=(16, 8))
@@ -39,7 +39,7 @@ def test_recall_is_the_share_of_those_whose_partner_is_among_the_first_k(case):
     assert 0.1 < row["other/recall@1"] < row["other/recall@5"] < 1
 
 
-def test_a_model_that_gives_all_examples_one_place_finds_nothing(case):
+def test_constant_features_have_recall_0(case):
     same = jnp.full((16, 8), 8**-0.5)
     row = recalls(case, (same, same))[2]
     assert row["other/recall@1"] == 0 and row["other/recall@5"] == 0

@@ -100,7 +100,7 @@ class TestCache:
         "print((folder / 'x').read_text(), cache.checksum(folder))\n"
     )
 
-    def test_of_processes_at_once_one_writes_and_all_read_the_same(self, tmp_path):
+    def test_concurrent_processes_prepare_once_and_read_the_same(self, tmp_path):
         processes = [run(self.WRITE, tmp_path / "data", tmp_path / "log", 1.0) for _ in range(3)]
         results = {process.communicate(timeout=60)[0] for process in processes}
         assert len(results) == 1 and results.pop().startswith("whole sum")
@@ -139,12 +139,12 @@ def test_the_table_of_datasets_imports_quickly():
 
 
 @pytest.mark.parametrize("fields", [{"task": "arithmetics"}, {"missing": {"image": 1.0}}, {"tasks": "matched"}])
-def test_a_config_that_cannot_be_is_a_user_error(fields):
+def test_an_invalid_config_is_a_user_error(fields):
     with pytest.raises(UserError):
         build(Digits.Config, fields, "data")
 
 
-def test_a_missing_input_that_there_is_not_is_a_user_error():
+def test_an_unknown_missing_input_is_a_user_error():
     with pytest.raises(UserError, match="did you mean 'image'"):
         Digits(Digits.Config(missing_fraction={"imgae": 0.5}))
 
@@ -195,7 +195,7 @@ class TestSpeech:
     @pytest.mark.parametrize(
         ("voice", "problem"), [("en+nosuch", "no variant"), ("en-gb", "has no voice"), ("xx", "has no voice")]
     )
-    def test_a_voice_that_there_is_not_is_a_user_error(self, voice, problem):
+    def test_an_unknown_voice_is_a_user_error(self, voice, problem):
         from mmjax.datasets.digits.speech import Utterance, synthesise
 
         with pytest.raises(UserError, match=problem):
@@ -307,7 +307,7 @@ class TestDigits:
         with pytest.raises(UserError, match="did you mean 'test'"):
             datasets["matched"].source("tset")
 
-    def test_missing_inputs_and_targets_are_so_by_their_rates_but_never_all_inputs(self, digits_cache):
+    def test_missing_fractions_hold_and_one_input_always_remains(self, digits_cache):
         missing_fraction = {"image": 0.5, "audio": 0.5, "text": 0.5, "digit": 0.3}
         dataset = Digits(Digits.Config(task="matched", cache=str(digits_cache), missing_fraction=missing_fraction))
         source = dataset.source("train")

@@ -21,7 +21,7 @@ def evaluated(capsys, *words: str) -> dict:
     return json.loads(out)
 
 
-def test_subsets_are_those_that_training_measured(capsys, trained_run):
+def test_subsets_match_those_of_training(capsys, trained_run):
     recorded = json.loads((trained_run / "result.json").read_text())
     found = evaluated(capsys, f"--workdir={trained_run}", "--subsets")
     assert found["step"] == 300 and found["ceilings"] == recorded["ceilings"]
@@ -55,7 +55,7 @@ def test_tables_show_every_metric(capsys, trained_run):
         (["--without=audio", "--subsets"], "--without: cannot be combined with --subsets"),
     ],
 )
-def test_what_there_is_not_is_refused(capsys, trained_run, words, expected):
+def test_unknown_splits_and_inputs_are_refused(capsys, trained_run, words, expected):
     assert main(["evaluate", f"--workdir={trained_run}", *words]) == 2
     out, err = capsys.readouterr()
     assert out == "" and expected in err and err.count("\n") == 1

@@ -23,14 +23,14 @@ class TestResize:
     @pytest.mark.parametrize("kind", ["box", "bilinear", "bicubic", "lanczos"])
     @pytest.mark.parametrize("size", [(224, 224), (13, 90), (61, 8), (1, 1)])
     @pytest.mark.parametrize("shape", [(61, 90, 3), (45, 45), (1, 7, 1), (300, 200, 4), (3, 800, 3), (1300, 900, 3)])
-    def test_it_is_what_pillow_makes_of_floating_point_numbers(self, kind, size, shape):
+    def test_resizing_matches_pillow(self, kind, size, shape):
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         made = resize(pixels, size, kind)
         assert made.dtype == np.float32 and made.shape == (*size, *shape[2:])
         np.testing.assert_allclose(made.reshape(*size, -1), by_pillow(pixels, size, kind), atol=2e-4)
 
     @pytest.mark.parametrize("kind", ["bilinear", "bicubic", "lanczos"])
-    def test_a_part_of_a_picture_is_what_pillow_makes_of_it(self, kind):
+    def test_resizing_a_box_matches_pillow(self, kind):
         pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
         # Pillow keeps the box in float32; use values that are exact there.
         box = (3.25, 10.5, 31.75, 59.0)
@@ -38,7 +38,7 @@ class TestResize:
             resize(pixels, (20, 33), kind, box), by_pillow(pixels, (20, 33), kind, box), atol=2e-4
         )
 
-    def test_the_nearest_pixel_is_that_at_the_centre(self):
+    def test_nearest_takes_the_pixel_at_the_centre(self):
         # Sizes chosen so that no output centre falls between two pixels.
         pixels = np.random.default_rng(0).integers(0, 256, (41, 61, 3), dtype=np.uint8)
         made = resize(pixels, (11, 27), "nearest")
@@ -52,7 +52,7 @@ class TestResize:
         made = resize(pixels, (9, 40), kind, (1.3, 0.2, 30.9, 16.7))
         np.testing.assert_allclose(made, np.broadcast_to(np.float32([0, 200, 255]), (9, 40, 3)), atol=1e-4)
 
-    def test_what_overshoots_at_an_edge_is_cut_off(self):
+    def test_overshoot_at_edges_is_clipped(self):
         pixels = np.zeros((20, 20), np.uint8)
         pixels[:, 10:] = 255
         made = resize(pixels, (50, 50), "bicubic")
@@ -63,7 +63,7 @@ class TestResample:
     @pytest.mark.parametrize("count", [0, 1, 5, 777, 44_100])
     @pytest.mark.parametrize("rate", [44_100, 16_000, 8_000, 999])
     @pytest.mark.parametrize("target", [16_000, 8_000, 44_100, 997])
-    def test_it_is_what_scipy_makes_in_64_bits(self, rate, target, count):
+    def test_resampling_matches_scipy_in_float64(self, rate, target, count):
         samples = np.random.default_rng(0).normal(size=count).astype(np.float32)
         divisor = math.gcd(rate, target)
         expected = np.zeros(0)

@@ -114,7 +114,7 @@ def test_a_kernel_counts_once_for_each_place_of_its_grid():
     assert matmul_flops(product, X, W) == ONE
 
 
-def test_a_kernel_that_fills_tiles_earns_credit_for_what_it_declares_and_costs_what_it_does():
+def test_padded_kernels_count_declared_flops_and_cost_actual_ones():
     """A head dimension of 64 is padded to 128 lanes: the kernel computes on 128 but declares 64."""
     from mmjax.layers.attention.short import short_attention
 

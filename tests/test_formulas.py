@@ -328,7 +328,7 @@ def test_adversarial_training_is_refused_where_no_task_reads_real_values():
 
 
 @pytest.mark.parametrize("shape", [(60,), (60, 2), (12, 4, 5, 3)])
-def test_the_shares_of_cutmix_count_what_is_not_padding(shape):
+def test_cutmix_shares_count_valid_elements_only(shape):
     size, draws = 400, np.random.default_rng(0)
     lengths = draws.integers(1, shape[0] + 1, size)
     mask = np.arange(shape[0]) < lengths[:, None]

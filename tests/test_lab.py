@@ -79,7 +79,7 @@ def project(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.mark.slow
-def test_what_the_page_says_of_series_points_and_clips_trains_a_model_that_each_of_them_tells_enough(project):
+def test_the_page_trains_a_model_for_which_each_input_suffices(project):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "COLUMNS": "120"}
     assert [command.split()[1] for command in COMMANDS] == ["prepare", "train"]
     for command in COMMANDS:

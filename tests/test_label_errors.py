@@ -19,7 +19,7 @@ from mmjax.prepare.preparation import prepare
 from mmjax.prepare.runners import Local
 
 
-def test_a_row_is_predicted_as_if_it_had_not_been_there():
+def test_leave_one_out_matches_refitting_without_the_row():
     draws = np.random.default_rng(0)
     features, targets = draws.normal(size=(40, 3)).astype(np.float32), draws.normal(size=(40, 2))
     train_mask = draws.uniform(size=40) < 0.8
@@ -34,7 +34,7 @@ def test_a_row_is_predicted_as_if_it_had_not_been_there():
         np.testing.assert_allclose(found[row], expected, atol=2e-3)
 
 
-def test_some_rows_stand_for_many(monkeypatch):
+def test_landmarks_approximate_all_rows(monkeypatch):
     draws = np.random.default_rng(0)
     features = draws.uniform(-2, 2, size=(600, 1))
     targets = np.sin(2 * features)
@@ -74,7 +74,7 @@ def test_wrong_labels_are_suspected_and_right_ones_are_not(share):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_class_that_is_time_and_again_taken_for_another_is_suspected(seed):
+def test_systematic_confusion_of_two_classes_is_suspected(seed):
     draws = np.random.default_rng(seed)
     truth = np.arange(1000) % 5
     features = draws.normal(size=(1000, 8)) + 6 * np.eye(8)[truth]
@@ -104,7 +104,7 @@ def test_nothing_is_suspected_where(case):
 
 
 @pytest.mark.parametrize("mislabelled", [0, 20])
-def test_where_classes_overlap_nobody_is_accused(mislabelled):
+def test_no_label_is_suspected_where_classes_overlap(mislabelled):
     """Where classes overlap, a row inside another class may be correct: half of the reports would be wrong."""
     draws = np.random.default_rng(4)
     truth = np.arange(400) % 4
@@ -127,7 +127,7 @@ def prepared_rows(folder, rows: list[dict], **options) -> tuple[dict, dict]:
     return report, {int(line["key"]): line for line in found if line["check"] == "label_error"}
 
 
-def test_rows_of_a_table_tell_its_labels(tmp_path):
+def test_label_errors_of_a_table_are_found(tmp_path):
     draws, truth, _ = classes_of(300)
     mislabelled = set(draws.choice(300, 12, replace=False).tolist())
     rows = []
@@ -143,7 +143,7 @@ def test_rows_of_a_table_tell_its_labels(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["series", "points", "video"])
-def test_series_clouds_and_clips_tell_their_labels(tmp_path, kind):
+def test_label_errors_of_series_clouds_and_clips_are_found(tmp_path, kind):
     draws, truth, _ = classes_of(180)
     mislabelled = set(draws.choice(180, 10, replace=False).tolist())
     moments, rows = np.linspace(0, 1, 100), []

@@ -35,7 +35,7 @@ def partly_shuffled(draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray,
     return labels, others, set(shuffled.tolist())
 
 
-def test_pairs_of_different_things_are_unlikely_and_others_are_not():
+def test_mismatched_pairs_are_suspected_and_others_are_not():
     draws = np.random.default_rng(0)
     labels, others, shuffled = partly_shuffled(draws)
     posterior, information = mismatch_posterior(directions(labels, draws, 0.15), directions(others, draws, 0.15))
@@ -45,7 +45,7 @@ def test_pairs_of_different_things_are_unlikely_and_others_are_not():
     assert len(suspected & shuffled) >= 0.95 * max(len(suspected), len(shuffled))
 
 
-def test_what_a_model_confuses_time_and_again_is_learnt_from_the_other_rows():
+def test_systematic_errors_of_a_model_are_corrected():
     draws = np.random.default_rng(4)
     labels, heard, shuffled = partly_shuffled(draws)
     # Half of the sixes are perceived as threes, with an accent that the embedding also shows.
@@ -66,7 +66,7 @@ def test_what_a_model_confuses_time_and_again_is_learnt_from_the_other_rows():
     assert min(shares(learnt)) >= 0.95 and learnt_information > information
 
 
-def test_a_p_value_by_chance_is_told_from_small_ones():
+def test_the_local_false_discovery_rate_matches_its_closed_form():
     draws = np.random.default_rng(3)
     by_chance = draws.uniform(size=4000) < 0.2
     ranks = np.where(by_chance, draws.uniform(size=4000), draws.beta(1, 30, 4000))
@@ -74,14 +74,14 @@ def test_a_p_value_by_chance_is_told_from_small_ones():
     assert np.abs(local_fdr(ranks) - truth).mean() < 0.03
 
 
-def test_where_no_pair_is_wrong_none_is_unlikely():
+def test_matching_pairs_are_not_suspected():
     draws = np.random.default_rng(1)
     labels = np.arange(1000) % 10
     posterior, _ = mismatch_posterior(directions(labels, draws, 0.15), directions(labels, draws, 0.15))
     assert posterior.max() < 0.5
 
 
-def test_a_model_that_knows_nothing_tells_nothing():
+def test_an_uninformative_model_gives_no_information():
     draws = np.random.default_rng(2)
     unrelated = [directions(draws.integers(0, 10, 600), draws, 0.3) for _ in range(2)]
     assert mismatch_posterior(*unrelated)[1] < 0.1
@@ -134,7 +134,7 @@ class Unrelated:
         return {pair: tuple(directions(np.arange(len(rows)) % 12, draws, 5.0) for _ in pair) for pair in self.pairs}
 
 
-def test_where_nobody_can_tell_the_report_says_so(tmp_path, capsys):
+def test_undecidable_pairs_are_reported(tmp_path, capsys):
     source = write_rows(tmp_path / "in", 80, {})
     config = PrepareConfig(source=str(source), columns={"seen": "seen", "said": "said"}, keep=KEEP)
     done = prepare(config, tmp_path / "without", Local(1))

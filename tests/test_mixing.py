@@ -171,6 +171,6 @@ def test_tasks_that_compare_examples_are_refused():
         Mixup(Mixup.Config())(Nothing(coupled=["pairs"]))
 
 
-def test_nothing_that_can_be_blended_is_refused():
+def test_inputs_that_cannot_be_blended_are_refused():
     with pytest.raises(UserError, match="none of the inputs facts, words can be mixed; remove the mixing"):
         Mixup(Mixup.Config())(Nothing(specs={name: SPECS[name] for name in ("words", "facts")}))

@@ -149,7 +149,7 @@ class TestMixture:
         assert made.inputs_of("test") == {"picture", "words"} and made.inputs_of("read/test") == {"words"}
         assert made.ceilings("read/test") == {"topic": {"picture": 1.0}} and made.ceilings("test") == {}
 
-    def test_means_of_one_input_or_target_may_differ_and_are_those_of_the_first(self):
+    def test_statistics_may_differ_and_those_of_the_first_dataset_apply(self):
         made = mixture({"a": {"name": "both", "size": 9}, "b": {"name": "both", "size": 5}})
         assert made.targets["amount"].mean == 9.0 and made.dataset_options["words"]["mean"] == 9
 
@@ -207,7 +207,7 @@ class TestMixture:
 
 
 class TestSampling:
-    def test_weights_decide_how_much_of_each_batch_comes_from_whom(self):
+    def test_weights_set_the_proportions_of_each_batch(self):
         sampling = build(SamplingConfig, {"weights": {"seen": 1, "read": 2, "other": 1}}, "data.sampling")
         pipe = pipeline(sampling=sampling)
         for step in range(5):
@@ -234,7 +234,7 @@ class TestSampling:
             ({"temperature": "infinite"}, {"seen": 1, "read": 1, "other": 1}),
         ],
     )
-    def test_shares_go_with_sizes_epochs_or_temperature(self, section, expected):
+    def test_proportions_follow_sizes_epochs_or_temperature(self, section, expected):
         pipe = pipeline(sampling=build(SamplingConfig, section, "data.sampling"))
         counts = collections.Counter(
             name for step in range(40) for name, _ in dataset_and_index(pipe.batch_at("train", 50, step))
@@ -288,7 +288,7 @@ class TestFilter:
             ({"length": {"one_of": [2, 9]}}, {2, 9}),
         ],
     )
-    def test_training_sees_what_it_keeps_and_evaluation_sees_all(self, filters, kept):
+    def test_filters_apply_to_training_only(self, filters, kept):
         filters = {name: build(FilterConfig, each, "data.filter") for name, each in filters.items()}
         pipe = pipeline_of(Words(Words.Config()), filters=filters)
         ids = {int(number) % 12 for step in range(6) for number in pipe.batch_at("train", 4, step).ids}
@@ -309,7 +309,7 @@ class TestFilter:
             ({"length": {"at_least": 99}}, "data.filter: no record of split 'train' passes the filters"),
         ],
     )
-    def test_a_filter_that_cannot_be_is_refused(self, filters, said):
+    def test_invalid_filters_are_refused(self, filters, said):
         filters = {name: build(FilterConfig, each, "data.filter") for name, each in filters.items()}
         with pytest.raises(UserError) as error:
             pipeline_of(Words(Words.Config()), filters=filters).batch_at("train", 4, 0)

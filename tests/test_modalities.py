@@ -92,7 +92,7 @@ class TestImage:
 
     @pytest.mark.parametrize("shape", [(20, 31, 3), (31, 20, 3), (7, 50, 3), (16, 24, 3), (40, 9, 3)])
     @pytest.mark.parametrize("fit", ["crop", "pad"])
-    def test_another_aspect_ratio_comes_to_the_size_as_by_pillow(self, shape, fit):
+    def test_fit_of_another_aspect_ratio_matches_pillow(self, shape, fit):
         raw = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         made, _ = make("image", size=(16, 24), fit=fit, mean=(0.0,), std=(1.0,)).process(raw)
         for channel in range(3):
@@ -191,7 +191,7 @@ class TestImage:
         assert str(caught.value).startswith("--image: ") and "\n" not in str(caught.value)
 
     @pytest.mark.parametrize("fields", [{"size": (8,)}, {"mean": (0.1, 0.2)}, {"std": (0.0,)}, {"size": (0, 8)}])
-    def test_a_config_that_cannot_be_is_a_user_error(self, fields):
+    def test_an_invalid_config_is_a_user_error(self, fields):
         with pytest.raises(UserError):
             build(Image.Config, fields, "image")
 
@@ -456,7 +456,7 @@ class TestTable:
             ({"std": {"age": 0.0}}, "table: std or largest has a value that is not positive"),
         ],
     )
-    def test_columns_that_cannot_be_are_refused(self, changes, said):
+    def test_invalid_columns_are_refused(self, changes, said):
         with pytest.raises(UserError) as error:
             make("table", **{**self.OPTIONS, **changes})
         assert str(error.value).startswith(said)

@@ -187,7 +187,7 @@ LISTED = [
         "modalities/augmentation/noise.py",
         "np.std(samples, dtype=np.float64)",
         "np.sqrt(np.mean(np.square(samples)))",
-        ("tests/test_augmentation.py", "-k", "offset_of_a_recorder"),
+        ("tests/test_augmentation.py", "-k", "constant_offset"),
         slow=False,
     ),
     Mutation(
@@ -516,7 +516,7 @@ LISTED = [
         "training/loss_transforms/mixing.py",
         "_count(own_mask & ~inside), _count(other_mask & inside)",
         "_count(jnp.broadcast_to(~inside, values.shape)), _count(jnp.broadcast_to(inside, values.shape))",
-        formula("not_padding"),
+        formula("cutmix_shares"),
     ),
     Mutation(
         "augmentation and modality dropout ignore the step",

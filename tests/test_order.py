@@ -29,7 +29,7 @@ def name_of(number: int) -> str:
 
 
 @pytest.mark.parametrize("weights", [CONSTANT, CHANGING], ids=["constant", "changing"])
-def test_shares_are_the_exact_ones_to_within_one_record_for_each_group_before(weights):
+def test_proportions_are_exact_to_within_one_record_per_earlier_group(weights):
     order = sampled(weights)
     given_so_far = collections.Counter()
     due = dict.fromkeys(GROUPS, fractions.Fraction(0))
@@ -76,7 +76,7 @@ def test_each_epoch_of_a_group_holds_each_of_its_records_once(weights):
     seed=st.integers(0, 2**32 - 1),
     step=st.integers(0, 2 * _CHUNK + 5),
 )
-def test_a_batch_is_that_of_its_step_whoever_asks_for_which_rows_when(sizes, data, batch_size, seed, step):
+def test_batches_depend_on_the_step_alone(sizes, data, batch_size, seed, step):
     ends = np.cumsum(sizes)
     groups = {str(which): np.arange(end - size, end) for which, (size, end) in enumerate(zip(sizes, ends, strict=True))}
     weight = st.floats(0, 10, allow_subnormal=False)
@@ -109,7 +109,7 @@ def test_all_weights_of_0_are_refused():
         sampled({"few": [(0, 1.0), (10, 0.0)], "many": [(0, 0.0)], "some": [(0, 0.0)]})
 
 
-def test_once_is_every_record_in_its_order_and_then_padding():
+def test_sequential_order_ends_in_padding():
     order = SequentialSampler(10, 4)
     assert [order(step, np.arange(4))[0].tolist() for step in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
     assert order(2, np.array([3, 0]))[0].tolist() == [-1, 8]

@@ -118,7 +118,7 @@ def test_a_stream_that_ends_has_each_example_once_in_all_of_its_steps(plan):
 
 @QUICK
 @hypothesis.given(plans())
-def test_first_fit_is_that_of_one_example_after_the_other(plan):
+def test_first_fit_matches_a_sequential_loop(plan):
     lengths, budgets, slots, _, _, _ = plan
     needs = np.concatenate([lengths, np.ones((len(lengths), 1), int)], axis=1)
     limits = np.append(budgets, slots)
@@ -178,7 +178,7 @@ def test_patches_are_those_of_the_picture_row_by_row():
 
 @QUICK
 @hypothesis.given(st.integers(1, 3000), st.sampled_from([4000, 8000, 11025, 44100]), st.integers(1, 40))
-def test_a_recording_has_its_samples_in_chunks_and_its_room_is_never_too_small(count, rate, most):
+def test_recordings_are_chunked_within_their_planned_length(count, rate, most):
     audio = Audio(Audio.Config(sample_rate=8000, seconds=0.25, chunk=60, normalise="none"))
     samples = np.random.default_rng(0).normal(0, 0.1, count).astype(np.float32)
     length = audio.lengths({"seconds": np.array([count / rate])}, most)[0]
@@ -191,7 +191,7 @@ def test_a_recording_has_its_samples_in_chunks_and_its_room_is_never_too_small(c
     assert (chunks.reshape(-1)[whole:] == 0).all()
 
 
-def test_a_text_keeps_its_end_where_it_is_cut_and_its_room_is_never_too_small():
+def test_truncated_texts_keep_their_end_within_the_planned_length():
     text = Text(Text.Config(length=9))
     for words in ("", "a", "éé", "longer than that"):
         length = text.lengths({"bytes": np.array([float(len(words.encode()))])}, 7)[0]
@@ -297,7 +297,7 @@ def test_evaluation_sees_each_example_once():
     assert sorted(ids[ids >= 0].tolist()) == list(range(61))
 
 
-def test_what_augmentation_makes_larger_stays_in_its_room():
+def test_augmented_inputs_stay_within_their_planned_length():
     def twice(raw, draws):
         return np.repeat(np.repeat(raw, 2, axis=0), 2, axis=1)
 
@@ -307,7 +307,7 @@ def test_what_augmentation_makes_larger_stays_in_its_room():
     assert (counts[0] <= counts[1]).all() and counts[0].sum() > 0.7 * counts[1].sum()
 
 
-def test_a_mixture_is_packed_by_what_all_of_its_datasets_know():
+def test_a_mixture_is_packed_by_the_measures_that_all_datasets_have():
     datasets = {"one": {"name": "sizes", "rename": {"picture": "image"}}, "two": {"name": "sizes", "size": 7}}
     mixture = make_dataset({"name": "mixture", "datasets": datasets}, PartConfig)[1]
     modalities = {"image": MODALITIES["picture"], **MODALITIES}

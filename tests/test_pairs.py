@@ -121,7 +121,7 @@ def test_small_blocks_give_the_same(kind, mesh, monkeypatch):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_ranks_count_the_wrong_partners_before_the_best_right_one(mesh):
+def test_ranks_count_the_negatives_above_the_best_positive(mesh):
     (first, second, *_), (valid, labels), _ = make_pairs("softmax")
     second[4] = second[3]  # a tie between two positives changes nothing
     second[9] = second[8]  # a tie with a negative counts against the model

@@ -226,7 +226,7 @@ class TestTrouble:
         with pytest.raises(UserError, match="did you mean 'train'"):
             pipeline().train_batches("trian", 4)
 
-    def test_an_input_that_there_is_not_is_a_user_error(self):
+    def test_an_unknown_input_is_a_user_error(self):
         with pytest.raises(UserError, match="did you mean 'sound'"):
             pipeline(modality_dropout={"sounds": 0.1})
         with pytest.raises(UserError, match="did you mean 'words'"):
@@ -255,7 +255,7 @@ class TestDropped:
 
         assert drops({"a": 0.3, "b": 0.0}) == drops({"a": 0.3, "b": 0.2})
 
-    def test_what_is_not_there_is_neither_dropped_nor_kept(self):
+    def test_modality_dropout_ignores_absent_inputs(self):
         for i in range(50):
             assert sample_dropped({"a": 0.9, "b": 0.9}, ["b"], np.random.default_rng(i)) == set()
             assert sample_dropped({"a": 0.9}, [], np.random.default_rng(i)) == set()

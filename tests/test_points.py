@@ -138,7 +138,7 @@ class TestFiles:
             ("a.npy", npy(np.zeros((5, 3)))[:-3], "truncated"),
         ],
     )
-    def test_what_is_no_cloud_is_refused_with_a_reason(self, name, data, said, tmp_path):
+    def test_files_without_a_cloud_are_refused_with_a_reason(self, name, data, said, tmp_path):
         with pytest.raises(Unreadable, match=said):
             KINDS["points"]().decode(File(name, data))
         (tmp_path / name).write_bytes(data)
@@ -146,7 +146,7 @@ class TestFiles:
             make().read(str(tmp_path / name), "--cloud")
         assert "\n" not in str(caught.value)
 
-    def test_no_damage_raises_anything_else(self):
+    def test_damaged_files_raise_value_errors_only(self):
         whole, draw = pcd(cloud().tobytes(), 50), draws(1)
         for _ in range(300):
             data = bytearray(whole)
@@ -196,12 +196,12 @@ class TestPoints:
             (np.zeros((5, 2)), "points must be numeric"),
         ],
     )
-    def test_what_does_not_fit_is_refused(self, raw, said):
+    def test_values_of_the_wrong_shape_are_refused(self, raw, said):
         with pytest.raises(ValueError, match=said):
             make().process(raw)
 
     @pytest.mark.parametrize("fields", [{"mean": [1.0]}, {"features": 1, "std": [0.0]}, {"points": 0}])
-    def test_a_config_that_cannot_be_is_a_user_error(self, fields):
+    def test_an_invalid_config_is_a_user_error(self, fields):
         with pytest.raises(UserError):
             make(**fields)
 

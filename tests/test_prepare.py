@@ -196,7 +196,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(prepared, ta
 # Sources.
 
 
-def test_columns_together_are_a_table_whose_statistics_are_those_of_training(tmp_path):
+def test_several_columns_are_a_table_with_the_statistics_of_training(tmp_path):
     draws = np.random.default_rng(0)
     rows = [
         {
@@ -333,7 +333,7 @@ def test_members_of_a_tar_with_one_name_are_one_example(tmp_path, packed):
     assert found["3"]["text"] == "some words" and found["3"]["label"] == 0
 
 
-def test_what_a_file_system_keeps_for_itself_is_no_example(tmp_path):
+def test_files_of_the_file_system_are_not_examples(tmp_path):
     words = {f"{number}.txt": f"the words of example {number}".encode() for number in range(3)}
     hidden = {f"._{name}": b"\0" for name in words} | {"a/.DS_Store": b"\0"}
     run(pack(tmp_path / "data.tar", {**hidden, **words}), tmp_path / "out", keep=["duplicate"])
@@ -439,7 +439,7 @@ def test_faults_are_found_and_nothing_else():
     assert list(audio.faults(audio.measure((loud, 8000)))) == ["clipped"]
 
 
-def test_what_a_limiter_cut_off_is_told_from_few_bits_and_found_in_one_channel():
+def test_clipping_is_distinguished_from_coarse_quantization_in_each_channel():
     audio = KINDS["audio"]()
     clean = noise(1).astype(np.float32) / 32768
     loud = np.clip(8 * clean, -1, 1)
@@ -474,12 +474,12 @@ def test_recordings_beyond_full_scale_are_made_quieter_as_a_whole():
      ("no image of the sea is complete without a gull", None), ("Click to enlarge", "boilerplate"),
      ("#REF!", "boilerplate"), ("#name", None), ("777", None)],
 )  # fmt: skip
-def test_texts_that_say_nothing_are_found(text, fault):
+def test_texts_without_content_are_found(text, fault):
     kind = KINDS["text"](KINDS["text"].Config(language=("en",)))
     assert list(kind.faults(kind.measure(text))) == ([fault] if fault else [])
 
 
-def test_languages_are_told_apart_and_names_are_left_alone():
+def test_languages_are_detected_and_names_are_ignored():
     texts = {
         "de": "das ist ein Bild von einem Hund und einer Katze", "fr": "c'est une image avec un chien dans la rue",
         "es": "una foto de un perro en la playa", "ru": "собака и кошка на улице",
@@ -495,7 +495,7 @@ def test_languages_are_told_apart_and_names_are_left_alone():
 # Near duplicates.
 
 
-def test_digits_of_eight_pixels_that_look_alike_are_no_copies_but_the_same_encoded_anew_are():
+def test_similar_digits_are_not_copies_but_reencoded_ones_are():
     digits = sklearn.datasets.load_digits()
     image = KINDS["image"]()
     ones = [np.uint8(picture * 255 / 16) for picture in digits.images[digits.target == 1][:60]]
@@ -508,7 +508,7 @@ def test_digits_of_eight_pixels_that_look_alike_are_no_copies_but_the_same_encod
     assert sum(similar) <= 0.005 * len(similar)
 
 
-def test_rows_of_many_digits_that_are_the_same_are_told_and_stay_and_those_of_few_are_not_told(tmp_path):
+def test_equal_rows_with_many_digits_are_reported_and_kept(tmp_path):
     draws = np.random.default_rng(0)
     rows = [{f"c{at}": f"{draws.normal():.3f}" for at in range(4)} | {"few": str(number % 3)} for number in range(20)]
     rows += [dict(rows[3]), rows[4] | {"c0": "9.999"}]
@@ -539,7 +539,7 @@ def test_a_picture_that_was_changed_a_little_is_near_and_others_are_not(change):
     assert np.flatnonzero(similar).tolist() == [5]
 
 
-def test_windows_average_what_lies_in_them():
+def test_windows_average_their_pixels():
     ramp = np.arange(pictures.SIDE) + 0.5
     for start, end in ((0.0, 1.0), (0.25, 0.75)):
         found = pictures._make_windows(8, ((start, end),))[0] @ ramp
@@ -597,7 +597,7 @@ def test_whole_copies_go_and_pictures_with_two_captions_stay(tmp_path):
     assert set(records(tmp_path / "out")) == {*(f"k{number}" for number in range(8)), "retold"}
 
 
-def test_of_a_chain_of_near_duplicates_those_stay_that_are_no_copies_of_each_other(tmp_path):
+def test_chains_of_near_duplicates_keep_rows_that_are_not_copies_of_each_other(tmp_path):
     words = [f"word{number:02}" for number in range(40)]
     # Each differs from the one before in four of forty words, so the first and the last have little in common.
     texts = [" ".join([f"other{number:02}" for number in range(4 * turn)] + words[4 * turn :]) for turn in range(6)]
@@ -607,7 +607,7 @@ def test_of_a_chain_of_near_duplicates_those_stay_that_are_no_copies_of_each_oth
     assert gone == {"1", "3", "5", "6"}
 
 
-def test_rows_of_training_that_are_in_test_too_go_from_training(tmp_path):
+def test_leaked_rows_are_dropped_from_training(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     rows = []
@@ -761,14 +761,14 @@ def test_a_csv_may_have_other_marks_than_commas_blanks_around_paths_and_words_fo
         (["a,b,", "1,2,", "3,4,"], [("1", "2"), ("3", "4")]),
     ],
 )
-def test_what_stands_between_the_values_of_a_table_is_found(tmp_path, lines, rows):
+def test_delimiters_of_a_table_are_detected(tmp_path, lines, rows):
     path = tmp_path / "data.csv"
     path.write_text("\n".join(lines) + "\n")
     found = [tuple(value or "" for value in row.values.values()) for row in Manifest(str(path)).rows(tmp_path)]
     assert found == rows
 
 
-def test_what_kind_of_column_it_is_does_not_depend_on_how_a_missing_value_is_written():
+def test_the_kind_of_a_column_does_not_depend_on_the_spelling_of_missing_values():
     for missing in ("?", "NA", "nan", "none", None):
         assert guess_kind(["0", "1", "2", missing] * 9) == "label"
         assert guess_kind([f"{number}.5" for number in range(30)] + [missing]) == "number"
@@ -780,7 +780,7 @@ def test_what_kind_of_column_it_is_does_not_depend_on_how_a_missing_value_is_wri
     assert label.decode("nan") is None and label.decode("?") is None and label.decode("none") == "none"
 
 
-def test_a_table_without_rows_and_one_of_which_nothing_is_left_say_why(tmp_path):
+def test_tables_without_remaining_rows_are_refused_with_the_reason(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text("picture,label\n")
     with pytest.raises(UserError, match="has no rows; give a source with examples"):
@@ -792,7 +792,7 @@ def test_a_table_without_rows_and_one_of_which_nothing_is_left_say_why(tmp_path)
         run(path, tmp_path / "out")
 
 
-def test_a_copy_whose_label_is_another_says_so(tmp_path):
+def test_copies_with_another_label_are_reported(tmp_path):
     rows = [{"said": f"the words of example {number // 2}", "who": "ab"[number % 2]} for number in range(8)]
     rows[7]["who"] = "a"
     run(write_table(tmp_path / "in", rows), tmp_path / "out", columns={"said": "said", "who": "who:label"})
@@ -802,7 +802,7 @@ def test_a_copy_whose_label_is_another_says_so(tmp_path):
     assert [line["key"] for line in lines if line["check"] == "duplicate"] == ["00000007"]
 
 
-def test_one_torn_line_does_not_hide_what_stands_between_the_values(tmp_path):
+def test_one_damaged_line_does_not_hide_the_delimiter(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text("a;b\n" + "1;2\n" * 30 + "1;2;3\n")
     with pytest.raises(UserError, match="line 32 has 3 fields separated by ';', not 2"):
@@ -816,7 +816,7 @@ def test_one_torn_line_does_not_hide_what_stands_between_the_values(tmp_path):
         run(path, tmp_path / "out")
 
 
-def test_a_few_wrong_paths_and_a_long_text_are_no_reason_to_take_a_column_for_something_else(tmp_path):
+def test_a_few_outliers_do_not_change_the_kind_of_a_column(tmp_path):
     (tmp_path / "in").mkdir()
     for number in range(30):
         (tmp_path / "in" / f"{number}.png").write_bytes(encoded(scene(number)))
@@ -858,7 +858,7 @@ def test_the_page_shows_and_escapes_everything(tmp_path):
 # Runners for several machines.
 
 
-def test_a_runner_that_there_is_not_is_refused():
+def test_an_unknown_runner_is_refused():
     with pytest.raises(UserError, match="NoSuchRunner"), make_runner("NoSuchRunner", 0):
         pass
 

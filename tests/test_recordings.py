@@ -99,7 +99,7 @@ def test_a_pair_of_samples_and_an_absurd_rate_is_refused():
             Audio(Audio.Config()).process((NOISE, rate))
 
 
-def test_a_sample_a_second_does_not_fill_the_memory():
+def test_a_sample_rate_of_1_does_not_exhaust_the_memory():
     """Declares 1 sample a second: 200 KB would be 28 hours, or 800 million samples at the rate used for comparison."""
     samples = (NOISE[:, 0].repeat(200) * 2**15).astype(np.int16)
     kind = KINDS["audio"]()
@@ -121,7 +121,7 @@ def test_resampling_is_that_of_scipy_and_large_ratios_keep_the_tone(rate, target
         np.testing.assert_allclose(found, truth, atol=1e-5)
 
 
-def test_what_preparation_would_drop_is_told_by_predict():
+def test_predict_warns_of_inputs_that_preparation_would_drop():
     modalities = {"clip": MODALITIES["video"](MODALITIES["video"].Config(rate=8.0)), "sound": None, "picture": None}
     kinds = {"clip": "video", "sound": "audio", "picture": "image"}
     moving = [np.full((9, 9), 30 * step, np.uint8) + np.arange(9, dtype=np.uint8) for step in range(5)]

@@ -73,7 +73,7 @@ def test_metrics_are_those_of_scikit_learn_in_the_unit_of_the_target_and_add_up_
         assert found == pytest.approx(truth, rel=1e-4)
 
 
-def test_without_examples_there_are_no_metrics_and_of_equal_targets_nothing_is_explained():
+def test_no_metrics_without_examples_and_no_r2_for_constant_targets():
     # The second example has weight 0.
     states = make().metrics(features(slice(1, 2)), batch(slice(1, 2)))
     assert finalise({f"height/{name}": state for name, state in states.items()}) == {}

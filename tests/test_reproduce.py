@@ -142,7 +142,7 @@ def test_arms_are_compared_on_folds(capsys, tmp_path, experiment):
     assert "narrow / second seed 1: bit-identical parameters" in out and "plain" not in out
 
 
-def test_every_metric_that_counts_stands_in_the_table_and_the_plot(tmp_path):
+def test_every_required_metric_is_in_the_table_and_the_plot(tmp_path):
     def summary(**metrics):
         found = {name: {"digit/accuracy": value} for name, value in metrics.items()}
         return {
@@ -248,7 +248,7 @@ def test_the_recorded_experiments_can_be_run():
         assert f"mmjax reproduce {path.parent.relative_to(ROOT)}" in readme
 
 
-def test_a_fold_of_an_arm_has_what_the_experiment_the_arm_the_fold_and_the_arm_on_that_fold_say():
+def test_overrides_of_experiment_arm_and_fold_are_merged():
     section = {
         "question": "?",
         "config": "configs/small.py",

@@ -80,7 +80,7 @@ class TestFiles:
             (npy(np.zeros((3, MAX_CHANNELS + 1))), "at most 256 channels"),
         ],
     )
-    def test_what_is_no_series_is_refused_with_a_reason(self, data, said, tmp_path):
+    def test_files_without_a_series_are_refused_with_a_reason(self, data, said, tmp_path):
         with pytest.raises(ValueError, match=said):
             read_series(data)
         with pytest.raises(Unreadable, match=said):
@@ -131,14 +131,14 @@ class TestSeries:
             (np.array([["a", "b"]]), "a series must be numeric"),
         ],
     )
-    def test_what_does_not_fit_is_refused(self, raw, said):
+    def test_values_of_the_wrong_shape_are_refused(self, raw, said):
         with pytest.raises(ValueError, match=said):
             make(length=4, channels=2).process(raw)
 
     @pytest.mark.parametrize(
         "fields", [{"mean": [1.0, 2.0]}, {"channels": 2, "std": [1.0]}, {"std": [0.0]}, {"length": 0}]
     )
-    def test_a_config_that_cannot_be_is_a_user_error(self, fields):
+    def test_an_invalid_config_is_a_user_error(self, fields):
         with pytest.raises(UserError):
             make(**fields)
 
@@ -191,7 +191,7 @@ class TestAugmentation:
             np.testing.assert_allclose(path[:, 1], np.interp(path[:, 0], steps, steps**2), atol=1e-6)
             assert np.abs(np.diff(path[:, 0], 2)).max() < 0.2 and np.abs(path[:, 0] - steps).max() > 1
 
-    def test_a_warp_keeps_gaps_as_long_as_time_makes_them_and_invents_nothing(self):
+    def test_warps_stretch_gaps_like_values(self):
         raw = np.arange(100.0)
         raw[40:60] = np.nan
         for seed in range(20):

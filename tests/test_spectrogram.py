@@ -54,7 +54,7 @@ def test_a_tone_is_loudest_in_the_bin_around_it():
     assert int(found[0].mean(axis=0).argmax()) == int(filters[round(1000 / RATE * 256)].argmax())
 
 
-def test_normalising_takes_away_loudness_and_what_a_microphone_does():
+def test_normalisation_removes_loudness_and_the_response_of_a_microphone():
     samples, lengths = waveform(), [4000, 2400]
     frames, real = frames_of(samples, lengths, normalise="recording")
     means = (frames * real[:, :, None]).sum(axis=1) / real.sum(axis=1, keepdims=True)
@@ -86,7 +86,7 @@ def test_masks_hide_bands_and_stretches_in_training_only():
 
 @pytest.mark.parametrize("seconds", [0.3, 0.31, 0.33])
 @pytest.mark.parametrize("reduction", STRIDES)
-def test_packed_recordings_get_the_tokens_that_they_get_alone(reduction, seconds):
+def test_packed_recordings_match_the_same_recordings_alone(reduction, seconds):
     """Recordings of all lengths, in training too, for every stride of the first convolutions."""
     chunk, draws = HOP * reduction, np.random.default_rng(0)
     audio = Audio(Audio.Config(sample_rate=RATE, seconds=seconds, chunk=chunk))

@@ -85,7 +85,7 @@ def test_other_processes_and_workers_train_the_same(source, prepared, tmp_path):
     assert (tmp_path / "data" / name).read_bytes() == (prepared / name).read_bytes()
 
 
-def test_where_there_is_no_text_or_no_room_one_line_says_so(source, tmp_path):
+def test_missing_text_or_too_small_a_vocabulary_is_one_line(source, tmp_path):
     config = PrepareConfig(source=str(source), columns={"kinds": "kind:table"}, train_tokenizer=400)
     with pytest.raises(UserError, match="no input is of kind text"):
         prepare(config, tmp_path / "out", Local(1))

@@ -112,7 +112,7 @@ class TestFiles:
         # Lossy codecs change every frame a little; a frame too early or late would differ more.
         assert np.abs(pixels(clip).astype(int) - frames).mean() < 8
 
-    def test_a_clip_stands_as_the_camera_was_held(self):
+    def test_clips_follow_the_rotation_metadata(self):
         frames = np.zeros((5, 32, 64, 3), np.uint8)
         frames[:, :, :32, 0] = 250
         clip = read_clip(video(frames, rotation=90), "a")
@@ -120,7 +120,7 @@ class TestFiles:
         assert clip.frames[2].shape == (64, 32, 3) and np.abs(clip.frames[2] - turned).mean() < 12
 
     @pytest.mark.parametrize("count", [MAX_FRAMES, MAX_FRAMES + 1, 3 * MAX_FRAMES])
-    def test_of_a_long_clip_frames_at_equal_distances_are_kept_and_large_ones_are_scaled(self, count):
+    def test_long_clips_are_subsampled_and_large_frames_downscaled(self, count):
         frames = np.arange(count, dtype=np.uint32).view(np.uint8).reshape(count, 1, 4)
         clip = read_clip(npy(frames), "a")
         numbers = [int(np.ascontiguousarray(frame).view(np.uint32)[0, 0]) for frame in clip.frames]
@@ -145,7 +145,7 @@ class TestFiles:
             ("objects", b"\x93NUMPY\x01\x00", "not a valid NPY file"),
         ],
     )
-    def test_what_is_no_clip_is_refused_with_a_reason(self, name, data, said, tmp_path):
+    def test_files_without_a_clip_are_refused_with_a_reason(self, name, data, said, tmp_path):
         with pytest.raises(Unreadable, match=said):
             KINDS["video"]().decode(File(name, data))
         (tmp_path / "x").write_bytes(data)
@@ -209,14 +209,14 @@ class TestVideo:
             ((scene(), 0.0), "has no frame rate; leave `rate` unset"),
         ],
     )
-    def test_what_does_not_fit_is_refused(self, raw, said):
+    def test_values_of_the_wrong_shape_are_refused(self, raw, said):
         with pytest.raises(ValueError, match=said):
             make(rate=2.0).process(raw)
 
 
 class TestAugmentation:
     @pytest.mark.parametrize("kind", IMAGE)
-    def test_what_changes_pictures_changes_all_frames_alike(self, kind):
+    def test_image_augmentations_change_all_frames_alike(self, kind):
         cls = AUGMENTATIONS["video"][kind]
         still = np.repeat(scene()[:1], 4, axis=0)
         changed = set()
@@ -237,14 +237,14 @@ class TestAugmentation:
             ):
                 np.testing.assert_array_equal(one, other)
 
-    def test_frames_that_nobody_asks_for_are_not_changed(self, monkeypatch):
+    def test_unused_frames_are_not_augmented(self, monkeypatch):
         calls = []
         monkeypatch.setattr(IMAGE["flip"], "__call__", lambda self, raw, draws: calls.append(1) or raw)
         clip = AUGMENTATIONS["video"]["flip"](IMAGE["flip"].Config())((scene(frames=12), 1.0), draws())
         make(frames=3).process(clip)
         assert len(calls) == 3
 
-    def test_a_part_in_time_is_a_run_of_frames_within_its_bounds(self):
+    def test_temporal_crops_are_contiguous_and_within_bounds(self):
         frames, counts = np.arange(100, dtype=np.uint8).reshape(100, 1, 1), []
         for seed in range(300):
             clip = TemporalCrop(TemporalCrop.Config(smallest=0.3))(Clip(frames, 5.0), draws(seed))
@@ -254,14 +254,14 @@ class TestAugmentation:
         assert 30 <= min(counts) < 35 and 95 < max(counts) <= 100
         assert len(TemporalCrop(TemporalCrop.Config(smallest=0.0))(Clip(frames[:1], 5.0), draws()).frames) == 1
 
-    def test_backwards_is_backwards(self):
+    def test_reverse_matches_numpy(self):
         for probability in (0.0, 1.0):
             clip = Reverse(Reverse.Config(probability=probability))(Clip(scene(), 1.0), draws())
             np.testing.assert_array_equal(pixels(clip), scene()[::-1] if probability else scene())
 
 
 class TestEncoder:
-    def test_tubelets_know_their_time_and_place_and_whether_they_are_real(self):
+    def test_tubelets_have_positions_and_a_mask(self):
         config = VideoTransformer.Config(width=12, depth=1, heads=2, patch=4, tubelet=2)
         encoder = VideoTransformer(
             config, InputSpec((6, 8, 4, 1), "float32", 1), precision=Precision(), rngs=nnx.Rngs(0)
