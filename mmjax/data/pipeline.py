@@ -236,11 +236,10 @@ class Pipeline:
             buffer_size = max(1, -(-self.prefetch // workers))
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer_size)
             iterable = batches.to_iter_dataset(_read_options(1, 1)).mp_prefetch(options)
-            return BatchIterator(iter(iterable), self._count_errors, workers)
         else:
             # One thread: most of the work holds the GIL, and two threads took 1.4 times as long as one.
             iterable = batches.to_iter_dataset(_read_options(min(1, self.prefetch), self.prefetch))
-        return BatchIterator(iter(iterable), self._count_errors)
+        return BatchIterator(iter(iterable), self._count_errors, workers)
 
     def _count_errors(self, batch: Batch, errors: Sequence[str]) -> None:
         """Logs and counts unreadable inputs.

@@ -259,7 +259,7 @@ class Examined:
 
 
 def connected_components(count: int, pairs: Iterable[Sequence[int]]) -> np.ndarray:
-    """Finds the connected components of a graph by union-find.
+    """Finds the connected components of a graph.
 
     Args:
       count: number of nodes.
@@ -268,18 +268,12 @@ def connected_components(count: int, pairs: Iterable[Sequence[int]]) -> np.ndarr
     Returns:
       int64 [count], the smallest node of each node's component.
     """
-    parents = list(range(count))
+    import scipy.sparse.csgraph
 
-    def root(node: int) -> int:
-        while parents[node] != node:
-            parents[node] = parents[parents[node]]
-            node = parents[node]
-        return node
-
-    for one, other in pairs:
-        lower, higher = sorted((root(int(one)), root(int(other))))
-        parents[higher] = lower
-    return np.asarray([root(node) for node in range(count)], np.int64)
+    first, second = np.asarray([*pairs], np.int64).reshape(-1, 2).T
+    graph = scipy.sparse.coo_array((np.ones(len(first), bool), (first, second)), (count, count))
+    _, labels = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    return np.unique(labels, return_index=True)[1][labels].astype(np.int64)
 
 
 def rows_by_group(groups: Iterable[Any], rows: Iterable[int]) -> Iterator[list[int]]:

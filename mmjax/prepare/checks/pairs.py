@@ -193,22 +193,13 @@ def local_fdr(p_values: np.ndarray) -> np.ndarray:
     p-values above 0.5 (Storey, A Direct Approach to False Discovery Rates, 2002), the density as the slope of the least
     concave majorant of the empirical distribution (Grenander, On the Theory of Mortality Measurement, 1956).
     """
-    sorted_p = np.sort(p_values)
-    above = int((sorted_p > 0.5).sum())
+    import scipy.optimize
+
+    above = int((p_values > 0.5).sum())
     null_fraction = min(1.0, 2 * (above + 1) / len(p_values)) if above else 0.0
-    x = np.concatenate([[0.0], sorted_p, [1.0]])
-    y = np.concatenate([np.arange(len(sorted_p) + 1), [len(sorted_p)]]) / len(sorted_p)
-    vertices = [0]
-    for index in range(1, len(x)):
-        while len(vertices) > 1 and _is_convex(x, y, vertices[-2], vertices[-1], index):
-            vertices.pop()
-        vertices.append(index)
-    density = np.diff(y[vertices]) / np.maximum(np.diff(x[vertices]), _TINY)
-    density = density[np.clip(np.searchsorted(x[vertices], p_values) - 1, 0, len(density) - 1)]
-    return np.minimum(1.0, null_fraction / np.maximum(density, _TINY))
-
-
-def _is_convex(x: np.ndarray, y: np.ndarray, first: int, second: int, third: int) -> bool:
-    """Returns True if the slope from the second point to the third is at least that from the first to the second."""
-    before = (y[second] - y[first]) * (x[third] - x[second])
-    return before <= (y[third] - y[second]) * (x[second] - x[first])
+    values, counts = np.unique(p_values, return_counts=True)
+    widths = np.maximum(np.diff(values, prepend=0.0, append=1.0), _TINY)
+    # Isotonic regression of the slopes gives those of the majorant.
+    slopes = np.append(counts, 0) / len(p_values) / widths
+    density = scipy.optimize.isotonic_regression(slopes, weights=widths, increasing=False).x
+    return np.minimum(1.0, null_fraction / np.maximum(density[np.searchsorted(values, p_values)], _TINY))
