@@ -11,7 +11,7 @@ from mmjax.config import Count
 from mmjax.errors import UserError
 from mmjax.modalities.raw_files import NPY, read_bytes, read_npy, to_float64
 from mmjax.modalities.standardise import StandardiseConfig
-from mmjax.modalities.table import is_missing
+from mmjax.modalities.table import is_missing, is_number
 from mmjax.tokens import InputSpec
 
 MAX_CHANNELS = 256
@@ -135,7 +135,7 @@ def read_series(data: bytes) -> np.ndarray:
         raise ValueError(f"not valid CSV: {error}") from None
     # pandas writes column numbers as a header, and row numbers in an unnamed first column.
     has_index = bool(rows) and len(rows[0]) > 1 and rows[0] == ["", *map(str, range(len(rows[0]) - 1))]
-    has_header = has_index or (bool(rows) and not all(_is_value(cell) for cell in rows[0]))
+    has_header = has_index or (bool(rows) and not all(is_number(cell) or is_missing(cell) for cell in rows[0]))
     if has_index:
         rows = [row[1:] for row in rows]
     width = max((len(row) for row in rows), default=0)
@@ -148,11 +148,3 @@ def read_series(data: bytes) -> np.ndarray:
         except ValueError:
             raise ValueError(f"line {line} has a value that is not a number: {','.join(row)[:80]!r}") from None
     return as_series(np.asarray(steps, np.float64).reshape(-1, max(width, 1)))
-
-
-def _is_value(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return is_missing(cell)
-    return True

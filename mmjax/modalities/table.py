@@ -28,6 +28,15 @@ def is_missing(cell: Any) -> bool:
     return isinstance(cell, str) and cell.strip().lower() in MISSING
 
 
+def is_number(text: str) -> bool:
+    """Returns True if `float` accepts the text."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def parse_cell(name: str, value: Any) -> float | str | None:
     """Parses a cell of a file or of the command line to a number or category; None if missing.
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from mmjax.modalities.table import is_missing
+from mmjax.modalities.table import is_missing, is_number
 from mmjax.prepare.kinds.labels import as_list
 from mmjax.prepare.sources import Row
 from mmjax.prepare.sources.folder import kind_of_suffix
@@ -80,7 +80,7 @@ class Profile:
         if len(self._distinct) <= MAX_CLASSES:
             self._distinct.add(text)
         if self._numbers:
-            self._numbers = _is_number(text)
+            self._numbers = is_number(text)
         self._integers = self._integers and bool(_INTEGER.fullmatch(text))
 
     @property
@@ -144,14 +144,6 @@ def guess_kind(values: Iterable[Any]) -> str | None:
     for value in values:
         profile.add(value)
     return profile.kind()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def profile_rows(rows: Iterable[Row], keys: Iterable[str]) -> tuple[dict[str, Profile], set[str]]:
