@@ -29,7 +29,7 @@ from mmjax.data.worker_processes import WorkerMonitor, parent_imports
 from mmjax.errors import UserError, nearest
 from mmjax.modalities import Modality
 from mmjax.modalities.augmentation import Augmentation
-from mmjax.tokens import Batch, InputSpec
+from mmjax.tokens import Batch
 
 # Minimum number of records before errors in more than half of them stop the run.
 _MIN_RECORDS_TO_JUDGE = 100
@@ -91,13 +91,6 @@ class Pipeline:
         self._num_records = 0
         self._sources: dict[str, Source] = {}
         self._lengths_cache: dict[str, dict[str, np.ndarray]] = {}
-
-    @property
-    def specs(self) -> dict[str, InputSpec]:
-        """{input name: shape, dtype and mask rank of its values}."""
-        if self.packing:
-            return self.packing.specs
-        return {name: modality.spec for name, modality in self.modalities.items()}
 
     def size(self, split: str) -> int:
         """Returns the number of examples of a split. Raises UserError if it is empty or cannot be packed."""
