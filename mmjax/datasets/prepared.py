@@ -93,10 +93,6 @@ class Prepared(Dataset):
         table = pyarrow.parquet.read_table(self._folder / "index" / f"{split}.parquet")
         return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
 
-    def ceilings(self, split: str) -> dict[str, dict[str, float]]:
-        """Returns {}: no known upper bound."""
-        return {}
-
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     """Reads `manifest.json` of a prepared folder.

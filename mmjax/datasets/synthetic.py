@@ -70,10 +70,6 @@ class Synthetic(Dataset):
         check_split(split, self.splits)
         return SyntheticSource(self.config, SPLITS.index(split))
 
-    def ceilings(self, split: str) -> dict[str, dict[str, float]]:
-        """Returns {}: no known upper bound."""
-        return {}
-
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSource:

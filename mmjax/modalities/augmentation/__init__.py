@@ -9,11 +9,8 @@ write one file and add one line to the table.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
-import numpy as np
-
 from mmjax.modalities.augmentation.affine import Affine
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.augmentation.colour import Colour
 from mmjax.modalities.augmentation.crop import Crop
 from mmjax.modalities.augmentation.each_frame import each_frame
@@ -36,16 +33,6 @@ from mmjax.modalities.augmentation.speed import Speed
 from mmjax.modalities.augmentation.synonyms import Synonyms
 from mmjax.modalities.augmentation.temporal_crop import TemporalCrop
 from mmjax.modalities.augmentation.time_warp import TimeWarp
-
-
-class Augmentation(Protocol):
-    """Interface of an augmentation."""
-
-    def __init__(self, config: Any): ...
-
-    def __call__(self, raw: Any, rng: np.random.Generator) -> Any:
-        """Returns randomly transformed raw data of the same form."""
-
 
 IMAGE: dict[str, type] = {
     "affine": Affine,

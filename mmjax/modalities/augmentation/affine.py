@@ -9,10 +9,11 @@ import numpy as np
 import PIL.Image
 
 from mmjax.config import AtLeast, Within
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.image import border_colour
 
 
-class Affine:
+class Affine(Augmentation):
     """Applies a random affine transformation. Pixels outside the image get the border's colour."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,9 +33,6 @@ class Affine:
         shear: Annotated[float, AtLeast(0.0)] = 0.2
         scale: Annotated[float, AtLeast(0.0)] = 0.1
         shift: Annotated[float, Within(0.0, 1.0)] = 0.08
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Transforms uint8 [H, W] or [H, W, C], keeping shape and dtype."""

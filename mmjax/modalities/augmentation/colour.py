@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import Within
+from mmjax.modalities.augmentation.base import Augmentation
 
 # Luma weights of ITU-R BT.601.
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -16,7 +17,7 @@ _YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211
 Strength = Annotated[float, Within(0.0, 1.0)]
 
 
-class Colour:
+class Colour(Augmentation):
     """Jitters brightness, contrast, saturation and hue, in this order.
 
     Greyscale images have neither saturation nor hue. The alpha channel is unchanged.
@@ -35,9 +36,6 @@ class Colour:
         contrast: Strength = 0.4
         saturation: Strength = 0.4
         hue: Strength = 0.1
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Transforms uint8 [H, W] or [H, W, C], keeping the shape."""

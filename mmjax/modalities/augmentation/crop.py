@@ -9,11 +9,12 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import AtLeast, Within
+from mmjax.modalities.augmentation.base import Augmentation
 
 _ATTEMPTS = 10
 
 
-class Crop:
+class Crop(Augmentation):
     """Crops a region of random area and aspect ratio. The image modality resizes it afterwards."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,6 @@ class Crop:
 
         smallest: Annotated[float, Within(0.01, 1.0)] = 0.3
         aspect: Annotated[float, AtLeast(1.0)] = 4 / 3
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Crops uint8 [H, W] or [H, W, C]. Returns the whole image if none of ten random crops fits into it."""

@@ -7,9 +7,10 @@ import dataclasses
 import numpy as np
 
 from mmjax.config import Rate
+from mmjax.modalities.augmentation.base import Augmentation
 
 
-class EditWords:
+class EditWords(Augmentation):
     """Randomly deletes words and swaps adjacent words. At least one word remains."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,6 @@ class EditWords:
 
         delete: Rate = 0.1
         swap: Rate = 0.1
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: str, rng: np.random.Generator) -> str:
         """Returns the edited text, with single spaces between words."""

@@ -8,10 +8,11 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import AtLeast, Formerly
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.recordings import Waveform, mono
 
 
-class Equalise:
+class Equalise(Augmentation):
     """Applies a random frequency response: gains at a few mel-spaced frequencies, linearly interpolated in decibels."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,6 @@ class Equalise:
 
         std: Annotated[float, AtLeast(0.0), Formerly("deviation")] = 6.0
         points: Annotated[int, AtLeast(2)] = 6
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: Waveform, rng: np.random.Generator) -> Waveform:
         """Filters (samples [n] or [n, channels], rate) to (mono float32 [n], rate)."""

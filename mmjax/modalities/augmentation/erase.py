@@ -9,9 +9,10 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import AtLeast, Within
+from mmjax.modalities.augmentation.base import Augmentation
 
 
-class Erase:
+class Erase(Augmentation):
     """Replaces a random rectangle with noise, so that the model does not rely on a single region."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,9 +34,6 @@ class Erase:
         def __post_init__(self):
             if self.smallest > self.largest:
                 raise ValueError(f"smallest {self.smallest} exceeds largest {self.largest}; swap them")
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Transforms uint8 [H, W] or [H, W, C], keeping the shape."""

@@ -8,11 +8,12 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import Within
+from mmjax.modalities.augmentation.base import Augmentation
 
 Probability = Annotated[float, Within(0.0, 1.0)]
 
 
-class Flip:
+class Flip(Augmentation):
     """Flips images horizontally or vertically. Unsuitable for images of text, or if captions mention left or right."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,6 @@ class Flip:
 
         horizontal: Probability = 0.5
         vertical: Probability = 0.0
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Transforms uint8 [H, W] or [H, W, C], keeping the shape."""

@@ -6,10 +6,11 @@ import dataclasses
 
 import numpy as np
 
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.recordings import Waveform, mono
 
 
-class Noise:
+class Noise(Augmentation):
     """Adds Gaussian noise at a random signal-to-noise ratio, uniform in decibels.
 
     Signal power is the variance of the samples, which excludes a constant offset of the recorder.
@@ -30,9 +31,6 @@ class Noise:
         def __post_init__(self):
             if self.low > self.high:
                 raise ValueError(f"low {self.low} exceeds high {self.high}; swap them")
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: Waveform, rng: np.random.Generator) -> Waveform:
         """Converts (samples [n] or [n, channels], rate) to noisy (mono float32 [n], rate). Silence is unchanged."""

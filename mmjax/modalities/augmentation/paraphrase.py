@@ -17,11 +17,12 @@ import numpy as np
 
 from mmjax.config import Rate
 from mmjax.errors import UserError
+from mmjax.modalities.augmentation.base import Augmentation
 
 _WHERE = "data.augment, the function of paraphrase"
 
 
-class Paraphrase:
+class Paraphrase(Augmentation):
     """Replaces a text with a paraphrase from a user-defined function, which returns candidates or one random text.
 
     The function must be deterministic given its arguments, or batches will not be reproducible. Models are slow: let
@@ -49,7 +50,7 @@ class Paraphrase:
                 )
 
     def __init__(self, config: Config):
-        self.config = config
+        super().__init__(config)
         self._opened: tuple[Callable[..., Any], bool] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 
 from mmjax.config import Rate
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.point_files import as_points
 
 
-class PointsDropout:
+class PointsDropout(Augmentation):
     """Drops each point with a probability that is drawn per cloud. At least one point remains."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,9 +23,6 @@ class PointsDropout:
         """
 
         largest: Rate = 0.5
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Subsamples [n, 3 + features] to float64 [m, 3 + features], keeping the order."""

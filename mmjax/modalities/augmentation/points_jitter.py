@@ -8,10 +8,11 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import AtLeast, Formerly
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.point_files import as_points
 
 
-class PointsJitter:
+class PointsJitter(Augmentation):
     """Adds Gaussian noise to point coordinates, in proportion to the size of the cloud."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,6 @@ class PointsJitter:
         """
 
         std: Annotated[float, AtLeast(0.0), Formerly("deviation")] = 0.01
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Transforms [n, 3 + features] to float64 of the same shape; features are unchanged."""

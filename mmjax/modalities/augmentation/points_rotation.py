@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 import numpy as np
 
 from mmjax.config import Within
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.point_files import as_points
 
 _AXES = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}
 
 
-class PointsRotation:
+class PointsRotation(Augmentation):
     """Rotates a cloud about an axis through the origin, or by a uniformly random rotation. Features are unchanged."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,6 @@ class PointsRotation:
 
         axis: Literal["x", "y", "z", "any"] = "z"
         degrees: Annotated[float, Within(0.0, 180.0)] = 180.0
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Rotates [n, 3 + features] to float64 of the same shape."""

@@ -8,10 +8,11 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import Within
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.point_files import as_points
 
 
-class PointsScaling:
+class PointsScaling(Augmentation):
     """Scales a cloud about the origin by an independent random factor per axis.
 
     Unless it has `normalise="none"`, the points modality then moves the centroid to the origin, so the result equals
@@ -27,9 +28,6 @@ class PointsScaling:
         """
 
         change: Annotated[float, Within(0.0, 0.9)] = 0.2
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Scales [n, 3 + features] to float64 of the same shape; features are unchanged."""

@@ -12,6 +12,7 @@ import PIL.ImageEnhance
 import PIL.ImageOps
 
 from mmjax.config import Count, Within
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.image import border_colour
 
 _Operation = Callable[[PIL.Image.Image, float], PIL.Image.Image]
@@ -51,7 +52,7 @@ OPERATIONS: dict[str, _Operation] = {
 """The fourteen operations of the paper. Each takes a strength in [-1, 1]; its sign is the direction, if any."""
 
 
-class RandAugment:
+class RandAugment(Augmentation):
     """Applies a sequence of operations drawn uniformly from `OPERATIONS`."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,6 @@ class RandAugment:
 
         count: Count = 2
         magnitude: Annotated[float, Within(0.0, 10.0)] = 9.0
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Transforms uint8 [H, W] or [H, W, C], keeping the shape and the alpha channel."""

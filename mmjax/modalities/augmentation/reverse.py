@@ -8,10 +8,11 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import Within
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.clips import Clip, LazyFrames, as_clip
 
 
-class Reverse:
+class Reverse(Augmentation):
     """Reverses the frames of a clip. Unsuitable if labels depend on direction, such as opening and closing."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,6 @@ class Reverse:
         """
 
         probability: Annotated[float, Within(0.0, 1.0)] = 0.5
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: Clip, rng: np.random.Generator) -> Clip:
         """Transforms a clip, keeping its length and rate."""

@@ -8,10 +8,11 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import AtLeast, Formerly
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.series import as_series, channel_means
 
 
-class SeriesJitter:
+class SeriesJitter(Augmentation):
     """Adds Gaussian noise in proportion to each channel's standard deviation. Missing values stay missing."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,6 @@ class SeriesJitter:
         """
 
         std: Annotated[float, AtLeast(0.0), Formerly("deviation")] = 0.05
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Transforms [n] or [n, channels] to float64 [n, channels]."""

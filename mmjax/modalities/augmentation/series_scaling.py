@@ -8,10 +8,11 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import AtLeast, Formerly
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.series import as_series, channel_means
 
 
-class SeriesScaling:
+class SeriesScaling(Augmentation):
     """Multiplies each channel's deviations from its mean by an independent factor, normally distributed with mean 1.
 
     The mean is kept: scaling it would shift a channel such as 1013 ± 5 hPa by many standard deviations.
@@ -26,9 +27,6 @@ class SeriesScaling:
         """
 
         std: Annotated[float, AtLeast(0.0), Formerly("deviation")] = 0.1
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Transforms [n] or [n, channels] to float64 [n, channels]. Missing values stay missing."""

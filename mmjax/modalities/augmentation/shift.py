@@ -8,10 +8,11 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import AtLeast
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.recordings import Waveform
 
 
-class Shift:
+class Shift(Augmentation):
     """Prepends silence of random, uniform duration."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,6 @@ class Shift:
         """
 
         longest: Annotated[float, AtLeast(0.0)] = 0.1
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: Waveform, rng: np.random.Generator) -> Waveform:
         """Transforms (samples [n] or [n, channels], rate) to ([n + silence] or [n + silence, channels], rate)."""

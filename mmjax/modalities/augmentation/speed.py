@@ -8,10 +8,11 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import Within
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.recordings import Waveform, mono
 
 
-class Speed:
+class Speed(Augmentation):
     """Resamples by a random factor with linear interpolation."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,6 @@ class Speed:
         """
 
         change: Annotated[float, Within(0.0, 0.9)] = 0.1
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: Waveform, rng: np.random.Generator) -> Waveform:
         """Resamples (samples [n] or [n, channels], rate) to (mono float32 [m], rate)."""

@@ -14,9 +14,10 @@ import numpy as np
 
 from mmjax.config import FilePath, Rate
 from mmjax.errors import UserError
+from mmjax.modalities.augmentation.base import Augmentation
 
 
-class Synonyms:
+class Synonyms(Augmentation):
     """Replaces words with synonyms from WordNet or a user-defined dictionary."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Synonyms:
         rate: Rate = 0.1
 
     def __init__(self, config: Config):
-        self.config = config
+        super().__init__(config)
         self._synonyms: dict[str, tuple[str, ...]] | None = None
 
     def open(self) -> None:

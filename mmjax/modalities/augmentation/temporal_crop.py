@@ -8,10 +8,11 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import Within
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.clips import Clip, LazyFrames, as_clip
 
 
-class TemporalCrop:
+class TemporalCrop(Augmentation):
     """Keeps a contiguous segment of random length and start, both uniform."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,6 @@ class TemporalCrop:
         """
 
         smallest: Annotated[float, Within(0.0, 1.0)] = 0.5
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: Clip, rng: np.random.Generator) -> Clip:
         """Crops a clip, keeping its frame rate."""

@@ -8,13 +8,14 @@ from typing import Annotated
 import numpy as np
 
 from mmjax.config import AtLeast, Count, Formerly
+from mmjax.modalities.augmentation.base import Augmentation
 from mmjax.modalities.series import as_series
 
 # Lower bound of the speed, which keeps time strictly increasing.
 _MIN_SPEED = 0.1
 
 
-class TimeWarp:
+class TimeWarp(Augmentation):
     """Warps time with a smooth random speed curve: a cubic spline through random speeds at evenly spaced knots.
 
     Start, end and length are preserved, and all channels share one warp. Values are interpolated linearly between two
@@ -32,9 +33,6 @@ class TimeWarp:
 
         std: Annotated[float, AtLeast(0.0), Formerly("deviation")] = 0.2
         knots: Count = 4
-
-    def __init__(self, config: Config):
-        self.config = config
 
     def __call__(self, raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Transforms [n] or [n, channels] to float64 [n, channels]."""
