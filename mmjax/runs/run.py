@@ -7,7 +7,6 @@ import functools
 import math
 import pathlib
 import sys
-import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -20,8 +19,10 @@ from mmjax.datasets import Prepared, make_dataset
 from mmjax.datasets.recorded import OtherData, RecordedDataset, describe
 from mmjax.errors import RunError, UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
+from mmjax.evaluation.evaluator import EvaluationStopped
 from mmjax.experiment import CHANGEABLE_ON_RESUME, DataConfig, Experiment, schedule_changes
 from mmjax.files import user_path, write_atomically, write_json
+from mmjax.host.interruption import Interruption, handle_signals
 from mmjax.processes import Watchdog, agree_or_raise
 from mmjax.reporting.overview import count_by_component, count_elements, print_key_values, print_metrics, print_subsets
 from mmjax.runs.lock import locked
@@ -57,11 +58,19 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
 
     Raises:
       UserError: if the recipe or the workdir is invalid, before writing any file.
-      SystemExit: after a preemption.
+      Restart: after SIGTERM or SIGHUP, once a checkpoint is saved.
+      Interrupted: after Ctrl-C, once a checkpoint is saved.
       RunError: if too many steps had gradients that are not finite, or the trained parameters are not finite.
     """
+    with handle_signals() as interruption:
+        return _check_and_train(raw, user_path(workdir), console, interruption)
+
+
+def _check_and_train(
+    raw: Any, workdir: pathlib.Path, console: Console | None, interruption: Interruption
+) -> dict[str, Any]:
+    """Checks the config, the data and the workdir, locks the workdir, and trains."""
     started = time.perf_counter()
-    workdir = user_path(workdir)
     writes = jax.process_index() == 0
     console = console or Console(quiet=not writes)
     # No process writes before all have checked; if one process rejects the config, all exit.
@@ -85,7 +94,7 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
                 check_same_data(workdir, record)
                 previous = read_config(workdir) if (workdir / "config.json").exists() else experiment.raw
                 write_config(workdir, experiment.raw, experiment.modalities, record)
-        return _train(experiment, previous, workdir, console, examples, started)
+        return _train(experiment, previous, workdir, console, examples, started, interruption)
 
 
 def _train(
@@ -95,13 +104,14 @@ def _train(
     console: Console,
     examples: int,
     started: float,
+    interruption: Interruption,
 ) -> dict[str, Any]:
     """Trains and evaluates in a locked and checked workdir; `previous` is the config that it had before."""
     writes = jax.process_index() == 0
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint)
     state, restored = _first_state(experiment, checkpoints)
     if writes:
-        _print_overview(console, experiment, examples, checkpoints, restored, workdir)
+        _print_overview(console, experiment, examples, checkpoints, restored, workdir, interruption.installed)
         for line in schedule_changes(previous, experiment.raw, restored) if restored else []:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     _write_parameters(workdir, state, writes)
@@ -109,7 +119,7 @@ def _train(
     with agree_or_raise("the repair of metrics.jsonl"):
         log = MetricsLog(workdir, restored or 0) if writes else None
     with Watchdog(experiment.mesh_config.heartbeat_timeout, experiment.mesh_config.stall) as watchdog:
-        hooks = _hooks(experiment, checkpoints, log, workdir, console, watchdog)
+        hooks = _hooks(experiment, checkpoints, log, workdir, console, watchdog, interruption)
         loop = Loop(state, experiment.config.train.steps, hooks)
         batches = experiment.train_batches(loop.step)
         try:
@@ -120,11 +130,11 @@ def _train(
                 log.close()
         trained = time.perf_counter() - started
         if loop.stop_reason:
-            console.print(f"stopped at step {loop.step}: {loop.stop_reason}")
-        interrupted = loop.stop_reason is not None and not loop.done and loop.stop_reason.startswith("the machine")
-        if interrupted:
-            checkpoints.close()
-            raise SystemExit(f"mmjax: stopped at step {loop.step} with a checkpoint; run the same command to resume")
+            console.print(f"stopped at step {loop.step}: {loop.stop_reason.message}")
+            if loop.stop_reason.error is not None:
+                checkpoints.close()
+                where = f"stopped at step {loop.step} with a checkpoint"
+                raise loop.stop_reason.error(f"{where}; run the same command to resume at step {loop.step}")
         if not parameters_finite(state.parameters, experiment.mesh):
             raise RunError(f"the parameters after step {loop.step} are not finite; lower the learning rate")
         evaluated, evaluated_step = _evaluated_state(experiment, checkpoints, state)
@@ -343,6 +353,7 @@ def _hooks(
     workdir: pathlib.Path,
     console: Console,
     watchdog: Watchdog,
+    interruption: Interruption,
 ) -> list[Hook]:
     config = experiment.config
     history = read_rows(workdir) if (workdir / "metrics.jsonl").exists() else []
@@ -357,12 +368,19 @@ def _hooks(
             lambda step: experiment.pipeline.ids_at("train", config.train.batch_size, step).tolist(),
             console,
         ),
-        EvaluationHook(experiment.evaluator, config.evaluate.every, log),
+        EvaluationHook(experiment.evaluator, config.evaluate.every, log, history),
     ]
     hooks += [cls(options, history) for cls, options in experiment.hooks]
-    hooks.append(CheckpointHook(checkpoints, functools.partial(_flush, workdir, log)))
+    hooks.append(CheckpointHook(checkpoints, functools.partial(_flush, workdir, log), interruption))
     hooks.append(_WatchdogHook(watchdog))
+    experiment.evaluator.after_batch = functools.partial(_stop_evaluation, interruption)
     return hooks
+
+
+def _stop_evaluation(interruption: Interruption) -> None:
+    """Stops the evaluation of a single process if a signal asks the run to save and stop."""
+    if interruption.requested is not None and jax.process_count() == 1:
+        raise EvaluationStopped("stopped during an evaluation; run the same command again")
 
 
 def _flush(workdir: pathlib.Path, log: MetricsLog | None) -> None:
@@ -389,6 +407,7 @@ def _print_overview(
     checkpoints: Checkpoints,
     restored: int | None,
     workdir: pathlib.Path,
+    handles_signals: bool,
 ) -> None:
     config, shapes = experiment.config, experiment.shapes
     train, slots = config.train, experiment.data_config.packing.slots
@@ -416,7 +435,7 @@ def _print_overview(
     service = checkpoints.preemption_service()
     if service:
         summary["preemption"] = "coordinated across hosts"
-    elif threading.current_thread() is not threading.main_thread():
+    elif not handles_signals:
         summary["preemption"] = "not handled, because the run is not in the main thread"
     else:
         summary["preemption"] = "saves on SIGTERM" if jax.process_count() == 1 else "not handled"
