@@ -57,6 +57,10 @@ class Restart(RunError):
     exit_code = ExitCode.RESTART
 
 
+class Preempted(Restart):
+    """A signal stopped the run after it saved a checkpoint."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C stopped the run after it saved a checkpoint. Exit code 130."""
 

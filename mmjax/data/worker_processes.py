@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 
 from mmjax.errors import Restart
+from mmjax.host.child_processes import is_stopped
 
 STOPPED_SECONDS = 30.0
 """Seconds after which a process that is stopped, for example by SIGSTOP or a debugger, counts as lost."""
@@ -113,13 +114,3 @@ class WorkerMonitor:
                     self._killed.add(pid)
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-
-
-def is_stopped(pid: int) -> bool:
-    """Returns True if a process on this machine is stopped by a signal or a debugger; False where /proc is missing."""
-    try:
-        # The name, in parentheses, may contain spaces; the state follows it.
-        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state in ("T", "t")

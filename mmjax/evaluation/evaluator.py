@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from mmjax.config import NonNegative, Within
-from mmjax.errors import Restart
+from mmjax.errors import Preempted
 from mmjax.sharding import replicated
 from mmjax.tasks.metrics import States, finalise, merge
 from mmjax.tokens import Batch
@@ -38,7 +38,7 @@ class EvaluateConfig:
     batch_size: Annotated[int, Within(1, 2**24)] | None = None
 
 
-class EvaluationStopped(Restart):
+class EvaluationStopped(Preempted):
     """Raised by `Evaluator.after_batch` to stop an evaluation, because a signal asks the run to stop."""
 
 

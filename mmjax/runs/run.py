@@ -23,7 +23,7 @@ from mmjax.evaluation.evaluator import EvaluationStopped
 from mmjax.experiment import CHANGEABLE_ON_RESUME, DataConfig, Experiment, schedule_changes
 from mmjax.files import user_path, write_atomically, write_json
 from mmjax.host.interruption import Interruption, handle_signals
-from mmjax.processes import Watchdog, agree_or_raise
+from mmjax.processes import Watchdog, agree_or_raise, watchdog
 from mmjax.reporting.overview import count_by_component, count_elements, print_key_values, print_metrics, print_subsets
 from mmjax.runs.lock import locked
 from mmjax.runs.storage import report_storage_errors
@@ -40,6 +40,7 @@ from mmjax.sharding import MeshConfig, format_mesh, unsharded_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.hooks.log import LogHook
 from mmjax.training.hooks.skipped_steps import SkippedStepsHook
+from mmjax.training.hooks.watch import PhaseHook, WatchdogHook
 from mmjax.training.loop import Hook, Loop
 from mmjax.training.metrics_log import MetricsLog, read_rows
 from mmjax.training.state import TrainState, parameters_finite, parameters_hash
@@ -62,12 +63,12 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
       Interrupted: after Ctrl-C, once a checkpoint is saved.
       RunError: if too many steps had gradients that are not finite, or the trained parameters are not finite.
     """
-    with handle_signals() as interruption:
-        return _check_and_train(raw, user_path(workdir), console, interruption)
+    with watchdog() as watch, handle_signals() as interruption:
+        return _check_and_train(raw, user_path(workdir), console, watch, interruption)
 
 
 def _check_and_train(
-    raw: Any, workdir: pathlib.Path, console: Console | None, interruption: Interruption
+    raw: Any, workdir: pathlib.Path, console: Console | None, watch: Watchdog, interruption: Interruption
 ) -> dict[str, Any]:
     """Checks the config, the data and the workdir, locks the workdir, and trains."""
     started = time.perf_counter()
@@ -94,7 +95,7 @@ def _check_and_train(
                 check_same_data(workdir, record)
                 previous = read_config(workdir) if (workdir / "config.json").exists() else experiment.raw
                 write_config(workdir, experiment.raw, experiment.modalities, record)
-        return _train(experiment, previous, workdir, console, examples, started, interruption)
+        return _train(experiment, previous, workdir, console, examples, started, watch, interruption)
 
 
 def _train(
@@ -104,6 +105,7 @@ def _train(
     console: Console,
     examples: int,
     started: float,
+    watch: Watchdog,
     interruption: Interruption,
 ) -> dict[str, Any]:
     """Trains and evaluates in a locked and checked workdir; `previous` is the config that it had before."""
@@ -118,13 +120,16 @@ def _train(
     # Hooks of all processes read metrics.jsonl, so process 0 first removes the rows after the restored checkpoint.
     with agree_or_raise("the repair of metrics.jsonl"):
         log = MetricsLog(workdir, restored or 0) if writes else None
-    with Watchdog(experiment.mesh_config.heartbeat_timeout, experiment.mesh_config.stall) as watchdog:
-        hooks = _hooks(experiment, checkpoints, log, workdir, console, watchdog, interruption)
+    with watch.limits(
+        experiment.mesh_config.heartbeat_timeout, experiment.mesh_config.stall, experiment.config.watchdog
+    ):
+        hooks = _hooks(experiment, checkpoints, log, workdir, console, watch, interruption)
         loop = Loop(state, experiment.config.train.steps, hooks)
         batches = experiment.train_batches(loop.step)
         try:
-            state = loop.run(experiment.compile_step(), batches)
+            state = loop.run(experiment.compile_step(), watch.phases.batches(batches))
         finally:
+            watch.phases.enter(None)
             batches.close()
             if log:
                 log.close()
@@ -138,6 +143,7 @@ def _train(
         if not parameters_finite(state.parameters, experiment.mesh):
             raise RunError(f"the parameters after step {loop.step} are not finite; lower the learning rate")
         evaluated, evaluated_step = _evaluated_state(experiment, checkpoints, state)
+        watch.phases.enter("evaluation")
         result = {
             "seed": experiment.config.seed,
             "steps": loop.step,
@@ -155,7 +161,9 @@ def _train(
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "seconds": {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)},
         }
+        watch.phases.enter("save")
         checkpoints.close()
+        watch.phases.enter(None)
     if writes:
         write_json(workdir / "result.json", result)
         _print_outputs(console, workdir, result)
@@ -352,7 +360,7 @@ def _hooks(
     log: MetricsLog | None,
     workdir: pathlib.Path,
     console: Console,
-    watchdog: Watchdog,
+    watch: Watchdog,
     interruption: Interruption,
 ) -> list[Hook]:
     config = experiment.config
@@ -368,17 +376,18 @@ def _hooks(
             lambda step: experiment.pipeline.ids_at("train", config.train.batch_size, step).tolist(),
             console,
         ),
-        EvaluationHook(experiment.evaluator, config.evaluate.every, log, history),
+        PhaseHook(EvaluationHook(experiment.evaluator, config.evaluate.every, log, history), "evaluation", watch),
     ]
     hooks += [cls(options, history) for cls, options in experiment.hooks]
-    hooks.append(CheckpointHook(checkpoints, functools.partial(_flush, workdir, log), interruption))
-    hooks.append(_WatchdogHook(watchdog))
-    experiment.evaluator.after_batch = functools.partial(_stop_evaluation, interruption)
+    save = CheckpointHook(checkpoints, functools.partial(_flush, workdir, log), interruption)
+    hooks += [PhaseHook(save, "save", watch), WatchdogHook(watch)]
+    experiment.evaluator.after_batch = functools.partial(_after_evaluation_batch, watch, interruption)
     return hooks
 
 
-def _stop_evaluation(interruption: Interruption) -> None:
-    """Stops the evaluation of a single process if a signal asks the run to save and stop."""
+def _after_evaluation_batch(watch: Watchdog, interruption: Interruption) -> None:
+    """Reports progress, and stops the evaluation of a single process if a signal asks the run to save and stop."""
+    watch.phases.advance()
     if interruption.requested is not None and jax.process_count() == 1:
         raise EvaluationStopped("stopped during an evaluation; run the same command again")
 
@@ -388,16 +397,6 @@ def _flush(workdir: pathlib.Path, log: MetricsLog | None) -> None:
     (workdir / "config.json").stat()
     if log:
         log.sync()
-
-
-class _WatchdogHook(Hook):
-    """Reports this process's step to the watchdog."""
-
-    def __init__(self, watchdog: Watchdog):
-        self.watchdog = watchdog
-
-    def after_step(self, loop: Loop) -> None:
-        self.watchdog.set_step(loop.step)
 
 
 def _print_overview(

@@ -19,7 +19,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from mmjax.config import Count, Formerly
-from mmjax.errors import Interrupted, Restart, UserError
+from mmjax.errors import Interrupted, Preempted, UserError
 from mmjax.host.interruption import Interruption
 from mmjax.processes import agree_or_raise
 from mmjax.training.checksums import tree_checksums
@@ -293,7 +293,7 @@ class CheckpointHook(Hook):
         if requested == signal.SIGINT:
             loop.stop_reason = StopReason("interrupted", Interrupted)
         elif requested is not None or jax.process_count() > 1:
-            loop.stop_reason = StopReason("the machine is being preempted", Restart)
+            loop.stop_reason = StopReason("the machine is being preempted", Preempted)
 
     def finish(self, loop: Loop) -> None:
         self.checkpoints.wait()

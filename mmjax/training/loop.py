@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-from mmjax.errors import Interrupted, Restart
+from mmjax.errors import Interrupted, Preempted
 from mmjax.tokens import Batch
 from mmjax.training.state import TrainState
 
@@ -20,7 +20,7 @@ class StopReason:
     """
 
     message: str
-    error: type[Restart] | type[Interrupted] | None = None
+    error: type[Preempted] | type[Interrupted] | None = None
 
 
 class Hook:
