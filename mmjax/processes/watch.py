@@ -14,9 +14,11 @@ import dataclasses
 import faulthandler
 import json
 import math
+import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -92,7 +94,8 @@ class Watchdog:
         return self
 
     def __enter__(self) -> Watchdog:
-        self.step, self.ended = -1, ""
+        self.step, self.ended, self.code = -1, "", ExitCode.DONE
+        _own_failure.clear()
         return self.start()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -132,9 +135,12 @@ class Watchdog:
             )
 
     def close(self) -> None:
-        """Reports the normal exit of this process. Runs that failed have reported that."""
-        if not self.ended:
-            self.ended = "done"
+        """Runs at the exit of this process: reports it to the others, or skips JAX's wait for them after a failure."""
+        if _own_failure:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(_own_failure[0])
+        self.ended = self.ended or "done"
         with contextlib.suppress(RuntimeError, ValueError, AttributeError):
             self._send_heartbeat()
 
