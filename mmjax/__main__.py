@@ -30,13 +30,13 @@ from mmjax.host.simulated_devices import set_thread_count
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. `arguments` defaults to `sys.argv[1:]`."""
-    if arguments is None:
-        use_huge_pages()
-        enable_compilation_cache(cache_folder(), os.environ)
-        set_thread_count(os.environ)
-        if not expects_tpu(os.environ):
-            use_as_compiler(os.environ)
     try:
+        if arguments is None:
+            use_huge_pages()
+            enable_compilation_cache(cache_folder(), os.environ)
+            set_thread_count(os.environ)
+            if not expects_tpu(os.environ):
+                use_as_compiler(os.environ)
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
         print(f"mmjax: error: {error}", file=sys.stderr)
@@ -102,7 +102,9 @@ def _parse(name: str, flags: absl_flags.FlagValues, argv: list[str]) -> list[str
             flag = f"--{missing[0]}"
             raise UserError(flag, "is missing", f"give {flag}=VALUE; {help_hint}") from error
         where, _, problem = text.removeprefix("flag ").partition(": ")
-        raise UserError(where, problem, _valid_value(flags, where)) from error
+        once = problem.startswith("already defined as")
+        remedy = f"give {where.partition('=')[0]} once" if once else _valid_value(flags, where)
+        raise UserError(where, problem, remedy) from error
     except absl_flags.Error as error:
         raise UserError(f"mmjax {name}", str(error), help_hint) from error
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
