@@ -73,10 +73,12 @@ def test_a_name_is_broken_after_separators_and_never_shortened():
         assert "".join(lines) == name and max(map(len, lines)) <= 7
 
 
-def test_a_path_that_is_longer_than_a_line_is_complete():
+def test_a_path_that_is_longer_than_a_line_can_be_copied():
     console, path = Console(file=io.StringIO(), width=80), "/folder" * 20 + "/card.html"
     print_key_values(console, "output files", {"data card": path})
-    assert path in "".join(line[11:].strip() for line in console.file.getvalue().splitlines()[1:])
+    print_key_values(console, "title", {"a": "1", "long name": "[bold]"})
+    expected = f"output files\ndata card  {path}\ntitle\na          1\nlong name  [bold]\n"
+    assert console.file.getvalue() == expected
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 # Widths in characters: border and padding of a column, longest line of a metric's heading, narrowest column of names.
 _BORDER, _HEADING, _MIN_WIDTH = 3, 10, 8
@@ -32,16 +33,14 @@ def count_by_component(parameters: Mapping[str, Any]) -> dict[str, int]:
 
 
 def print_key_values(console: Console, title: str, values: Mapping[str, str]) -> None:
-    """Prints a title and a table of two columns without borders."""
-    # Print the title separately, because `Table` would wrap it to the width of the table.
-    console.print(title, style="bold", markup=False)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="cyan", no_wrap=True)
-    # Rich would truncate a word that is longer than a line, such as the path of a file to open.
-    table.add_column(overflow="fold")
+    """Prints a title and a table of two columns without borders, one line per key.
+
+    Long values, such as paths, are neither wrapped nor truncated, so that they can be copied.
+    """
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    width = max(map(len, values), default=0)
     for name, value in values.items():
-        table.add_row(name, value)
-    console.print(table)
+        console.print(Text.assemble((f"{name:{width}}", "cyan"), "  ", value), soft_wrap=True, highlight=False)
 
 
 def print_subsets(
