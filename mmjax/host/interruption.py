@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import threading
@@ -56,7 +57,7 @@ class Interruption:
             self._trampoline = _native_handler(number)
             if number == signal.SIGTERM and native not in (0, 1, self._trampoline):
                 self._native = ctypes.CFUNCTYPE(None, ctypes.c_int)(native)
-            self._restore.append(lambda number=number, previous=previous: signal.signal(number, previous))
+            self._restore.append(functools.partial(signal.signal, number, previous))
 
     def _start_thread(self) -> None:
         reader, writer = os.pipe()
