@@ -316,4 +316,26 @@ FORMULAS = [
         "self._kind.stored(raw, self._summary)",
         ("tests/test_reduce.py", "-k", "predict_reads and audio"),
     ),
+    # Stalls.
+    Mutation(
+        "a pause of all processes makes the last one late",
+        "processes/heartbeats.py",
+        'heartbeat["step"] == max_step or self.last_step',
+        "self.last_step",
+        ("tests/test_watchdog.py", "-k", "blames_none"),
+    ),
+    Mutation(
+        "a pause of this process counts",
+        "processes/stall.py",
+        "min(now - self._last, 3 * self.period)",
+        "now - self._last",
+        ("tests/test_watchdog.py", "-k", "pause_of_the_process"),
+    ),
+    Mutation(
+        "progress within a phase does not count",
+        "processes/stall.py",
+        "self._seen, self._since = progress, now",
+        "self._seen = progress",
+        ("tests/test_watchdog.py", "-k", "without_progress"),
+    ),
 ]

@@ -21,8 +21,8 @@ def open_standard_streams() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
-    sys.stdout = sys.__stdout__ = _reopen(sys.stdout, 1)
-    sys.stderr = sys.__stderr__ = _reopen(sys.stderr, 2)
+    sys.stdout = _reopen(sys.stdout, 1)
+    sys.stderr = _reopen(sys.stderr, 2)
 
 
 def replace_unencodable() -> None:
@@ -54,7 +54,7 @@ class _Output(io.FileIO):
     a RunError once, if the stream is standard output.
     """
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:  # type: ignore[override]
         try:
             return super().write(data)
         except OSError as error:

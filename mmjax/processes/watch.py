@@ -35,6 +35,7 @@ START_PERIOD = 2.0
 """Seconds between heartbeats until then."""
 
 _REMEDY = "start the same command again, with as many processes as are available, to resume from the newest checkpoint"
+_REMEDY_ALONE = "start the same command again to resume from the newest checkpoint"
 _NETWORK_ERROR = re.compile(r"gloo|nccl|connection|socket|unavailable|deadline|barrier|heartbeat|halted", re.I)
 """Matches messages of errors that another process's exit causes."""
 
@@ -157,19 +158,24 @@ class Watchdog:
                     threading.Thread(target=self._end, args=(f"stalled: {stalled}", ExitCode.RESTART)).start()
                     time.sleep(2 * self.period)  # the others learn the cause, unless the coordinator is lost too
                 name = f"process {self.index} of {self.count}: " if self.count > 1 else ""
-                end_process(ExitCode.RESTART, f"stopped: {name}{stalled} (stacks above); {_REMEDY}")
+                remedy = _REMEDY if self.count > 1 else _REMEDY_ALONE
+                end_process(ExitCode.RESTART, f"stopped: {name}{stalled} (stacks above); {remedy}")
             if self.count > 1 and self.index and now - self.last_reply > self.heartbeat_timeout:
                 exit_with(f"process 0 of {self.count} has not answered for {now - self.last_reply:.0f} s")
 
     def _exchange(self, finished: threading.Event) -> None:
         """Exchanges heartbeats; ends this process if another one is lost."""
-        monitor = None
+        clock = ActiveClock(self.period)
+        monitor = HeartbeatMonitor(self.count, self.heartbeat_timeout, self.stall, clock)
         while not finished.wait(self.period):
             with contextlib.suppress(RuntimeError, ValueError):
                 self._send_heartbeat()
                 if self.index == 0:
-                    monitor = monitor or HeartbeatMonitor(self.count, 0, 0, ActiveClock(self.period))
-                    monitor.heartbeat_timeout, monitor.stall = self.heartbeat_timeout, self.stall
+                    clock.period, monitor.heartbeat_timeout, monitor.stall = (
+                        self.period,
+                        self.heartbeat_timeout,
+                        self.stall,
+                    )
                     failure = monitor.check(self._heartbeats())
                     if failure and not self.ended:
                         self._broadcast(failure, monitor.exit_code, self.count - 1 - len(monitor.failed))
