@@ -262,7 +262,7 @@ def test_a_path_that_cannot_be_written_is_one_line(capsys, project, tmp_path, na
             {"data": {"datasets": {"p": {"name": "b"}}}, "b": 2},
             "data.datasets.p.name b",
         ),
-        ({"data": {"inputs": {"a": 1}, "z": 1}}, {"data": {"inputs": {"a": 2}, "z": 2}}, "data.z data.inputs.a"),
+        ({"data": {"augment": 1, "task": 1}}, {"data": {"augment": 2, "task": 2}}, "data.task data.augment"),
         ({str(n): n for n in range(5)}, {str(n): -1 for n in range(5)}, "0 1 2"),
     ],
 )

@@ -13,8 +13,8 @@ import scipy.signal
 import soundfile
 
 from mmjax.config import build
-from mmjax.datasets import Prepared
-from mmjax.datasets.recorded import RecordedDataset, describe
+from mmjax.datasets import Mixture, Prepared
+from mmjax.datasets.recorded import RecordedDataset, describe, differences
 from mmjax.errors import UserError
 from mmjax.evaluation.predictor import input_warnings, make_reductions, read_inputs, read_raw
 from mmjax.modalities import MODALITIES
@@ -182,6 +182,32 @@ def test_predict_reads_a_file_as_training_reads_its_stored_record(tmp_path, case
         assert not np.array_equal(read_inputs(modalities, given)["raw"].values, values)
         raws = read_raw(modalities, given, reductions)
         assert input_warnings(recorded.inputs, modalities, raws, reductions) == []
+
+
+def test_a_mixture_and_its_record_keep_the_reduction_of_the_first_dataset_with_an_input():
+    class Part:
+        targets, splits = {}, ("train",)
+
+        def __init__(self, inputs, rate):
+            self.inputs = dict.fromkeys(inputs, "audio")
+            self.reductions = {name: {"options": {"rate": rate}, "summary": {}} for name in inputs if rate}
+
+    def make_dataset(section, shared, where):
+        return shared(name="x", rename=section.get("rename", {})), section["part"]
+
+    of = {
+        "plain": {"part": Part(["near"], None)},
+        "small": {"part": Part(["near", "far"], 8000), "rename": {"far": "voice"}},
+        "smaller": {"part": Part(["voice"], 4000)},
+    }
+    mixture = Mixture(Mixture.Config(of=of), make_dataset)
+    expected = {"voice": {"options": {"rate": 8000}, "summary": {}}}
+    assert mixture.reductions == expected and RecordedDataset(describe(mixture)).reductions == expected
+    changed = describe(mixture) | {"reduced": {}}
+    assert differences(describe(mixture), changed) == ["the data reduction of the input 'voice' differs"]
+    # Records of earlier versions do not have the key.
+    old = {key: value for key, value in changed.items() if key != "reduced"}
+    assert differences(old, describe(mixture)) == [] and RecordedDataset(old).reductions == {}
 
 
 def test_predict_warns_about_the_faults_of_a_file_before_it_is_reduced(tmp_path):

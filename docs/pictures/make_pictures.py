@@ -33,7 +33,7 @@ def terminal(workdir: pathlib.Path) -> str:
     console = Console(record=True, width=80, file=io.StringIO(), force_terminal=False, color_system="truecolor")
     train(load_recipe("digits"), workdir, console)
     # Without the web fonts of rich's template, so that viewers load nothing from other hosts.
-    template = re.sub(r"@font-face \{\{.*?\}\}\n?", "", CONSOLE_SVG_FORMAT, flags=re.S)
+    template = re.sub(r"@font-face \{\{.*?\}\}\n?|<!--.*?-->\n?", "", CONSOLE_SVG_FORMAT, flags=re.S)
     svg = console.export_svg(title="mmjax train", theme=MONOKAI, code_format=template, unique_id="terminal")
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 

@@ -7,6 +7,7 @@ moved, and opened without its data.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 from mmjax.datasets import recorded
 from mmjax.errors import UserError
+from mmjax.experiment import DataConfig
 from mmjax.files import write_json
 from mmjax.host.software import git_commit, package_versions
 from mmjax.modalities import Modality
@@ -26,6 +28,8 @@ from mmjax.runs import lock
 
 # Maximum number of differing keys in a message.
 _MAX_NAMED = 3
+# Keys of the section `data` that do not belong to the dataset.
+_SHARED_KEYS = {field.name for field in dataclasses.fields(DataConfig)} - {"name"}
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:
@@ -70,7 +74,7 @@ def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable:
     if wrong:
         # Another dataset changes other keys as well, so name it first, although its location alone may change.
         named = [change for change in changes if change in wrong or _names_dataset(change[0])]
-        named.sort(key=lambda change: (not _names_dataset(change[0]), not re.fullmatch(r"data\.\w+", change[0])))
+        named.sort(key=lambda change: (not _names_dataset(change[0]), not _is_of_dataset(change[0])))
         listed = ", ".join(f"{where} = {_shorten(old)}, not {_shorten(new)}" for where, old, new in named[:_MAX_NAMED])
         more = f", and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
         remedy = "give another workdir, or the config of that run"
@@ -80,6 +84,12 @@ def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable:
 def _names_dataset(where: str) -> bool:
     """Returns True for the dotted keys of the name and the folder of a dataset."""
     return bool(re.fullmatch(r"data\.(of\.\w+\.)?(name|path)", where))
+
+
+def _is_of_dataset(where: str) -> bool:
+    """Returns True for the dotted keys of a dataset's own options, such as `data.task` of the digits."""
+    section, _, key = where.partition(".")
+    return section == "data" and key.partition(".")[0] not in _SHARED_KEYS
 
 
 def _may_differ(workdir: pathlib.Path, changeable: tuple[str, ...], where: str, old: Any, new: Any) -> bool:
