@@ -8,7 +8,6 @@ moved, and opened without its data.
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 import pathlib
 import platform
@@ -18,10 +17,12 @@ from typing import Any
 
 from mmjax.datasets import recorded
 from mmjax.errors import UserError
-from mmjax.files import write_json
+from mmjax.files import read_json, write_json
 from mmjax.host.software import git_commit, package_versions
 from mmjax.modalities import Modality
 from mmjax.runs import lock
+
+_REMEDY = "restore it, or give another workdir"
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:
@@ -61,7 +62,7 @@ def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable:
         if workdir.exists() and not all(_precedes_config(child) for child in workdir.iterdir()):
             raise UserError("--workdir", f"{workdir} is not empty and contains no run", "give an empty or a new folder")
         return
-    for where, old, new in differences(_load(path), raw):
+    for where, old, new in differences(read_json(path, _REMEDY, "--workdir"), raw):
         if not any(_is_within(where, key) for key in changeable) and not _is_moved_file(workdir, where, old, new):
             raise UserError(
                 "--workdir",
@@ -169,7 +170,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / "config.json"
     if not os.path.isfile(path):
         raise UserError("--workdir", f"{workdir} contains no run", "give the workdir of `mmjax train`")
-    raw = _load(path)
+    raw = read_json(path, _REMEDY, "--workdir")
     if not isinstance(raw, dict) or not all(isinstance(raw.get(key), dict) for key in ("data", "model", "train")):
         raise UserError("--workdir", f"{path} is not the config of an mmjax run", "give the workdir of `mmjax train`")
     for name, section in raw["data"].get("inputs", {}).items():
@@ -178,13 +179,6 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
             if isinstance(value, str) and value and copy.is_file():
                 section[key] = str(copy)
     return raw
-
-
-def _load(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError("--workdir", f"{path} is not JSON: {error}", "restore it, or give another workdir") from error
 
 
 def provenance() -> dict[str, Any]:
