@@ -219,14 +219,14 @@ FORMULAS = [
         "prepare/splits.py",
         "fractions = np.asarray(list(shares.values())) / sum(shares.values())",
         "fractions = np.ones(len(shares)) / len(shares)",
-        data("parts"),
+        data("splits_have"),
     ),
     Mutation(
         "splits are not balanced by label",
         "prepare/splits.py",
         "            label_deficits[label][part] -= count\n",
         "            pass\n",
-        data("parts"),
+        data("splits_have"),
     ),
     # Modalities.
     Mutation(

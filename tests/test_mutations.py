@@ -18,12 +18,12 @@ MICROBATCHES_OF_PAIRS = ("tests/test_contracts.py", "-k", "microbatches and task
 RECORDINGS = ("tests/test_spectrogram.py", "-k", "packed_recordings")
 PADDING = ("tests/test_padding.py", "-k", "waveform_cnn")
 PACKED = ("tests/test_contracts.py", "-k", "packed and fusion-cross_attention")
-WEIGHTS = ("tests/test_masks.py", "-k", "counts_as_often")
+WEIGHTS = ("tests/test_masks.py", "-k", "weight_of_n")
 PAIRS = ("tests/test_masks.py", "-k", "lacks_one_of_a_pair")
 RING_OF_PAIRS = ("tests/test_pairs.py", "-k", "definition")
 RING_OF_TOKENS = ("tests/test_attention.py", "-k", "over_split_tokens")
 EACH_MESH = "test_each_mesh_gives_the_loss_and_all_gradients_of_one_device"
-GUARD = ("tests/test_step.py", "-k", "not_finite")
+GUARD = ("tests/test_step.py", "-k", "skipped_step")
 WINDOW = ("tests/test_step.py", "-k", "window")
 OPTIMIZERS = ("tests/test_optimizers.py", "-k", "treats_the_layers")
 SCHEDULES = ("tests/test_schedules.py", "-k", "closed_form")
@@ -632,14 +632,14 @@ LISTED = [
         "training/optim/weight_decay.py",
         ' and not NOT_MATRICES.fullmatch(str(names[-1]) if names else "")',
         "",
-        ("tests/test_optimizers.py", "-k", "tells_its_role"),
+        ("tests/test_optimizers.py", "-k", "determine_role"),
     ),
     Mutation(
         "norms in a stack decay",
         "training/optim/weight_decay.py",
         "leaf.ndim - layer_axes(names) >= 2",
         "leaf.ndim >= 2",
-        ("tests/test_optimizers.py", "-k", "reaches_matrices or tells_its_role"),
+        ("tests/test_optimizers.py", "-k", "reaches_matrices or determine_role"),
     ),
     Mutation(
         "novograd decays biases",
