@@ -15,6 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from mmjax.data.worker_processes import parent_imports
+from mmjax.errors import Restart
 from mmjax.files import read_json
 from mmjax.runs.run import train
 
@@ -85,13 +87,16 @@ def _train_in_parallel(runs: Mapping[RunKey, PlannedRun], jobs: int, console: Co
         free_core_sets.put(core_set)
     results = {}
     pool = concurrent.futures.ProcessPoolExecutor(len(core_sets), context, _init_worker, (free_core_sets,))
-    with pool, Progress(console=console) as progress:
+    with parent_imports(), pool, Progress(console=console) as progress:
         bar = progress.add_task(f"{len(runs)} runs, {len(core_sets)} at a time", total=len(runs))
         futures = {pool.submit(_train, run): key for key, run in runs.items()}
         try:
             for future in concurrent.futures.as_completed(futures):
                 results[futures[future]] = future.result()
                 progress.advance(bar)
+        except concurrent.futures.process.BrokenProcessPool:
+            problem = "a training process was killed, after SIGKILL often for lack of memory: lower --jobs"
+            raise Restart(f"{problem}; run the same command to resume") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -111,7 +116,7 @@ def _train(run: PlannedRun) -> dict[str, Any]:
     with run.workdir.with_suffix(".txt").open("a") as file:
         try:
             return train(run.recipe, run.workdir, Console(file=file, width=120))
-        except SystemExit:
+        except (SystemExit, Restart, KeyboardInterrupt):
             if os.getppid() != parent:
                 # The command has exited, so the pool would never stop this worker.
                 os._exit(1)
