@@ -6,11 +6,10 @@
 Each example has the inputs and targets of its own dataset; all others are absent and masked.
 """
 
-import pathlib
-
 from ml_collections import ConfigDict
 
 from mmjax.datasets.prepared import read_manifest
+from mmjax.files import user_path
 
 
 def get_config(table: str = "") -> ConfigDict:
@@ -62,7 +61,7 @@ def get_config(table: str = "") -> ConfigDict:
     }
     splits = ["pairs/test", "sums/test"]
     if table:
-        manifest = read_manifest(pathlib.Path(table).expanduser().absolute())
+        manifest = read_manifest(user_path(table).absolute())
         config.data.datasets.table = {"name": "prepared", "path": table}
         config.data.sampling.weights.table = 1.0
         for name, kind in manifest["inputs"].items():

@@ -12,6 +12,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from mmjax.datasets.prepared import read_manifest, read_statistics, sort_splits
+from mmjax.files import user_path
 
 _TRUNK = {"width": 128, "depth": 2, "heads": 4, "drop_path": 0.1}
 
@@ -83,7 +84,7 @@ def get_config(argument: str = "prepared/mine") -> ConfigDict:
     """`argument` is the folder, optionally with a single target: "prepared/mine,target=digit"."""
     folder, _, option = argument.partition(",")
     name, _, target = option.partition("=")
-    path = pathlib.Path(folder).expanduser().absolute()
+    path = user_path(folder).absolute()
     manifest = read_manifest(path)
     targets = {target: manifest["targets"].get(target)} if target else manifest["targets"]
     if option and (name != "target" or not targets[target]):

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 from absl import flags as absl_flags
@@ -32,21 +32,26 @@ from mmjax.host.streams import open_standard_streams
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. `arguments` defaults to `sys.argv[1:]`."""
     if arguments is not None:
-        return _exit_code(list(arguments))
+        return _exit_code(lambda: _run(list(arguments)))
     use_huge_pages()
     open_standard_streams()
     with handle_signals(*TERMINATIONS):
-        enable_compilation_cache(cache_folder(), os.environ)
-        set_thread_count(os.environ)
-        if not expects_tpu(os.environ):
-            use_as_compiler(os.environ)
-        return _exit_code(sys.argv[1:])
+        return _exit_code(_run_process)
 
 
-def _exit_code(argv: list[str]) -> int:
+def _run_process() -> int:
+    """Sets up this process and runs the command of its command line."""
+    enable_compilation_cache(cache_folder(), os.environ)
+    set_thread_count(os.environ)
+    if not expects_tpu(os.environ):
+        use_as_compiler(os.environ)
+    return _run(sys.argv[1:])
+
+
+def _exit_code(run: Callable[[], int]) -> int:
     """Runs one command; prints its error as one line."""
     try:
-        code = _run(argv)
+        code = run()
         sys.stdout.flush()
         return code
     except Restart as error:
@@ -113,7 +118,9 @@ def _parse(name: str, flags: absl_flags.FlagValues, argv: list[str]) -> list[str
             flag = f"--{missing[0]}"
             raise UserError(flag, "is missing", f"give {flag}=VALUE; {help_hint}") from error
         where, _, problem = text.removeprefix("flag ").partition(": ")
-        raise UserError(where, problem, _valid_value(flags, where)) from error
+        once = problem.startswith("already defined as")
+        remedy = f"give {where.partition('=')[0]} once" if once else _valid_value(flags, where)
+        raise UserError(where, problem, remedy) from error
     except absl_flags.Error as error:
         raise UserError(f"mmjax {name}", str(error), help_hint) from error
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

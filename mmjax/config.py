@@ -265,6 +265,8 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
         if not math.isfinite(value):
             raise UserError(where, f"{value!r} is not finite", "give a finite number")
         return float(value)
+    if annotation is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # 1e3 is a float in Python
     if annotation in (int, str, bool, type(None)) and type(value) is annotation:
         return value
     reject()

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Annotated, Any
 
 import jax
@@ -393,6 +393,11 @@ class Experiment:
         for batch in self.pipeline.evaluation_batches(split, size, rows=rows):
             yield place_batch(self.mesh, batch, size)
 
+    def num_evaluation_batches(self, split: str) -> int | None:
+        """Returns the number of `evaluation_batches` of a split; None with packing, which plans it while reading."""
+        size = self.config.evaluate.batch_size or self.config.train.batch_size
+        return None if self.packing else -(-self.pipeline.size(split) // size)
+
     # Evaluation.
 
     @functools.cached_property
@@ -405,15 +410,19 @@ class Experiment:
         available = getattr(self.dataset, "inputs_of", lambda split: self.dataset.inputs)(split)
         return [name for name in self.specs if name in available]
 
-    def evaluate_subsets(self, parameters: Any, split: str, *, step: int = 0) -> dict[str, dict[str, float]]:
+    def evaluate_subsets(
+        self, parameters: Any, split: str, *, step: int = 0, advance: Callable[[], None] = lambda: None
+    ) -> dict[str, dict[str, float]]:
         """Evaluates each subset of the split's inputs, at data step `step` of the parameters.
+
+        `advance` is called after each batch.
 
         Returns:
           `{"audio+image": metrics with only these present}`.
         """
         present = subsets(self.inputs_of(split))
         absent = [[name for name in self.specs if name not in subset] for subset in present]
-        metrics = self.evaluator.run_each(parameters, split, absent, step=step)
+        metrics = self.evaluator.run_each(parameters, split, absent, step=step, advance=advance)
         return {subset_name(subset): row for subset, row in zip(present, metrics, strict=True)}
 
     def ceilings(self, split: str) -> dict[str, dict[str, float]]:

@@ -25,8 +25,12 @@ def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def cache_folder(configured: str = "") -> pathlib.Path:
-    """Returns the folder of prepared data and compiled programs: `configured`, $MMJAX_CACHE or ~/.cache/mmjax."""
-    return pathlib.Path(configured or os.environ.get("MMJAX_CACHE", "") or "~/.cache/mmjax").expanduser().absolute()
+    """Returns the folder of prepared data and compiled programs: `configured`, $MMJAX_CACHE or ~/.cache/mmjax.
+
+    Raises:
+      UserError: if the home folder that it names is unknown.
+    """
+    return user_path(configured or os.environ.get("MMJAX_CACHE", "") or "~/.cache/mmjax").absolute()
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+import site
 import sys
 import traceback
 from pathlib import Path
@@ -62,8 +63,13 @@ def load_recipe(path_and_argument: str, flag: str = "--config") -> ConfigDict:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Returns the recipes shipped with mmjax, {name: file}, from `configs/` of the checkout or from the wheel."""
-    for folder in (Path(__file__).parents[1] / "configs", Path(sys.prefix) / "share" / "mmjax" / "configs"):
+    """Returns the recipes shipped with mmjax, {name: file}, from `configs/` of the checkout or from the wheel.
+
+    pip installs those of a wheel below the environment, the user's base folder (--user) or DIR (--target=DIR).
+    """
+    checkout, installed = Path(__file__).parents[1], Path("share", "mmjax", "configs")
+    roots = (checkout, Path(sys.prefix), Path(site.getuserbase()))
+    for folder in (checkout / "configs", *(root / installed for root in roots)):
         if (folder / "digits.py").is_file():
             return {path.stem: path for path in sorted(folder.glob("*.py"))}
     return {}

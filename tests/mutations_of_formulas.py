@@ -301,4 +301,19 @@ FORMULAS = [
         "return axes",
         ("tests/test_formulas_layers.py", "-k", "divide"),
     ),
+    # Predictions.
+    Mutation(
+        "the similarity of a pair is a sum instead of a product",
+        "tasks/contrastive.py",
+        "np.sum(first * second, axis=-1)",
+        "np.sum(first + second, axis=-1)",
+        ("tests/test_contrastive.py", "-k", "cosine and softmax"),
+    ),
+    Mutation(
+        "predict does not reduce a file as its column was",
+        "prepare/reduction.py",
+        "self._kind.stored(self._kind.reduced(raw), self._summary)",
+        "self._kind.stored(raw, self._summary)",
+        ("tests/test_reduce.py", "-k", "predict_reads and audio"),
+    ),
 ]

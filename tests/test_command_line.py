@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import email.message
+import importlib.metadata
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -16,10 +19,12 @@ from absl import flags as absl_flags
 
 from mmjax import commands
 from mmjax.__main__ import main
+from mmjax.commands import doctor
 from mmjax.commands.config_flag import define_config
 from mmjax.errors import UserError
 from mmjax.host import compilation_cache, huge_pages
 
+ROOT = Path(__file__).parents[1]
 RECIPE = """
 import ml_collections
 
@@ -219,9 +224,38 @@ def test_doctor_reports_versions_devices_and_what_is_missing(tmp_path):
     report = json.loads(done.stdout)
     assert report["versions"]["jax"] and report["devices"][0]["platform"] == "cpu"
     assert report["data"]["folder"] == str(tmp_path / "data") and report["data"]["free_bytes"] > 0
-    assert set(report["extras"]) == {"demo", "tokenizers", "cuda", "tpu"}
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(report["extras"]) == set(declared)
+    assert set(report["missing"]) == {extra for extra, installed in report["extras"].items() if not installed}
     table = subprocess.run(command, capture_output=True, text=True, env=environment).stdout
     assert "python" in table and "data folder" in table and "device" in table
+    assert all(f"extra {extra}" in table for extra in declared)
+
+
+def test_an_extra_is_installed_when_all_of_its_requirements_are(monkeypatch):
+    """The names and versions are those of invented distributions; `outer` needs an extra of `inner`."""
+    versions = {"outer": "1.0", "inner": "2.0", "present": "1.5", "old": "0.9"}
+    requires = {
+        "outer": ["present", "present>=1; extra == 'good'", "absent; extra == 'bad'", "old>=1.0; extra == 'bad'"]
+        + ["inner[deep]; extra == 'nested'", "outer[good,bad]; extra == 'both'"]
+        + ["never; extra == 'mac' and sys_platform == 'nowhere'"],
+        "inner": ["absent; extra == 'deep'", "present; extra == 'deep'"],
+    }
+    metadata = email.message.Message()
+    for extra in ("good", "bad", "nested", "both", "mac"):
+        metadata["Provides-Extra"] = extra
+
+    def version(name):
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "metadata", lambda name: (version(name), metadata)[1])
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: requires[name])
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    expected = {"good": [], "bad": ["absent", "old>=1.0"], "nested": ["absent"], "mac": []}
+    assert doctor.missing_packages("outer") == {**expected, "both": expected["bad"]}
+    assert doctor.missing_packages("unknown") == {}
 
 
 def test_doctor_ends_with_1_where_no_device_starts():

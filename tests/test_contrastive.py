@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mmjax.tasks.contrastive import Contrastive
 from mmjax.tasks.metrics import finalise
+from mmjax.tokens import Tokens
 from tests.contracts import Case, Part, make_batch
 
 
@@ -43,3 +45,24 @@ def test_constant_features_have_recall_0(case):
     same = jnp.full((16, 8), 8**-0.5)
     row = recalls(case, (same, same))[2]
     assert row["other/recall@1"] == 0 and row["other/recall@5"] == 0
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_the_prediction_of_a_pair_is_its_cosine_similarity(loss):
+    draws = np.random.default_rng(0)
+    values = {name: draws.normal(size=(5, 3, 8)).astype(np.float32) for name in ("encoders.a", "encoders.b")}
+    values["encoders.b"][2] = 0  # an absent input
+    masks = {name: np.abs(value).sum(-1) > 0 for name, value in values.items()}
+    outputs = {name: Tokens.make(jnp.asarray(values[name]), jnp.asarray(masks[name])) for name in values}
+    config = Contrastive.Config(pair=tuple(values), loss=loss, width=4)
+    task = Contrastive(config, "pairs", dict.fromkeys(values, 8), {}, rngs=nnx.Rngs(0))
+    found = [row["similarity"] for row in task.predictions(task.features(outputs))]
+    sides = [
+        values[name].astype(np.float64).mean(1) @ np.asarray(task.maps[side].kernel[...], np.float64)
+        for side, name in enumerate(values)
+    ]
+    norms = np.prod([np.linalg.norm(side, axis=1) for side in sides], axis=0)
+    with np.errstate(invalid="ignore"):
+        expected = np.nan_to_num(np.sum(sides[0] * sides[1], axis=1) / norms)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found[2] == 0 and np.ptp(found) > 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import site
 import sys
 import tomllib
 
@@ -45,15 +46,18 @@ def test_recipes_are_listed_and_a_wrong_name_is_answered_with_the_nearest(capsys
     assert "unknown recipe 'digts'; did you mean 'digits'?" in capsys.readouterr().err
 
 
-def test_a_wheel_installs_the_recipes_where_they_are_looked_for(tmp_path, monkeypatch):
+@pytest.mark.parametrize("root", ["environment", "user", "site-packages"])
+def test_a_wheel_installs_the_recipes_where_they_are_looked_for(root, tmp_path, monkeypatch):
+    """`pip install` puts them into the environment; with --user, and with --target, into other folders."""
     data_files = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
     ((target, patterns),) = data_files.items()
-    folder = tmp_path / target
+    folder = tmp_path / root / target
     folder.mkdir(parents=True)
     for pattern in patterns:
         for path in ROOT.glob(pattern):
             (folder / path.name).write_text(path.read_text())
-    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))
+    monkeypatch.setattr(site, "getuserbase", lambda: str(tmp_path / "user"))
     monkeypatch.setattr(recipe, "__file__", str(tmp_path / "site-packages" / "mmjax" / "recipe.py"))
     assert recipe.shipped_recipes()["digits"].is_relative_to(folder)
 

@@ -24,7 +24,7 @@ from mmjax.errors import UserError
 from mmjax.recipe import load_recipe
 from mmjax.runs.lock import locked
 from mmjax.runs.run import train
-from mmjax.runs.workdir import read_record
+from mmjax.runs.workdir import check_same_config, read_record
 from mmjax.tokens import TargetSpec
 from mmjax.training.checkpoint import CheckpointHook
 
@@ -249,6 +249,35 @@ def test_a_path_that_cannot_be_written_is_one_line(capsys, project, tmp_path, na
         (tmp_path / "run" / name).mkdir()
     status, _, err = command(capsys, *words)
     assert status == 2 and name in err and err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ({"data": {"name": "a", "x": 1}, "a": 1}, {"data": {"name": "b", "x": 2}, "a": 2}, "data.name data.x a"),
+        # The folder alone may differ, but names the dataset where other keys differ, too.
+        ({"data": {"path": "a"}, "check": 1}, {"data": {"path": "b"}, "check": 2}, "data.path check"),
+        (
+            {"data": {"datasets": {"p": {"name": "a"}}}, "b": 1},
+            {"data": {"datasets": {"p": {"name": "b"}}}, "b": 2},
+            "data.datasets.p.name b",
+        ),
+        ({"data": {"inputs": {"a": 1}, "z": 1}}, {"data": {"inputs": {"a": 2}, "z": 2}}, "data.z data.inputs.a"),
+        ({str(n): n for n in range(5)}, {str(n): -1 for n in range(5)}, "0 1 2"),
+    ],
+)
+def test_the_message_about_a_run_of_another_config_names_the_dataset_first(tmp_path, old, new, named):
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(UserError) as caught:
+        check_same_config(tmp_path, new, ("data.path",))
+    found = [part.partition(" = ")[0].split()[-1] for part in caught.value.problem.split(", ") if " = " in part]
+    assert found == named.split()
+    assert ("and 2 more" in caught.value.problem) == (len(old) == 5)
+
+
+def test_the_folder_of_the_data_alone_may_differ(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"data": {"path": "a"}}))
+    check_same_config(tmp_path, {"data": {"path": "b"}}, ("data.path",))
 
 
 @pytest.mark.parametrize("workdir", ["/proc/x", "/sys/x", "a" * 300, "~nobody-of-this-name/x"])

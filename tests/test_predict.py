@@ -161,6 +161,19 @@ def test_silence_and_a_constant_picture_are_answered_with_a_warning(capsys, trai
     assert lines[1].startswith("warning: --image: blank, grey levels span only 0.0 of 255; ")
 
 
+def test_two_values_of_an_input_are_refused_instead_of_the_first_being_lost(capsys, trained_run, examples):
+    run, first, second = f"--workdir={trained_run}", examples[0].image, examples[1].image
+    for words in (
+        [f"--image={first}", f"--image={second}"],
+        [f"--image={first}", "--input", f"image={second}"],
+        ["--input", f"image={first}", "--input", f"image={second}"],
+        ["--text=one", "--text", "two"],
+    ):
+        assert main(["predict", run, *words]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and ("once" in err or "twice" in err), err
+
+
 def test_preprocessing_is_that_of_the_workdir(tmp_path, trained_run, examples, predict):
     workdir = tmp_path / "run"
     shutil.copytree(trained_run, workdir)

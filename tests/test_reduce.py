@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import pathlib
 
 import numpy as np
 import PIL.Image
@@ -12,7 +14,10 @@ import soundfile
 
 from mmjax.config import build
 from mmjax.datasets import Prepared
+from mmjax.datasets.recorded import RecordedDataset, describe
 from mmjax.errors import UserError
+from mmjax.evaluation.predictor import input_warnings, make_reductions, read_inputs, read_raw
+from mmjax.modalities import MODALITIES
 from mmjax.prepare.kinds import KINDS, File
 from mmjax.prepare.options import PrepareConfig
 from mmjax.prepare.preparation import prepare
@@ -114,3 +119,83 @@ def test_a_recording_that_was_clipped_is_found_though_it_is_resampled(tmp_path):
     done = prepare(config, tmp_path / "out", Local(1))
     found = (tmp_path / "out" / "findings.jsonl").read_text()
     assert done.report["dropped"] == 1 and "clipped" in found and "loud" in found and "quiet" not in found
+
+
+def write_files(kind: str, folder: pathlib.Path) -> list[str]:
+    """Six files of one kind that a reduction changes. Returns their names."""
+    draws, names = np.random.default_rng(1), []
+    for number in range(6):
+        smooth = draws.random((9, 9, 3))
+        if kind == "audio":
+            names.append(f"{number}.wav")
+            noise = scipy.signal.resample(draws.normal(size=(3000 + 200 * number, 2)), 44_100) / 8
+            soundfile.write(folder / names[-1], np.clip(noise, -0.9, 0.9), 44_100, subtype="PCM_24")
+            continue
+        names.append(f"{number}.{'jpg' if kind == 'jpeg' else 'png'}")
+        size = (70 + number, 50)
+        if kind == "deep":
+            grey = PIL.Image.fromarray(smooth[..., 0].astype(np.float32)).resize(size, PIL.Image.Resampling.BICUBIC)
+            picture = PIL.Image.fromarray(np.uint16(1000 + 400 * number + 2000 * np.clip(grey, 0, 1)))
+        else:
+            picture = PIL.Image.fromarray(np.uint8(255 * smooth)).resize(size, PIL.Image.Resampling.BICUBIC)
+            if kind == "png" and number % 2:
+                picture = picture.convert("L")
+        picture.save(folder / names[-1])
+    return names
+
+
+CASES = {
+    "png": ("image", {"shortest": 20}, {"size": (64, 64), "channels": 3}),
+    "jpeg": ("image", {"shortest": 20}, {"size": (64, 64), "channels": 3}),
+    "deep": ("image", {"shortest": 20}, {"size": (64, 64), "channels": 1}),
+    "audio": ("audio", {"rate": 8000, "mono": True}, {"sample_rate": 16_000, "seconds": 1.0}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_predict_reads_a_file_as_training_reads_its_stored_record(tmp_path, case):
+    kind_name, reduce, options = CASES[case]
+    names = write_files(case, tmp_path)
+    with (tmp_path / "data.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["key", "raw", "label"], *([name, name, "ab"[i % 2]] for i, name in enumerate(names))])
+    section = {
+        "source": str(tmp_path / "data.csv"),
+        "splits": {"train": 1.0},
+        "keep": ["duplicate"],
+        "reduce": {kind_name: reduce},
+    }
+    prepare(build(PrepareConfig, section, ""), tmp_path / "out", Local(1))
+    dataset = Prepared(Prepared.Config(path=str(tmp_path / "out")))
+    recorded = RecordedDataset(describe(dataset))
+    cls = MODALITIES[kind_name]
+    modalities = {"raw": cls(build(cls.Config, {**dataset.dataset_options["raw"], **options}, ""))}
+    reductions = make_reductions(recorded)
+    source = dataset.source("train")
+    assert len(source) == 6
+    for index in range(6):
+        given = {"raw": str(tmp_path / source.stored(index)["key"].decode())}
+        values, mask = modalities["raw"].process(source[index].inputs["raw"])
+        found = read_inputs(modalities, given, None, reductions)["raw"]
+        np.testing.assert_array_equal(found.values, values)
+        np.testing.assert_array_equal(found.mask, mask)
+        assert not np.array_equal(read_inputs(modalities, given)["raw"].values, values)
+        raws = read_raw(modalities, given, reductions)
+        assert input_warnings(recorded.inputs, modalities, raws, reductions) == []
+
+
+def test_predict_warns_about_the_faults_of_a_file_before_it_is_reduced(tmp_path):
+    class Stored:
+        inputs = {"voice": "audio"}
+        reductions = {"voice": {"options": {"rate": 8000}, "summary": {}}}
+
+    noise = scipy.signal.resample(np.random.default_rng(0).normal(size=4000), 44_100)
+    soundfile.write(tmp_path / "loud.wav", np.clip(noise, -1, 1), 44_100)
+    reductions = make_reductions(Stored())
+    raws = {"voice": reductions["voice"].read(str(tmp_path / "loud.wav"), "--voice")}
+    (warning,) = input_warnings(Stored.inputs, {"voice": None}, raws, reductions)
+    assert warning.startswith("--voice: clipped, ")
+    (tmp_path / "text.wav").write_text("hello")
+    for name, problem in (("text.wav", "cannot be read"), ("gone.wav", "does not exist")):
+        with pytest.raises(UserError, match=f"^--voice: .*{problem}"):
+            reductions["voice"].read(str(tmp_path / name), "--voice")

@@ -89,7 +89,9 @@ class _LiteralParser(absl_flags.ArgumentParser):
             return list(value)
         if isinstance(value, str):
             raise ValueError(f"{argument!r} is not a number")
-        return value
+        # 1e3 is a float in Python, although it may stand for a number of steps.
+        whole = self.value_type is int and isinstance(value, float) and value.is_integer()
+        return int(value) if whole else value
 
     def flag_type(self) -> str:
         return "value" if self.value_type is type(None) else self.value_type.__name__

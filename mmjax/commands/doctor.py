@@ -9,7 +9,7 @@ because JAX waits until every host has started.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -20,15 +20,7 @@ from absl import flags as absl_flags
 
 from mmjax.files import cache_folder, to_json
 from mmjax.host.libtpu import has_tpu
-from mmjax.host.software import git_commit, package_versions
-
-# {extra: groups of modules}; an extra is installed if at least one module of each group is.
-EXTRAS: dict[str, list[tuple[str, ...]]] = {
-    "demo": [("espeakng_loader",)],
-    "tokenizers": [("tokenizers",), ("sentencepiece",)],
-    "cuda": [("jax_cuda12_plugin", "jax_cuda13_plugin")],
-    "tpu": [("libtpu",)],
-}
+from mmjax.host.software import git_commit, package_version, package_versions
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -50,7 +42,7 @@ def collect() -> dict[str, Any]:
     """Returns the report as a dict, as printed by `--json`. Sizes are in bytes."""
     from mmjax.host.cores import visible_cores
 
-    extras = {name: _is_installed(groups) for name, groups in EXTRAS.items()}
+    missing = missing_packages()
     devices, error = _devices()
     data = cache_folder()
     return {
@@ -71,14 +63,43 @@ def collect() -> dict[str, Any]:
             "free_bytes": _free_bytes(data),
             "MMJAX_CACHE": os.environ.get("MMJAX_CACHE"),
         },
-        "extras": extras,
-        "advice": _advice(extras, devices, error),
+        "extras": {extra: not packages for extra, packages in missing.items()},
+        "missing": {extra: packages for extra, packages in missing.items() if packages},
+        "advice": _advice(missing, devices, error),
     }
 
 
-def _is_installed(groups: list[tuple[str, ...]]) -> bool:
-    # Search without importing, because importing libtpu or a CUDA plugin would claim the device.
-    return all(any(importlib.util.find_spec(module) for module in group) for group in groups)
+def missing_packages(distribution: str = "mmjax") -> dict[str, list[str]]:
+    """Returns the requirements of each extra that are not installed, {extra: requirements}, from the package metadata.
+
+    Imports no package, because importing libtpu or a CUDA plugin would claim the device. Returns {} if the distribution
+    itself is not installed.
+    """
+    try:
+        extras = importlib.metadata.metadata(distribution).get_all("Provides-Extra") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    return {extra: sorted(_missing(distribution, {extra}, set())) for extra in extras}
+
+
+def _missing(distribution: str, extras: set[str], visited: set[tuple[str, str]]) -> set[str]:
+    """Returns the requirements of a distribution's extras that are not installed, including those of nested extras."""
+    from packaging.requirements import Requirement
+
+    missing: set[str] = set()
+    for text in importlib.metadata.requires(distribution) or []:
+        requirement = Requirement(text)
+        marker = requirement.marker
+        if marker is None or marker.evaluate() or not any(marker.evaluate({"extra": extra}) for extra in extras):
+            continue  # required without these extras, or by others
+        version = package_version(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            missing.add(f"{requirement.name}{requirement.specifier}")
+            continue
+        nested = {(requirement.name, extra) for extra in requirement.extras} - visited
+        if nested:
+            missing |= _missing(requirement.name, {extra for _, extra in nested}, visited | nested)
+    return missing
 
 
 def _devices() -> tuple[list[dict[str, Any]], str | None]:
@@ -115,7 +136,7 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _advice(extras: dict[str, bool], devices: list[dict[str, Any]], error: str | None) -> list[str]:
+def _advice(missing: dict[str, list[str]], devices: list[dict[str, Any]], error: str | None) -> list[str]:
     advice = []
     platforms = {device["platform"] for device in devices}
     if error:
@@ -124,9 +145,11 @@ def _advice(extras: dict[str, bool], devices: list[dict[str, Any]], error: str |
         advice.append("JAX does not use this machine's NVIDIA GPU: pip install -c constraints.txt -e '.[cuda]'")
     if has_tpu() and "tpu" not in platforms:
         advice.append("a TPU seems present, but JAX does not use it: pip install -c constraints.txt -e '.[tpu]'")
-    if not extras["demo"]:
-        advice.append("the speech synthesis of the digits demo is missing: pip install -c constraints.txt -e '.[demo]'")
-    if not extras["tokenizers"]:
+    if not missing:
+        advice.append("mmjax is not installed, so its extras are unknown: pip install -c constraints.txt -e .")
+    if missing.get("demo"):
+        advice.append("packages of the digits demo are missing: pip install -c constraints.txt -e '.[demo]'")
+    if missing.get("tokenizers"):
         advice.append("subword tokenizers are missing (optional): pip install -c constraints.txt -e '.[tokenizers]'")
     return advice
 
@@ -137,6 +160,7 @@ def _gibibytes(count: int | None) -> str:
 
 def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     from mmjax.reporting.overview import print_key_values
 
@@ -156,7 +180,8 @@ def _print_table(report: dict[str, Any]) -> None:
     values["data folder"] = f"{data['folder']}{state}, {_gibibytes(data['free_bytes'])} free"
     values["MMJAX_CACHE"] = data["MMJAX_CACHE"] or "not set; using the default data folder"
     for extra, installed in report["extras"].items():
-        values[f"extra {extra}"] = "[green]installed[/green]" if installed else "not installed"
+        lacking = f"not installed: {', '.join(report['missing'].get(extra, []))}"
+        values[f"extra {extra}"] = "[green]installed[/green]" if installed else escape(lacking)
     console = Console(soft_wrap=True, highlight=False)
     print_key_values(console, "mmjax doctor", values)
     for line in report["advice"]:

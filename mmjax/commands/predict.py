@@ -3,9 +3,11 @@
     mmjax predict --workdir=runs/digits --image=a.png --audio=b.wav --text="what is the sum?"
     mmjax predict --workdir=runs/digits --input image=a.png --json
 
-Each input of the model has a flag; `mmjax predict --workdir=RUN --help` lists them. Tasks whose inputs are all missing
-are skipped. Preprocessing is read from the workdir; the dataset is not needed. --json prints {task: {"answer",
-"probability", "top": [{"answer", "probability"} of the five most probable classes]}}, and only "answer" for regression.
+Each input of the model has a flag; `mmjax predict --workdir=RUN --help` lists them. One call predicts one example.
+Tasks whose inputs are all missing are skipped. A contrastive task needs both of its inputs, and gives the cosine
+similarity of their embeddings. Preprocessing is read from the workdir; the dataset is not needed. --json prints {task:
+{"answer", "probability", "top": [{"answer", "probability"} of the five most probable classes]}}, only "answer" for
+regression, and "similarity" for contrastive tasks.
 """
 
 from __future__ import annotations
@@ -41,20 +43,29 @@ def define_dynamic_flags(flags: absl_flags.FlagValues, argv: list[str], show_hel
         # An input whose name is already a flag can be given with --input.
         if name not in flags:
             help_text = f"input {name!r} of the run, a file or a text; masked by default"
-            absl_flags.DEFINE_string(name, None, help_text, flag_values=flags)
+            # One call predicts one example, so a second value must not replace the first.
+            absl_flags.DEFINE_string(name, None, help_text, flag_values=flags, allow_overwrite=False)
 
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Prints the prediction of each task."""
-    from mmjax.evaluation.predictor import Predictor, check_predictions, input_warnings, process_inputs, read_raw
+    from mmjax.evaluation.predictor import (
+        Predictor,
+        check_predictions,
+        input_warnings,
+        make_reductions,
+        process_inputs,
+        read_raw,
+    )
     from mmjax.runs.run import restore
 
     workdir = user_path(flags.workdir)
     experiment, state = restore(workdir)
     given = _given(flags, list(experiment.modalities))
-    raws = read_raw(experiment.modalities, given)
-    inputs = process_inputs(experiment.modalities, raws, given, experiment.packing)
-    for warning in input_warnings(experiment.dataset.inputs, experiment.modalities, raws):
+    reductions = make_reductions(experiment.dataset)
+    raws = read_raw(experiment.modalities, given, reductions)
+    inputs = process_inputs(experiment.modalities, raws, given, experiment.packing, reductions)
+    for warning in input_warnings(experiment.dataset.inputs, experiment.modalities, raws, reductions):
         print(f"warning: {warning}", file=sys.stderr)
     predictor = Predictor(experiment.objective, experiment.mesh, experiment.targets)
     predictions = predictor.run(state.eval_parameters, inputs)
@@ -69,6 +80,8 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
 def _format(prediction: Mapping[str, Any]) -> str:
     """Formats a prediction; for classes also its probability and the two runners-up."""
+    if "similarity" in prediction:
+        return f"cosine similarity {prediction['similarity']:.3f}"
     value = prediction["answer"]
     text = str(value)
     if isinstance(value, float):

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -151,7 +150,7 @@ def _parse_options(flags: absl_flags.FlagValues) -> Any:
     from mmjax.prepare.options import PrepareConfig, merge, parse_assignments
 
     section = parse_assignments(flags.set, "--set")
-    values: dict[str, Any] = {"source": os.path.expanduser(flags.source)}
+    values: dict[str, Any] = {"source": str(user_path(flags.source)) if flags.source.startswith("~") else flags.source}
     for name, kind in _LIST_FLAGS.items():
         if (text := flags[name].value) is not None:
             values[name] = _parse_pairs(name, text) if kind is dict else [item for item in text.split(",") if item]
@@ -182,22 +181,13 @@ def _parse_pairs(name: str, text: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Shows a progress bar on stderr, with elapsed and remaining time."""
-    import rich.console
-    import rich.progress
+    """Shows a progress bar on stderr."""
+    from rich.console import Console
 
-    console = rich.console.Console(stderr=True)
-    columns = (
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("left"),
-        rich.progress.TimeRemainingColumn(),
-    )
-    with rich.progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        bar = bars.add_task(title, total=total)
-        yield lambda: bars.advance(bar)
+    from mmjax.reporting.progress import progress_bar
+
+    with progress_bar(Console(stderr=True), title, total) as advance:
+        yield advance
 
 
 def _print_result(result: Any, dry_run: bool) -> None:

@@ -79,7 +79,7 @@ def _run_all(flags: absl_flags.FlagValues, arguments: list[str]) -> int:
 
 
 def _workdir(flags: absl_flags.FlagValues, name: str) -> pathlib.Path:
-    return pathlib.Path(flags.workdir or pathlib.Path("runs", "quick" if flags.quick else "", name))
+    return user_path(flags.workdir or pathlib.Path("runs", "quick" if flags.quick else "", name))
 
 
 def _reproduce(

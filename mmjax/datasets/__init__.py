@@ -9,6 +9,7 @@ A dataset is a class with a nested frozen dataclass `Config` and these members; 
     source(split) -> Source                       len(source), and source[i] -> Record(inputs, targets)
     ceilings(split) -> {target: {subset: accuracy}}
     dataset_options -> {input: options}           optional: modality options that the data determines
+    reductions -> {input: data reduction}         optional: inputs that are stored smaller; `predict` reduces them alike
     inputs_of(split) -> {names}                   optional: inputs that occur in the split
     columns(split) -> {name: array}               optional: index columns, available without reading records
     checksum -> str                               optional: SHA-256 of the records, by which a run recognises its data

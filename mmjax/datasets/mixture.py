@@ -84,6 +84,16 @@ class Mixture(Dataset):
         return merged
 
     @property
+    def reductions(self) -> Mapping[str, Mapping[str, Any]]:
+        """{input: data reduction in the first dataset with this input}, of inputs stored smaller."""
+        merged: dict[str, Mapping[str, Any] | None] = {}
+        for part in self._parts.values():
+            reductions = getattr(part.dataset, "reductions", {})
+            for name in part.dataset.inputs:
+                merged.setdefault(part.new_name(name), reductions.get(name))
+        return {name: reduction for name, reduction in merged.items() if reduction}
+
+    @property
     def checksum(self) -> str:
         """SHA-256 of the names and checksums of all datasets."""
         checksums = {name: getattr(part.dataset, "checksum", None) for name, part in self._parts.items()}

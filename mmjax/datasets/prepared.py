@@ -55,6 +55,11 @@ class Prepared(Dataset):
         return self.manifest.get("facts", {})
 
     @property
+    def reductions(self) -> Mapping[str, Mapping[str, Any]]:
+        """{input: "options" and "summary" of `mmjax.prepare.reduction.Reduction`}, of inputs stored smaller."""
+        return self.manifest.get("reduced", {})
+
+    @property
     def targets(self) -> Mapping[str, TargetSpec]:
         return {
             name: TargetSpec((len(target["classes"]),), "uint8", tuple(target["classes"]))

@@ -33,6 +33,7 @@ class RecordedDataset:
         self.inputs: Mapping[str, str] = content["inputs"]
         self.targets: Mapping[str, TargetSpec] = {name: _spec(values) for name, values in content["targets"].items()}
         self.dataset_options: Mapping[str, Mapping[str, Any]] = content["options"]
+        self.reductions: Mapping[str, Mapping[str, Any]] = content.get("reduced", {})
         self.checksum: str | None = content["checksum"]
         self._splits: Mapping[str, list[str]] = content["splits"]
 
@@ -76,6 +77,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "checksum": getattr(dataset, "checksum", None),
         "inputs": dict(dataset.inputs),
         "options": {name: dict(options) for name, options in getattr(dataset, "dataset_options", {}).items()},
+        "reduced": dict(getattr(dataset, "reductions", {})),
         "splits": {split: [name for name in dataset.inputs if name in inputs_of(split)] for split in dataset.splits},
         "targets": {name: dataclasses.asdict(spec) for name, spec in dataset.targets.items()},
     }
@@ -125,6 +127,8 @@ def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
         changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         if changed:
             problems.append(f"{', '.join(changed)} of the input {name!r} differ")
+        if "reduced" in recorded and recorded["reduced"].get(name) != found["reduced"].get(name):
+            problems.append(f"the data reduction of the input {name!r} differs")
     if recorded["checksum"] != found["checksum"]:
         old, new = (str(content["checksum"])[:12] for content in (recorded, found))
         problems.append(f"the checksum of the records is {new}…, not {old}…")

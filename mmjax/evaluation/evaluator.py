@@ -72,13 +72,25 @@ class Evaluator:
         self.merge = jax.jit(merge)
 
     def run(
-        self, parameters: Parameters, split: str, without: Collection[str] = (), *, step: int = 0
+        self,
+        parameters: Parameters,
+        split: str,
+        without: Collection[str] = (),
+        *,
+        step: int = 0,
+        advance: Callable[[], None] = lambda: None,
     ) -> dict[str, float]:
         """Metrics of a split, `{name: value}`, with the inputs `without` set to absent; see `run_each`."""
-        return self.run_each(parameters, split, [without], step=step)[0]
+        return self.run_each(parameters, split, [without], step=step, advance=advance)[0]
 
     def run_each(
-        self, parameters: Parameters, split: str, ablations: Sequence[Collection[str]], *, step: int = 0
+        self,
+        parameters: Parameters,
+        split: str,
+        ablations: Sequence[Collection[str]],
+        *,
+        step: int = 0,
+        advance: Callable[[], None] = lambda: None,
     ) -> list[dict[str, float]]:
         """Metrics of a split for several sets of absent inputs; each batch is loaded once.
 
@@ -87,6 +99,7 @@ class Evaluator:
           split: name of the split.
           ablations: sets of absent inputs.
           step: data step of the parameters, for the scheduled task weights in "loss".
+          advance: called after each batch, for a progress bar.
         """
         totals: list[States | None] = [None] * len(ablations)
         with jax.set_mesh(self.mesh):
@@ -98,6 +111,7 @@ class Evaluator:
                 # interdependent computations are in flight than there are threads.
                 jax.block_until_ready(totals)
                 self.after_batch()
+                advance()
         return [self._row(jax.device_get(total or {}), step) for total in totals]
 
     def _row(self, states: States, step: int) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -19,20 +19,42 @@ from mmjax.sharding import batch_shards, replicated
 from mmjax.tokens import Batch, Input, TargetSpec
 from mmjax.training.objective import Objective, Parameters
 
+if TYPE_CHECKING:
+    from mmjax.prepare.reduction import Reduction
+
+NO_REDUCTIONS: Mapping[str, Reduction] = {}
+
+
+def make_reductions(dataset: Any) -> dict[str, Reduction]:
+    """Returns the data reduction of each input that the dataset, or the record of one, stores smaller."""
+    # Imported here because the kinds are slow to import.
+    from mmjax.prepare.reduction import Reduction
+
+    reductions = getattr(dataset, "reductions", {})
+    return {name: Reduction(dataset.inputs[name], **section) for name, section in reductions.items()}
+
 
 def read_inputs(
-    modalities: Mapping[str, Modality], arguments: Mapping[str, str], packing: Packing | None = None
+    modalities: Mapping[str, Modality],
+    arguments: Mapping[str, str],
+    packing: Packing | None = None,
+    reductions: Mapping[str, Reduction] = NO_REDUCTIONS,
 ) -> dict[str, Input]:
     """Reads and preprocesses the inputs given as `--NAME=ARGUMENT`: `read_raw`, then `process_inputs`."""
-    return process_inputs(modalities, read_raw(modalities, arguments), arguments, packing)
+    return process_inputs(modalities, read_raw(modalities, arguments, reductions), arguments, packing, reductions)
 
 
-def read_raw(modalities: Mapping[str, Modality], arguments: Mapping[str, str]) -> dict[str, Any]:
+def read_raw(
+    modalities: Mapping[str, Modality],
+    arguments: Mapping[str, str],
+    reductions: Mapping[str, Reduction] = NO_REDUCTIONS,
+) -> dict[str, Any]:
     """Reads the inputs given as `--NAME=ARGUMENT` to raw data, `{name: raw}`.
 
     Args:
       modalities: modality by input name.
       arguments: path or text by input name.
+      reductions: data reduction by input name, from `make_reductions`; these inputs are decoded but not yet reduced.
 
     Raises:
       UserError: on an unknown or unreadable input, or without any input.
@@ -43,7 +65,8 @@ def read_raw(modalities: Mapping[str, Modality], arguments: Mapping[str, str]) -
             raise UserError(f"--{name}", f"the run has no input {name!r}", nearest(name, modalities))
     if not arguments:
         raise UserError("mmjax predict", "no input is given", f"give {known}")
-    return {name: modalities[name].read(argument, f"--{name}") for name, argument in arguments.items()}
+    readers: dict[str, Any] = {**modalities, **reductions}
+    return {name: readers[name].read(argument, f"--{name}") for name, argument in arguments.items()}
 
 
 def process_inputs(
@@ -51,6 +74,7 @@ def process_inputs(
     raws: Mapping[str, Any],
     arguments: Mapping[str, str],
     packing: Packing | None = None,
+    reductions: Mapping[str, Reduction] = NO_REDUCTIONS,
 ) -> dict[str, Input]:
     """Preprocesses raw inputs as in training.
 
@@ -59,6 +83,7 @@ def process_inputs(
       raws: raw data by input name.
       arguments: path or text by input name, for messages.
       packing: packing of the training data, or None; the example gets its own row.
+      reductions: data reduction by input name, of inputs that the training data stores smaller.
 
     Returns:
       `{name: Input}` with values `spec.shape` and mask `spec.shape[:mask_rank]`, without batch axis; inputs that are
@@ -71,30 +96,38 @@ def process_inputs(
     rows = packing.packed_rows(None, 1, buffers, slots=1) if packing else PaddedRows(modalities, 1, buffers)
     for name, raw in raws.items():
         try:
-            rows.put(name, 0, 0, raw)
+            rows.put(name, 0, 0, reductions[name].apply(raw) if name in reductions else raw)
         except ValueError as error:
             raise UserError(f"--{name}", f"{arguments[name]!r}: {error}", "give another") from error
     return jax.tree.map(lambda leaf: leaf[0], rows.inputs)
 
 
-def input_warnings(kinds: Mapping[str, str], modalities: Mapping[str, Modality], raws: Mapping[str, Any]) -> list[str]:
+def input_warnings(
+    kinds: Mapping[str, str],
+    modalities: Mapping[str, Modality],
+    raws: Mapping[str, Any],
+    reductions: Mapping[str, Reduction] = NO_REDUCTIONS,
+) -> list[str]:
     """Lists faults, such as silence or a blank image, for which `mmjax prepare` would drop an input from training.
 
     Args:
       kinds: {input: kind}, from the dataset.
       modalities: {input: modality that processes it}.
       raws: {input: raw data}, from `read_raw`.
+      reductions: {input: data reduction}, as given to `read_raw`.
     """
-    # Imported here because the kinds are slow to import.
     from mmjax.prepare.kinds import KINDS
 
     warnings = []
     for name, raw in raws.items():
         kind = KINDS[kinds[name]]() if kinds[name] in KINDS else None
         # Faults are not checked for tables, whose cells are already parsed.
-        if kind is not None and not kind.multi_column:
+        faults: dict[str, str] = {}
+        if name in reductions:
+            faults = reductions[name].faults(raw)
+        elif kind is not None and not kind.multi_column:
             faults = kind.faults(kind.measure(kind.decode(raw)))
-            warnings += [f"--{name}: {fault}, {why}; the prediction may be arbitrary" for fault, why in faults.items()]
+        warnings += [f"--{name}: {fault}, {why}; the prediction may be arbitrary" for fault, why in faults.items()]
         warnings += [f"--{name}: {why}" for why in getattr(modalities[name], "warnings", lambda raw: [])(raw)]
     return warnings
 
@@ -127,7 +160,7 @@ class Predictor:
           inputs: inputs without batch axis, from `read_inputs`.
 
         Returns:
-          `{task: {"answer", "probability", "top"}}`; tasks whose inputs are all absent are left out.
+          `{task: prediction}`, see `Task.predictions`; tasks whose inputs are all absent are left out.
 
         Raises:
           RunError: if an output of the model is not finite.

@@ -7,6 +7,7 @@ a CPU use its instruction-set extensions, so each kind of CPU gets its own folde
 from __future__ import annotations
 
 import hashlib
+import os
 import pathlib
 import platform
 from collections.abc import MutableMapping
@@ -22,6 +23,9 @@ def enable_compilation_cache(cache: pathlib.Path, environment: MutableMapping[st
         environment[CACHE_VARIABLE] = str(cache / "compiled" / cpu_fingerprint())
         for name, value in KEEP_ALL.items():
             environment.setdefault(name, value)
+    elif environment[CACHE_VARIABLE].startswith("~"):
+        # JAX would create a folder named "~".
+        environment[CACHE_VARIABLE] = os.path.expanduser(environment[CACHE_VARIABLE])
 
 
 def cpu_fingerprint() -> str:

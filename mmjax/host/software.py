@@ -13,13 +13,15 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 def package_versions() -> dict[str, str | None]:
     """Returns the versions of mmjax and of `PACKAGES`; None for packages that are not installed."""
-    versions: dict[str, str | None] = {"mmjax": __version__}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
+    return {"mmjax": __version__, **{package: package_version(package) for package in PACKAGES}}
+
+
+def package_version(package: str) -> str | None:
+    """Returns the version of an installed package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:

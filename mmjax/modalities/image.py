@@ -12,6 +12,7 @@ import PIL.ImageOps
 
 from mmjax.config import AtLeast, Count
 from mmjax.errors import UserError
+from mmjax.files import user_path
 from mmjax.modalities.filters import resize
 from mmjax.tokens import InputSpec
 
@@ -165,7 +166,7 @@ class Image:
           UserError: if the file is missing, unreadable, truncated, too large, or not an image.
         """
         try:
-            with PIL.Image.open(argument) as opened:
+            with PIL.Image.open(user_path(argument)) as opened:
                 image = PIL.ImageOps.exif_transpose(opened)
                 image.load()
         except FileNotFoundError:

@@ -15,6 +15,8 @@ KEYS = ("key", "id")
 """Names of columns that serve as row keys if their values are unique."""
 
 _KEYS = (*KEYS, "index", "idx", "uid", "uuid")
+# Names that pandas gives to an index without a name, in Parquet and after a CSV was written and read again.
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+")
 _SPLIT = "split"
 # Wildcard in `--columns`: all columns that no other item names.
 _ALL = "*"
@@ -94,7 +96,11 @@ def infer_layout(
     key = config.key or next((name for name in KEYS if name in unique and name not in config.target), "")
     split = config.split or (_SPLIT if _SPLIT in present else "")
     roles = {key, split, config.group}
-    left_out = {name: "named like a row number or a key" for name in present if name.lower() in _KEYS}
+    left_out = {
+        name: "named like a row number or a key"
+        for name in present
+        if name.lower() in _KEYS or _PANDAS_INDEX.fullmatch(name) and profiles[name].kind() == "number"
+    }
     left_out = {name: why for name, why in left_out.items() if name not in {*roles, *config.target}}
     others = [name for name in present if name not in roles and name not in left_out]
     kinds = {name: known.get(name) or profiles[name].kind() for name in others}

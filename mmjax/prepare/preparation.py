@@ -256,6 +256,11 @@ def _manifest(
         "name": dataset_name(name),
         "inputs": {column.name: column.kind for column in job.inputs},
         "facts": {column.name: _dataset_options(examined, decisions, column) for column in job.inputs},
+        "reduced": {
+            column.name: {"options": job.config.reduce[column.kind], "summary": decisions.summary[column.name]}
+            for column in job.inputs
+            if job.config.reduce.get(column.kind)
+        },
         "targets": targets,
         "splits": {split: {"examples": len(rows)} for split, rows in decisions.splits.items()},
         "shards": files,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+# Widths in characters: border and padding of a column, longest line of a metric's heading, narrowest column of names.
+_BORDER, _HEADING, _MIN_WIDTH = 3, 10, 8
 
 
 def count_elements(tree: Any) -> int:
@@ -28,15 +33,14 @@ def count_by_component(parameters: Mapping[str, Any]) -> dict[str, int]:
 
 
 def print_key_values(console: Console, title: str, values: Mapping[str, str]) -> None:
-    """Prints a title and a table of two columns without borders."""
-    # Print the title separately, because `Table` would wrap it to the width of the table.
-    console.print(title, style="bold", markup=False)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column()
+    """Prints a title and a table of two columns without borders, one line per key.
+
+    Long values, such as paths, are neither wrapped nor truncated, so that they can be copied.
+    """
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    width = max(map(len, values), default=0)
     for name, value in values.items():
-        table.add_row(name, value)
-    console.print(table)
+        console.print(Text.assemble((f"{name:{width}}", "cyan"), "  ", value), soft_wrap=True, highlight=False)
 
 
 def print_subsets(
@@ -48,6 +52,9 @@ def print_subsets(
 ) -> None:
     """Prints one row per input subset and one column per metric, with its ceiling.
 
+    Names are never truncated, because their ends may be all that distinguishes them: long names are wrapped, and
+    metrics beyond the width of the console get a table of their own.
+
     Args:
       console: console to print to.
       title: title of the table.
@@ -55,21 +62,51 @@ def print_subsets(
       ceilings: {metric: {subset: best possible value}}, for metrics with a known ceiling.
       metrics: metrics to show.
     """
-    table = Table(title=title, title_justify="left", title_style="bold")
-    # Truncated names would be ambiguous, like "audio+image" and "audio+image+text".
-    table.add_column("inputs", no_wrap=True, min_width=max(map(len, rows)))
+    names = ["inputs", *(wrap_name(subset, max(_MIN_WIDTH, console.width // 2 - _BORDER), "+") for subset in rows)]
+    available = console.width - 1 - _width("\n".join(names))
+    columns: list[tuple[str, str, list[str]]] = []  # (heading, style, cells)
     for metric in metrics:
-        table.add_column(metric.replace("/", "\n"), justify="right")
+        heading = "\n".join(wrap_name(part, _HEADING, "_") for part in metric.split("/"))
+        columns.append((heading, "", [f"{row[metric]:.4f}" if metric in row else "–" for row in rows.values()]))
         if metric in ceilings:
-            table.add_column("best\npossible", justify="right", style="dim")
-    for subset, row in rows.items():
-        cells = [subset]
-        for metric in metrics:
-            cells.append(f"{row[metric]:.4f}" if metric in row else "–")
-            if metric in ceilings:
-                cells.append(f"{ceilings[metric][subset]:.4f}")
-        table.add_row(*cells)
-    console.print(table)
+            columns.append(("best\npossible", "dim", [f"{ceilings[metric][subset]:.4f}" for subset in rows]))
+    while True:
+        # At least one column in each table, so that a narrow console ends the loop, too.
+        count, used = 0, 0
+        for heading, _, cells in columns:
+            used += _width("\n".join([heading, *cells]))
+            if count and used > available:
+                break
+            count += 1
+        table = Table(title=title, title_justify="left", title_style="bold")
+        table.add_column(names[0], no_wrap=True)
+        for heading, style, _ in columns[:count]:
+            table.add_column(heading, justify="right", style=style, no_wrap=True)
+        for row_cells in zip(names[1:], *(cells for _, _, cells in columns[:count]), strict=True):
+            table.add_row(*row_cells)
+        console.print(table)
+        columns = columns[count:]
+        if not columns:
+            return
+        title = ""
+
+
+def _width(text: str) -> int:
+    """Width of a column of these lines, with its border."""
+    return max(map(len, text.split("\n"))) + _BORDER
+
+
+def wrap_name(name: str, width: int, separator: str) -> str:
+    """Breaks a name into lines of at most `width` characters, after separators where possible, without losing any."""
+    lines = [""]
+    for part in re.findall(rf".*?{re.escape(separator)}|.+$", name):
+        if len(lines[-1]) + len(part) > width and lines[-1]:
+            lines.append("")
+        while len(lines[-1]) + len(part) > width:
+            lines[-1], part = part[:width], part[width:]
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line for line in lines if line)
 
 
 def print_metrics(console: Console, title: str, row: Mapping[str, float]) -> None:

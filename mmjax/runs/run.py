@@ -26,6 +26,7 @@ from mmjax.host.interruption import Interruption, handle_signals
 from mmjax.host.streams import replace_unencodable
 from mmjax.processes import Watchdog, agree_or_raise, watchdog
 from mmjax.reporting.overview import count_by_component, count_elements, print_key_values, print_metrics, print_subsets
+from mmjax.reporting.progress import progress_bar
 from mmjax.runs.lock import locked
 from mmjax.runs.storage import report_storage_errors
 from mmjax.runs.workdir import (
@@ -144,7 +145,7 @@ def _train(
                 raise loop.stop_reason.error(f"{where}; run the same command to resume at step {loop.step}")
         if not parameters_finite(state.parameters, experiment.mesh):
             raise RunError(f"the parameters after step {loop.step} are not finite; lower the learning rate")
-        evaluated, evaluated_step = _evaluated_state(experiment, checkpoints, state)
+        evaluated, evaluated_step = _evaluated_state(experiment, checkpoints, state, workdir)
         watch.phases.enter("evaluation")
         result = {
             "seed": experiment.config.seed,
@@ -199,9 +200,8 @@ def restore(
     experiment = Experiment(raw, None if mesh else _fitting_devices(raw), mesh or MeshConfig(), dataset)
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint, read_only=True)
     best = experiment.config.evaluate.checkpoint == "best"
-    if best and checkpoints.steps and checkpoints.best() is None:
-        problem = f"no checkpoint in {workdir} has a finite {experiment.config.checkpoint.best}"
-        raise RunError(f"{problem}, which evaluate.checkpoint = 'best' needs")
+    if best and checkpoints.steps:
+        _check_best(experiment, checkpoints, workdir)
     restored = checkpoints.restore_newest(experiment.abstract_state, _warn, best=best)
     checkpoints.close()
     if restored is None:
@@ -257,7 +257,10 @@ def evaluate(
         return result | evaluate_splits(experiment, state.eval_parameters, splits, console, all_subsets=True, step=step)
     present = subset_name([name for name in experiment.specs if name not in without])
     for split in splits:
-        result[split] = experiment.evaluator.run(state.eval_parameters, split, without, step=result["step"])
+        with progress_bar(console, f"evaluating {split}", experiment.num_evaluation_batches(split)) as advance:
+            result[split] = experiment.evaluator.run(
+                state.eval_parameters, split, without, step=result["step"], advance=advance
+            )
         print_metrics(console, f"{split}, step {result['step']:,}, with {present}", result[split])
     return result
 
@@ -299,10 +302,11 @@ def evaluate_splits(
     all_subsets = experiment.config.evaluate.subsets if all_subsets is None else all_subsets
     for split in splits:
         all_inputs = subset_name(experiment.inputs_of(split))
-        if all_subsets and len(experiment.specs) > 1:
-            table = experiment.evaluate_subsets(parameters, split, step=step)
-        else:
-            table = {all_inputs: experiment.evaluator.run(parameters, split, step=step)}
+        with progress_bar(console, f"evaluating {split}", experiment.num_evaluation_batches(split)) as advance:
+            if all_subsets and len(experiment.specs) > 1:
+                table = experiment.evaluate_subsets(parameters, split, step=step, advance=advance)
+            else:
+                table = {all_inputs: experiment.evaluator.run(parameters, split, step=step, advance=advance)}
         row = table[all_inputs]
         ceilings = experiment.ceilings(split)
         result[split], result["subsets"][split], result["ceilings"][split] = row, table, ceilings
@@ -319,7 +323,9 @@ def _fitting_devices(raw: Mapping[str, Any]) -> list[jax.Device]:
     train, evaluation = raw["train"], raw.get("evaluate", {})
     microbatches = max(train.get("accumulate", 1), (train.get("estimator") or {}).get("microbatches", 1))
     slots = (raw["data"].get("packing") or {}).get("slots", 1)
-    rows = math.gcd(train["batch_size"] // microbatches, evaluation.get("batch_size") or train["batch_size"]) // slots
+    batch_size, evaluated = train["batch_size"], evaluation.get("batch_size") or train["batch_size"]
+    # A recipe may write 1e3, which is a float.
+    rows = math.gcd(int(batch_size // microbatches), int(evaluated)) // int(slots)
     return devices[: max(count for count in range(1, len(devices) + 1) if rows % count == 0)]
 
 
@@ -347,9 +353,19 @@ def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> tuple[Trai
     return checkpoints.restore_newest(experiment.abstract_state, _warn) or (experiment.init_state(), None)
 
 
-def _evaluated_state(experiment: Experiment, checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, int]:
+def _check_best(experiment: Experiment, checkpoints: Checkpoints, workdir: pathlib.Path) -> None:
+    """Raises a RunError if `evaluate.checkpoint` is "best" and no checkpoint is."""
+    if checkpoints.best() is None:
+        problem = f"no checkpoint in {workdir} has a finite {experiment.config.checkpoint.best}"
+        raise RunError(f"{problem}, which evaluate.checkpoint = 'best' needs")
+
+
+def _evaluated_state(
+    experiment: Experiment, checkpoints: Checkpoints, state: TrainState, workdir: pathlib.Path
+) -> tuple[TrainState, int]:
     """Returns the state that `evaluate.checkpoint` selects, and its data step; `state` is the last one."""
     if experiment.config.evaluate.checkpoint == "best":
+        _check_best(experiment, checkpoints, workdir)
         restored = checkpoints.restore_newest(experiment.abstract_state, _warn, best=True)
         if restored is not None:
             return restored

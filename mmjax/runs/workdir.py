@@ -11,6 +11,7 @@ import fnmatch
 import os
 import pathlib
 import platform
+import re
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,8 @@ from mmjax.modalities import Modality
 from mmjax.runs import lock
 
 _REMEDY = "restore it, or give another workdir"
+# Maximum number of differing keys in a message.
+_MAX_NAMED = 3
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:
@@ -62,13 +65,25 @@ def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable:
         if workdir.exists() and not all(_precedes_config(child) for child in workdir.iterdir()):
             raise UserError("--workdir", f"{workdir} is not empty and contains no run", "give an empty or a new folder")
         return
-    for where, old, new in differences(read_json(path, _REMEDY, "--workdir"), raw):
-        if not any(_is_within(where, key) for key in changeable) and not _is_moved_file(workdir, where, old, new):
-            raise UserError(
-                "--workdir",
-                f"{workdir} contains a run with {where} = {_shorten(old)}, not {_shorten(new)}",
-                "give another workdir, or the config of that run",
-            )
+    changes = differences(read_json(path, _REMEDY, "--workdir"), raw)
+    wrong = [change for change in changes if not _may_differ(workdir, changeable, *change)]
+    if wrong:
+        # Another dataset changes other keys as well, so name it first, although its location alone may change.
+        named = [change for change in changes if change in wrong or _names_dataset(change[0])]
+        named.sort(key=lambda change: (not _names_dataset(change[0]), not re.fullmatch(r"data\.\w+", change[0])))
+        listed = ", ".join(f"{where} = {_shorten(old)}, not {_shorten(new)}" for where, old, new in named[:_MAX_NAMED])
+        more = f", and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
+        remedy = "give another workdir, or the config of that run"
+        raise UserError("--workdir", f"{workdir} contains a run with {listed}{more}", remedy)
+
+
+def _names_dataset(where: str) -> bool:
+    """Returns True for the dotted keys of the name and the folder of a dataset."""
+    return bool(re.fullmatch(r"data\.(datasets\.\w+\.)?(name|path)", where))
+
+
+def _may_differ(workdir: pathlib.Path, changeable: tuple[str, ...], where: str, old: Any, new: Any) -> bool:
+    return any(_is_within(where, key) for key in changeable) or _is_moved_file(workdir, where, old, new)
 
 
 def _is_within(where: str, key: str) -> bool:

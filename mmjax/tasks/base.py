@@ -78,8 +78,8 @@ class Task(nnx.Module):
         """Predictions per example for `mmjax predict`, computed on the host.
 
         Returns:
-          `{"answer", "probability", "top": [{"answer", "probability"}, ...]}` per example; `{"answer"}` alone for tasks
-          without classes; None for tasks without predictions for single examples.
+          `{"answer", "probability", "top": [{"answer", "probability"}, ...]}` per example; `{"answer"}` alone for
+          regression; `{"similarity"}` for pairs; None for tasks without predictions for single examples.
         """
         return None
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -196,6 +197,11 @@ class Contrastive(Task):
                 states[f"recall@{k}"] = Ratio.of(0.5 * (hits[0] + hits[1]), weights)
         states["temperature"] = Ratio.of(self._temperature()[None], jnp.ones(1))
         return states
+
+    def predictions(self, features: Embeddings) -> list[dict[str, Any]]:
+        """Cosine similarity of the two embeddings of each example, `{"similarity"}` in [-1, 1]."""
+        first, second = (np.asarray(side, np.float64) for side in features)
+        return [{"similarity": float(value)} for value in np.sum(first * second, axis=-1)]
 
     def chance_loss(self, batch_size: int) -> float:
         """Loss of constant logits with one positive per example; for sigmoid, with the best constant."""

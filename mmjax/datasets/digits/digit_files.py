@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mmjax.errors import MissingData, UserError
-from mmjax.files import cache_folder
+from mmjax.files import cache_folder, user_path
 from mmjax.modalities.audio import Audio
 from mmjax.modalities.recordings import Waveform, mono
 
@@ -89,7 +89,7 @@ class DigitFiles:
 def raw_folder(configured: str = "") -> pathlib.Path:
     """Returns the folder of raw files: `configured`, else $MMJAX_DATA, else `raw` in the cache folder."""
     configured = configured or os.environ.get("MMJAX_DATA", "")
-    return pathlib.Path(configured).expanduser().absolute() if configured else cache_folder() / "raw"
+    return user_path(configured).absolute() if configured else cache_folder() / "raw"
 
 
 def find_digit_files(folder: pathlib.Path) -> DigitFiles:
