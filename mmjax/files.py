@@ -46,6 +46,24 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     write_atomically(path, to_json(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_json(path: pathlib.Path, remedy: str, where: str = "") -> Any:
+    """Reads a JSON file.
+
+    Args:
+      path: file to read.
+      remedy: what to do about a damaged file, for the message.
+      where: flag that names the file's folder; by default the message begins with the path.
+
+    Raises:
+      UserError: if the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        problem = f"{path} is not JSON: {error}" if where else f"is not JSON: {error}"
+        raise UserError(where or str(path), problem, remedy) from error
+
+
 def to_json(value: Any, **options: Any) -> str:
     """Serialises to JSON; NaN and infinity, which JSON lacks, become null. `options` are those of `json.dumps`."""
     return json.dumps(_finite(value), allow_nan=False, **options)

@@ -27,7 +27,7 @@ FORMULAS = [
         layers("formula_in_float64"),
     ),
     Mutation(
-        "the MLP of a block reads what is not normalised",
+        "the MLP of a block reads unnormalised values",
         "layers/block.py",
         "self.mlp(self.mlp_norm(tokens.values))",
         "self.mlp(tokens.values)",
@@ -41,7 +41,7 @@ FORMULAS = [
         layers("both_branches"),
     ),
     Mutation(
-        "the hidden units of an MLP are rectified",
+        "an MLP uses ReLU instead of GELU",
         "layers/mlp.py",
         "jax.nn.gelu(hidden)",
         "jax.nn.relu(hidden)",
@@ -62,7 +62,7 @@ FORMULAS = [
         layers("draws"),
     ),
     Mutation(
-        "examples draw each other's numbers in another order",
+        "draws of two examples are permutations of each other",
         "layers/randomness.py",
         "return hash_bits(hash_bits(index[None] + seeds) ^ seeds)",
         "return hash_bits(hash_bits(index[None] ^ (seeds & 1)))",
@@ -98,7 +98,7 @@ FORMULAS = [
         attention("xla"),
     ),
     Mutation(
-        "cuDNN gets rows that see nothing",
+        "cuDNN gets queries without keys",
         "layers/attention/kernels.py",
         "mask = visible | ~visible.any(axis=-1, keepdims=True)",
         "mask = visible",
@@ -106,7 +106,7 @@ FORMULAS = [
         slow=False,
     ),
     Mutation(
-        "splash attention keeps what sees nothing",
+        "splash attention does not zero queries without keys",
         "layers/attention/kernels.py",
         "return _zero_unmatched(mixed, query_segments[:, :queries], padded_segments[:, :keys])",
         "return mixed",
@@ -136,7 +136,7 @@ FORMULAS = [
         slow=False,
     ),
     Mutation(
-        "two augmentations of one kind draw the same",
+        "two augmentations of one kind share their draws",
         "data/batching.py",
         'f"{name}/{index}"',
         "name",
@@ -171,7 +171,7 @@ FORMULAS = [
         data("dropped or modality_dropout"),
     ),
     Mutation(
-        "the input that stays is always the first",
+        "the kept input is always the first",
         "data/dataset.py",
         "sorted(present)[int(uniforms[-1] * len(present))]",
         "sorted(present)[0]",
@@ -186,7 +186,7 @@ FORMULAS = [
     ),
     # Sampling.
     Mutation(
-        "a temperature sharpens",
+        "a sampling temperature sharpens",
         "data/sampling.py",
         "1.0 / config.temperature",
         "config.temperature",
@@ -208,7 +208,7 @@ FORMULAS = [
     ),
     # Preparation.
     Mutation(
-        "a variance is a deviation",
+        "the standard deviation replaces the variance",
         "prepare/statistics.py",
         "values.var()",
         "values.std()",
@@ -219,14 +219,14 @@ FORMULAS = [
         "prepare/splits.py",
         "fractions = np.asarray(list(shares.values())) / sum(shares.values())",
         "fractions = np.ones(len(shares)) / len(shares)",
-        data("parts"),
+        data("splits_have"),
     ),
     Mutation(
         "splits are not balanced by label",
         "prepare/splits.py",
         "            label_deficits[label][part] -= count\n",
         "            pass\n",
-        data("parts"),
+        data("splits_have"),
     ),
     # Modalities.
     Mutation(
@@ -237,14 +237,14 @@ FORMULAS = [
         ("tests/test_augmentation.py", "-k", "signal_to_noise"),
     ),
     Mutation(
-        "a flip is drawn the wrong way round",
+        "a flip inverts its probability",
         "modalities/augmentation/flip.py",
         "horizontal < self.config.horizontal",
         "horizontal > self.config.horizontal",
         ("tests/test_augmentation.py", "-k", "flip"),
     ),
     Mutation(
-        "a long text has no end",
+        "a truncated text has no end token",
         "modalities/text.py",
         "[*tokens[: max_tokens - 1], self.end]",
         "[*tokens, self.end][:max_tokens]",
@@ -252,7 +252,7 @@ FORMULAS = [
     ),
     # Tasks and reports.
     Mutation(
-        "R2 is not about the mean",
+        "R2 is not centred on the mean",
         "tasks/regression.py",
         "values_squared - values * values / weight",
         "values_squared",

@@ -80,7 +80,7 @@ def test_no_device_holds_the_logits_of_all_tokens(kind):
         assert f"[2,1,{tokens},{tokens}]" in text and "all-to-all" in text
 
 
-def test_heads_that_do_not_divide_go_in_a_ring_and_the_log_says_so(caplog):
+def test_heads_that_do_not_divide_use_a_ring_with_a_log_message(caplog):
     kernels.log_once.cache_clear()
     check_on(MeshConfig(data=1, sequence=8, sequence_attention="all_to_all"))
     assert "ring attention, not all_to_all: 8 does not divide the 4 heads per device" in caplog.text
@@ -153,7 +153,7 @@ def array(tokens=256, depth=64, dtype=jnp.bfloat16):
         ("splash", "cpu", array(), "xla", "needs a tpu, not a cpu"),
     ],
 )
-def test_the_devices_choose_the_kernel_and_the_log_says_why_not(caplog, wish, platform, query, expected, reason):
+def test_the_devices_determine_the_kernel_and_the_log_gives_the_reason(caplog, wish, platform, query, expected, reason):
     kernels.log_once.cache_clear()
     assert kernels.choose_kernel(wish, platform, query, query) == expected
     assert reason in caplog.text and bool(reason) == bool(caplog.text)

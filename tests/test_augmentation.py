@@ -118,7 +118,7 @@ def test_an_equaliser_makes_each_tone_louder_by_the_gain_at_its_frequency():
 @pytest.mark.parametrize(
     ("modality", "kind"), [(modality, kind) for modality, table in AUGMENTATIONS.items() for kind in table]
 )
-def test_every_augmentation_is_repeatable_changes_its_input_and_gives_what_its_modality_reads(modality, kind, tmp_path):
+def test_every_augmentation_is_repeatable_changes_its_input_and_suits_its_modality(modality, kind, tmp_path):
     (tmp_path / "words.json").write_text('{"quick": ["fast"], "lazy": ["idle"]}')
     needed = {
         "synonyms": {"path": str(tmp_path / "words.json"), "rate": 0.5},

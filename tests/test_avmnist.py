@@ -67,7 +67,7 @@ class TestRecords:
         speakers = {split: {record["speaker"].decode() for record in records[split]} for split in SPLITS}
         assert speakers == {"train": {"07", "Mary_Jane"}, "validation": {"ann"}, "test": {"zoë o'neil"}}
 
-    def test_records_are_balanced_and_tell_what_their_targets_say(self, raw, cache, task):
+    def test_records_are_balanced_and_match_their_targets(self, raw, cache, task):
         data = dataset(raw, cache, task=task)
         for split in SPLITS:
             combinations, pictures, recordings = (collections.Counter() for _ in range(3))
@@ -93,7 +93,7 @@ class TestRecords:
             assert len(recordings) == {"train": 40, "validation": 20, "test": 20}[split]
             assert len(pictures) == {"train": 90, "validation": 10, "test": 20}[split]
 
-    def test_records_hold_what_the_modalities_take(self, raw, cache, task):
+    def test_records_suit_their_modalities(self, raw, cache, task):
         data = dataset(raw, cache, task=task, missing_fraction={"audio": 0.5})
         record = data.source("validation")[3]
         assert set(record.inputs) == set(data.inputs) and set(record.targets) == set(data.targets)
@@ -207,7 +207,7 @@ class TestFiles:
         with pytest.raises(UserError, match=r"recordings\.tar\.gz.*cannot be unpacked"):
             find_digit_files(tmp_path)
 
-    def test_missing_files_are_one_message_that_says_what_to_put_where(self, tmp_path):
+    def test_missing_files_are_one_message_with_the_expected_layout(self, tmp_path):
         write_recordings(tmp_path / "voices", ["a"])
         for folder, problem in (
             (tmp_path / "nowhere", "nowhere' is not a folder"),
@@ -225,7 +225,7 @@ class TestFiles:
         with pytest.raises(UserError, match="contain different images"):
             find_digit_files(tmp_path / "raw")
 
-    def test_the_environment_says_where_the_files_are(self, raw, cache, monkeypatch):
+    def test_an_environment_variable_gives_the_folder_of_the_files(self, raw, cache, monkeypatch):
         monkeypatch.setenv("MMJAX_DATA", str(raw))
         assert len(Avmnist(Avmnist.Config(cache=str(cache))).files.recordings) == 80
 
@@ -254,7 +254,7 @@ class TestSpeakers:
         with pytest.raises(UserError, match=problem):
             choose_speakers(SPEAKERS, held_out, validation)
 
-    def test_a_speaker_who_never_says_a_digit_cannot_be_a_split(self, raw, tmp_path):
+    def test_a_speaker_without_recordings_of_a_digit_cannot_be_a_split(self, raw, tmp_path):
         shutil.copytree(raw, tmp_path / "raw")
         for path in (tmp_path / "raw" / "voices" / "recordings").glob("7_ann_*"):
             path.unlink()

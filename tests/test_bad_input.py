@@ -218,7 +218,7 @@ def test_a_wrong_override_is_refused(capsys, tmp_path, override, expected):
 
 
 @pytest.mark.parametrize("command", ["train", "prepare"])
-def test_a_recipe_that_is_not_there_is_refused(capsys, tmp_path, command):
+def test_a_missing_recipe_is_refused(capsys, tmp_path, command):
     words = [f"--workdir={tmp_path / 'run'}"] if command == "train" else []
     assert "does not exist" in refused(capsys, tmp_path, command, f"--config={tmp_path / 'digits.py'}", *words)
 

@@ -105,7 +105,7 @@ def test_compiling_is_noticed_and_only_inside_the_block(modules):
     assert seconds == before
 
 
-def test_memory_is_counted_and_the_host_says_what_it_is(modules, run, experiment):
+def test_peak_memory_and_the_host_are_reported(modules, run, experiment):
     found = modules["measurements"].memory(run)
     assert found["process_peak_bytes"] > 50 * 2**20 and found["step_bytes"] > 0
     machine = modules["measurements"].machine(experiment)
@@ -139,7 +139,7 @@ def test_the_whole_benchmark_prints_its_figures_for_a_recipe_and_a_mesh(tmp_path
     assert found["flops"] > 0 and found["utilisation"] is None
 
 
-def test_the_benchmark_of_packing_says_how_full_rows_are():
+def test_the_packing_benchmark_prints_fill_rates():
     command = [sys.executable, str(ROOT / "benchmarks" / "packing.py"), "--examples=20000"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

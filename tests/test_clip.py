@@ -30,7 +30,7 @@ def experiment():
     return Experiment(recipe, jax.devices()[:1])
 
 
-def test_the_parameters_are_those_of_clip_but_for_what_the_recipe_names(experiment):
+def test_parameters_match_clip_except_for_documented_differences(experiment):
     found = sum(leaf.size for leaf in jax.tree.leaves(experiment.shapes.parameters))
     positions, key_biases = 50 * 768 + 77 * 512, 12 * 768 + 12 * 512
     norm_before_the_blocks, patch_bias = 2 * 768, 768
@@ -67,7 +67,7 @@ def benchmark(*flags):
     )  # fmt: skip
 
 
-def test_the_benchmark_measures_ours_alone_and_says_how_to_install_the_peers(tmp_path):
+def test_the_benchmark_runs_without_peers_and_says_how_to_install_them(tmp_path):
     file = tmp_path / "clip.json"
     done = benchmark(
         "--size=tiny", "--batch_size=4", "--precisions=float32", "--turns=1", "--steps=3", "--cores=1",

@@ -195,7 +195,7 @@ def test_a_recipe_that_fails_is_one_line_with_its_line_number(capsys, tmp_path, 
     assert expected in refusal(capsys, "fake", f"--config={path}", "--workdir=runs")
 
 
-def test_exit_codes_tell_wrong_input_failure_and_interruption_apart(capsys, monkeypatch, recipe, seen):
+def test_exit_codes_distinguish_invalid_input_failure_and_interruption(capsys, monkeypatch, recipe, seen):
     def ending_with(error):
         def run(flags, arguments):
             raise error
@@ -278,7 +278,7 @@ def test_doctor_ends_with_1_where_no_device_starts():
         ({}, "always [madvise] never", "", False),
     ],
 )
-def test_a_command_begins_again_only_where_huge_pages_help_and_nobody_chose(environment, setting, libc, begins_again):
+def test_a_command_restarts_only_if_huge_pages_help_and_the_user_set_nothing(environment, setting, libc, begins_again):
     result = huge_pages.huge_page_environment(environment, setting, libc)
     assert (result is not None) == begins_again
     if result:

@@ -123,7 +123,7 @@ class TestCache:
         with pytest.raises(UserError, match="MMJAX_CACHE"):
             cache.prepare_once(tmp_path / "file" / "digits" / "1", lambda folder: folder, str)
 
-    def test_the_config_goes_before_the_environment(self, monkeypatch, tmp_path):
+    def test_the_config_overrides_the_environment(self, monkeypatch, tmp_path):
         monkeypatch.setenv("MMJAX_CACHE", str(tmp_path / "environment"))
         assert cache_folder("") == tmp_path / "environment"
         assert cache_folder(str(tmp_path / "config")) == tmp_path / "config"
@@ -181,7 +181,7 @@ class TestSpeech:
         assert all(samples.dtype == np.int16 and 1_600 < len(samples) < 16_000 for samples in first)
         assert all(2_000 < np.abs(samples.astype(int)).max() < 32_767 for samples in first)
 
-    def test_what_is_spoken_does_not_depend_on_how_many_processes_run_at_once(self, monkeypatch):
+    def test_speech_does_not_depend_on_the_number_of_processes(self, monkeypatch):
         from mmjax.datasets.digits import speech
 
         monkeypatch.setattr(speech, "_UTTERANCES_PER_PROCESS", 4)
@@ -260,7 +260,7 @@ class TestDigits:
                 assert digits.target[record["picture"]] == target
                 np.testing.assert_array_equal(record["image"], np.rint(digits.images[record["picture"]] * 255 / 16))
 
-    def test_sounds_are_whole_and_tell_the_digit(self, stored):
+    def test_recordings_are_complete_and_recognisable(self, stored):
         """A nearest-centroid classifier on coarse spectra, fitted on other voices, recognises most spoken digits."""
 
         def spectra(records):
@@ -287,7 +287,7 @@ class TestDigits:
                 # A truncated word would end loudly; a few voices end abruptly by themselves.
                 assert np.abs(record["audio"][-8:].astype(int)).max() < 0.4 * np.abs(record["audio"].astype(int)).max()
 
-    def test_records_hold_what_the_modalities_take(self, datasets):
+    def test_records_suit_their_modalities(self, datasets):
         for task, dataset in datasets.items():
             record = dataset.source("validation")[3]
             assert set(record.inputs) == set(dataset.inputs) and set(record.targets) == set(dataset.targets)

@@ -59,7 +59,7 @@ def test_the_config_page_has_every_section_and_every_table(generator, config_pag
             assert annotation in shown, f"the page has no section for {annotation.__name__}"
 
 
-def test_a_field_that_nobody_describes_is_an_error(generator):
+def test_an_undocumented_field_is_an_error(generator):
     @generator.dataclasses.dataclass
     class Config:
         """Sizes.

@@ -43,7 +43,7 @@ custom.defvjp(lambda x, w: (custom(x, w), (x, w)), lambda saved, dy: (dy @ saved
         (lambda x, w: jax.grad(lambda w: (x @ w).sum())(w), 2),
     ],
 )
-def test_products_are_counted_inside_whatever_wraps_them(function, products):
+def test_matmuls_are_counted_inside_all_transformations(function, products):
     assert matmul_flops(function, X, W) == products * ONE
 
 
@@ -53,7 +53,7 @@ def test_each_device_of_a_shard_map_counts():
     assert matmul_flops(product, X, W) == ONE
 
 
-def test_a_loop_whose_rounds_the_data_decides_cannot_be_counted():
+def test_a_loop_with_a_data_dependent_trip_count_cannot_be_counted():
     def halve(x, w):
         return jax.lax.while_loop(lambda x: x.sum() > 1, lambda x: x @ w, x)
 

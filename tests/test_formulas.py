@@ -109,7 +109,7 @@ def test_embeddings_that_are_not_finite_find_no_partner():
 # Temperature.
 
 
-def test_the_softmax_temperature_is_at_most_100_and_comes_back():
+def test_the_softmax_temperature_is_bounded_and_can_decrease_again():
     task = contrastive()
     task.log_temperature[...] = jnp.log(jnp.array([250.0]))
     assert float(task._temperature()) == pytest.approx(100.0, rel=1e-5)

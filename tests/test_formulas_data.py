@@ -154,7 +154,7 @@ def test_statistics_are_those_of_numpy_without_missing_values():
     assert describe(np.array([np.nan])) == {}
 
 
-def test_parts_have_their_shares_of_rows_and_labels_and_keep_groups_whole():
+def test_splits_have_their_shares_of_rows_and_labels_and_keep_groups_whole():
     draws = np.random.default_rng(0)
     groups = draws.integers(0, 300, 1200)
     labels = np.where(groups % 3 == 0, "a", "b")

@@ -47,7 +47,7 @@ def test_cycles_of_a_loop_count_as_often_as_it_runs():
 
 
 @pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU v6 lite"])
-def test_the_clock_turns_the_cycles_of_a_large_product_into_nearly_the_peak(kind):
+def test_cycles_of_a_large_matmul_give_nearly_the_peak_flops(kind):
     chip = CHIPS[kind]
     mesh, size = topology_mesh(f"{chip.name}:1x1", data=1), 8192
     argument = ((size, size), "bfloat16", ())

@@ -112,7 +112,7 @@ def test_the_slurm_script_saves_and_requeues_at_the_time_limit(tmp_path):
     assert started.returncode == 0
 
 
-def test_the_slurm_script_requeues_when_the_time_limit_comes_as_srun_starts(tmp_path):
+def test_the_slurm_script_requeues_at_a_time_limit_during_the_start_of_srun(tmp_path):
     # srun signals its parent, the script, before the script knows srun's pid.
     early = 'kill -USR1 $PPID\n trap "echo saved; exit 0" TERM; echo $$ > task; while true; do sleep 0.02; done'
     words, environment = slurm(tmp_path, srun=early, scancel=SCANCEL, scontrol='echo scontrol "$@"')

@@ -19,7 +19,7 @@ from mmjax.tokens import Input, InputSpec, Tokens
 from tests.compiled import compile_on, topology_mesh
 
 
-def test_masked_softmax_is_that_of_numpy_and_0_where_nothing_is_seen():
+def test_masked_softmax_matches_numpy_and_is_0_without_keys():
     draws = np.random.default_rng(0)
     logits, visible = draws.normal(size=(2, 3, 5)) * 30, draws.random((2, 1, 5)) < 0.6
     visible[1] = False
@@ -53,7 +53,7 @@ def test_first_and_last_are_those_of_the_real_tokens_and_0_without_any():
     np.testing.assert_array_equal(first_pool(turned), last_pool(given))
 
 
-def test_a_class_token_stands_first_reads_the_patches_and_is_absent_with_its_image():
+def test_a_class_token_comes_first_attends_to_the_patches_and_is_absent_with_its_image():
     cls, spec = ENCODERS["vit"], InputSpec((8, 8, 3), "float32", mask_rank=0)
     config = cls.Config(width=16, depth=1, heads=2, patch=4, class_token=True)
     vit = cls(config, spec, precision=Precision(), rngs=nnx.Rngs(params=jax.random.key(0)))

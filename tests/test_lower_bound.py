@@ -84,7 +84,7 @@ def too_large(batch: int = 2**18, activations: float = 600, inputs: float = 24) 
 
 
 @pytest.mark.parametrize("slack", [1.0, 2.5, 6.0])
-def test_the_first_compiled_change_is_large_enough_and_the_next_follows_what_was_measured(slack):
+def test_the_first_compiled_change_suffices_and_the_next_uses_the_measured_memory(slack):
     """The inputs alone exceed the memory, so microbatches help only with a smaller batch."""
     plan, tried = too_large(), []
 

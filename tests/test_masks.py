@@ -104,7 +104,7 @@ def evaluated(case: Case, batch: Batch):
         return jax.device_get(jax.jit(lambda p, b: case.plain(p, b, train=False))(case.parameters, batch))
 
 
-def test_an_example_counts_as_often_as_its_weight_says():
+def test_a_weight_of_n_equals_n_copies_of_an_example():
     case = Case(Part("fusion", "concatenation"))
     batch = make_batch(case.specs)
     weight = (np.arange(batch.size) % 3).astype(np.float32)

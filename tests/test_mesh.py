@@ -105,7 +105,7 @@ def test_rules_hold_for_activations_too():
     assert out["hidden"].addressable_shards[0].data.shape == (2, 4, 16)
 
 
-def test_devices_of_a_slice_stand_together_on_the_mesh():
+def test_devices_of_a_slice_are_adjacent_on_the_mesh():
     devices = [
         types.SimpleNamespace(
             id=i,

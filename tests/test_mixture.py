@@ -138,7 +138,7 @@ OFFSET = int(MODALITIES["words"].process("0")[0][0]) - ord("0")
 
 
 class TestMixture:
-    def test_it_has_what_its_datasets_have_and_splits_of_each_and_of_all(self):
+    def test_a_mixture_has_the_inputs_targets_and_splits_of_its_datasets(self):
         made = mixture()
         assert dict(made.inputs) == {"picture": "image", "words": "text"}
         assert {name: len(spec.classes) for name, spec in made.targets.items()} == {"label": 3, "topic": 5}

@@ -118,7 +118,7 @@ class TestImage:
         plain = make("image", size=(8, 8), channels=1)
         np.testing.assert_array_equal(modality.process(light)[0], plain.process(light)[0])
 
-    def test_what_is_transparent_is_white(self):
+    def test_transparency_becomes_white(self):
         raw = np.zeros((4, 4, 4), np.uint8)
         values, _ = make("image", size=(4, 4), channels=3, mean=(0.0,), std=(1.0,)).process(raw)
         np.testing.assert_allclose(values, 1.0, atol=1e-6)
@@ -167,7 +167,7 @@ class TestImage:
         values, _ = modality.process(modality.read(str(path), "--image"))
         np.testing.assert_allclose(values[..., 0], grey / 255, atol=0.01)
 
-    def test_a_photo_stands_upright(self, tmp_path):
+    def test_photos_follow_their_exif_orientation(self, tmp_path):
         picture = PIL.Image.fromarray(np.zeros((10, 20, 3), np.uint8))
         exif = PIL.Image.Exif()
         exif[0x0112] = 6
@@ -246,7 +246,7 @@ class TestAudio:
             make("audio").read(str(path), "--audio")
         assert str(caught.value).startswith("--audio: ") and "\n" not in str(caught.value)
 
-    def test_loudness_is_normalised_over_what_is_real(self):
+    def test_loudness_is_normalised_over_valid_samples(self):
         for gain in (0.01, 0.9):
             values, mask = make("audio", normalise="rms").process(((gain * tone(16_000)).astype(np.float32), 16_000))
             assert np.sqrt(np.mean(values[mask] ** 2)) == pytest.approx(0.1, rel=1e-4)

@@ -122,7 +122,7 @@ def test_different_drawings_are_no_copies_of_each_other_and_the_same_encoded_ane
     assert len(others) >= 20 and not any(are_copies(*pair) for pair in others)
 
 
-def test_the_background_decides_what_is_a_drawing():
+def test_drawings_are_recognised_by_their_background():
     draws = np.random.default_rng(0)
     assert all(drawings.is_drawing(np.asarray(make(draws).convert("L"))) for make in FAMILIES.values())
     texture = draws.integers(0, 255, (8, 8)).astype(np.uint8)

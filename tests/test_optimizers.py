@@ -342,7 +342,7 @@ def variables():
     return found
 
 
-def test_the_name_of_a_parameter_tells_its_role_and_its_layer_axes():
+def test_parameter_names_determine_role_and_layer_axes():
     matrices, others = set(), set()
     for path, variable in variables():
         axes = variable.get_metadata()["axes"]

@@ -174,7 +174,7 @@ def test_other_data_is_read_with_the_classes_and_statistics_of_the_run():
     assert other.dataset_options["x"] == options
     with pytest.raises(UserError, match="does not know: 'd'"):
         OtherData(own, Stub("abcd", options))
-    with pytest.raises(UserError, match="has other columns in the input 'x'"):
+    with pytest.raises(UserError, match="has different columns in the input 'x'"):
         OtherData(own, Stub("abc", {"columns": ["b"]}))
     assert np.issubdtype(type(other.source("test")[0].targets["y"]), np.int32)
 

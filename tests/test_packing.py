@@ -634,7 +634,7 @@ def test_a_plan_counts_examples_and_not_the_slots_that_stay_empty(capsys):
         ),
     ],
 )
-def test_what_cannot_be_packed_is_refused_in_one_line(change, said):
+def test_unsupported_packing_is_refused_in_one_line(change, said):
     wrong = recipe(4)
     for section, options in change.items():
         for key, value in options.items():

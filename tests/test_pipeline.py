@@ -137,7 +137,7 @@ class TestTraining:
         batch = pipeline().batch_at("train", 1000, 2_000_000_000)
         assert (batch.ids >= 0).all() and (batch.ids % 37).tolist() == numbers(batch)
 
-    def test_what_a_record_lacks_is_masked_and_weighs_nothing(self):
+    def test_missing_inputs_are_masked_and_missing_targets_have_weight_0(self):
         for batch in take(pipeline(), 5):
             for slot, number in enumerate(numbers(batch)):
                 sound = batch.inputs["sound"]
@@ -273,7 +273,7 @@ class TestPrefetch:
         assert next(result) == 0 and placed == [0, 1, 2]
         assert list(result) == [10, 20, 30, 40]
 
-    def test_an_error_comes_after_the_batches_before_it_and_the_source_is_closed(self):
+    def test_an_error_follows_earlier_batches_and_closes_the_source(self):
         closed = []
 
         def source():

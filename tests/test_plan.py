@@ -84,7 +84,7 @@ def recipe_file(tmp_path):
     return write
 
 
-def test_a_plan_for_a_pod_that_is_not_here_has_everything(recipe_file, capsys, tmp_path):
+def test_a_plan_for_an_absent_pod_is_complete(recipe_file, capsys, tmp_path):
     words = ["--topology=v5e:2x4", "--num_slices=2", "--batch_per_chip=4", "--examples=1e6", "--price=2"]
     found = run_command([recipe_file(64), *words, f"--hlo={tmp_path / 'step.txt'}"], capsys)
     assert found.keys() >= KEYS and found["fits"] is True
@@ -125,13 +125,13 @@ def test_a_step_that_does_not_fit_is_reported_with_a_change_that_does(recipe_fil
         (["--config.mesh.data=3"], "does not divide 8 device(s)"),
     ],
 )
-def test_what_cannot_be_planned_is_refused_in_one_line(recipe_file, capsys, words, message):
+def test_impossible_plans_are_refused_in_one_line(recipe_file, capsys, words, message):
     assert main(["plan", recipe_file(16), *words]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in line and line.startswith("mmjax: error: ")
 
 
-def test_the_compilers_message_says_what_is_needed():
+def test_the_needed_bytes_are_parsed_from_the_compilers_message():
     message = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (61.00G) exceeds "
         "available HBM (15.75G)."

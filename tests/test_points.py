@@ -167,7 +167,7 @@ class TestPoints:
         np.testing.assert_allclose(make(points=6, normalise="none").process(raw)[0][:4], raw[:4])
         assert not make(points=2).process(np.full((2, 3), 4.0))[0].any()
 
-    def test_features_are_standardised_and_what_is_missing_is_their_mean(self):
+    def test_features_are_standardised_and_missing_ones_are_the_mean(self):
         points = make(points=3, features=2, mean=[1.0, 5.0], std=[2.0, 10.0], normalise="none")
         raw = np.array([[0.0, 0, 0, 3, np.nan], [0, 0, 0, np.inf, 15], [0, 0, 0, 1e9, 5]])
         assert points.process(raw)[0][:, 3:].tolist() == [[1, 0], [0, 1], [10, 0]]
@@ -219,7 +219,7 @@ class TestAugmentation:
             if axis != "any":
                 np.testing.assert_allclose(found[:, "xyz".index(axis)], raw[:, "xyz".index(axis)], rtol=1e-6)
 
-    def test_a_rotation_turns_no_farther_than_asked_and_any_goes_everywhere(self):
+    def test_rotations_respect_the_maximum_angle_and_any_covers_all_directions(self):
         config = PointsRotation.Config(degrees=30.0)
         turned = [PointsRotation(config)(np.array([[1.0, 0, 0]]), draws(seed))[0] for seed in range(300)]
         angles = np.rad2deg([np.arctan2(y, x) for x, y, _ in turned])
@@ -280,7 +280,7 @@ class TestEncoder:
         found = np.asarray(nearest_neighbours(jnp.asarray(places[None, :3]), jnp.asarray(places[None]), mask, 5))
         assert (np.sort(found[0, :, :3]) == [0, 1, 2]).all()
 
-    def test_the_order_of_the_points_and_what_is_masked_change_nothing(self):
+    def test_point_order_and_masked_points_change_nothing(self):
         config = PointTransformer.Config(width=16, depth=1, heads=2, groups=6, neighbours=5)
         encoder = PointTransformer(config, InputSpec((40, 4), "float32", 1), precision=Precision(), rngs=nnx.Rngs(0))
         raw = np.stack([cloud(seed, 40, 1) for seed in range(4)]) / 10

@@ -254,7 +254,7 @@ def test_numbers_that_are_names_keep_their_digits_and_a_wrong_column_is_refused(
         run(path, tmp_path / "wrong", columns=columns, checks={"table": {"categories": ["postcod"]}})
 
 
-def test_codes_of_digits_keep_what_the_file_says(tmp_path):
+def test_codes_of_digits_keep_their_spelling(tmp_path):
     codes = ["01234", "98765", "00007"]
     rows = [
         {"key": f"k{n}", "code": codes[n % 3], "card": 1234567890123456700 + n % 2, "zero": n % 3 / 2}
@@ -627,7 +627,7 @@ def test_leaked_rows_are_dropped_from_training(tmp_path):
     assert findings(tmp_path / "grouped") == [(key, "leakage") for key in ("k1", "k2", "k3", "leak")]
 
 
-def test_what_is_kept_by_request_is_reported_all_the_same(tmp_path, table):
+def test_kept_rows_are_still_reported(tmp_path, table):
     folder = tmp_path / "in"
     folder.mkdir()
     rows = [{"picture": f"{n}.png", "said": f"words about {n} and more"} for n in range(6)]
@@ -679,7 +679,7 @@ def test_shards_are_about_as_large_as_asked():
         ([None, None], None),
     ],
 )
-def test_kinds_of_columns_are_told_from_their_values(values, kind):
+def test_kinds_of_columns_are_inferred_from_their_values(values, kind):
     assert guess_kind(values) == kind
 
 
@@ -714,14 +714,14 @@ def test_wrong_flags_are_refused_in_one_line_and_leave_nothing(tmp_path, table, 
 
 
 @pytest.mark.parametrize("source", ["nowhere", "nowhere.csv", "nowhere.tar", "tfds:no_such_dataset"])
-def test_a_source_that_is_not_there_is_refused(tmp_path, source):
+def test_a_missing_source_is_refused(tmp_path, source):
     with pytest.raises(UserError):
         run(source if ":" in source else tmp_path / source, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("mark", [";", "|", "\t"])
-def test_a_csv_may_have_other_marks_than_commas_blanks_around_paths_and_words_for_what_is_missing(tmp_path, mark):
+def test_a_csv_may_have_other_delimiters_blanks_around_paths_and_words_for_missing_values(tmp_path, mark):
     (tmp_path / "in").mkdir()
     for number in range(8):
         (tmp_path / "in" / f"{number}.png").write_bytes(encoded(scene(number)))
@@ -838,7 +838,7 @@ def test_tables_that_are_torn_are_refused_with_the_line(tmp_path):
         run(path, tmp_path / "out")
 
 
-def test_a_folder_that_nobody_prepared_is_refused(tmp_path):
+def test_an_unprepared_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a prepared dataset; run mmjax prepare"):
         Prepared(Prepared.Config(path=str(tmp_path)))
 

@@ -114,7 +114,7 @@ def test_paths_may_hold_blanks_accents_commas_and_parentheses(name):
         ([[], []], None),
     ],
 )
-def test_integers_and_lists_are_told_apart(values, kind):
+def test_kinds_of_integers_and_lists_are_distinguished(values, kind):
     assert guess_kind(values) == kind
 
 
@@ -309,7 +309,7 @@ def test_a_caption_that_is_a_file_name_is_lost_but_not_its_row(tmp_path):
     assert result.report["findings"]["file_name"]["rows"] == 4 and result.report["dropped"] == 1
 
 
-def test_copies_whose_target_or_group_is_another_stay_and_are_reported(tmp_path):
+def test_copies_with_another_target_or_group_are_kept_and_reported(tmp_path):
     rows = [{"key": f"k{n}", "note": NOTE.format(n, n * n), "size": n / 3, "who": n} for n in range(8)]
     rows += [rows[1] | {"key": "copy"}, rows[2] | {"key": "other", "size": 9.5}, rows[3] | {"key": "told", "who": 77}]
     source = write_csv(tmp_path, rows)
@@ -321,7 +321,7 @@ def test_copies_whose_target_or_group_is_another_stay_and_are_reported(tmp_path)
     assert report["warning"] == ""
 
 
-def test_many_dropped_rows_are_told_in_the_last_line_and_on_the_card(tmp_path, capsys):
+def test_many_dropped_rows_are_reported_in_the_last_line_and_on_the_card(tmp_path, capsys):
     rows = [{"note": NOTE.format(n, n), "mood": "ab"[n % 2]} for n in range(30)]
     source = write_csv(tmp_path, rows + rows[:6])
     arguments = [f"--source={source}", "--workers=1", "--columns=note=note:text"]

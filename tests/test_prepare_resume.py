@@ -74,7 +74,7 @@ def test_any_number_of_workers_writes_the_same_bytes(source, undisturbed, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("turn", range(5))
-def test_a_preparation_killed_at_a_random_moment_goes_on_to_the_same_bytes(source, undisturbed, tmp_path, turn):
+def test_a_preparation_killed_at_a_random_moment_resumes_to_the_same_bytes(source, undisturbed, tmp_path, turn):
     folder, seconds = undisturbed
     moments = random.Random(turn)
     output = tmp_path / "data"

@@ -267,7 +267,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step_with_a_checkpoint(enviro
     assert json.loads((workdir / "result.json").read_text())["steps"] == 28
 
 
-def test_a_process_whose_fellows_do_not_come_says_so():
+def test_a_process_reports_missing_peers():
     port = free_port()
     problem = f"--coordinator=127.0.0.1:{port}: process 1 of 2 did not connect within 1 s; start the same command"
     with pytest.raises(UserError, match=problem):
@@ -292,7 +292,7 @@ def said(host="a", step=3, time=0.0, ended=""):
     return {"host": host, "step": step, "time": time, "ended": ended}
 
 
-def test_the_watch_names_who_is_silent_late_failed_or_missing():
+def test_the_watch_names_silent_late_failed_and_missing_processes():
     now = [0.0]
     monitor = HeartbeatMonitor(3, heartbeat_timeout=10, stall=100, clock=lambda: now[0])
     everyone = {0: said(), 1: said(host="b"), 2: said(host="c")}
@@ -318,7 +318,7 @@ def test_the_watch_names_who_is_silent_late_failed_or_missing():
     assert monitor.check({0: said(time=1.0), 2: said(time=1.0)}) == "process 1 of 3 did not start"
 
 
-def test_the_roll_call_waits_for_all_and_tells_everyone_who_is_missing():
+def test_the_roll_call_waits_for_all_and_reports_missing_processes_to_all():
     def call(count: int, come: list[int], seconds: float):
         address, answers = f"127.0.0.1:{free_port()}", {}
 

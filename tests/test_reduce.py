@@ -74,7 +74,7 @@ def test_a_recording_is_resampled_channel_by_channel(channels):
     assert np.abs(found - truth)[200:-200].max() < 1e-3
 
 
-def test_a_lower_rate_stays_and_channels_become_one_by_request():
+def test_lower_rates_are_kept_and_channels_are_averaged_on_request():
     samples = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
     assert kind("audio", rate=16_000).reduced((samples, 8000)) == (samples, 8000)
     mixed, rate = kind("audio", mono=True).reduced((samples, 8000))
@@ -104,7 +104,7 @@ def test_a_prepared_folder_holds_and_indexes_what_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("section", [{"picture": {}}, {"image": {"smallest": 3}}, {"text": {"shortest": 3}}])
-def test_what_cannot_be_reduced_is_refused(section):
+def test_invalid_reductions_are_refused(section):
     with pytest.raises((ValueError, UserError), match="reduce"):
         PrepareConfig(source="", reduce=section)
 

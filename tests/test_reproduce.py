@@ -94,7 +94,7 @@ def test_a_recorded_result_is_found_again_and_another_one_is_not(capsys, experim
     assert "NOT reproduced" in capsys.readouterr().out
 
 
-def test_what_is_not_trained_is_trained_and_overrides_hold(capsys, tmp_path, experiment):
+def test_missing_runs_are_trained_with_the_overrides(capsys, tmp_path, experiment):
     (tmp_path / "configs" / "small.py").write_text(TWO_STEPS)
     write(experiment, subsets=None, seeds=[3, 4], overrides={"train.steps": 2})
     words = ["reproduce", str(experiment), f"--workdir={tmp_path / 'runs'}"]

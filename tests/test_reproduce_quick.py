@@ -67,7 +67,7 @@ def test_all_parts_of_every_experiment_run(in_project, capsys, tmp_path, folder,
 
 
 @speech_is_installed
-def test_a_record_with_other_entries_is_told(in_project, capsys, tmp_path):
+def test_a_record_with_other_entries_is_reported(in_project, capsys, tmp_path):
     folder = tmp_path / "experiments" / "01_digits"
     shutil.copytree(ROOT / "experiments" / "01_digits", folder)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")

@@ -251,7 +251,7 @@ def trained(experiment: Experiment, step, state, count: int) -> tuple[object, li
     return state, prints, losses
 
 
-def test_a_run_goes_on_with_eight_devices_where_one_stopped_and_back(digits_cache, tmp_path):
+def test_a_run_resumes_on_eight_devices_after_one_and_back(digits_cache, tmp_path):
     recipe = small_recipe.get_config()
     recipe.data["cache"] = str(digits_cache)
     recipe.log.every = 1

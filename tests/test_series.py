@@ -105,7 +105,7 @@ class TestFiles:
 
 
 class TestSeries:
-    def test_values_are_standardised_and_what_is_missing_is_the_mean_with_a_flag_of_zero(self):
+    def test_values_are_standardised_and_missing_ones_are_the_mean_with_flag_0(self):
         series = make(length=4, channels=2, mean=[1.0, 10.0], std=[2.0, 5.0])
         values, mask = series.process(np.array([[3.0, np.nan], [np.nan, np.inf], [1.0, 1000.0]]))
         np.testing.assert_array_equal(values, [[1, 0, 1, 0], [0, 0, 0, 0], [0, 10, 1, 1], [0, 0, 0, 0]])

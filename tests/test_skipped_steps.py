@@ -108,7 +108,7 @@ def test_rollback_continues_from_the_newest_checkpoint_before_the_streak_after_i
     )
 
 
-def test_rollback_goes_further_back_where_the_checkpoint_itself_is_the_cause():
+def test_rollback_goes_further_back_if_the_checkpoint_is_the_cause():
     # Parameters of update 20 fail on any data, so their checkpoint is tried once.
     final, _, printed = run((), every=10, poisoned={20}, rollback=True, steps=46)
     assert printed.count("continuing from the checkpoint of step 20") == 1

@@ -60,7 +60,7 @@ def test_what_pillow_reads_with_a_warning_only_is_no_broken_record():
     assert np.array_equal(IMAGE.restore(odd), as_pillow_reads(odd))
 
 
-def test_what_is_no_picture_is_an_error():
+def test_data_that_is_not_an_image_is_an_error():
     for data in (b"\xff\xd8 no JPEG", b"no picture"):
         with pytest.raises((ValueError, OSError)):
             IMAGE.restore(data)

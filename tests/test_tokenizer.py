@@ -55,7 +55,7 @@ def test_what_is_encoded_can_be_decoded(source, prepared):
     assert sum(len(tokenizer.encode(text).ids) for text in training) < 0.5 * sum(len(t.encode()) for t in training)
 
 
-def test_it_knows_the_words_of_training_and_none_of_the_others(source, prepared):
+def test_the_vocabulary_has_words_of_the_training_split_only(source, prepared):
     tokenizer = tokenizers.Tokenizer.from_file(str(prepared / "tokenizers" / "said.json"))
     pieces = {
         name: len(tokenizer.encode(word).ids) for name, word in (("test", "zweihundertachtzig"), ("train", " seventy"))

@@ -228,7 +228,7 @@ class TestAugmentation:
             changed.add(clip.frames[0].tobytes())
         assert len(changed) > 1
 
-    def test_it_goes_to_worker_processes_and_comes_back_the_same(self):
+    def test_clips_survive_pickling(self):
         for kind in IMAGE:
             augmentation = AUGMENTATIONS["video"][kind](IMAGE[kind].Config())
             again = pickle.loads(pickle.dumps(augmentation))

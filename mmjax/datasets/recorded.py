@@ -168,7 +168,7 @@ class OtherData:
             for key in sorted(old.keys() | new.keys()):
                 # Compare only lists of names, since raw data may hold indices into them. The rest is preprocessing.
                 if (_holds_names(old.get(key)) or _holds_names(new.get(key))) and _plain(old, key) != _plain(new, key):
-                    raise _other_schema(f"has other {key} in the input {name!r}")
+                    raise _other_schema(f"has different {key} in the input {name!r}")
         self._indices = {}
         for name, spec in self.targets.items():
             if name not in other.targets:

@@ -111,7 +111,7 @@ def print_time(console: Console, plan: Plan) -> None:
         "collectives": f"{format_ms(plan.collective_seconds)}, of which {format_ms(plan.exposed_seconds)} exposed",
         "prefetches": "unknown"
         if plan.prefetch_seconds is None
-        else f"{format_ms(plan.prefetch_seconds)} exposed: HBM to VMEM, beside the instructions' own traffic",
+        else f"{format_ms(plan.prefetch_seconds)} exposed: HBM to VMEM, limited by the instructions' own HBM traffic",
         "step": f"{format_ms(plan.step_seconds)}; expected when measured: {format_ms(low)} to {format_ms(high)}",
         "utilisation": "unknown" if plan.utilisation is None else f"{plan.utilisation:.1%} of the bfloat16 peak",
         "examples/s": f"{plan.examples_per_second:,.0f} on all chips",

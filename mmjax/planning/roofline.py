@@ -20,7 +20,7 @@ FREE = frozenset(
 """Opcodes that move no data."""
 
 TRANSFERS = ("copy-start", "slice-start", "dynamic-slice-start")
-"""Opcodes that move data between HBM and VMEM beside other instructions."""
+"""Opcodes that move data between HBM and VMEM while other instructions run."""
 
 
 def instruction_flops(module: Module, instruction: Instruction) -> int:

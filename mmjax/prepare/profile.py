@@ -154,7 +154,7 @@ def profile_rows(rows: Iterable[Row], keys: Iterable[str]) -> tuple[dict[str, Pr
       keys: columns that may be the key.
 
     Returns:
-      ({column: profile}, those of `keys` whose values are unique).
+      ({column: profile}, subset of `keys` with unique values).
     """
     profiles: dict[str, Profile] = {}
     seen: dict[str, set[str]] = {name: set() for name in keys}

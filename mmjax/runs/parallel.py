@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import ctypes
 import dataclasses
-import json
 import multiprocessing
 import os
 import pathlib
@@ -17,7 +16,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mmjax.data.worker_processes import parent_imports
-from mmjax.errors import Restart, UserError
+from mmjax.errors import Restart
+from mmjax.files import read_json
 from mmjax.runs.run import train
 
 _PR_SET_PDEATHSIG = 1
@@ -41,10 +41,7 @@ class PlannedRun:
           UserError: if result.json is not JSON.
         """
         path = self.workdir / "result.json"
-        try:
-            return json.loads(path.read_text()) if path.is_file() else None
-        except ValueError as error:
-            raise UserError(str(path), f"is not JSON: {error}", "remove it to resume the run") from error
+        return read_json(path, "remove it to resume the run") if path.is_file() else None
 
 
 def train_all(runs: Mapping[RunKey, PlannedRun], jobs: int, console: Console) -> dict[RunKey, dict[str, Any]]:

@@ -10,7 +10,6 @@ without runs, such as a set of recorded plans, has a script check.py instead of 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pathlib
@@ -26,7 +25,7 @@ from mmjax.config import build
 from mmjax.data.dataset import check_split
 from mmjax.errors import UserError, nearest
 from mmjax.experiment import CHANGEABLE_ON_RESUME, Experiment, plain, resolve_paths
-from mmjax.files import write_atomically, write_json
+from mmjax.files import read_json, write_atomically, write_json
 from mmjax.recipe import check_key, load_recipe
 from mmjax.reporting.records import (
     BEGIN_MARK,
@@ -151,21 +150,14 @@ def _read_config(folder: pathlib.Path) -> ReproductionConfig:
     if not path.is_file():
         known = [str(other.parent) for other in folder.parent.glob("*/experiment.json")]
         raise UserError(str(folder), "contains no experiment.json", nearest(str(folder), known))
-    return build(ReproductionConfig, _load(path), str(path))
+    return build(ReproductionConfig, read_json(path, "correct it"), str(path))
 
 
 def _read_results(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / "results.json"
     if not path.is_file():
         raise UserError(str(path), "does not exist: no result is recorded yet", "run with --record first")
-    return _load(path)
-
-
-def _load(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(str(path), f"is not JSON: {error}", "correct it") from error
+    return read_json(path, "correct it")
 
 
 def _select(flag: str, given: Sequence[Any] | None, known: Iterable[Any], folder: pathlib.Path, record: bool) -> list:

@@ -45,7 +45,7 @@ def report_storage_errors(workdir: pathlib.Path) -> Iterator[None]:
         if number == errno.ENOENT and not (workdir / "config.json").exists():
             raise SystemExit(f"mmjax: stopped: {workdir} was deleted while the run was training") from None
         if number in _REFUSED:
-            raise UserError("--workdir", f"{path} cannot be written: {reason}", "mend it, or give another") from None
+            raise UserError("--workdir", f"{path} cannot be written: {reason}", "make it writable") from None
         remedy = "free some space" if number in _FULL else "check the disk"
         remedy += ", then run the same command to resume from the newest checkpoint"
         raise SystemExit(f"mmjax: stopped: {path}: {reason}; {remedy}") from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import json
 import os
 import pathlib
 import platform
@@ -21,11 +20,12 @@ from typing import Any
 from mmjax.datasets import recorded
 from mmjax.errors import UserError
 from mmjax.experiment import DataConfig
-from mmjax.files import write_json
+from mmjax.files import read_json, write_json
 from mmjax.host.software import git_commit, package_versions
 from mmjax.modalities import Modality
 from mmjax.runs import lock
 
+_REMEDY = "restore it, or give another workdir"
 # Maximum number of differing keys in a message.
 _MAX_NAMED = 3
 # Keys of the section `data` that do not belong to the dataset.
@@ -69,7 +69,7 @@ def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable:
         if workdir.exists() and not all(_precedes_config(child) for child in workdir.iterdir()):
             raise UserError("--workdir", f"{workdir} is not empty and contains no run", "give an empty or a new folder")
         return
-    changes = differences(_load(path), raw)
+    changes = differences(read_json(path, _REMEDY, "--workdir"), raw)
     wrong = [change for change in changes if not _may_differ(workdir, changeable, *change)]
     if wrong:
         # Another dataset changes other keys as well, so name it first, although its location alone may change.
@@ -83,7 +83,7 @@ def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable:
 
 def _names_dataset(where: str) -> bool:
     """Returns True for the dotted keys of the name and the folder of a dataset."""
-    return bool(re.fullmatch(r"data\.(of\.\w+\.)?(name|path)", where))
+    return bool(re.fullmatch(r"data\.(datasets\.\w+\.)?(name|path)", where))
 
 
 def _is_of_dataset(where: str) -> bool:
@@ -195,7 +195,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / "config.json"
     if not os.path.isfile(path):
         raise UserError("--workdir", f"{workdir} contains no run", "give the workdir of `mmjax train`")
-    raw = _load(path)
+    raw = read_json(path, _REMEDY, "--workdir")
     if not isinstance(raw, dict) or not all(isinstance(raw.get(key), dict) for key in ("data", "model", "train")):
         raise UserError("--workdir", f"{path} is not the config of an mmjax run", "give the workdir of `mmjax train`")
     for name, section in raw["data"].get("inputs", {}).items():
@@ -204,13 +204,6 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
             if isinstance(value, str) and value and copy.is_file():
                 section[key] = str(copy)
     return raw
-
-
-def _load(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError("--workdir", f"{path} is not JSON: {error}", "restore it, or give another workdir") from error
 
 
 def provenance() -> dict[str, Any]:

@@ -199,7 +199,7 @@ def local_fdr(p_values: np.ndarray) -> np.ndarray:
     null_fraction = min(1.0, 2 * (above + 1) / len(p_values)) if above else 0.0
     values, counts = np.unique(p_values, return_counts=True)
     widths = np.maximum(np.diff(values, prepend=0.0, append=1.0), _TINY)
-    # Isotonic regression of the slopes gives those of the majorant.
-    slopes = np.append(counts, 0) / len(p_values) / widths
-    density = scipy.optimize.isotonic_regression(slopes, weights=widths, increasing=False).x
+    # The antitonic fit of the histogram heights is the slope of the majorant.
+    heights = np.append(counts, 0) / len(p_values) / widths
+    density = scipy.optimize.isotonic_regression(heights, weights=widths, increasing=False).x
     return np.minimum(1.0, null_fraction / np.maximum(density[np.searchsorted(values, p_values)], _TINY))
