@@ -301,4 +301,18 @@ FORMULAS = [
         "return axes",
         ("tests/test_formulas_layers.py", "-k", "divide"),
     ),
+    Mutation(
+        "the ledger loses nothing of a killed process",
+        "training/ledger.py",
+        "lost = sum(self._before.values()) - sum(kept.values())",
+        "lost = 0.0",
+        ("tests/test_ledger.py", "-k", "lost"),
+    ),
+    Mutation(
+        "the ledger counts a trace within a trace twice",
+        "training/ledger.py",
+        "max(0.0, duration_secs - inner)",
+        "max(0.0, duration_secs)",
+        ("tests/test_ledger.py", "-k", "moved_once"),
+    ),
 ]

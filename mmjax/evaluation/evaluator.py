@@ -13,6 +13,7 @@ from mmjax.config import NonNegative, Within
 from mmjax.sharding import replicated
 from mmjax.tasks.metrics import States, finalise, merge
 from mmjax.tokens import Batch
+from mmjax.training.ledger import timed
 from mmjax.training.loop import Hook, Loop
 from mmjax.training.metrics_log import MetricsLog
 from mmjax.training.objective import Objective, Parameters
@@ -68,6 +69,7 @@ class Evaluator:
         """Metrics of a split, `{name: value}`, with the inputs `without` set to absent; see `run_each`."""
         return self.run_each(parameters, split, [without], step=step)[0]
 
+    @timed("evaluation")
     def run_each(
         self, parameters: Parameters, split: str, ablations: Sequence[Collection[str]], *, step: int = 0
     ) -> list[dict[str, float]]:
@@ -114,6 +116,7 @@ class EvaluationHook(Hook):
         loop.latest_metrics.pop(self.split, None)
         if not self.every or (loop.step % self.every and not loop.done):
             return
+        jax.block_until_ready(loop.state)  # the wait for queued steps is not a part of the evaluation
         row = self.evaluator.run(loop.state.eval_parameters, self.split, step=loop.step)
         loop.latest_metrics[self.split] = row
         if self.log:

@@ -23,7 +23,14 @@ from mmjax.evaluation import EvaluationHook, subset_name
 from mmjax.experiment import CHANGEABLE_ON_RESUME, DataConfig, Experiment, schedule_changes
 from mmjax.files import user_path, write_atomically, write_json
 from mmjax.processes import Watchdog, agree_or_raise
-from mmjax.reporting.overview import count_by_component, count_elements, print_key_values, print_metrics, print_subsets
+from mmjax.reporting.overview import (
+    count_by_component,
+    count_elements,
+    print_key_values,
+    print_ledger,
+    print_metrics,
+    print_subsets,
+)
 from mmjax.runs.lock import locked
 from mmjax.runs.storage import report_storage_errors
 from mmjax.runs.workdir import (
@@ -39,18 +46,20 @@ from mmjax.sharding import MeshConfig, format_mesh, unsharded_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.hooks.log import LogHook
 from mmjax.training.hooks.skipped_steps import SkippedStepsHook
+from mmjax.training.ledger import Ledger, timed, timed_batches
 from mmjax.training.loop import Hook, Loop
 from mmjax.training.metrics_log import MetricsLog, read_rows
 from mmjax.training.state import TrainState, parameters_finite, parameters_hash
 
 
-def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> dict[str, Any]:
+def train(raw: Any, workdir: pathlib.Path, console: Console | None = None, *, earlier: float = 0.0) -> dict[str, Any]:
     """Trains a recipe and evaluates it. Resumes from the workdir's newest checkpoint, if any.
 
     Args:
       raw: the recipe, a `ConfigDict` or a dict.
       workdir: folder of the run, created if it does not exist.
       console: output of progress and tables; by default, only process 0 prints.
+      earlier: seconds since the process started, for the ledger of wall time.
 
     Returns:
       Contents of `result.json`.
@@ -60,8 +69,13 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
       SystemExit: after a preemption.
       RunError: if too many steps had gradients that are not finite, or the trained parameters are not finite.
     """
+    with Ledger(earlier) as ledger:
+        return _locked_train(raw, user_path(workdir), console, ledger)
+
+
+def _locked_train(raw: Any, workdir: pathlib.Path, console: Console | None, ledger: Ledger) -> dict[str, Any]:
+    """Checks the config, the data and the workdir, locks the workdir, and trains."""
     started = time.perf_counter()
-    workdir = user_path(workdir)
     writes = jax.process_index() == 0
     console = console or Console(quiet=not writes)
     # No process writes before all have checked; if one process rejects the config, all exit.
@@ -85,7 +99,8 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
                 check_same_data(workdir, record)
                 previous = read_config(workdir) if (workdir / "config.json").exists() else experiment.raw
                 write_config(workdir, experiment.raw, experiment.modalities, record)
-        return _train(experiment, previous, workdir, console, examples, started)
+                ledger.open(workdir / "ledger.json")
+        return _train(experiment, previous, workdir, console, examples, started, ledger)
 
 
 def _train(
@@ -95,11 +110,13 @@ def _train(
     console: Console,
     examples: int,
     started: float,
+    ledger: Ledger,
 ) -> dict[str, Any]:
     """Trains and evaluates in a locked and checked workdir; `previous` is the config that it had before."""
     writes = jax.process_index() == 0
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint)
     state, restored = _first_state(experiment, checkpoints)
+    ledger.resume(restored or 0)
     if writes:
         _print_overview(console, experiment, examples, checkpoints, restored, workdir)
         for line in schedule_changes(previous, experiment.raw, restored) if restored else []:
@@ -113,7 +130,8 @@ def _train(
         loop = Loop(state, experiment.config.train.steps, hooks)
         batches = experiment.train_batches(loop.step)
         try:
-            state = loop.run(experiment.compile_step(), batches)
+            with timed("step"):  # what the loop does beside the other parts: dispatch, waits for the device, logging
+                state = loop.run(experiment.compile_step(), timed_batches(batches))
         finally:
             batches.close()
             if log:
@@ -146,6 +164,7 @@ def _train(
             "seconds": {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)},
         }
         checkpoints.close()
+    result["ledger"] = ledger.summary()
     if writes:
         write_json(workdir / "result.json", result)
         _print_outputs(console, workdir, result)
@@ -445,3 +464,4 @@ def _print_outputs(console: Console, workdir: pathlib.Path, result: dict[str, An
             "time": f"{result['seconds']['train']} s of training, {result['seconds']['all']} s in total",
         },
     )
+    print_ledger(console, result["ledger"])
