@@ -1,7 +1,6 @@
 """Command line entry point: `mmjax COMMAND --flags`, or `python -m mmjax COMMAND --flags`.
 
-Exit codes: 0 success; 1 the run failed (one line or a traceback); 2 invalid user input (one line, no traceback);
-130 interrupted. `mmjax.commands` defines the commands.
+`mmjax.errors.ExitCode` lists the exit codes, and `mmjax.commands` the commands.
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ from absl import flags as absl_flags
 
 from mmjax import __version__
 from mmjax.commands import COMMANDS
-from mmjax.errors import RunError, UserError, nearest
+from mmjax.errors import ExitCode, Restart, RunError, UserError, nearest
 from mmjax.files import cache_folder
 from mmjax.host.compilation_cache import enable_compilation_cache
 from mmjax.host.huge_pages import use_huge_pages
+from mmjax.host.interruption import TERMINATIONS, handle_signals
 from mmjax.host.libtpu import expects_tpu, use_as_compiler
 from mmjax.host.quiet import quiet_libraries
 from mmjax.host.simulated_devices import set_thread_count
@@ -30,23 +30,30 @@ from mmjax.host.simulated_devices import set_thread_count
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. `arguments` defaults to `sys.argv[1:]`."""
-    if arguments is None:
-        use_huge_pages()
+    if arguments is not None:
+        return _exit_code(list(arguments))
+    use_huge_pages()
+    with handle_signals(*TERMINATIONS):
         enable_compilation_cache(cache_folder(), os.environ)
         set_thread_count(os.environ)
         if not expects_tpu(os.environ):
             use_as_compiler(os.environ)
+        return _exit_code(sys.argv[1:])
+
+
+def _exit_code(argv: list[str]) -> int:
+    """Runs one command; prints its error as one line."""
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
-    except UserError as error:
+        return _run(argv)
+    except Restart as error:
+        print(f"mmjax: {error}", file=sys.stderr)
+        return error.exit_code
+    except (UserError, RunError) as error:
         print(f"mmjax: error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"mmjax: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("mmjax: interrupted", file=sys.stderr)
-        return 130
+        return error.exit_code
+    except KeyboardInterrupt as error:
+        print(f"mmjax: interrupted: {error}".removesuffix(": "), file=sys.stderr)
+        return ExitCode.INTERRUPTED
 
 
 def _run(argv: list[str]) -> int:

@@ -1,9 +1,28 @@
-"""Errors that the command line prints as one line: `UserError` (exit code 2) and `RunError` (exit code 1)."""
+"""Exit codes of the command line, and the errors that it prints as one line."""
 
 from __future__ import annotations
 
 import difflib
+import enum
 from collections.abc import Iterable
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of `mmjax`, also for launchers: start the same command again after `RESTART` only.
+
+    Attributes:
+      DONE: success.
+      FAILED: the run failed, and would fail again.
+      INVALID_INPUT: the user's input is invalid; one line names it.
+      RESTART: the run stalled, lost a process or was preempted; the same command resumes it.
+      INTERRUPTED: Ctrl-C.
+    """
+
+    DONE = 0
+    FAILED = 1
+    INVALID_INPUT = 2
+    RESTART = 3
+    INTERRUPTED = 130
 
 
 class UserError(Exception):
@@ -15,13 +34,37 @@ class UserError(Exception):
       remedy: a valid value, or an action that solves the problem.
     """
 
+    exit_code = ExitCode.INVALID_INPUT
+
     def __init__(self, where: str, problem: str, remedy: str):
         self.where, self.problem, self.remedy = where, problem, remedy
         super().__init__(" ".join(f"{where}: {problem}; {remedy}".split()))
 
+    def __reduce__(self):
+        # The default passes the joined message as the only argument.
+        return type(self), (self.where, self.problem, self.remedy)
+
 
 class RunError(Exception):
     """A failure of a run that needs no traceback. The command line prints it as one line and exits with code 1."""
+
+    exit_code = ExitCode.FAILED
+
+
+class Restart(RunError):
+    """The run stopped, and the same command resumes it: it stalled, lost a process or was preempted. Exit code 3."""
+
+    exit_code = ExitCode.RESTART
+
+
+class Preempted(Restart):
+    """A signal stopped the run after it saved a checkpoint."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C stopped the run after it saved a checkpoint. Exit code 130."""
+
+    exit_code = ExitCode.INTERRUPTED
 
 
 class MissingData(UserError):

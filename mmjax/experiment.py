@@ -28,6 +28,7 @@ from mmjax.layers import Precision
 from mmjax.modalities import MODALITIES
 from mmjax.modalities.augmentation import AUGMENTATIONS
 from mmjax.model import Model, ModelConfig
+from mmjax.processes.stall import StallConfig
 from mmjax.sharding import MeshConfig, batch_rows, batch_sharding, batch_shards, make_mesh, place_batch, replicated
 from mmjax.tasks.metrics import finalise
 from mmjax.tokens import Batch, abstract_batch
@@ -44,6 +45,7 @@ CHANGEABLE_ON_RESUME = (
     "mesh",
     "log",
     "checkpoint",
+    "watchdog",
     "data.workers",
     "data.prefetch",
     "train.steps",
@@ -133,6 +135,7 @@ class ExperimentConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     log: LogConfig = LogConfig()
+    watchdog: StallConfig = StallConfig()
 
 
 class Experiment:

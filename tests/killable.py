@@ -6,6 +6,8 @@ The variable MMJAX_TEST_KILL says when; everything else is what the command does
     begin:8     SIGKILL as soon as the temporary folder of checkpoint 8 exists
     commit:8    SIGKILL when all of checkpoint 8 is written and gets its final name next
     term:13     SIGTERM after step 13
+    int:13      SIGINT, as by Ctrl-C, after step 13
+    evaluate:10 SIGTERM after the first batch of the evaluation of step 10
     pace:0.05   waits so many seconds after each step, for someone outside who kills
 
 With MMJAX_TEST_NOTES=FILE the process writes a line "STEP ROW ID" for each example that it trains on.
@@ -21,10 +23,12 @@ import sys
 import threading
 import time
 
+from mmjax.evaluation import evaluator
 from mmjax.training import checkpoint, loop
 
 WHEN, _, NUMBER = os.environ["MMJAX_TEST_KILL"].partition(":")
 PATIENCE = 60
+SIGNALS = {"term": signal.SIGTERM, "int": signal.SIGINT}
 
 
 def kill(number: int = signal.SIGKILL) -> None:
@@ -35,9 +39,9 @@ def after_each_step() -> None:
     original = checkpoint.CheckpointHook.after_step
 
     def after_step(self, loop):
-        if (WHEN, loop.step) == ("term", int(float(NUMBER))):
+        if WHEN in SIGNALS and loop.step == int(NUMBER):
             # The signal comes at any time; its handler runs before the next operation.
-            kill(signal.SIGTERM)
+            kill(SIGNALS[WHEN])
         original(self, loop)
         if (WHEN, loop.step) == ("step", int(float(NUMBER))):
             kill()
@@ -45,6 +49,24 @@ def after_each_step() -> None:
             time.sleep(float(NUMBER))
 
     checkpoint.CheckpointHook.after_step = after_step
+
+
+def in_evaluation() -> None:
+    original = evaluator.Evaluator.run
+
+    def run(self, parameters, split, without=(), *, step=0):
+        if step == int(NUMBER):
+            after_batch = self.after_batch
+
+            def signal_and_continue():
+                kill(signal.SIGTERM)
+                after_batch()
+                raise AssertionError("the evaluation goes on")
+
+            self.after_batch = signal_and_continue
+        return original(self, parameters, split, without, step=step)
+
+    evaluator.Evaluator.run = run
 
 
 def note_batches(path: pathlib.Path) -> None:
@@ -110,6 +132,8 @@ if __name__ == "__main__":
         note_batches(pathlib.Path(os.environ["MMJAX_TEST_NOTES"]))
     if WHEN in ("begin", "commit"):
         in_checkpoint()
+    elif WHEN == "evaluate":
+        in_evaluation()
     else:
         after_each_step()
     sys.exit(main())

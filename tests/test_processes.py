@@ -248,7 +248,7 @@ def test_what_one_process_refuses_none_begins(environment, tmp_path):
 def test_a_signal_to_one_process_stops_both_at_one_step_with_a_checkpoint(environment, tmp_path):
     workdir = tmp_path / "run"
     for kills, status, said in (
-        (("pace:0.01", "term:5"), 1, "with a checkpoint; run the same command to resume"),
+        (("pace:0.01", "term:5"), 3, "with a checkpoint; run the same command to resume"),
         (("", ""), 0, ""),
     ):
         port = free_port()

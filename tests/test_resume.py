@@ -183,7 +183,7 @@ def test_a_run_that_was_killed_again_and_again_ends_like_one_that_was_not(undist
     last = draws.randint(max(restored, disturbed.last_row()) + 1, 27)
     status, output = disturbed.run(f"term:{last}")
     assert resumed_at(output) == restored, output
-    assert status == 1 and f"stopped at step {last} with a checkpoint; run the same command to resume" in output
+    assert status == 3 and f"stopped at step {last} with a checkpoint; run the same command to resume" in output
     assert disturbed.checkpoints()[-1] == last
 
     status, output = disturbed.run()
@@ -206,6 +206,24 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_only_evaluates(undistur
     assert_same_end(disturbed, undisturbed)
 
 
+def test_signals_during_an_evaluation_and_by_ctrl_c_save_and_say_where_the_run_resumes(undisturbed, disturbed):
+    status, output = disturbed.run("evaluate:10")
+    assert status == 3 and "mmjax: SIGTERM received: saving a checkpoint before the run stops" in output, output
+    assert "stopped at step 10 with a checkpoint; run the same command to resume at step 10" in output
+    assert disturbed.checkpoints() == [8, 10] and (10, "validation") not in disturbed.rows()
+
+    status, output = disturbed.run("int:17")
+    assert status == 130 and resumed_at(output) == 10, output
+    assert "mmjax: interrupted: saving a checkpoint before the run stops; press Ctrl-C again" in output
+    where = "stopped at step 17 with a checkpoint; run the same command to resume at step 17"
+    assert f"mmjax: interrupted: {where}" in output and "Traceback" not in output
+    assert disturbed.checkpoints()[-1] == 17
+
+    status, output = disturbed.run()
+    assert status == 0 and resumed_at(output) == 17, output
+    assert_same_end(disturbed, undisturbed)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_runs_that_are_killed_at_random_moments_end_like_one_that_was_not(undisturbed, disturbed, seed):
@@ -224,7 +242,7 @@ def test_runs_that_are_killed_at_random_moments_end_like_one_that_was_not(undist
         else:
             status, output = disturbed.run(f"{kind}:{upcoming[0]}")
         print(f"{kind}, from {restored} on: checkpoints {disturbed.checkpoints()}")
-        assert status == (1 if kind == "term" else ENDED_BY_KILL), output
+        assert status == (3 if kind == "term" else ENDED_BY_KILL), output
         assert (resumed_at(output) or 0) == restored, output
         restored = max(disturbed.checkpoints(), default=0)
     status, output = disturbed.run()

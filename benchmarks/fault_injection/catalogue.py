@@ -73,9 +73,7 @@ def _requests() -> list[Fault]:
         ctrl_c(moment="step:6", resumes_at=6),
         ctrl_c(moment="evaluate:2"),
         ctrl_c(moment="commit:8"),
-        ctrl_c(
-            name="Ctrl-C twice", strike=strikes.ask_to_stop(signal.SIGINT, times=2), moment="step:6", resumes_at=4
-        ),
+        ctrl_c(name="Ctrl-C twice", strike=strikes.ask_to_stop(signal.SIGINT, times=2), moment="step:6", resumes_at=4),
         term(name="SIGHUP", strike=strikes.ask_to_stop(signal.SIGHUP), moment="step:6", resumes_at=6),
         term(name="SIGHUP", strike=strikes.ask_to_stop(signal.SIGHUP), moment="compile", resumes_at=0),
     ]
@@ -96,22 +94,34 @@ def _damaged_checkpoints() -> list[Fault]:
     both = [change(f"largest:checkpoints/{step}/default", strikes.flip_bit) for step in (4, 8)]
     refused = functools.partial(Fault, template="stopped", codes=(REFUSED,), mended=True, resumes_at=8)
     return [
-        passed_over(name="checkpoint: one bit of the arrays flipped", strike=change(arrays, strikes.flip_bit), quick=True),
+        passed_over(
+            name="checkpoint: one bit of the arrays flipped", strike=change(arrays, strikes.flip_bit), quick=True
+        ),
         passed_over(name="checkpoint: array file cut", strike=change(arrays, strikes.cut)),
         passed_over(name="checkpoint: array file empty", strike=change(arrays, strikes.empty)),
         passed_over(name="checkpoint: array file zeros", strike=change(arrays, strikes.zeros)),
         passed_over(name="checkpoint: array files lost", strike=delete(f"{eight}/default/ocdbt.process_0")),
-        passed_over(name="checkpoint: arrays of an older one", strike=strikes.copy_folder("checkpoints/4/default", f"{eight}/default")),
+        passed_over(
+            name="checkpoint: arrays of an older one",
+            strike=strikes.copy_folder("checkpoints/4/default", f"{eight}/default"),
+        ),
         passed_over(name="checkpoint: index of arrays lost", strike=delete(f"{eight}/default/manifest.ocdbt")),
-        passed_over(name="checkpoint: index of arrays cut", strike=change(f"{eight}/default/manifest.ocdbt", strikes.cut)),
+        passed_over(
+            name="checkpoint: index of arrays cut", strike=change(f"{eight}/default/manifest.ocdbt", strikes.cut)
+        ),
         passed_over(name="checkpoint: structure lost", strike=delete(f"{eight}/default/_METADATA")),
         passed_over(name="checkpoint: structure cut", strike=change(f"{eight}/default/_METADATA", strikes.cut)),
         passed_over(name="checkpoint: item lost", strike=delete(f"{eight}/default")),
         passed_over(name="checkpoint: metadata lost", strike=delete(f"{eight}/_CHECKPOINT_METADATA")),
         passed_over(name="checkpoint: metadata cut", strike=change(f"{eight}/_CHECKPOINT_METADATA", strikes.cut)),
         passed_over(name="checkpoint: metrics cut", strike=change(f"{eight}/metrics/metrics", strikes.cut)),
-        passed_over(name="checkpoint: metrics changed", strike=strikes.write(f"{eight}/metrics/metrics", b'{"label/loss": 0.1}')),
-        passed_over(name="checkpoint: emptied folder", strike=strikes.all_of(delete(eight), strikes.write(f"{eight}/x", b""), delete(f"{eight}/x"))),
+        passed_over(
+            name="checkpoint: metrics changed", strike=strikes.write(f"{eight}/metrics/metrics", b'{"label/loss": 0.1}')
+        ),
+        passed_over(
+            name="checkpoint: emptied folder",
+            strike=strikes.all_of(delete(eight), strikes.write(f"{eight}/x", b""), delete(f"{eight}/x")),
+        ),
         Fault(name="checkpoint: newest deleted", template="stopped", strike=delete(eight), resumes_at=4),
         Fault(name="checkpoints deleted", template="stopped", strike=delete("checkpoints"), resumes_at=0),
         Fault(
@@ -120,13 +130,26 @@ def _damaged_checkpoints() -> list[Fault]:
             strike=strikes.write("checkpoints/12.orbax-checkpoint-tmp/default/x", b"x"),
             resumes_at=8,
         ),
-        Fault(name="checkpoints: foreign file", template="stopped", strike=strikes.write("checkpoints/notes.txt", b"x"), resumes_at=8),
-        refused(name="checkpoints: a bit flipped in each", strike=strikes.all_of(*both), says="checkpoint 8 .*checkpoint 4 .*restore one"),
-        refused(name="checkpoints: a file in their place", strike=strikes.replace_by_file("checkpoints"), says="is not a folder"),
+        Fault(
+            name="checkpoints: foreign file",
+            template="stopped",
+            strike=strikes.write("checkpoints/notes.txt", b"x"),
+            resumes_at=8,
+        ),
+        refused(
+            name="checkpoints: a bit flipped in each",
+            strike=strikes.all_of(*both),
+            says="checkpoint 8 .*checkpoint 4 .*restore one",
+        ),
+        refused(
+            name="checkpoints: a file in their place",
+            strike=strikes.replace_by_file("checkpoints"),
+            says="is not a folder",
+        ),
         passed_over(
             name="checkpoint: one bit of the arrays flipped", strike=change(arrays, strikes.flip_bit), processes=2
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _damaged_files() -> list[Fault]:
@@ -139,16 +162,31 @@ def _damaged_files() -> list[Fault]:
         return b"{" + content
 
     return [
-        stopped(name="metrics.jsonl: first row damaged", strike=change("metrics.jsonl", damage_first_row), rows=False, says="skipped 1 damaged line"),
+        stopped(
+            name="metrics.jsonl: first row damaged",
+            strike=change("metrics.jsonl", damage_first_row),
+            rows=False,
+            says="skipped 1 damaged line",
+        ),
         stopped(name="metrics.jsonl: last row cut", strike=change("metrics.jsonl", lambda content: content[:-9])),
         stopped(name="metrics.jsonl: zeros", strike=change("metrics.jsonl", strikes.zeros), rows=False),
         stopped(name="metrics.jsonl: empty", strike=change("metrics.jsonl", strikes.empty), rows=False),
         stopped(name="metrics.jsonl deleted", strike=delete("metrics.jsonl"), rows=False),
-        refused(name="metrics.jsonl: a folder", strike=strikes.replace_by_folder("metrics.jsonl"), says="is not a file"),
+        refused(
+            name="metrics.jsonl: a folder", strike=strikes.replace_by_folder("metrics.jsonl"), says="is not a file"
+        ),
         refused(name="config.json cut", strike=change("config.json", strikes.cut), says="config.json is not JSON"),
         refused(name="config.json: empty", strike=change("config.json", strikes.empty), says="config.json is not JSON"),
-        refused(name="config.json: not UTF-8", strike=strikes.write("config.json", b"\xff\xfe{}"), says="config.json is not JSON"),
-        refused(name="config.json: another run's", strike=change("config.json", lambda content: content.replace(b'"seed": 3', b'"seed": 4')), says="contains a run with seed = 4, not 3"),
+        refused(
+            name="config.json: not UTF-8",
+            strike=strikes.write("config.json", b"\xff\xfe{}"),
+            says="config.json is not JSON",
+        ),
+        refused(
+            name="config.json: another run's",
+            strike=change("config.json", lambda content: content.replace(b'"seed": 3', b'"seed": 4')),
+            says="contains a run with seed = 4, not 3",
+        ),
         refused(name="config.json deleted", strike=delete("config.json"), says="contains no run"),
         refused(name="dataset.json cut", strike=change(record, strikes.cut), says="dataset.json"),
         refused(name="dataset.json deleted", strike=delete(record), says="dataset.json"),
@@ -160,7 +198,7 @@ def _damaged_files() -> list[Fault]:
         stopped(name="lock file of a dead process", strike=strikes.write(".lock", b"process 1 on other\n")),
         finished(name="result.json cut", strike=change("result.json", strikes.cut)),
         finished(name="result.json deleted", strike=delete("result.json")),
-    ]  # fmt: skip
+    ]
 
 
 def _files_lost_while_training() -> list[Fault]:
@@ -168,14 +206,20 @@ def _files_lost_while_training() -> list[Fault]:
     return [
         Fault(name="checkpoints deleted", moment="step:6", strike=delete("checkpoints")),
         Fault(name="checkpoint 4 deleted", moment="step:6", strike=delete("checkpoints/4")),
-        Fault(name="metrics.jsonl deleted", moment="step:6", strike=delete("metrics.jsonl"), rows=False, says="metrics.jsonl was deleted"),
+        Fault(
+            name="metrics.jsonl deleted",
+            moment="step:6",
+            strike=delete("metrics.jsonl"),
+            rows=False,
+            says="metrics.jsonl was deleted",
+        ),
         Fault(name="tensorboard deleted", moment="step:6", strike=delete("tensorboard")),
         Fault(name="ledger.json deleted", moment="step:6", strike=delete("ledger.json")),
         Fault(name="lock file deleted", moment="step:6", strike=delete(".lock")),
         lost(name="workdir deleted", moment="step:6", strike=delete("")),
         lost(name="workdir deleted", moment="commit:8", strike=delete("")),
         lost(name="workdir deleted", moment="evaluate:2", strike=delete("")),
-    ]  # fmt: skip
+    ]
 
 
 def _full_disks() -> list[Fault]:
@@ -253,16 +297,41 @@ def _two_processes() -> list[Fault]:
             codes=(RESTART, RESTART),
             says=f"with a checkpoint; {RESUME}",
         ),
-        two(name="a file in the place of the checkpoints", template="stopped", strike=strikes.replace_by_file("checkpoints"), codes=(REFUSED, REFUSED), mended=True, resumes_at=8, says="is not a folder"),
-        two(name="config.json cut", template="stopped", strike=change("config.json", strikes.cut), codes=(REFUSED, REFUSED), mended=True, resumes_at=8, says="is not JSON"),
-    ]  # fmt: skip
+        two(
+            name="a file in the place of the checkpoints",
+            template="stopped",
+            strike=strikes.replace_by_file("checkpoints"),
+            codes=(REFUSED, REFUSED),
+            mended=True,
+            resumes_at=8,
+            says="is not a folder",
+        ),
+        two(
+            name="config.json cut",
+            template="stopped",
+            strike=change("config.json", strikes.cut),
+            codes=(REFUSED, REFUSED),
+            mended=True,
+            resumes_at=8,
+            says="is not JSON",
+        ),
+    ]
 
 
 def _random(seed: int) -> list[Fault]:
     random = functools.partial(strikes.at_random, longest=LONGEST)
     asked = strikes.ask_to_stop(signal.SIGTERM)
     return [
-        Fault(name=f"SIGKILL, seed {seed}", moment="random", strike=random(strikes.kill, seed), codes=((-signal.SIGKILL, 0),)),
+        Fault(
+            name=f"SIGKILL, seed {seed}",
+            moment="random",
+            strike=random(strikes.kill, seed),
+            codes=((-signal.SIGKILL, 0),),
+        ),
         Fault(name=f"SIGTERM, seed {seed}", moment="random", strike=random(asked, seed + 100), codes=((3, 0),)),
-        Fault(name=f"SIGSTOP and SIGCONT, seed {seed}", moment="random", strike=random(strikes.stop_and_continue(2.0), seed + 200)),
-    ]  # fmt: skip
+        Fault(
+            name=f"SIGSTOP and SIGCONT, seed {seed}",
+            moment="random",
+            strike=random(strikes.stop_and_continue(2.0), seed + 200),
+        ),
+    ]

@@ -6,6 +6,7 @@ is a process of its own, with its own signals, files and exit; only the seconds 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -38,12 +39,8 @@ def _import_package() -> None:
     from mmjax.host.quiet import quiet_libraries
 
     quiet_libraries()
-    import clu.parameter_overview
-    import tensorboardX
-
-    import mmjax.__main__
-    import mmjax.commands.train
-    import mmjax.runs.run
+    for name in ("mmjax.__main__", "mmjax.commands.train", "mmjax.runs.run", "clu.parameter_overview", "tensorboardX"):
+        importlib.import_module(name)
 
 
 def _report_ended() -> None:

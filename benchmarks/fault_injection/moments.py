@@ -11,8 +11,8 @@
     evaluate:2    after the first batch of the second evaluation in this process
     result        before `result.json` is written
 
-The process creates the file `reached` and waits for the file `go`. Before, except for `saved` and `commit`, it waits for
-checkpoints that are being written, so that it is known at which step a killed run resumes.
+The process creates the file `reached` and waits for the file `go`. Before, except for `saved` and `commit`, it waits
+for checkpoints that are being written, so that it is known at which step a killed run resumes.
 """
 
 from __future__ import annotations

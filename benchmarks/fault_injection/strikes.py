@@ -30,11 +30,12 @@ def ask_to_stop(number: signal.Signals, times: int = 1) -> Strike:
 
     def strike(scene: Scene) -> None:
         command = scene.commands[scene.victim]
-        for _ in range(times):
-            before, began = command.output.count("mmjax:"), time.monotonic()
+        for count in range(1, times + 1):
+            began = time.monotonic()
             scene.send(number)
             said = wait_until(
-                lambda: command.code is not None or command.output.count("mmjax:") > before, ACKNOWLEDGED_SECONDS
+                lambda count=count: command.code is not None or command.output.count("mmjax:") >= count,
+                ACKNOWLEDGED_SECONDS,
             )
             seconds = time.monotonic() - began
             scene.notes.append(f"acknowledged after {seconds:.1f} s" if said else "not acknowledged")

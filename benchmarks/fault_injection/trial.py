@@ -123,7 +123,7 @@ class Trials:
                 workdir = self.work / "templates" / key
                 if not (workdir.parent / f"{key}.done").exists():
                     shutil.rmtree(workdir, ignore_errors=True)
-                    moments = {} if name == "finished" else {index: "step:11" for index in range(processes)}
+                    moments = {} if name == "finished" else dict.fromkeys(range(processes), "step:11")
                     commands = self.start(workdir, processes, moments)
                     if moments:
                         for command in commands:

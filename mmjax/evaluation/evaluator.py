@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import jax
 from jax.sharding import Mesh
 
 from mmjax.config import NonNegative, Within
+from mmjax.errors import Preempted
 from mmjax.sharding import replicated
 from mmjax.tasks.metrics import States, finalise, merge
 from mmjax.tokens import Batch
@@ -38,6 +39,10 @@ class EvaluateConfig:
     batch_size: Annotated[int, Within(1, 2**24)] | None = None
 
 
+class EvaluationStopped(Preempted):
+    """Raised by `Evaluator.after_batch` to stop an evaluation, because a signal asks the run to stop."""
+
+
 class Evaluator:
     """Evaluates parameters on a split, without dropout.
 
@@ -48,6 +53,9 @@ class Evaluator:
       objective: objective of the run.
       mesh: device mesh.
       batches: function from split name to its batches on the mesh, the last one padded with absent examples.
+
+    Attributes:
+      after_batch: called after each batch; may raise `EvaluationStopped`.
     """
 
     def __init__(self, objective: Objective, mesh: Mesh, batches: Callable[[str], Iterable[Batch]]):
@@ -58,6 +66,7 @@ class Evaluator:
 
         self.objective = objective
         self.mesh, self.batches = mesh, batches
+        self.after_batch: Callable[[], None] = lambda: None
         self.states = jax.jit(states, out_shardings=replicated(mesh))
         # Merge all metrics in one computation. With one computation per metric, CPU devices exceed XLA's limit of
         # computations in flight, and multi-process runs deadlock.
@@ -90,6 +99,7 @@ class Evaluator:
                 # Limit asynchronous dispatch: otherwise inputs of many batches fill the device memory, and on CPU more
                 # interdependent computations are in flight than there are threads.
                 jax.block_until_ready(totals)
+                self.after_batch()
         return [self._row(jax.device_get(total or {}), step) for total in totals]
 
     def _row(self, states: States, step: int) -> dict[str, float]:
@@ -101,23 +111,44 @@ class Evaluator:
 class EvaluationHook(Hook):
     """Evaluates periodically on the validation split and logs the metrics.
 
+    If a signal stops an evaluation, the resumed run evaluates its restored state first.
+
     Args:
       evaluator: evaluator of the run.
       every: interval in data steps, in addition to the last step; 0 for never.
       log: metrics log, or None in processes that do not write.
+      history: rows of `metrics.jsonl` that earlier processes of the run wrote.
       split: split to evaluate.
     """
 
-    def __init__(self, evaluator: Evaluator, every: int, log: MetricsLog | None, split: str = "validation"):
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        every: int,
+        log: MetricsLog | None,
+        history: Sequence[Mapping[str, Any]] = (),
+        split: str = "validation",
+    ):
         self.evaluator, self.every, self.log, self.split = evaluator, every, log, split
+        self.evaluated = {row["step"] for row in history if row["split"] == split}
+
+    def start(self, loop: Loop) -> None:
+        if loop.step and loop.step not in self.evaluated:
+            self._evaluate_if_due(loop)
 
     def after_step(self, loop: Loop) -> None:
         # Keep metrics only for the step that was evaluated: they select the best checkpoint.
         loop.latest_metrics.pop(self.split, None)
+        self._evaluate_if_due(loop)
+
+    def _evaluate_if_due(self, loop: Loop) -> None:
         if not self.every or (loop.step % self.every and not loop.done):
             return
         jax.block_until_ready(loop.state)  # the wait for queued steps is not a part of the evaluation
-        row = self.evaluator.run(loop.state.eval_parameters, self.split, step=loop.step)
+        try:
+            row = self.evaluator.run(loop.state.eval_parameters, self.split, step=loop.step)
+        except EvaluationStopped:
+            return
         loop.latest_metrics[self.split] = row
         if self.log:
             self.log.write(loop.step, self.split, row)

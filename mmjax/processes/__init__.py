@@ -2,4 +2,4 @@
 
 from mmjax.processes.agreement import agree_or_raise
 from mmjax.processes.start import initialize
-from mmjax.processes.watch import Watchdog
+from mmjax.processes.watch import Watchdog, watchdog

@@ -9,10 +9,10 @@ Single-process runs need no set-up. On several hosts, start the same command on 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import os
-import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -21,9 +21,10 @@ from typing import Any
 import jax
 
 from mmjax.errors import UserError
+from mmjax.host.ending import end_process
 from mmjax.host.libtpu import has_tpu
-from mmjax.processes.roll_call import REMEDY, roll_call
-from mmjax.processes.watch import catch_abort
+from mmjax.processes.roll_call import REMEDY, connected
+from mmjax.processes.watch import catch_abort, watchdog
 
 START_SECONDS = 300
 """Seconds that a process waits for the others to start."""
@@ -57,6 +58,7 @@ def initialize(
 
     Raises:
       UserError: if only some of the three values are given, one is invalid, or a process is missing.
+      Restart: if a process ended after it had connected.
     """
     if jax.distributed.is_initialized():
         return
@@ -75,16 +77,17 @@ def initialize(
     elif not _has_multi_process_launcher():
         return
     seconds = START_SECONDS if start_seconds is None else start_seconds
-    if options:
-        roll_call(**options, seconds=seconds)
     where = f"--coordinator={given['--coordinator']}" if options else "this cluster"
+    late = UserError(where, f"some processes did not start within {seconds} s", REMEDY)
     try:
-        with _deadline(seconds, UserError(where, f"some processes did not start within {seconds} s", REMEDY)):
+        with connected(**options, seconds=seconds) if options else contextlib.nullcontext(), _deadline(seconds, late):
             jax.distributed.initialize(**options, initialization_timeout=seconds + 60)
     except (RuntimeError, ValueError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise UserError(where, f"the processes did not connect ({first_line})", REMEDY) from error
     catch_abort()
+    watchdog().start()
+    atexit.register(watchdog().close)
 
 
 @contextlib.contextmanager
@@ -92,8 +95,7 @@ def _deadline(seconds: int, error: UserError) -> Iterator[None]:
     """Exits with code 2 and a one-line message after `seconds`. JAX would abort with a C++ stack trace."""
 
     def exit_process():
-        print(f"mmjax: error: {error}", file=sys.stderr, flush=True)
-        os._exit(2)
+        end_process(error.exit_code, f"error: {error}")
 
     timer = threading.Timer(seconds, exit_process)
     timer.daemon = True

@@ -1,77 +1,179 @@
-"""Watchdog of multi-process runs: if a process dies or stalls, all exit within a bounded time and name it.
+"""Watchdog: if a process dies or stalls, all exit with code 3 within a bounded time and name it.
 
 Without it, the other processes would wait in a collective forever (TPU), or fail with a network error that does not
 name the dead one. Every process sends a heartbeat with its step every few seconds; process 0 checks them. Messages go
-through the coordinator of `jax.distributed` and need no device.
+through the coordinator of `jax.distributed` and need no device. Each process also limits the time of its own phases;
+see `mmjax.processes.stall`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import itertools
+import dataclasses
+import faulthandler
 import json
-import multiprocessing
-import os
+import math
 import re
 import signal
 import socket
-import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
-import jax
+from mmjax.errors import ExitCode, Preempted, Restart, RunError, UserError
+from mmjax.host.ending import end_process
+from mmjax.processes.heartbeats import INPUT_ERROR_SECONDS, HeartbeatMonitor
+from mmjax.processes.stall import ActiveClock, Phases, StallConfig
+
+START_TIMEOUT = 20.0
+"""Seconds without a heartbeat after which a process counts as dead, until the config is read."""
+START_PERIOD = 2.0
+"""Seconds between heartbeats until then."""
 
 _REMEDY = "start the same command again, with as many processes as are available, to resume from the newest checkpoint"
 _NETWORK_ERROR = re.compile(r"gloo|nccl|connection|socket|unavailable|deadline|barrier|heartbeat|halted", re.I)
 """Matches messages of errors that another process's exit causes."""
 
-_watchdogs = itertools.count()
-
 
 class Watchdog:
-    """Context manager around training and evaluation. Does nothing in single-process runs.
+    """Context manager around a run. `initialize` starts its heartbeats, which continue between runs.
 
-    Args:
-      heartbeat_timeout: maximum seconds between heartbeats of a process.
-      stall: maximum seconds that a process may stay at a step after others have passed it.
+    Attributes:
+      phases: phases of this process, for the loop to enter.
     """
 
-    def __init__(self, heartbeat_timeout: float, stall: float):
-        self.heartbeat_timeout, self.stall = heartbeat_timeout, stall
-        self.step, self.ended = -1, ""
-        self.period = min(5.0, heartbeat_timeout / 5)
-        self.index, self.count = jax.process_index(), jax.process_count()
-        self.key = f"mmjax/watch/{next(_watchdogs)}"
-        self.finished = threading.Event()
-        self.thread: threading.Thread | None = None
+    def __init__(self) -> None:
+        self.heartbeat_timeout, self.stall, self.period = START_TIMEOUT, math.inf, START_PERIOD
+        self.step, self.ended, self.code = -1, "", ExitCode.DONE
+        self.index, self.count = _identity()
+        self.phases = Phases({}, ActiveClock(self.period))
+        self.clock = ActiveClock(self.period)
+        self.last_reply = 0.0
+        self.finished: threading.Event | None = None
+
+    @contextlib.contextmanager
+    def limits(self, heartbeat_timeout: float, stall: float, phases: StallConfig) -> Iterator[None]:
+        """Sets the limits of a run for a block.
+
+        Args:
+          heartbeat_timeout: maximum seconds between heartbeats of a process.
+          stall: maximum seconds that a process may stay at a step after others have passed it.
+          phases: maximum seconds of the phases of this process.
+        """
+        shortest = min((limit for limit in dataclasses.astuple(phases) if limit), default=math.inf)
+        self._set_limits(heartbeat_timeout, stall, min(5.0, heartbeat_timeout / 5, max(0.1, shortest / 5)))
+        self.phases.limits = dataclasses.asdict(phases)
+        try:
+            yield
+        finally:
+            self.phases.enter(None)
+            self._set_limits(max(heartbeat_timeout, START_TIMEOUT), math.inf, START_PERIOD)
+
+    def _set_limits(self, heartbeat_timeout: float, stall: float, period: float) -> None:
+        self.heartbeat_timeout, self.stall, self.period = heartbeat_timeout, stall, period
+        self.clock.period = self.phases.clock.period = period
 
     def set_step(self, step: int) -> None:
         """Sets the step that this process's heartbeats report. Call after dispatching the step."""
         self.step = step
 
-    def __enter__(self) -> Watchdog:
-        if self.count > 1:
-            self._send_heartbeat()
-            self.thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
-            self.thread.start()
+    def start(self) -> Watchdog:
+        """Starts the threads, if they are not running."""
+        if self.finished is None:
+            self.finished = threading.Event()
+            loops = [self._check_local]
+            if self.count > 1:
+                self._send_heartbeat()
+                loops.append(self._exchange)
+            for loop in loops:
+                threading.Thread(target=loop, args=(self.finished,), name="watchdog", daemon=True).start()
         return self
 
+    def __enter__(self) -> Watchdog:
+        self.step, self.ended = -1, ""
+        return self.start()
+
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if self.thread is None:
+        self.phases.enter(None)
+        if self.count == 1:
+            if self.finished is not None:
+                self.finished.set()
+            self.finished = None
             return
-        if isinstance(error, Exception) and _NETWORK_ERROR.search(str(error)):
-            # Another process failed: wait for the watchdog thread, which identifies it and ends this process.
-            self.thread.join(2 * self.heartbeat_timeout + 4 * self.period)
-        self.finished.set()
-        self.thread.join(self.heartbeat_timeout)
         first_line = str(error).strip().partition("\n")[0]
-        # SystemExit is not a failure: on preemption all processes exit at the same step.
-        failed = error is not None and not isinstance(error, SystemExit)
-        self.ended = f"{type(error).__name__}: {first_line}".removesuffix(": ") if failed else "done"
+        network = isinstance(error, Exception) and bool(_NETWORK_ERROR.search(str(error)))
+        if network and not isinstance(error, (UserError, RunError)):
+            # Another process failed: wait for the watchdog thread, which identifies it and ends this process.
+            time.sleep(2 * self.heartbeat_timeout + 4 * self.period)
+            self._end(f"{type(error).__name__}: {first_line}", ExitCode.RESTART)
+            problem = f"stopped: another process was lost, and not identified ({first_line})"
+            raise Restart(f"{problem}; {_REMEDY}") from error
+        code = _failure_code(error)
+        self._end(f"{type(error).__name__}: {first_line}".removesuffix(": ") if code else "done", code)
+
+    def _end(self, ended: str, code: ExitCode) -> None:
+        """Reports the end of this process's run to the others, and waits until they know if the coordinator fails."""
+        self.ended, self.code = ended, code
+        if code:
+            _own_failure.append(code)
         with contextlib.suppress(RuntimeError, ValueError):
             self._send_heartbeat()
+            if self.index or not code:
+                return
+            deadline = time.monotonic() + INPUT_ERROR_SECONDS
+            while code == ExitCode.INVALID_INPUT and time.monotonic() < deadline:
+                if all(heartbeat["ended"] for heartbeat in self._heartbeats().values()):
+                    return
+                time.sleep(0.1)
+            self._broadcast(
+                f"process 0 of {self.count} on {socket.gethostname()} failed: {ended}", code, self.count - 1
+            )
+
+    def close(self) -> None:
+        """Reports the normal exit of this process. Runs that failed have reported that."""
+        if not self.ended:
+            self.ended = "done"
+        with contextlib.suppress(RuntimeError, ValueError, AttributeError):
+            self._send_heartbeat()
+
+    # Threads.
+
+    def _check_local(self, finished: threading.Event) -> None:
+        """Ends this process if one of its phases exceeds its limit, or process 0 does not answer."""
+        while not finished.wait(self.period):
+            now = self.clock()
+            stalled = self.phases.check()
+            if stalled:
+                faulthandler.dump_traceback(file=2)
+                if self.count > 1:
+                    threading.Thread(target=self._end, args=(f"stalled: {stalled}", ExitCode.RESTART)).start()
+                    time.sleep(2 * self.period)  # the others learn the cause, unless the coordinator is lost too
+                name = f"process {self.index} of {self.count}: " if self.count > 1 else ""
+                end_process(ExitCode.RESTART, f"stopped: {name}{stalled} (stacks above); {_REMEDY}")
+            if self.count > 1 and self.index and now - self.last_reply > self.heartbeat_timeout:
+                exit_with(f"process 0 of {self.count} has not answered for {now - self.last_reply:.0f} s")
+
+    def _exchange(self, finished: threading.Event) -> None:
+        """Exchanges heartbeats; ends this process if another one is lost."""
+        monitor = None
+        while not finished.wait(self.period):
+            with contextlib.suppress(RuntimeError, ValueError):
+                self._send_heartbeat()
+                if self.index == 0:
+                    monitor = monitor or HeartbeatMonitor(self.count, 0, 0, ActiveClock(self.period))
+                    monitor.heartbeat_timeout, monitor.stall = self.heartbeat_timeout, self.stall
+                    failure = monitor.check(self._heartbeats())
+                    if failure and not self.ended:
+                        self._broadcast(failure, monitor.exit_code, self.count - 1 - len(monitor.failed))
+                        exit_with(failure, monitor.exit_code)
+                else:
+                    for _, text in self._client.key_value_dir_get("mmjax/watch/verdict/"):
+                        self._client.key_value_set(f"mmjax/watch/heard/{self.index}", "yes", allow_overwrite=True)
+                        verdict = json.loads(text)
+                        exit_with(verdict["failure"], ExitCode(verdict["code"]))
+                self.last_reply = self.clock()
 
     # Messages through the coordinator's key-value store.
 
@@ -83,38 +185,50 @@ class Watchdog:
 
     def _send_heartbeat(self) -> None:
         heartbeat = {"host": socket.gethostname(), "step": self.step, "time": time.monotonic(), "ended": self.ended}
-        self._client.key_value_set(f"{self.key}/alive/{self.index}", json.dumps(heartbeat), allow_overwrite=True)
+        if self.code:
+            heartbeat["code"] = int(self.code)
+        self._client.key_value_set(f"mmjax/watch/alive/{self.index}", json.dumps(heartbeat), allow_overwrite=True)
 
-    def _run(self) -> None:
-        monitor = HeartbeatMonitor(self.count, self.heartbeat_timeout, self.stall) if self.index == 0 else None
-        last_reply = time.monotonic()
-        while not self.finished.wait(self.period):
-            try:
-                self._send_heartbeat()
-                if monitor is not None:
-                    entries = self._client.key_value_dir_get(f"{self.key}/alive/")
-                    failure = monitor.check({int(key.rpartition("/")[2]): json.loads(text) for key, text in entries})
-                    if failure:
-                        self._broadcast(failure, self.count - 1 - len(monitor.failed))
-                else:
-                    failure = next((text for _, text in self._client.key_value_dir_get(f"{self.key}/verdict/")), None)
-                    if failure:
-                        self._client.key_value_set(f"{self.key}/heard/{self.index}", "yes", allow_overwrite=True)
-                last_reply = time.monotonic()
-            except (RuntimeError, ValueError):
-                silence = time.monotonic() - last_reply
-                failure = f"process 0 of {self.count} has not answered for {silence:.0f} s"
-                if silence < self.heartbeat_timeout:
-                    continue
-            if failure:
-                exit_with(failure)
+    def _heartbeats(self) -> dict[int, dict[str, Any]]:
+        entries = self._client.key_value_dir_get("mmjax/watch/alive/")
+        return {int(key.rpartition("/")[2]): json.loads(text) for key, text in entries}
 
-    def _broadcast(self, failure: str, receivers: int) -> None:
+    def _broadcast(self, failure: str, code: ExitCode, receivers: int) -> None:
         """Sends `failure` to the other processes and waits for replies, as the coordinator exits with this process."""
-        self._client.key_value_set(f"{self.key}/verdict/all", failure, allow_overwrite=True)
+        verdict = json.dumps({"failure": failure, "code": int(code)})
+        self._client.key_value_set("mmjax/watch/verdict/all", verdict, allow_overwrite=True)
         deadline = time.monotonic() + self.heartbeat_timeout
-        while len(self._client.key_value_dir_get(f"{self.key}/heard/")) < receivers and time.monotonic() < deadline:
+        while len(self._client.key_value_dir_get("mmjax/watch/heard/")) < receivers and time.monotonic() < deadline:
             time.sleep(0.1)
+
+
+def _identity() -> tuple[int, int]:
+    """Returns the index of this process and the number of processes, without starting JAX's devices."""
+    from jax._src import distributed
+
+    state = distributed.global_state
+    return (state.process_id, state.num_processes or 1) if state.client is not None else (0, 1)
+
+
+def _failure_code(error: BaseException | None) -> ExitCode:
+    """Returns the exit code of an error that ends a run; DONE if all processes end with it, as after a preemption."""
+    if error is None or isinstance(error, (Preempted, KeyboardInterrupt)):
+        return ExitCode.DONE
+    if isinstance(error, SystemExit) and not error.code:
+        return ExitCode.DONE
+    return getattr(error, "exit_code", ExitCode.FAILED)
+
+
+_current: list[Watchdog] = []
+_own_failure: list[ExitCode] = []
+"""Exit code of this process, if it failed by itself."""
+
+
+def watchdog() -> Watchdog:
+    """Returns the watchdog of this process; a new one if the number of processes has changed."""
+    if not _current or (_current[0].index, _current[0].count) != _identity():
+        _current[:] = [Watchdog()]
+    return _current[0]
 
 
 def catch_abort() -> None:
@@ -143,62 +257,7 @@ _handlers: list[Any] = []
 """References to the ctypes callbacks, which must outlive their registration in libc."""
 
 
-class HeartbeatMonitor:
-    """Detects processes that failed, never started, fell silent or stalled, from the latest heartbeat of each.
-
-    Measures silence with its own clock, because clocks of hosts differ.
-
-    Args:
-      count: number of processes.
-      heartbeat_timeout: maximum seconds between heartbeats of a process.
-      stall: maximum seconds that a process may stay at a step after others have passed it.
-      clock: returns seconds.
-    """
-
-    def __init__(self, count: int, heartbeat_timeout: float, stall: float, clock=time.monotonic):
-        self.count, self.heartbeat_timeout, self.stall, self.clock = count, heartbeat_timeout, stall, clock
-        self.started = clock()
-        self.failed: set[int] = set()
-        self.last_heartbeat: dict[int, tuple[str, float]] = {}
-        self.last_step: dict[int, tuple[int, float]] = {}
-
-    def check(self, heartbeats: dict[int, dict[str, Any]]) -> str | None:
-        """Returns a message that names the failed processes, or None. Sets `failed`.
-
-        Args:
-          heartbeats: latest heartbeat of each process, `{process: {"host", "step", "time", "ended"}}`.
-        """
-        now = self.clock()
-        problems: dict[int, str] = {}
-        for process, heartbeat in sorted(heartbeats.items()):
-            for last, key in ((self.last_heartbeat, "time"), (self.last_step, "step")):
-                if process not in last or last[process][0] != heartbeat[key]:
-                    last[process] = (heartbeat[key], now)
-        max_step = max((heartbeat["step"] for heartbeat in heartbeats.values()), default=-1)
-        for process in range(self.count):
-            if process not in heartbeats:
-                if now - self.started > self.heartbeat_timeout:
-                    problems[process] = f"process {process} of {self.count} did not start"
-                continue
-            heartbeat = heartbeats[process]
-            if heartbeat["ended"] == "done":
-                continue
-            name = f"process {process} of {self.count} on {heartbeat['host']}, at step {heartbeat['step']},"
-            silent, stuck = (now - last[process][1] for last in (self.last_heartbeat, self.last_step))
-            if heartbeat["ended"]:
-                problems[process] = f"{name} failed: {heartbeat['ended']}"
-            elif silent > self.heartbeat_timeout:
-                problems[process] = f"{name} sent no heartbeat for {silent:.0f} s: the process or its host is down"
-            elif heartbeat["step"] < max_step and stuck > self.stall:
-                problems[process] = f"{name} has stalled for {stuck:.0f} s, while others are at step {max_step}"
-        self.failed = set(problems)
-        return "; ".join(list(problems.values())[:8]) or None
-
-
-def exit_with(failure: str) -> None:
-    """Prints `failure` and exits with code 1 at once, even if other threads are blocked."""
-    sys.stdout.flush()
-    os.write(2, f"mmjax: stopped: {failure}; {_REMEDY}\n".encode())
-    for child in multiprocessing.active_children():
-        child.kill()
-    os._exit(1)
+def exit_with(failure: str, code: ExitCode = ExitCode.RESTART) -> None:
+    """Prints `failure` and exits at once, with `code`, or with this process's own code if it failed before."""
+    remedy = f"; {_REMEDY}" if code == ExitCode.RESTART else ""
+    end_process(_own_failure[0] if _own_failure else code, f"stopped: {failure}{remedy}")

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from mmjax.errors import UserError
+from mmjax.errors import Restart, UserError
 from mmjax.runs.run import train
 
 _PR_SET_PDEATHSIG = 1
@@ -96,6 +96,9 @@ def _train_in_parallel(runs: Mapping[RunKey, PlannedRun], jobs: int, console: Co
             for future in concurrent.futures.as_completed(futures):
                 results[futures[future]] = future.result()
                 progress.advance(bar)
+        except concurrent.futures.process.BrokenProcessPool:
+            problem = "a training process was killed, after SIGKILL often for lack of memory: lower --jobs"
+            raise Restart(f"{problem}; run the same command to resume") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -115,7 +118,7 @@ def _train(run: PlannedRun) -> dict[str, Any]:
     with run.workdir.with_suffix(".txt").open("a") as file:
         try:
             return train(run.recipe, run.workdir, Console(file=file, width=120))
-        except SystemExit:
+        except (SystemExit, Restart, KeyboardInterrupt):
             if os.getppid() != parent:
                 # The command has exited, so the pool would never stop this worker.
                 os._exit(1)

@@ -7,7 +7,6 @@ import functools
 import math
 import pathlib
 import sys
-import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -20,9 +19,11 @@ from mmjax.datasets import Prepared, make_dataset
 from mmjax.datasets.recorded import OtherData, RecordedDataset, describe
 from mmjax.errors import RunError, UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
+from mmjax.evaluation.evaluator import EvaluationStopped
 from mmjax.experiment import CHANGEABLE_ON_RESUME, DataConfig, Experiment, schedule_changes
 from mmjax.files import user_path, write_atomically, write_json
-from mmjax.processes import Watchdog, agree_or_raise
+from mmjax.host.interruption import Interruption, handle_signals
+from mmjax.processes import Watchdog, agree_or_raise, watchdog
 from mmjax.reporting.overview import (
     count_by_component,
     count_elements,
@@ -46,6 +47,7 @@ from mmjax.sharding import MeshConfig, format_mesh, unsharded_parameters
 from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.hooks.log import LogHook
 from mmjax.training.hooks.skipped_steps import SkippedStepsHook
+from mmjax.training.hooks.watch import PhaseHook, WatchdogHook
 from mmjax.training.ledger import Ledger, timed, timed_batches
 from mmjax.training.loop import Hook, Loop
 from mmjax.training.metrics_log import MetricsLog, read_rows
@@ -66,14 +68,22 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None, *, ea
 
     Raises:
       UserError: if the recipe or the workdir is invalid, before writing any file.
-      SystemExit: after a preemption.
+      Restart: after SIGTERM or SIGHUP, once a checkpoint is saved.
+      Interrupted: after Ctrl-C, once a checkpoint is saved.
       RunError: if too many steps had gradients that are not finite, or the trained parameters are not finite.
     """
-    with Ledger(earlier) as ledger:
-        return _locked_train(raw, user_path(workdir), console, ledger)
+    with watchdog() as watch, handle_signals() as interruption, Ledger(earlier) as ledger:
+        return _check_and_train(raw, user_path(workdir), console, watch, interruption, ledger)
 
 
-def _locked_train(raw: Any, workdir: pathlib.Path, console: Console | None, ledger: Ledger) -> dict[str, Any]:
+def _check_and_train(
+    raw: Any,
+    workdir: pathlib.Path,
+    console: Console | None,
+    watch: Watchdog,
+    interruption: Interruption,
+    ledger: Ledger,
+) -> dict[str, Any]:
     """Checks the config, the data and the workdir, locks the workdir, and trains."""
     started = time.perf_counter()
     writes = jax.process_index() == 0
@@ -100,7 +110,7 @@ def _locked_train(raw: Any, workdir: pathlib.Path, console: Console | None, ledg
                 previous = read_config(workdir) if (workdir / "config.json").exists() else experiment.raw
                 write_config(workdir, experiment.raw, experiment.modalities, record)
                 ledger.open(workdir / "ledger.json")
-        return _train(experiment, previous, workdir, console, examples, started, ledger)
+        return _train(experiment, previous, workdir, console, examples, started, watch, interruption, ledger)
 
 
 def _train(
@@ -110,6 +120,8 @@ def _train(
     console: Console,
     examples: int,
     started: float,
+    watch: Watchdog,
+    interruption: Interruption,
     ledger: Ledger,
 ) -> dict[str, Any]:
     """Trains and evaluates in a locked and checked workdir; `previous` is the config that it had before."""
@@ -118,34 +130,38 @@ def _train(
     state, restored = _first_state(experiment, checkpoints)
     ledger.resume(restored or 0)
     if writes:
-        _print_overview(console, experiment, examples, checkpoints, restored, workdir)
+        _print_overview(console, experiment, examples, checkpoints, restored, workdir, interruption.installed)
         for line in schedule_changes(previous, experiment.raw, restored) if restored else []:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     _write_parameters(workdir, state, writes)
     # Hooks of all processes read metrics.jsonl, so process 0 first removes the rows after the restored checkpoint.
     with agree_or_raise("the repair of metrics.jsonl"):
         log = MetricsLog(workdir, restored or 0) if writes else None
-    with Watchdog(experiment.mesh_config.heartbeat_timeout, experiment.mesh_config.stall) as watchdog:
-        hooks = _hooks(experiment, checkpoints, log, workdir, console, watchdog)
+    with watch.limits(
+        experiment.mesh_config.heartbeat_timeout, experiment.mesh_config.stall, experiment.config.watchdog
+    ):
+        hooks = _hooks(experiment, checkpoints, log, workdir, console, watch, interruption)
         loop = Loop(state, experiment.config.train.steps, hooks)
         batches = experiment.train_batches(loop.step)
         try:
             with timed("step"):  # what the loop does beside the other parts: dispatch, waits for the device, logging
-                state = loop.run(experiment.compile_step(), timed_batches(batches))
+                state = loop.run(experiment.compile_step(), timed_batches(watch.phases.batches(batches)))
         finally:
+            watch.phases.enter(None)
             batches.close()
             if log:
                 log.close()
         trained = time.perf_counter() - started
         if loop.stop_reason:
-            console.print(f"stopped at step {loop.step}: {loop.stop_reason}")
-        interrupted = loop.stop_reason is not None and not loop.done and loop.stop_reason.startswith("the machine")
-        if interrupted:
-            checkpoints.close()
-            raise SystemExit(f"mmjax: stopped at step {loop.step} with a checkpoint; run the same command to resume")
+            console.print(f"stopped at step {loop.step}: {loop.stop_reason.message}")
+            if loop.stop_reason.error is not None:
+                checkpoints.close()
+                where = f"stopped at step {loop.step} with a checkpoint"
+                raise loop.stop_reason.error(f"{where}; run the same command to resume at step {loop.step}")
         if not parameters_finite(state.parameters, experiment.mesh):
             raise RunError(f"the parameters after step {loop.step} are not finite; lower the learning rate")
         evaluated, evaluated_step = _evaluated_state(experiment, checkpoints, state)
+        watch.phases.enter("evaluation")
         result = {
             "seed": experiment.config.seed,
             "steps": loop.step,
@@ -163,7 +179,9 @@ def _train(
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "seconds": {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)},
         }
+        watch.phases.enter("save")
         checkpoints.close()
+        watch.phases.enter(None)
     result["ledger"] = ledger.summary()
     if writes:
         write_json(workdir / "result.json", result)
@@ -361,7 +379,8 @@ def _hooks(
     log: MetricsLog | None,
     workdir: pathlib.Path,
     console: Console,
-    watchdog: Watchdog,
+    watch: Watchdog,
+    interruption: Interruption,
 ) -> list[Hook]:
     config = experiment.config
     history = read_rows(workdir) if (workdir / "metrics.jsonl").exists() else []
@@ -376,12 +395,20 @@ def _hooks(
             lambda step: experiment.pipeline.ids_at("train", config.train.batch_size, step).tolist(),
             console,
         ),
-        EvaluationHook(experiment.evaluator, config.evaluate.every, log),
+        PhaseHook(EvaluationHook(experiment.evaluator, config.evaluate.every, log, history), "evaluation", watch),
     ]
     hooks += [cls(options, history) for cls, options in experiment.hooks]
-    hooks.append(CheckpointHook(checkpoints, functools.partial(_flush, workdir, log)))
-    hooks.append(_WatchdogHook(watchdog))
+    save = CheckpointHook(checkpoints, functools.partial(_flush, workdir, log), interruption)
+    hooks += [PhaseHook(save, "save", watch), WatchdogHook(watch)]
+    experiment.evaluator.after_batch = functools.partial(_after_evaluation_batch, watch, interruption)
     return hooks
+
+
+def _after_evaluation_batch(watch: Watchdog, interruption: Interruption) -> None:
+    """Reports progress, and stops the evaluation of a single process if a signal asks the run to save and stop."""
+    watch.phases.advance()
+    if interruption.requested is not None and jax.process_count() == 1:
+        raise EvaluationStopped("stopped during an evaluation; run the same command again")
 
 
 def _flush(workdir: pathlib.Path, log: MetricsLog | None) -> None:
@@ -391,16 +418,6 @@ def _flush(workdir: pathlib.Path, log: MetricsLog | None) -> None:
         log.sync()
 
 
-class _WatchdogHook(Hook):
-    """Reports this process's step to the watchdog."""
-
-    def __init__(self, watchdog: Watchdog):
-        self.watchdog = watchdog
-
-    def after_step(self, loop: Loop) -> None:
-        self.watchdog.set_step(loop.step)
-
-
 def _print_overview(
     console: Console,
     experiment: Experiment,
@@ -408,6 +425,7 @@ def _print_overview(
     checkpoints: Checkpoints,
     restored: int | None,
     workdir: pathlib.Path,
+    handles_signals: bool,
 ) -> None:
     config, shapes = experiment.config, experiment.shapes
     train, slots = config.train, experiment.data_config.packing.slots
@@ -435,7 +453,7 @@ def _print_overview(
     service = checkpoints.preemption_service()
     if service:
         summary["preemption"] = "coordinated across hosts"
-    elif threading.current_thread() is not threading.main_thread():
+    elif not handles_signals:
         summary["preemption"] = "not handled, because the run is not in the main thread"
     else:
         summary["preemption"] = "saves on SIGTERM" if jax.process_count() == 1 else "not handled"

@@ -10,7 +10,6 @@ import os
 import pathlib
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -20,11 +19,12 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from mmjax.config import Count, Formerly
-from mmjax.errors import UserError
+from mmjax.errors import Interrupted, Preempted, UserError
+from mmjax.host.interruption import Interruption
 from mmjax.processes import agree_or_raise
 from mmjax.training.checksums import tree_checksums
 from mmjax.training.ledger import mark_saved, timed
-from mmjax.training.loop import Hook, Loop
+from mmjax.training.loop import Hook, Loop, StopReason
 from mmjax.training.state import TrainState
 
 
@@ -234,6 +234,10 @@ class Checkpoints:
 
         return distributed.global_state.preemption_sync_manager is not None
 
+    def delete(self, step: int) -> None:
+        """Deletes the checkpoint of a step."""
+        self.manager.delete(step)
+
     @timed("checkpoint")
     def wait(self) -> None:
         """Blocks until pending saves are committed."""
@@ -258,43 +262,47 @@ def _log_level(level: int) -> Iterator[None]:
 
 
 class CheckpointHook(Hook):
-    """Saves a checkpoint at the configured interval, at the end of the run, and on preemption.
+    """Saves a checkpoint at the configured interval, at the end of the run, and when a signal asks the run to stop.
 
     Args:
       checkpoints: destination.
       before_save: called before each save, to flush files that must not lag behind the checkpoint.
+      interruption: signals that this process receives.
     """
 
-    def __init__(self, checkpoints: Checkpoints, before_save: Callable[[], None]):
-        self.checkpoints, self.before_save = checkpoints, before_save
-        self.sigterm_received = False
-        self.previous_handler: Any = None
-        self.handles_sigterm = False
+    def __init__(self, checkpoints: Checkpoints, before_save: Callable[[], None], interruption: Interruption):
+        self.checkpoints, self.before_save, self.interruption = checkpoints, before_save, interruption
 
     def start(self, loop: Loop) -> None:
-        def on_sigterm(signum, frame):
-            self.sigterm_received = True
+        self._add_metrics(loop)
+        if jax.process_count() == 1 or self.checkpoints.preemption_service():
+            # Without the service, several processes cannot agree on a step to save.
+            self.interruption.position = lambda: (loop.step, max(self.checkpoints.steps, default=0))
 
-        # JAX's preemption service has its own handler, which must not be replaced. Only the main thread can install
-        # one; notebooks may train in another thread.
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        self.handles_sigterm = in_main_thread and not self.checkpoints.preemption_service()
-        if self.handles_sigterm:
-            self.previous_handler = signal.signal(signal.SIGTERM, on_sigterm)
+    def _add_metrics(self, loop: Loop) -> None:
+        """Saves the restored checkpoint again with its validation metrics, if a signal had stopped their evaluation."""
+        metrics = loop.latest_metrics.get("validation")
+        if metrics is not None and self.checkpoints.config.best and loop.step in self.checkpoints.steps:
+            self.checkpoints.delete(loop.step)
+            self.checkpoints.save(loop.step, loop.state, metrics)
 
     def after_step(self, loop: Loop) -> None:
-        # Several processes agree on a step through the preemption service; SIGTERM suffices for a single one.
-        preempted = self.checkpoints.manager.reached_preemption(loop.step)
-        if preempted or (self.sigterm_received and jax.process_count() == 1):
-            loop.stop_reason = "the machine is being preempted"
+        # Several processes agree on a step through the preemption service; a signal suffices for a single one.
+        if self.checkpoints.manager.reached_preemption(loop.step) or jax.process_count() == 1:
+            self._stop_if_requested(loop)
         if loop.step % self.checkpoints.config.every == 0 or loop.done or loop.stop_reason:
             jax.block_until_ready(loop.state)  # the wait for queued steps is not a part of the save
             self.before_save()
             self.checkpoints.save(loop.step, loop.state, loop.latest_metrics.get("validation"))
 
+    def _stop_if_requested(self, loop: Loop) -> None:
+        requested = self.interruption.requested
+        if requested == signal.SIGINT:
+            loop.stop_reason = StopReason("interrupted", Interrupted)
+        elif requested is not None or jax.process_count() > 1:
+            loop.stop_reason = StopReason("the machine is being preempted", Preempted)
+
     def finish(self, loop: Loop) -> None:
-        try:
-            self.checkpoints.wait()
-        finally:
-            if self.handles_sigterm:
-                signal.signal(signal.SIGTERM, self.previous_handler)
+        self.checkpoints.wait()
+        if jax.process_count() == 1:
+            self._stop_if_requested(loop)  # a signal during the last save

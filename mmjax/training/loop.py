@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
+from mmjax.errors import Interrupted, Preempted
 from mmjax.tokens import Batch
 from mmjax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class StopReason:
+    """Reason to end a run before its last step.
+
+    Attributes:
+      message: description for the terminal.
+      error: exception that ends the process after the last checkpoint; None if the run is complete and is evaluated.
+    """
+
+    message: str
+    error: type[Preempted] | type[Interrupted] | None = None
 
 
 class Hook:
@@ -40,7 +55,7 @@ class Loop:
         self.state, self.steps, self.hooks = state, steps, hooks
         self.step = int(state.data_step)
         self.latest_metrics: dict[str, dict[str, float]] = {}
-        self.stop_reason: str | None = None
+        self.stop_reason: StopReason | None = None
 
     @property
     def done(self) -> bool:

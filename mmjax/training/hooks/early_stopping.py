@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from mmjax.config import Count, Formerly
 from mmjax.errors import UserError
-from mmjax.training.loop import Hook, Loop
+from mmjax.training.loop import Hook, Loop, StopReason
 
 
 class EarlyStopping(Hook):
@@ -61,8 +61,10 @@ class EarlyStopping(Hook):
         for row in self.history:
             if row["split"] == "validation" and row["step"] <= loop.step:
                 self._add(row)
-        self._stop_if_due(loop)
         self.last_row = loop.latest_metrics.get("validation")
+        if self.last_row is not None:
+            self._add(self.last_row)
+        self._stop_if_due(loop)
 
     def after_step(self, loop: Loop) -> None:
         row = loop.latest_metrics.get("validation")
@@ -74,4 +76,4 @@ class EarlyStopping(Hook):
 
     def _stop_if_due(self, loop: Loop) -> None:
         if self.waited >= self.config.patience:
-            loop.stop_reason = f"{self.config.metric} has not improved for {self.waited} evaluations"
+            loop.stop_reason = StopReason(f"{self.config.metric} has not improved for {self.waited} evaluations")
