@@ -13,8 +13,6 @@ from fault_injection.trial import RECIPE, Fault
 
 KILLED, DONE, FAILED, REFUSED, RESTART, INTERRUPTED = (-signal.SIGKILL,), (0,), (1,), (2,), (3,), (130,)
 RESUME = "run the same command"
-LONGEST = 15.0
-"""Seconds within which random faults strike."""
 
 
 def faults(seeds: Sequence[int]) -> list[Fault]:
@@ -62,26 +60,22 @@ def _requests() -> list[Fault]:
     return [
         *(term(moment=moment, resumes_at=0) for moment in ("connect", "start", "lock", "compile")),
         term(moment="step:6", resumes_at=6, quick=True),
-        term(moment="saved:8", resumes_at=8),
         term(moment="commit:8"),
         term(moment="evaluate:2"),
         term(moment="evaluate:5", resumes_at=16),
         term(moment="result", resumes_at=16),
         term(moment="restore", template="stopped", resumes_at=8),
-        term(moment="compile", template="stopped", resumes_at=8),
-        *(ctrl_c(moment=moment, resumes_at=0) for moment in ("start", "compile")),
+        ctrl_c(moment="compile", resumes_at=0),
         ctrl_c(moment="step:6", resumes_at=6),
         ctrl_c(moment="evaluate:2"),
-        ctrl_c(moment="commit:8"),
         ctrl_c(name="Ctrl-C twice", strike=strikes.ask_to_stop(signal.SIGINT, times=2), moment="step:6", resumes_at=4),
         term(name="SIGHUP", strike=strikes.ask_to_stop(signal.SIGHUP), moment="step:6", resumes_at=6),
-        term(name="SIGHUP", strike=strikes.ask_to_stop(signal.SIGHUP), moment="compile", resumes_at=0),
     ]
 
 
 def _pauses() -> list[Fault]:
     pause = functools.partial(Fault, name="SIGSTOP, 2 s later SIGCONT", strike=strikes.stop_and_continue(2.0))
-    return [pause(moment=moment) for moment in ("start", "compile", "step:6", "commit:8", "evaluate:2", "result")]
+    return [pause(moment=moment) for moment in ("compile", "step:6", "commit:8", "evaluate:2")]
 
 
 def _damaged_checkpoints() -> list[Fault]:
@@ -92,13 +86,12 @@ def _damaged_checkpoints() -> list[Fault]:
     )
     arrays = f"largest:{eight}/default"
     both = [change(f"largest:checkpoints/{step}/default", strikes.flip_bit) for step in (4, 8)]
-    refused = functools.partial(Fault, template="stopped", codes=(REFUSED,), mended=True, resumes_at=8)
+    refused = functools.partial(Fault, template="stopped", codes=(REFUSED,), untouched=True)
     return [
         passed_over(
             name="checkpoint: one bit of the arrays flipped", strike=change(arrays, strikes.flip_bit), quick=True
         ),
         passed_over(name="checkpoint: array file cut", strike=change(arrays, strikes.cut)),
-        passed_over(name="checkpoint: array file empty", strike=change(arrays, strikes.empty)),
         passed_over(name="checkpoint: array file zeros", strike=change(arrays, strikes.zeros)),
         passed_over(name="checkpoint: array files lost", strike=delete(f"{eight}/default/ocdbt.process_0")),
         passed_over(
@@ -109,12 +102,9 @@ def _damaged_checkpoints() -> list[Fault]:
         passed_over(
             name="checkpoint: index of arrays cut", strike=change(f"{eight}/default/manifest.ocdbt", strikes.cut)
         ),
-        passed_over(name="checkpoint: structure lost", strike=delete(f"{eight}/default/_METADATA")),
         passed_over(name="checkpoint: structure cut", strike=change(f"{eight}/default/_METADATA", strikes.cut)),
         passed_over(name="checkpoint: item lost", strike=delete(f"{eight}/default")),
-        passed_over(name="checkpoint: metadata lost", strike=delete(f"{eight}/_CHECKPOINT_METADATA")),
         passed_over(name="checkpoint: metadata cut", strike=change(f"{eight}/_CHECKPOINT_METADATA", strikes.cut)),
-        passed_over(name="checkpoint: metrics cut", strike=change(f"{eight}/metrics/metrics", strikes.cut)),
         passed_over(
             name="checkpoint: metrics changed", strike=strikes.write(f"{eight}/metrics/metrics", b'{"label/loss": 0.1}')
         ),
@@ -155,7 +145,7 @@ def _damaged_checkpoints() -> list[Fault]:
 def _damaged_files() -> list[Fault]:
     stopped = functools.partial(Fault, template="stopped", resumes_at=8)
     finished = functools.partial(Fault, template="finished", resumes_at=16)
-    refused = functools.partial(Fault, template="stopped", codes=(REFUSED,), mended=True, resumes_at=8)
+    refused = functools.partial(Fault, template="stopped", codes=(REFUSED,), untouched=True)
     record = "preprocessing/dataset.json"
 
     def damage_first_row(content: bytes) -> bytes:
@@ -170,13 +160,10 @@ def _damaged_files() -> list[Fault]:
         ),
         stopped(name="metrics.jsonl: last row cut", strike=change("metrics.jsonl", lambda content: content[:-9])),
         stopped(name="metrics.jsonl: zeros", strike=change("metrics.jsonl", strikes.zeros), rows=False),
-        stopped(name="metrics.jsonl: empty", strike=change("metrics.jsonl", strikes.empty), rows=False),
-        stopped(name="metrics.jsonl deleted", strike=delete("metrics.jsonl"), rows=False),
         refused(
             name="metrics.jsonl: a folder", strike=strikes.replace_by_folder("metrics.jsonl"), says="is not a file"
         ),
         refused(name="config.json cut", strike=change("config.json", strikes.cut), says="config.json is not JSON"),
-        refused(name="config.json: empty", strike=change("config.json", strikes.empty), says="config.json is not JSON"),
         refused(
             name="config.json: not UTF-8",
             strike=strikes.write("config.json", b"\xff\xfe{}"),
@@ -189,15 +176,10 @@ def _damaged_files() -> list[Fault]:
         ),
         refused(name="config.json deleted", strike=delete("config.json"), says="contains no run"),
         refused(name="dataset.json cut", strike=change(record, strikes.cut), says="dataset.json"),
-        refused(name="dataset.json deleted", strike=delete(record), says="dataset.json"),
         stopped(name="ledger.json cut", strike=change("ledger.json", strikes.cut), says="ledger.json is damaged"),
-        stopped(name="ledger.json deleted", strike=delete("ledger.json")),
-        stopped(name="tensorboard deleted", strike=delete("tensorboard")),
         stopped(name="tensorboard: events cut", strike=change("largest:tensorboard", strikes.cut)),
-        stopped(name="parameters.txt deleted", strike=delete("parameters.txt")),
         stopped(name="lock file of a dead process", strike=strikes.write(".lock", b"process 1 on other\n")),
         finished(name="result.json cut", strike=change("result.json", strikes.cut)),
-        finished(name="result.json deleted", strike=delete("result.json")),
     ]
 
 
@@ -205,7 +187,6 @@ def _files_lost_while_training() -> list[Fault]:
     lost = functools.partial(Fault, codes=(FAILED,), says="was deleted while the run was training", resumes_at=0)
     return [
         Fault(name="checkpoints deleted", moment="step:6", strike=delete("checkpoints")),
-        Fault(name="checkpoint 4 deleted", moment="step:6", strike=delete("checkpoints/4")),
         Fault(
             name="metrics.jsonl deleted",
             moment="step:6",
@@ -213,12 +194,9 @@ def _files_lost_while_training() -> list[Fault]:
             rows=False,
             says="metrics.jsonl was deleted",
         ),
-        Fault(name="tensorboard deleted", moment="step:6", strike=delete("tensorboard")),
         Fault(name="ledger.json deleted", moment="step:6", strike=delete("ledger.json")),
-        Fault(name="lock file deleted", moment="step:6", strike=delete(".lock")),
         lost(name="workdir deleted", moment="step:6", strike=delete("")),
         lost(name="workdir deleted", moment="commit:8", strike=delete("")),
-        lost(name="workdir deleted", moment="evaluate:2", strike=delete("")),
     ]
 
 
@@ -239,7 +217,6 @@ def _second_runs() -> list[Fault]:
 
     second = functools.partial(Fault, name="a second run in the workdir")
     return [
-        second(moment="lock", strike=strikes.second_run(argv)),
         second(moment="step:6", strike=strikes.second_run(argv)),
         second(name="a second, longer run in the workdir", moment="commit:8", strike=strikes.second_run(other)),
     ]
@@ -274,12 +251,9 @@ def _two_processes() -> list[Fault]:
     dies = functools.partial(two, name="SIGKILL", strike=strikes.kill, victim=1, codes=(RESTART, KILLED))
     dies_first = functools.partial(two, name="SIGKILL", strike=strikes.kill, victim=0, codes=(KILLED, RESTART))
     return [
-        dies(moment="lock", says="process 1"),
         dies(moment="compile", says="process 1"),
         dies(moment="step:6", says="process 1 of 2 on .*sent no heartbeat", resumes_at=4),
-        dies(moment="commit:8", says="process 1"),
         dies(moment="evaluate:2", says="process 1 of 2 on ", resumes_at=4),
-        dies_first(moment="compile", says="process 0"),
         dies_first(moment="step:6", says="process 0 of 2", resumes_at=4),
         dies(
             name="SIGSTOP for good",
@@ -298,28 +272,18 @@ def _two_processes() -> list[Fault]:
             says=f"with a checkpoint; {RESUME}",
         ),
         two(
-            name="a file in the place of the checkpoints",
-            template="stopped",
-            strike=strikes.replace_by_file("checkpoints"),
-            codes=(REFUSED, REFUSED),
-            mended=True,
-            resumes_at=8,
-            says="is not a folder",
-        ),
-        two(
             name="config.json cut",
             template="stopped",
             strike=change("config.json", strikes.cut),
             codes=(REFUSED, REFUSED),
-            mended=True,
-            resumes_at=8,
+            untouched=True,
             says="is not JSON",
         ),
     ]
 
 
 def _random(seed: int) -> list[Fault]:
-    random = functools.partial(strikes.at_random, longest=LONGEST)
+    random = strikes.at_random
     asked = strikes.ask_to_stop(signal.SIGTERM)
     return [
         Fault(

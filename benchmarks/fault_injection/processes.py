@@ -39,16 +39,22 @@ class Command:
 
     def __init__(self, launcher: Launcher, pid: int, signs: pathlib.Path):
         self.launcher, self.pid, self.signs = launcher, pid, signs
+        self.started = time.monotonic()
 
     @property
     def code(self) -> int | None:
         """Exit code, negative for a signal; None while it runs."""
-        return self.launcher.codes.get(self.pid)
+        return self.launcher.codes.get(self.pid, None if self.launcher.running else -signal.SIGKILL)
 
     @property
     def output(self) -> str:
         """All that it printed so far."""
         return (self.signs / "output").read_text(errors="replace")
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from its start to its end."""
+        return self.launcher.ends[self.pid] - self.started
 
     def reached(self) -> bool:
         """Waits until the process is at its moment; False if it ended before."""
@@ -94,6 +100,7 @@ class Launcher:
     def __init__(self, work: pathlib.Path):
         self.work = work
         self.codes: dict[int, int] = {}
+        self.ends: dict[int, float] = {}
         self._pids: dict[str, int] = {}
         self._count, self._lock = 0, threading.Lock()
         environment = {
@@ -127,6 +134,7 @@ class Launcher:
                 case ["started", name, pid]:
                     self._pids[name] = int(pid)
                 case ["ended", pid, code]:
+                    self.ends[int(pid)] = time.monotonic()
                     self.codes[int(pid)] = int(code)
 
     def start(self, argv: Sequence[str], moment: str = "", file_bytes: int | None = None) -> Command:
@@ -151,8 +159,16 @@ class Launcher:
             raise RuntimeError("the launcher does not start processes")
         return Command(self, self._pids[name], signs)
 
+    @property
+    def running(self) -> bool:
+        """False once the launcher has ended, and its commands with it."""
+        return self._process.poll() is None
+
     def close(self) -> None:
-        """Ends the launcher."""
+        """Ends the launcher, and all commands that still run."""
+        for pid in set(self._pids.values()) - set(self.codes):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()

@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
         "examples": 64,
         "inputs": {"text": {"length": 8}},
         "modality_dropout": {"text": 0.2},
+        "workers": 0,
     }
     trunk = {"width": 8, "depth": 1, "heads": 1, "dropout": 0.1}
     config.model = {"encoders": {"text": {"kind": "text_transformer", **trunk}}}

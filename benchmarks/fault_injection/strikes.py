@@ -62,13 +62,14 @@ def stop_for_good(scene: Scene) -> None:
     scene.send(signal.SIGKILL)
 
 
-def at_random(strike: Strike, seed: int, longest: float) -> Strike:
-    """A strike after a random time of at most `longest` seconds."""
-    delay = random.Random(seed).uniform(0.3, longest)
+def at_random(strike: Strike, seed: int) -> Strike:
+    """A strike after a random share of the time that an undisturbed run takes."""
+    share = random.Random(seed).uniform(0.02, 0.98)
 
     def delayed(scene: Scene) -> None:
+        delay = share * scene.duration
         wait_until(lambda: scene.commands[scene.victim].code is not None, delay)
-        scene.notes.append(f"after {delay:.1f} s")
+        scene.notes.append(f"after {share:.0%} of the time")
         strike(scene)
 
     return delayed

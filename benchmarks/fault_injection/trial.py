@@ -26,6 +26,7 @@ class Scene:
       workdir: folder of the run.
       commands: its processes; empty before they start.
       victim: the process that is struck.
+      duration: seconds that an undisturbed run took.
       notes: remarks for the table.
     """
 
@@ -33,6 +34,7 @@ class Scene:
     workdir: pathlib.Path
     commands: list[Command]
     victim: int = 0
+    duration: float = 0.0
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def send(self, number: signal.Signals) -> None:
@@ -56,7 +58,7 @@ class Fault:
       says: regular expression that the output of each process in `speakers` matches.
       speakers: indices of these processes; None for all that were not killed.
       resumes_at: step at which the next start resumes; None for any.
-      mended: files are restored from the template before the next start, because the command refuses the damage.
+      untouched: the command refuses the damage, and must leave all files as they are; there is no next start.
       rows: the rows of metrics.jsonl must be those of the undisturbed run; the parameters always must.
       flags: further flags of the run.
       file_bytes: limit of the size of files.
@@ -73,7 +75,7 @@ class Fault:
     says: str = ""
     speakers: tuple[int, ...] | None = None
     resumes_at: int | None = None
-    mended: bool = False
+    untouched: bool = False
     rows: bool = True
     flags: tuple[str, ...] = ()
     file_bytes: int | None = None
@@ -82,7 +84,14 @@ class Fault:
     @property
     def key(self) -> str:
         """Unique name."""
-        return f"{self.name}, {self.moment or 'before the start'}, {self.processes}, {self.victim}"
+        return f"{self.name}, {self.when}, {self.processes}, {self.victim}"
+
+    @property
+    def when(self) -> str:
+        """The moment, for the table."""
+        if not self.moment:
+            return "before the start"
+        return self.moment + (", resumed run" if self.template else "")
 
 
 class Trials:
@@ -148,9 +157,10 @@ class Trials:
         source = self.template(fault.template, fault.processes) if fault.template else None
         if source:
             shutil.copytree(source, workdir)
-        scene = Scene(self.launcher, workdir, [], fault.victim)
+        scene = Scene(self.launcher, workdir, [], fault.victim, truth["ledger"]["total_seconds"])
         if not fault.moment:
             fault.strike(scene)
+        before = _contents(workdir)
         moments = {fault.victim: fault.moment} if fault.moment not in ("", "random") else {}
         scene.commands = self.start(workdir, fault.processes, moments, fault.flags, fault.file_bytes)
         problems = []
@@ -161,37 +171,43 @@ class Trials:
         scene.commands[fault.victim].go()
         codes = [command.wait() for command in scene.commands]
         outputs = [command.output for command in scene.commands]
-        problems += self._check(fault, codes, outputs)
-        again = outputs
-        if any(codes):
-            if fault.mended and source:
-                _restore(source, workdir)
+        problems += check(fault, codes, outputs)
+        again, first = outputs, [scene.commands[0]]
+        if fault.untouched:
+            if _contents(workdir) != before:
+                problems.append("files of the workdir were changed")
+        elif any(codes):
             commands = self.start(workdir, fault.processes, flags=fault.flags)
+            first.append(commands[0])
             codes_again, again = [command.wait() for command in commands], [command.output for command in commands]
             if any(codes_again):
                 problems.append(f"the next start ended with {codes_again}: {last_line(again[0])}")
             if any(TRACEBACK.search(output) for output in again):
                 problems.append("traceback of the next start")
         resumed = _resumed(again[0])
-        if fault.resumes_at is not None and resumed != fault.resumes_at:
+        if not fault.untouched and fault.resumes_at is not None and resumed != fault.resumes_at:
             problems.append(f"resumed at step {resumed}, not {fault.resumes_at}")
         found = ending(workdir)
         equal = bool(found) and all(found[name] == truth[name] for name in ("hash", "validation"))
-        if not equal:
+        if fault.untouched:
+            pass
+        elif not equal:
             problems.append("the parameters or metrics differ from the undisturbed run")
         elif fault.rows and found["rows"] != truth["rows"]:
             problems.append("the rows of metrics.jsonl differ from the undisturbed run")
         row = {
             "key": fault.key,
             "fault": fault.name,
-            "moment": fault.moment or "before the start",
+            "moment": fault.when,
             "processes": fault.processes,
             "victim": fault.victim,
             "codes": codes,
             "last line": last_line(outputs[_speaker(fault, codes)]),
             "notes": scene.notes,
-            "resumed": resumed,
-            "equal": equal,
+            "resumed": "" if fault.untouched else resumed,
+            "equal": "untouched" if fault.untouched else "yes" if equal else "no",
+            "seconds": sum(command.seconds for command in first),
+            "ledger": found.get("ledger"),
             "problems": problems,
         }
         if problems:
@@ -200,18 +216,20 @@ class Trials:
             shutil.rmtree(workdir, ignore_errors=True)
         return row
 
-    def _check(self, fault: Fault, codes: list[int | None], outputs: list[str]) -> list[str]:
-        problems = []
-        allowed = fault.codes if len(fault.codes) > 1 else fault.codes * fault.processes
-        for index, (code, expected, output) in enumerate(zip(codes, allowed, outputs, strict=True)):
-            if code not in expected:
-                problems.append(f"process {index} ended with {code}, not {' or '.join(map(str, expected))}")
-            if TRACEBACK.search(output):
-                problems.append(f"process {index} printed a traceback")
-            speaks = code != -signal.SIGKILL if fault.speakers is None else index in fault.speakers
-            if speaks and not re.search(fault.says, output):
-                problems.append(f"process {index} does not say {fault.says!r}")
-        return problems
+
+def check(fault: Fault, codes: list[int | None], outputs: list[str]) -> list[str]:
+    """Returns what differs from the catalogue: exit codes, messages, tracebacks."""
+    problems = []
+    allowed = fault.codes if len(fault.codes) > 1 else fault.codes * fault.processes
+    for index, (code, expected, output) in enumerate(zip(codes, allowed, outputs, strict=True)):
+        if code not in expected:
+            problems.append(f"process {index} ended with {code}, not {' or '.join(map(str, expected))}")
+        if TRACEBACK.search(output):
+            problems.append(f"process {index} printed a traceback")
+        speaks = code != -signal.SIGKILL if fault.speakers is None else index in fault.speakers
+        if speaks and not re.search(fault.says, output):
+            problems.append(f"process {index} does not say {fault.says!r}")
+    return problems
 
 
 def _speaker(fault: Fault, codes: list[int | None]) -> int:
@@ -230,7 +248,7 @@ def last_line(output: str) -> str:
 
 
 def ending(workdir: pathlib.Path) -> dict:
-    """Returns the parameters' hash, the metrics, and the rows of the log without throughput; {} if there are none."""
+    """Returns the parameters' hash, the metrics, the ledger, and the rows of the log without throughput, or {}."""
     try:
         result = json.loads((workdir / "result.json").read_text())
         rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -238,7 +256,8 @@ def ending(workdir: pathlib.Path) -> dict:
         return {}
     rows = [{name: value for name, value in row.items() if not name.startswith("perf/")} for row in rows]
     rows.sort(key=lambda row: (row["step"], row["split"]))
-    return {"hash": result["parameters_hash"], "validation": result["validation"], "rows": rows}
+    found = {"hash": result["parameters_hash"], "validation": result["validation"], "ledger": result["ledger"]}
+    return found | {"rows": rows}
 
 
 def _resumed(output: str) -> int:
@@ -246,9 +265,11 @@ def _resumed(output: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _restore(source: pathlib.Path, workdir: pathlib.Path) -> None:
-    shutil.rmtree(workdir)
-    shutil.copytree(source, workdir)
+def _contents(workdir: pathlib.Path) -> dict[str, bytes]:
+    """Returns the content of each file, except of those that every start writes."""
+    names = (".lock", "ledger.json")
+    files = [path for path in workdir.rglob("*") if path.is_file() and path.name not in names]
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
 
 
 def _names(folder: pathlib.Path) -> set[str]:
