@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import fcntl
 import json
 import pathlib
 import signal
@@ -56,8 +57,13 @@ def main() -> int:
         if options.only in fault.key and (fault.quick or not options.quick)
     ]
     path = options.work.absolute() / "rows.jsonl"
+    lock = (options.work / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"another command works in {options.work}; wait for it, or give another --work")
     rows = {} if options.again else _read(path)
-    todo = [fault for fault in chosen if fault.key not in rows]
+    todo = sorted((fault for fault in chosen if fault.key not in rows), key=lambda fault: -fault.processes)
     rows |= _run(todo, options.work.absolute(), options.jobs, path) if todo else {}
     found = [rows[fault.key] for fault in chosen]
     wrong = [row for row in found if row["problems"]]

@@ -70,8 +70,9 @@ def test_a_flipped_bit_is_one_bit(modules):
 
 
 def test_the_last_line_is_the_one_about_the_end(modules):
-    output = "step 3/16\nmmjax: error: x: y; z\n  results  a/result.json\n"
-    assert modules["trial"].last_line(output) == "mmjax: error: x: y; z"
+    last_line = modules["trial"].last_line
+    assert last_line("step 3/16  loss 1\nmmjax: error: x: y; z\n  results  a/result.json\n") == "mmjax: error: x: y; z"
+    assert last_line("step 3/16  loss 1.0\n└───┘\n") == "step 3/16" and last_line("└───┘\n") == ""
     assert re.fullmatch(r"\| a \| b \| 1 \| SIGKILL \| c \\\| d \| 4 \| yes \|\n", modules["faults"].format_row(
         {"fault": "a", "moment": "b", "processes": 1, "codes": [-9], "last line": "c | d", "notes": [], "resumed": 4,
          "equal": "yes"}

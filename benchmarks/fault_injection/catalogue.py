@@ -84,15 +84,16 @@ def _damaged_checkpoints() -> list[Fault]:
     passed_over = functools.partial(
         Fault, template="stopped", resumes_at=4, says=r"warning: checkpoint 8 .*using checkpoint 4 instead"
     )
-    arrays = f"largest:{eight}/default"
-    both = [change(f"largest:checkpoints/{step}/default", strikes.flip_bit) for step in (4, 8)]
+    both = [strikes.change_arrays(step, strikes.flip_bit) for step in (4, 8)]
     refused = functools.partial(Fault, template="stopped", codes=(REFUSED,), untouched=True)
     return [
         passed_over(
-            name="checkpoint: one bit of the arrays flipped", strike=change(arrays, strikes.flip_bit), quick=True
+            name="checkpoint: one bit of each array file flipped",
+            strike=strikes.change_arrays(8, strikes.flip_bit),
+            quick=True,
         ),
-        passed_over(name="checkpoint: array file cut", strike=change(arrays, strikes.cut)),
-        passed_over(name="checkpoint: array file zeros", strike=change(arrays, strikes.zeros)),
+        passed_over(name="checkpoint: array files cut", strike=strikes.change_arrays(8, strikes.cut)),
+        passed_over(name="checkpoint: array files zeros", strike=strikes.change_arrays(8, strikes.zeros)),
         passed_over(name="checkpoint: array files lost", strike=delete(f"{eight}/default/ocdbt.process_0")),
         passed_over(
             name="checkpoint: arrays of an older one",
@@ -137,7 +138,10 @@ def _damaged_checkpoints() -> list[Fault]:
             says="is not a folder",
         ),
         passed_over(
-            name="checkpoint: one bit of the arrays flipped", strike=change(arrays, strikes.flip_bit), processes=2
+            name="checkpoint: one bit of each array file flipped",
+            strike=strikes.change_arrays(8, strikes.flip_bit),
+            processes=2,
+            speakers=(0,),
         ),
     ]
 
@@ -176,7 +180,11 @@ def _damaged_files() -> list[Fault]:
         ),
         refused(name="config.json deleted", strike=delete("config.json"), says="contains no run"),
         refused(name="dataset.json cut", strike=change(record, strikes.cut), says="dataset.json"),
-        stopped(name="ledger.json cut", strike=change("ledger.json", strikes.cut), says="ledger.json is damaged"),
+        stopped(
+            name="ledger.json cut",
+            strike=change("ledger.json", lambda content: content[:100]),
+            says="ledger.json is damaged",
+        ),
         stopped(name="tensorboard: events cut", strike=change("largest:tensorboard", strikes.cut)),
         stopped(name="lock file of a dead process", strike=strikes.write(".lock", b"process 1 on other\n")),
         finished(name="result.json cut", strike=change("result.json", strikes.cut)),
@@ -227,7 +235,7 @@ def _workers() -> list[Fault]:
         Fault, moment="step:3", codes=(RESTART,), flags=("--config.data.workers=2",), says="data-loading process"
     )
     return [
-        lost(name="input worker killed", strike=strikes.strike_worker(strikes.kill_worker), resumes_at=0),
+        lost(name="input worker killed", strike=strikes.strike_worker(strikes.kill_worker)),
         lost(name="input worker stopped", strike=strikes.strike_worker(strikes.stop_worker)),
         lost(
             name="input worker stopped for 2 s",

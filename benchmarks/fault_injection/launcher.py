@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import select
+import signal
 import sys
 
 
@@ -59,6 +60,9 @@ def _run(order: dict) -> int:
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
+    # Shells let their background jobs ignore these signals.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if order["file_bytes"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_bytes"],) * 2)
     sys.argv = ["mmjax", *order["argv"]]

@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.optimizer = {"name": "adamw", "weight_decay": 0.05}
     config.schedule = {"kind": "cosine", "peak": 1e-2, "warmup": 5}
     config.train = {"steps": 16, "batch_size": 16, "ema": 0.9}
-    config.mesh = {"data": -1, "fsdp": 1, "heartbeat_timeout": 10.0, "stall": 60.0}
+    config.mesh = {"data": -1, "fsdp": 1, "heartbeat_timeout": 20.0}
     config.checkpoint = {"every": 4, "keep": 2, "best": "label/loss", "mode": "min"}
     config.evaluate = {"every": 4, "splits": ["validation"], "subsets": False, "batch_size": 32}
     config.log = {"every": 3}

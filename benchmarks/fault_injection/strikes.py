@@ -144,6 +144,16 @@ def change(name: str, edit: Callable[[bytes], bytes]) -> Strike:
     return strike
 
 
+def change_arrays(step: int, edit: Callable[[bytes], bytes]) -> Strike:
+    """Changes all files that hold the arrays of a checkpoint."""
+
+    def strike(scene: Scene) -> None:
+        for path in (scene.workdir / "checkpoints" / str(step) / "default").rglob("d/*"):
+            path.write_bytes(edit(path.read_bytes()))
+
+    return strike
+
+
 def write(name: str, content: bytes) -> Strike:
     """Writes a file of the workdir, in a new folder if need be."""
 

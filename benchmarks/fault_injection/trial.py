@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from fault_injection.processes import ROOT, Command, Launcher, free_port, wait_until
 
 RECIPE = ROOT / "benchmarks" / "fault_injection" / "recipe.py"
-TRACEBACK = re.compile(r"Traceback \(most recent|Fatal Python error|Segmentation fault|Check failure stack")
+TRACEBACK = re.compile(r"Traceback \(most recent|Fatal Python error|Segmentation fault")
 
 
 @dataclasses.dataclass
@@ -202,7 +202,7 @@ class Trials:
             "processes": fault.processes,
             "victim": fault.victim,
             "codes": codes,
-            "last line": last_line(outputs[_speaker(fault, codes)]),
+            "last line": last_line(outputs[_speaker(fault, codes)]).replace(str(workdir), "WORKDIR"),
             "notes": scene.notes,
             "resumed": "" if fault.untouched else resumed,
             "equal": "untouched" if fault.untouched else "yes" if equal else "no",
@@ -241,10 +241,11 @@ def _speaker(fault: Fault, codes: list[int | None]) -> int:
 
 
 def last_line(output: str) -> str:
-    """Returns the last line, or the first one about the end of the run that follows the progress."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    """Returns the last line that a command printed about its end, or about its progress; "" if there is none."""
+    lines = [" ".join(line.split()) for line in output.splitlines()]
     said = [line for line in lines if line.startswith(("mmjax:", "warning:", "WARNING"))]
-    return (said or lines or [""])[-1]
+    progress = [line.partition(" loss")[0] for line in lines if re.match(r"step \d+/\d+ ", line)]
+    return (said or progress or [""])[-1]
 
 
 def ending(workdir: pathlib.Path) -> dict:
@@ -267,7 +268,7 @@ def _resumed(output: str) -> int:
 
 def _contents(workdir: pathlib.Path) -> dict[str, bytes]:
     """Returns the content of each file, except of those that every start writes."""
-    names = (".lock", "ledger.json")
+    names = (".lock", "ledger.json", "parameters.txt")
     files = [path for path in workdir.rglob("*") if path.is_file() and path.name not in names]
     return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
 
