@@ -26,6 +26,7 @@ from mmjax.host.interruption import TERMINATIONS, handle_signals
 from mmjax.host.libtpu import expects_tpu, use_as_compiler
 from mmjax.host.quiet import quiet_libraries
 from mmjax.host.simulated_devices import set_thread_count
+from mmjax.host.streams import open_standard_streams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is not None:
         return _exit_code(list(arguments))
     use_huge_pages()
+    open_standard_streams()
     with handle_signals(*TERMINATIONS):
         enable_compilation_cache(cache_folder(), os.environ)
         set_thread_count(os.environ)
@@ -44,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _exit_code(argv: list[str]) -> int:
     """Runs one command; prints its error as one line."""
     try:
-        return _run(argv)
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
     except Restart as error:
         print(f"mmjax: {error}", file=sys.stderr)
         return error.exit_code

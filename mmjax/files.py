@@ -33,7 +33,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes a text file through a temporary file and a rename, so that a partial file is never visible."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 

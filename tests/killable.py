@@ -8,6 +8,7 @@ The variable MMJAX_TEST_KILL says when; everything else is what the command does
     term:13     SIGTERM after step 13
     int:13      SIGINT, as by Ctrl-C, after step 13
     evaluate:10 SIGTERM after the first batch of the evaluation of step 10
+    hang:input  waits for ever for the fifth batch; also hang:step, hang:evaluation and hang:save
     pace:0.05   waits so many seconds after each step, for someone outside who kills
 
 With MMJAX_TEST_NOTES=FILE the process writes a line "STEP ROW ID" for each example that it trains on.
@@ -16,6 +17,7 @@ With MMJAX_TEST_NOTES=FILE the process writes a line "STEP ROW ID" for each exam
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pathlib
 import signal
@@ -23,8 +25,10 @@ import sys
 import threading
 import time
 
+from mmjax.data import pipeline
 from mmjax.evaluation import evaluator
 from mmjax.training import checkpoint, loop
+from mmjax.training.hooks import log
 
 WHEN, _, NUMBER = os.environ["MMJAX_TEST_KILL"].partition(":")
 PATIENCE = 60
@@ -67,6 +71,23 @@ def in_evaluation() -> None:
         return original(self, parameters, split, without, step=step)
 
     evaluator.Evaluator.run = run
+
+
+def hang_in_phase() -> None:
+    owner, name = {
+        "input": (pipeline.BatchIterator, "__next__"),
+        "step": (log.LogHook, "after_step"),
+        "evaluation": (evaluator.Evaluator, "run"),
+        "save": (checkpoint.Checkpoints, "save"),
+    }[NUMBER]
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def hang(*arguments, **options):
+        if NUMBER in ("evaluation", "save") or next(calls) == 5:
+            time.sleep(1000)
+        return original(*arguments, **options)
+
+    setattr(owner, name, hang)
 
 
 def note_batches(path: pathlib.Path) -> None:
@@ -134,6 +155,8 @@ if __name__ == "__main__":
         in_checkpoint()
     elif WHEN == "evaluate":
         in_evaluation()
+    elif WHEN == "hang":
+        hang_in_phase()
     else:
         after_each_step()
     sys.exit(main())

@@ -314,5 +314,26 @@ FORMULAS = [
         "max(0.0, duration_secs - inner)",
         "max(0.0, duration_secs)",
         ("tests/test_ledger.py", "-k", "moved_once"),
+    # Stalls.
+    Mutation(
+        "a pause of all processes makes the last one late",
+        "processes/heartbeats.py",
+        'heartbeat["step"] == max_step or self.last_step',
+        "self.last_step",
+        ("tests/test_watchdog.py", "-k", "blames_none"),
+    ),
+    Mutation(
+        "a pause of this process counts",
+        "processes/stall.py",
+        "min(now - self._last, 3 * self.period)",
+        "now - self._last",
+        ("tests/test_watchdog.py", "-k", "pause_of_the_process"),
+    ),
+    Mutation(
+        "progress within a phase does not count",
+        "processes/stall.py",
+        "self._seen, self._since = progress, now",
+        "self._seen = progress",
+        ("tests/test_watchdog.py", "-k", "without_progress"),
     ),
 ]

@@ -29,4 +29,5 @@ def get_config() -> ConfigDict:
     config.checkpoint = {"every": 8}
     config.evaluate = {"every": 10, "splits": ["validation"], "subsets": False, "batch_size": 128}
     config.log = {"every": 5}
+    config.watchdog = {"input": 1800.0, "step": 3600.0, "evaluation": 3600.0, "save": 3600.0}
     return config

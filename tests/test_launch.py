@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from mmjax.config import build
+from mmjax.errors import ExitCode
 from mmjax.experiment import ExperimentConfig, plain
 from mmjax.recipe import load_recipe
 
@@ -65,12 +66,27 @@ def slurm(folder: pathlib.Path, **programs: str) -> tuple[list[str], dict[str, s
     return [str(SBATCH), "--config=a b.py"], {**os.environ, "PATH": path, "SLURM_JOB_ID": "77"}
 
 
-@pytest.mark.parametrize("code", [0, 3])
-def test_the_slurm_script_runs_what_it_is_given_on_every_node(tmp_path, code):
-    words, environment = slurm(tmp_path, srun=f'printf "%s\\n" "$@"; exit {code}')
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 137])
+def test_the_slurm_script_runs_what_it_is_given_on_every_node_and_requeues_what_may_succeed(tmp_path, code):
+    words, environment = slurm(tmp_path, srun=f'printf "%s\\n" "$@"; exit {code}', scontrol='echo scontrol "$@"')
+    again = ["scontrol requeue 77"] if code in (ExitCode.RESTART, 137) else []
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    assert done.stdout.splitlines() == ["--kill-on-bad-exit=1", ".venv/bin/mmjax", "train", *words[1:]]
+    assert done.returncode == (0 if again else code), done.stderr
+    assert done.stdout.splitlines() == ["--kill-on-bad-exit=1", ".venv/bin/mmjax", "train", *words[1:], *again]
+    if again:
+        # Not for ever.
+        done = subprocess.run(words, cwd=tmp_path, env={**environment, "SLURM_RESTART_COUNT": "100"})
+        assert done.returncode == code
+
+
+def test_the_jobset_restarts_unless_the_run_would_fail_again(jobset):
+    (rule,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    ((end),) = (rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"] if rule["action"] == "FailJob")
+    (container,) = job["template"]["spec"]["containers"]
+    assert end["containerName"] == container["name"]
+    assert (end["operator"], end["values"]) == ("In", [ExitCode.FAILED, ExitCode.INVALID_INPUT])
 
 
 # As Slurm's own: srun answers SIGTERM with SIGKILL to the task, and scancel signals the task, whose id is in a file.

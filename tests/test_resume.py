@@ -47,16 +47,16 @@ class Runner:
         recipe = f"--config={TESTS / 'small_recipe.py'}"
         return [sys.executable, *program, "train", recipe, f"--workdir={self.workdir}"]
 
-    def start(self, kill: str = "") -> subprocess.Popen:
+    def start(self, kill: str = "", *flags: str) -> subprocess.Popen:
         program = [str(TESTS / "killable.py")] if kill else ["-m", "mmjax"]
         environment = {**self.environment, "MMJAX_TEST_KILL": kill}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(self.command(*program), env=environment, cwd=TESTS.parent, **pipes)
+        return subprocess.Popen([*self.command(*program), *flags], env=environment, cwd=TESTS.parent, **pipes)
 
-    def run(self, kill: str = "") -> tuple[int, str]:
+    def run(self, kill: str = "", *flags: str) -> tuple[int, str]:
         """The exit status and everything that was printed."""
         began = time.monotonic()
-        with self.start(kill) as process:
+        with self.start(kill, *flags) as process:
             try:
                 output, _ = process.communicate(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
@@ -222,6 +222,17 @@ def test_signals_during_an_evaluation_and_by_ctrl_c_save_and_say_where_the_run_r
     status, output = disturbed.run()
     assert status == 0 and resumed_at(output) == 17, output
     assert_same_end(disturbed, undisturbed)
+
+
+@pytest.mark.parametrize(
+    "phase", ["input", *(pytest.param(phase, marks=pytest.mark.slow) for phase in ("step", "evaluation", "save"))]
+)
+def test_a_phase_that_stalls_ends_the_run_with_the_stacks_of_its_threads(disturbed, phase):
+    status, output = disturbed.run(f"hang:{phase}", f"--config.watchdog.{phase}=5")
+    assert status == 3, output
+    last = output.splitlines()[-1]
+    assert re.search(rf"mmjax: stopped: no progress in {phase} for \d+ s, the limit watchdog.{phase} is 5 s \(st", last)
+    assert "start the same command again" in last and "killable.py" in output and "Traceback" not in output
 
 
 @pytest.mark.slow

@@ -29,19 +29,25 @@ def parent_imports() -> Iterator[None]:
     Child processes get a copy of `sys.path`. With an editable install, an entry that contains another folder `mmjax`,
     such as the parent of a clone, would be searched before the package. In that case, the parent folder of this package
     is inserted before that entry, and stays there after the block. PYTHONSAFEPATH stops Python from prepending the
-    current folder.
+    current folder. Child processes also run the file of the main module; a program from standard input has none.
     """
     for index, entry in enumerate(sys.path):
         if (pathlib.Path(entry) / "mmjax").is_dir():
             if not (pathlib.Path(entry) / "mmjax").samefile(_PACKAGE):
                 sys.path.insert(index, str(_PACKAGE.parent))
             break
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is not None and not os.path.exists(file):
+        del main.__file__
     before = os.environ.get(_SAFE_PATH)
     os.environ[_SAFE_PATH] = "1"
     try:
         yield
     finally:
-        os.environ.pop(_SAFE_PATH)
+        if file is not None:
+            main.__file__ = file
+        os.environ.pop(_SAFE_PATH, None)
         if before is not None:
             os.environ[_SAFE_PATH] = before
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import threading
@@ -39,6 +40,7 @@ class Interruption:
         self._native: Callable[[int], None] | None = None
         self._restore: list[Callable[[], Any]] = []
         self._trampoline = 0
+        self._handled: set[int] = set()
 
     def install(self, signals: tuple[signal.Signals, ...]) -> None:
         """Handles `signals`, except ignored ones (`nohup`). Call again after JAX has installed its own SIGTERM handler.
@@ -53,10 +55,11 @@ class Interruption:
             if previous == signal.SIG_IGN or (previous == self._handle and native == self._trampoline):
                 continue
             signal.signal(number, self._handle)
+            self._handled.add(number)
             self._trampoline = _native_handler(number)
             if number == signal.SIGTERM and native not in (0, 1, self._trampoline):
                 self._native = ctypes.CFUNCTYPE(None, ctypes.c_int)(native)
-            self._restore.append(lambda number=number, previous=previous: signal.signal(number, previous))
+            self._restore.append(functools.partial(signal.signal, number, previous))
 
     def _start_thread(self) -> None:
         reader, writer = os.pipe()
@@ -88,7 +91,7 @@ class Interruption:
         seen: list[int] = []
         while received := os.read(reader, 1):
             number = received[0]
-            if number in (*TERMINATIONS, signal.SIGINT):
+            if number in self._handled:  # the pipe also gets the signals that Python itself handles
                 self._acknowledge(signal.Signals(number), bool(seen))
                 seen.append(number)
 

@@ -8,6 +8,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+from mmjax.data.worker_processes import parent_imports
 from mmjax.errors import UserError
 from mmjax.host.cores import visible_cores
 
@@ -41,7 +42,8 @@ class Local(Runner):
         running: set[concurrent.futures.Future] = set()
         try:
             for arguments in calls:
-                running.add(self._executor().submit(function, *arguments))
+                with parent_imports():
+                    running.add(self._executor().submit(function, *arguments))
                 if len(running) >= 2 * self._num_workers:
                     running = self._collect(running, advance)
             while running:

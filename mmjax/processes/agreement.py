@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from mmjax.errors import UserError
+from mmjax.errors import Restart, UserError
 
 AGREE_SECONDS = 12 * 3600
 """Timeout in seconds, long enough to prepare the data. JAX's heartbeats detect a dead process earlier."""
@@ -30,7 +30,7 @@ def agree_or_raise(what: str, seconds: int = AGREE_SECONDS) -> Iterator[None]:
 
     Raises:
       UserError: this process's own error, or a copy of another process's error.
-      RuntimeError: if a process does not reach the barrier within `seconds`.
+      Restart: if a process does not reach the barrier within `seconds`.
     """
     failure: UserError | None = None
     try:
@@ -60,6 +60,6 @@ def _exchange(what: str, message: str, seconds: int) -> list[str]:
         arrived = dict(client.key_value_dir_get(f"{key}/"))
         missing = [process for process in range(jax.process_count()) if f"{key}/{process}" not in arrived]
         names = f"process {', '.join(map(str, missing))} of {jax.process_count()}" if missing else "another process"
-        raise RuntimeError(f"{names} did not complete {what!r} within {seconds} s, or exited") from error
+        raise Restart(f"stopped: {names} did not complete {what!r} within {seconds} s, or exited") from error
     messages = dict(client.key_value_dir_get(f"{key}/"))
     return [messages[f"{key}/{process}"] for process in range(jax.process_count())]

@@ -24,7 +24,7 @@ _AGAIN = "start the same command again on every host"
 _RETRY_SECONDS = 0.2
 _RESTART_SECONDS = 5.0
 """Seconds in which a process that ended may be restarted and connect again."""
-_NOTICE_SECONDS = 15.0
+_NOTICE_SECONDS = 10.0
 """Seconds after which a waiting process prints which ones it waits for."""
 _DONE = b'{"done": true}\n'
 

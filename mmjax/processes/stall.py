@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from mmjax.config import NonNegative
+from mmjax.config import AtLeast
 from mmjax.host.child_processes import stopped_children
 
 T = TypeVar("T")
+Seconds = Annotated[float, AtLeast(0)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,10 +28,10 @@ class StallConfig:
       save: writing a checkpoint.
     """
 
-    input: NonNegative = 1800
-    step: NonNegative = 3600
-    evaluation: NonNegative = 3600
-    save: NonNegative = 3600
+    input: Seconds = 1800.0
+    step: Seconds = 3600.0
+    evaluation: Seconds = 3600.0
+    save: Seconds = 3600.0
 
 
 class ActiveClock:

@@ -14,9 +14,11 @@ import dataclasses
 import faulthandler
 import json
 import math
+import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +35,7 @@ START_PERIOD = 2.0
 """Seconds between heartbeats until then."""
 
 _REMEDY = "start the same command again, with as many processes as are available, to resume from the newest checkpoint"
+_REMEDY_ALONE = "start the same command again to resume from the newest checkpoint"
 _NETWORK_ERROR = re.compile(r"gloo|nccl|connection|socket|unavailable|deadline|barrier|heartbeat|halted", re.I)
 """Matches messages of errors that another process's exit causes."""
 
@@ -92,7 +95,8 @@ class Watchdog:
         return self
 
     def __enter__(self) -> Watchdog:
-        self.step, self.ended = -1, ""
+        self.step, self.ended, self.code = -1, "", ExitCode.DONE
+        _own_failure.clear()
         return self.start()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -132,9 +136,12 @@ class Watchdog:
             )
 
     def close(self) -> None:
-        """Reports the normal exit of this process. Runs that failed have reported that."""
-        if not self.ended:
-            self.ended = "done"
+        """Runs at the exit of this process: reports it to the others, or skips JAX's wait for them after a failure."""
+        if _own_failure:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(_own_failure[0])
+        self.ended = self.ended or "done"
         with contextlib.suppress(RuntimeError, ValueError, AttributeError):
             self._send_heartbeat()
 
@@ -151,19 +158,24 @@ class Watchdog:
                     threading.Thread(target=self._end, args=(f"stalled: {stalled}", ExitCode.RESTART)).start()
                     time.sleep(2 * self.period)  # the others learn the cause, unless the coordinator is lost too
                 name = f"process {self.index} of {self.count}: " if self.count > 1 else ""
-                end_process(ExitCode.RESTART, f"stopped: {name}{stalled} (stacks above); {_REMEDY}")
+                remedy = _REMEDY if self.count > 1 else _REMEDY_ALONE
+                end_process(ExitCode.RESTART, f"stopped: {name}{stalled} (stacks above); {remedy}")
             if self.count > 1 and self.index and now - self.last_reply > self.heartbeat_timeout:
                 exit_with(f"process 0 of {self.count} has not answered for {now - self.last_reply:.0f} s")
 
     def _exchange(self, finished: threading.Event) -> None:
         """Exchanges heartbeats; ends this process if another one is lost."""
-        monitor = None
+        clock = ActiveClock(self.period)
+        monitor = HeartbeatMonitor(self.count, self.heartbeat_timeout, self.stall, clock)
         while not finished.wait(self.period):
             with contextlib.suppress(RuntimeError, ValueError):
                 self._send_heartbeat()
                 if self.index == 0:
-                    monitor = monitor or HeartbeatMonitor(self.count, 0, 0, ActiveClock(self.period))
-                    monitor.heartbeat_timeout, monitor.stall = self.heartbeat_timeout, self.stall
+                    clock.period, monitor.heartbeat_timeout, monitor.stall = (
+                        self.period,
+                        self.heartbeat_timeout,
+                        self.stall,
+                    )
                     failure = monitor.check(self._heartbeats())
                     if failure and not self.ended:
                         self._broadcast(failure, monitor.exit_code, self.count - 1 - len(monitor.failed))

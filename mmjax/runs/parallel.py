@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from mmjax.data.worker_processes import parent_imports
 from mmjax.errors import Restart, UserError
 from mmjax.runs.run import train
 
@@ -89,7 +90,7 @@ def _train_in_parallel(runs: Mapping[RunKey, PlannedRun], jobs: int, console: Co
         free_core_sets.put(core_set)
     results = {}
     pool = concurrent.futures.ProcessPoolExecutor(len(core_sets), context, _init_worker, (free_core_sets,))
-    with pool, Progress(console=console) as progress:
+    with parent_imports(), pool, Progress(console=console) as progress:
         bar = progress.add_task(f"{len(runs)} runs, {len(core_sets)} at a time", total=len(runs))
         futures = {pool.submit(_train, run): key for key, run in runs.items()}
         try:

@@ -23,6 +23,7 @@ from mmjax.evaluation.evaluator import EvaluationStopped
 from mmjax.experiment import CHANGEABLE_ON_RESUME, DataConfig, Experiment, schedule_changes
 from mmjax.files import user_path, write_atomically, write_json
 from mmjax.host.interruption import Interruption, handle_signals
+from mmjax.host.streams import replace_unencodable
 from mmjax.processes import Watchdog, agree_or_raise, watchdog
 from mmjax.reporting.overview import (
     count_by_component,
@@ -72,6 +73,7 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None, *, ea
       Interrupted: after Ctrl-C, once a checkpoint is saved.
       RunError: if too many steps had gradients that are not finite, or the trained parameters are not finite.
     """
+    replace_unencodable()
     with watchdog() as watch, handle_signals() as interruption, Ledger(earlier) as ledger:
         return _check_and_train(raw, user_path(workdir), console, watch, interruption, ledger)
 
