@@ -314,6 +314,7 @@ FORMULAS = [
         "max(0.0, duration_secs - inner)",
         "max(0.0, duration_secs)",
         ("tests/test_ledger.py", "-k", "moved_once"),
+    ),
     # Stalls.
     Mutation(
         "a pause of all processes makes the last one late",
