@@ -316,6 +316,21 @@ FORMULAS = [
         "self._kind.stored(raw, self._summary)",
         ("tests/test_reduce.py", "-k", "predict_reads and audio"),
     ),
+    # The ledger.
+    Mutation(
+        "the ledger loses nothing of a killed process",
+        "training/ledger.py",
+        "lost = sum(self._before.values()) - sum(kept.values())",
+        "lost = 0.0",
+        ("tests/test_ledger.py", "-k", "lost"),
+    ),
+    Mutation(
+        "the ledger counts a trace within a trace twice",
+        "training/ledger.py",
+        "max(0.0, duration_secs - inner)",
+        "max(0.0, duration_secs)",
+        ("tests/test_ledger.py", "-k", "moved_once"),
+    ),
     # Stalls.
     Mutation(
         "a pause of all processes makes the last one late",

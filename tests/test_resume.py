@@ -40,6 +40,8 @@ class Runner:
 
     workdir: pathlib.Path
     environment: dict[str, str]
+    seconds: float = 0.0
+    """Seconds from the start to the end of each process, added up."""
 
     def command(self, *program: str) -> list[str]:
         recipe = f"--config={TESTS / 'small_recipe.py'}"
@@ -53,6 +55,7 @@ class Runner:
 
     def run(self, kill: str = "", *flags: str) -> tuple[int, str]:
         """Exit status and output."""
+        began = time.monotonic()
         with self.start(kill, *flags) as process:
             try:
                 output, _ = process.communicate(timeout=PATIENCE)
@@ -60,6 +63,7 @@ class Runner:
                 process.kill()
                 output, _ = process.communicate()
                 pytest.fail(f"{kill or 'the run'} hangs after {PATIENCE} s:\n{output}")
+        self.seconds += time.monotonic() - began
         return process.returncode, output
 
     def run_and_kill_at_row(self, step: int, checkpoint: int) -> tuple[int, str]:
@@ -67,6 +71,7 @@ class Runner:
         path = self.workdir / "metrics.jsonl"
         # Rows of an earlier process remain until this one replaces the file.
         old = path.stat().st_ino if path.exists() else None
+        began = time.monotonic()
         with self.start("pace:0.1") as process:
             end = time.monotonic() + PATIENCE
             while process.poll() is None and time.monotonic() < end:
@@ -76,6 +81,7 @@ class Runner:
                 time.sleep(0.005)
             process.kill()
             output, _ = process.communicate()
+        self.seconds += time.monotonic() - began
         return process.returncode, output
 
     def last_row(self) -> int:
@@ -136,6 +142,17 @@ def assert_same_end(found: Runner, truth: Runner) -> None:
     assert sorted(found.rows()) == sorted(expected)
 
 
+def assert_ledger_adds_up(found: Runner, starts: int) -> None:
+    """The parts are the whole time of all processes, but for the last second of a killed one and the exit of others."""
+    ledger = found.result()["ledger"]
+    assert ledger["starts"] == starts
+    assert abs(sum(ledger["percent"].values()) - 100) < 0.1
+    assert abs(sum(ledger["seconds"].values()) - ledger["total_seconds"]) < 0.1
+    assert 0.7 * found.seconds < ledger["total_seconds"] < found.seconds + 0.1 * starts
+    for part in ("compile", "step", "input", "evaluation", "checkpoint", "other"):
+        assert ledger["seconds"][part] > 0, ledger
+
+
 def resumed_at(output: str) -> int | None:
     found = re.search(r"resumed at step (\d+)", output)
     return int(found[1]) if found else None
@@ -172,6 +189,11 @@ def test_a_run_that_was_killed_again_and_again_ends_like_one_that_was_not(undist
     status, output = disturbed.run()
     assert status == 0 and resumed_at(output) == last, output
     assert_same_end(disturbed, undisturbed)
+    assert_ledger_adds_up(undisturbed, starts=1)
+    assert_ledger_adds_up(disturbed, starts=5)
+    spent, unspent = disturbed.result()["ledger"]["seconds"], undisturbed.result()["ledger"]["seconds"]
+    assert spent["lost"] > 0 and spent["restore"] > 0 and unspent["lost"] == unspent["restore"] == 0
+    assert re.search(r"wall time: .* s in 5 starts\n.*lost +[\d.]+ s +[\d.]+ %", output, re.S)
 
 
 def test_a_run_that_was_killed_after_its_last_checkpoint_only_evaluates(undisturbed, disturbed):

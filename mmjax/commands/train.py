@@ -27,8 +27,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Connects to the other processes, if any, and trains the recipe."""
+    from mmjax.host.process_age import process_age
     from mmjax.processes import initialize
     from mmjax.runs.run import train
 
     initialize(flags.coordinator, flags.process_count, flags.process_id)
-    train(flags.config, user_path(flags.workdir))
+    train(flags.config, user_path(flags.workdir), earlier=process_age())

@@ -14,6 +14,7 @@ from mmjax.errors import Preempted
 from mmjax.sharding import replicated
 from mmjax.tasks.metrics import States, finalise, merge
 from mmjax.tokens import Batch
+from mmjax.training.ledger import timed
 from mmjax.training.loop import Hook, Loop
 from mmjax.training.metrics_log import MetricsLog
 from mmjax.training.objective import Objective, Parameters
@@ -83,6 +84,7 @@ class Evaluator:
         """Metrics of a split, `{name: value}`, with the inputs `without` set to absent; see `run_each`."""
         return self.run_each(parameters, split, [without], step=step, advance=advance)[0]
 
+    @timed("evaluation")
     def run_each(
         self,
         parameters: Parameters,
@@ -156,6 +158,7 @@ class EvaluationHook(Hook):
     def _evaluate_if_due(self, loop: Loop) -> None:
         if not self.every or (loop.step % self.every and not loop.done):
             return
+        jax.block_until_ready(loop.state)  # the wait for queued steps is not a part of the evaluation
         try:
             row = self.evaluator.run(loop.state.eval_parameters, self.split, step=loop.step)
         except EvaluationStopped:

@@ -109,6 +109,17 @@ def wrap_name(name: str, width: int, separator: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
+def print_ledger(console: Console, ledger: Mapping[str, Any]) -> None:
+    """Prints the seconds and the share of each part of a run's wall time; see `mmjax.training.ledger`."""
+    starts = f"{ledger['starts']} start" + ("s" if ledger["starts"] > 1 else "")
+    rows = {
+        name + (" (start-up and the rest)" if name == "other" else ""): f"{seconds:9,.1f} s {share:6.1f} %"
+        for (name, seconds), share in zip(ledger["seconds"].items(), ledger["percent"].values(), strict=True)
+        if seconds
+    }
+    print_key_values(console, f"wall time: {ledger['total_seconds']:,.1f} s in {starts}", rows)
+
+
 def print_metrics(console: Console, title: str, row: Mapping[str, float]) -> None:
     """Prints one line per metric."""
     print_key_values(console, title, {name: f"{value:.4f}" for name, value in row.items()})

@@ -25,7 +25,14 @@ from mmjax.files import user_path, write_atomically, write_json
 from mmjax.host.interruption import Interruption, handle_signals
 from mmjax.host.streams import replace_unencodable
 from mmjax.processes import Watchdog, agree_or_raise, watchdog
-from mmjax.reporting.overview import count_by_component, count_elements, print_key_values, print_metrics, print_subsets
+from mmjax.reporting.overview import (
+    count_by_component,
+    count_elements,
+    print_key_values,
+    print_ledger,
+    print_metrics,
+    print_subsets,
+)
 from mmjax.reporting.progress import progress_bar
 from mmjax.runs.lock import locked
 from mmjax.runs.storage import report_storage_errors
@@ -43,18 +50,20 @@ from mmjax.training.checkpoint import CheckpointHook, Checkpoints
 from mmjax.training.hooks.log import LogHook
 from mmjax.training.hooks.skipped_steps import SkippedStepsHook
 from mmjax.training.hooks.watch import PhaseHook, WatchdogHook
+from mmjax.training.ledger import Ledger, timed, timed_batches
 from mmjax.training.loop import Hook, Loop
 from mmjax.training.metrics_log import MetricsLog, read_rows
 from mmjax.training.state import TrainState, parameters_finite, parameters_hash
 
 
-def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> dict[str, Any]:
+def train(raw: Any, workdir: pathlib.Path, console: Console | None = None, *, earlier: float = 0.0) -> dict[str, Any]:
     """Trains a recipe and evaluates it. Resumes from the workdir's newest checkpoint, if any.
 
     Args:
       raw: the recipe, a `ConfigDict` or a dict.
       workdir: folder of the run, created if it does not exist.
       console: output of progress and tables; by default, only process 0 prints.
+      earlier: seconds since the process started, for the ledger of wall time.
 
     Returns:
       Contents of `result.json`.
@@ -66,12 +75,17 @@ def train(raw: Any, workdir: pathlib.Path, console: Console | None = None) -> di
       RunError: if too many steps had gradients that are not finite, or the trained parameters are not finite.
     """
     replace_unencodable()
-    with watchdog() as watch, handle_signals() as interruption:
-        return _check_and_train(raw, user_path(workdir), console, watch, interruption)
+    with watchdog() as watch, handle_signals() as interruption, Ledger(earlier) as ledger:
+        return _check_and_train(raw, user_path(workdir), console, watch, interruption, ledger)
 
 
 def _check_and_train(
-    raw: Any, workdir: pathlib.Path, console: Console | None, watch: Watchdog, interruption: Interruption
+    raw: Any,
+    workdir: pathlib.Path,
+    console: Console | None,
+    watch: Watchdog,
+    interruption: Interruption,
+    ledger: Ledger,
 ) -> dict[str, Any]:
     """Checks the config, the data and the workdir, locks the workdir, and trains."""
     started = time.perf_counter()
@@ -98,7 +112,8 @@ def _check_and_train(
                 check_same_data(workdir, record)
                 previous = read_config(workdir) if (workdir / "config.json").exists() else experiment.raw
                 write_config(workdir, experiment.raw, experiment.modalities, record)
-        return _train(experiment, previous, workdir, console, examples, started, watch, interruption)
+                ledger.open(workdir / "ledger.json")
+        return _train(experiment, previous, workdir, console, examples, started, watch, interruption, ledger)
 
 
 def _train(
@@ -110,11 +125,13 @@ def _train(
     started: float,
     watch: Watchdog,
     interruption: Interruption,
+    ledger: Ledger,
 ) -> dict[str, Any]:
     """Trains and evaluates in a locked and checked workdir; `previous` is the config that it had before."""
     writes = jax.process_index() == 0
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint)
     state, restored = _first_state(experiment, checkpoints)
+    ledger.resume(restored or 0)
     if writes:
         _print_overview(console, experiment, examples, checkpoints, restored, workdir, interruption.installed)
         for line in schedule_changes(previous, experiment.raw, restored) if restored else []:
@@ -130,7 +147,8 @@ def _train(
         loop = Loop(state, experiment.config.train.steps, hooks)
         batches = experiment.train_batches(loop.step)
         try:
-            state = loop.run(experiment.compile_step(), watch.phases.batches(batches))
+            with timed("step"):  # what the loop does beside the other parts: dispatch, waits for the device, logging
+                state = loop.run(experiment.compile_step(), timed_batches(watch.phases.batches(batches)))
         finally:
             watch.phases.enter(None)
             batches.close()
@@ -167,6 +185,7 @@ def _train(
         watch.phases.enter("save")
         checkpoints.close()
         watch.phases.enter(None)
+    result["ledger"] = ledger.summary()
     if writes:
         write_json(workdir / "result.json", result)
         _print_outputs(console, workdir, result)
@@ -481,3 +500,4 @@ def _print_outputs(console: Console, workdir: pathlib.Path, result: dict[str, An
             "time": f"{result['seconds']['train']} s of training, {result['seconds']['all']} s in total",
         },
     )
+    print_ledger(console, result["ledger"])

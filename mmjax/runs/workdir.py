@@ -1,7 +1,8 @@
 """Workdir of a run. Its file names and formats are stable, so other programs may read them.
 
-Files: config.json (resolved), metrics.jsonl, result.json, parameters.txt, checkpoints/, tensorboard/, and
-preprocessing/, which has dataset.json (the record of the data) and copies of preprocessing files. A workdir can be
+Files: config.json (resolved), metrics.jsonl, result.json, ledger.json (wall time by part), parameters.txt,
+checkpoints/, tensorboard/, and preprocessing/, which has dataset.json (the record of the data) and copies of
+preprocessing files. A workdir can be
 moved, and opened without its data.
 """
 

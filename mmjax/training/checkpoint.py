@@ -23,6 +23,7 @@ from mmjax.errors import Interrupted, Preempted, UserError
 from mmjax.host.interruption import Interruption
 from mmjax.processes import agree_or_raise
 from mmjax.training.checksums import tree_checksums
+from mmjax.training.ledger import mark_saved, timed
 from mmjax.training.loop import Hook, Loop, StopReason
 from mmjax.training.state import TrainState
 
@@ -130,6 +131,7 @@ class Checkpoints:
         """Reads the checksums and the copy of the metrics that `save` stored."""
         return json.loads((self.folder / str(step) / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
 
+    @timed("checkpoint")
     def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:
         """Starts an asynchronous save and returns once the arrays are copied. A step that is already saved is skipped.
 
@@ -146,7 +148,9 @@ class Checkpoints:
             saved = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         verified = {"checksums": tree_checksums(state), "metrics": saved}
         self.manager.save(step, args=ocp.args.StandardSave(state), metrics=saved, custom_metadata=verified)
+        mark_saved(step)
 
+    @timed("restore")
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """Restores a step with the shardings of `abstract`, which may differ from those at saving.
 
@@ -234,10 +238,12 @@ class Checkpoints:
         """Deletes the checkpoint of a step."""
         self.manager.delete(step)
 
+    @timed("checkpoint")
     def wait(self) -> None:
         """Blocks until pending saves are committed."""
         self.manager.wait_until_finished()
 
+    @timed("checkpoint")
     def close(self) -> None:
         """Closes the Orbax manager, after pending saves are committed."""
         if self.manager is not None:
@@ -285,6 +291,7 @@ class CheckpointHook(Hook):
         if self.checkpoints.manager.reached_preemption(loop.step) or jax.process_count() == 1:
             self._stop_if_requested(loop)
         if loop.step % self.checkpoints.config.every == 0 or loop.done or loop.stop_reason:
+            jax.block_until_ready(loop.state)  # the wait for queued steps is not a part of the save
             self.before_save()
             self.checkpoints.save(loop.step, loop.state, loop.latest_metrics.get("validation"))
 
