@@ -19,6 +19,10 @@ class UserError(Exception):
         self.where, self.problem, self.remedy = where, problem, remedy
         super().__init__(" ".join(f"{where}: {problem}; {remedy}".split()))
 
+    def __reduce__(self):
+        # Worker processes raise it too; by default, unpickling calls the class with the message alone.
+        return type(self), (self.where, self.problem, self.remedy)
+
 
 class RunError(Exception):
     """A failure of a run that needs no traceback. The command line prints it as one line and exits with code 1."""

@@ -1,14 +1,19 @@
-"""Atomic file writes, JSON without NaN, and the cache folder."""
+"""Bounded file reads, atomic file writes, JSON without NaN, and the cache folder."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import pathlib
-from typing import Any
+import stat
+from typing import IO, Any
 
 from mmjax.errors import UserError
+
+MAX_BYTES = 2**30
+"""Largest size in bytes of a file that is read as a whole. A sparse file of any size needs no disk space."""
 
 
 def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
@@ -22,6 +27,43 @@ def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
     if home.startswith("~") and not os.path.exists(home):
         raise UserError(str(text), f"the home folder {home!r} is unknown", "give the full path")
     return path
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Opens a regular file for reading.
+
+    Raises:
+      OSError: if it cannot be opened, or is a pipe, a socket or a device, which may block or never end.
+      ValueError: if the path contains a null byte.
+    """
+    # Do not open a pipe or device at all: opening it may block or have an effect.
+    _check_regular(os.stat(path), path)
+    # Without waiting for data, which some files below /proc never have.
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
+    try:
+        # Again, since the file may have been replaced.
+        _check_regular(os.fstat(file.fileno()), path)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_bounded(file: IO[bytes], size: int | None = None) -> bytes:
+    """Reads `size` bytes or the rest of a file. Raises OSError if these are more than `MAX_BYTES`."""
+    data = file.read(MAX_BYTES + 1 if size is None else min(size, MAX_BYTES + 1))
+    if data is None:
+        raise OSError("the file has no data yet")
+    if len(data) > MAX_BYTES:
+        raise OSError(f"larger than {MAX_BYTES / 2**30:g} GiB")
+    return data
 
 
 def cache_folder(configured: str = "") -> pathlib.Path:

@@ -66,6 +66,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         absl_flags.DEFINE_string(name, None, help_texts[name], flag_values=flags)
     help_text = "vocabulary size of a tokenizer trained on each text input, such as 8000"
     absl_flags.DEFINE_integer("train_tokenizer", None, help_text, flag_values=flags)
+    help_text = "read files outside the folder of the manifest"
+    absl_flags.DEFINE_bool("allow_outside", False, help_text, flag_values=flags)
     absl_flags.DEFINE_integer("folds", None, "number of cross-validation folds", flag_values=flags)
     absl_flags.DEFINE_integer("seed", None, "random seed (default: 0)", flag_values=flags)
     help_text = "KEY=VALUE of any other option, such as checks.image.blank=3; repeatable"
@@ -155,6 +157,8 @@ def _parse_options(flags: absl_flags.FlagValues) -> Any:
     for name, kind in _LIST_FLAGS.items():
         if (text := flags[name].value) is not None:
             values[name] = _parse_pairs(name, text) if kind is dict else [item for item in text.split(",") if item]
+    if flags.allow_outside:
+        values["allow_outside"] = True
     for name in (*_TEXT_FLAGS, "folds", "seed", "train_tokenizer"):
         if flags[name].value is not None:
             values[name] = flags[name].value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -43,7 +44,23 @@ def read_raw(modalities: Mapping[str, Modality], arguments: Mapping[str, str]) -
             raise UserError(f"--{name}", f"the run has no input {name!r}", nearest(name, modalities))
     if not arguments:
         raise UserError("mmjax predict", "no input is given", f"give {known}")
-    return {name: modalities[name].read(argument, f"--{name}") for name, argument in arguments.items()}
+    raws = {}
+    for name, argument in arguments.items():
+        with _invalid_input(name, argument):
+            raws[name] = modalities[name].read(argument, f"--{name}")
+    return raws
+
+
+@contextlib.contextmanager
+def _invalid_input(name: str, argument: str) -> Iterator[None]:
+    """Converts any exception to a UserError: damaged files make decoders raise errors of any type."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"--{name}", f"{argument!r}: {reason}", "give another") from error
 
 
 def process_inputs(
@@ -70,10 +87,8 @@ def process_inputs(
     buffers = BufferPool()
     rows = packing.packed_rows(None, 1, buffers, slots=1) if packing else PaddedRows(modalities, 1, buffers)
     for name, raw in raws.items():
-        try:
+        with _invalid_input(name, arguments[name]):
             rows.put(name, 0, 0, raw)
-        except ValueError as error:
-            raise UserError(f"--{name}", f"{arguments[name]!r}: {error}", "give another") from error
     return jax.tree.map(lambda leaf: leaf[0], rows.inputs)
 
 
@@ -93,7 +108,8 @@ def input_warnings(kinds: Mapping[str, str], modalities: Mapping[str, Modality],
         kind = KINDS[kinds[name]]() if kinds[name] in KINDS else None
         # Faults are not checked for tables, whose cells are already parsed.
         if kind is not None and not kind.multi_column:
-            faults = kind.faults(kind.measure(kind.decode(raw)))
+            with _invalid_input(name, f"--{name}"):
+                faults = kind.faults(kind.measure(kind.decode(raw)))
             warnings += [f"--{name}: {fault}, {why}; the prediction may be arbitrary" for fault, why in faults.items()]
         warnings += [f"--{name}: {why}" for why in getattr(modalities[name], "warnings", lambda raw: [])(raw)]
     return warnings

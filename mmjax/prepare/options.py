@@ -19,6 +19,7 @@ class PrepareConfig:
     Attributes:
       source: folder, manifest or tar file, as a path or a URI; or tfds:NAME.
       format: key of `mmjax.prepare.sources.SOURCES`; "" infers it.
+      allow_outside: lets a manifest refer to files outside its folder.
       columns: {name: "COLUMN" or "COLUMN:KIND"}, inputs and targets; {} infers them. "COLUMN+COLUMN:table" joins
         several columns into one input, "*:table" joins all columns that no other entry names. "COLUMN:labels;" splits
         the cells of a multi-label target at semicolons.
@@ -42,6 +43,7 @@ class PrepareConfig:
 
     source: str
     format: str = ""
+    allow_outside: bool = False
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     target: tuple[str, ...] = ()
     key: str = ""

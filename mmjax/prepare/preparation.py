@@ -99,7 +99,7 @@ def prepare(
     effective_drops(config)
     output = output.absolute()
     partial = output.with_name(output.name + ".partial")
-    source = open_source(config.source, config.format)
+    source = open_source(config.source, config.format, config.allow_outside)
 
     def run_tasks(title: str, function: Callable[..., None], calls: Sequence[tuple]) -> None:
         with progress(title, len(calls)) as advance:
