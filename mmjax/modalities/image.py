@@ -21,8 +21,9 @@ from mmjax.modalities.raw_files import read_bytes
 from mmjax.tokens import InputSpec
 
 FORMATS = (
-    "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP",
-)  # fmt: skip
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX"),
+    *("PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP"),
+)
 """Names in Pillow of the image formats that are read. Others are not images (EPS would start a program), or are rare."""
 
 MAX_PIXELS = 100_000_000

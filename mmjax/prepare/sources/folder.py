@@ -26,8 +26,11 @@ def kind_of_suffix(name: str) -> str | None:
 
 
 # Files about a dataset, whatever their number.
-_ABOUT = re.compile(r"(read.?me|licen[cs]e|copying|copyright|notice|authors?|credits|changes|changelog|origin|about|index)"
-                    r"([-_. ].*)?", re.IGNORECASE)  # fmt: skip
+_ABOUT = re.compile(
+    r"(read.?me|licen[cs]e|copying|copyright|notice|authors?|credits|changes|changelog|origin|about|index)"
+    r"([-_. ].*)?",
+    re.IGNORECASE,
+)
 # A kind of file with fewer lone examples than this share of all is stray.
 _STRAY_SHARE = 0.1
 
