@@ -17,7 +17,7 @@ from flax import nnx
 from mmjax.config import AtLeast, Count, Formerly, Rate, Within, build, choose, convert_value_errors
 from mmjax.data.dataset import check_split
 from mmjax.data.packing import Packing, PackingConfig
-from mmjax.data.pipeline import Pipeline, prefetch_to_device
+from mmjax.data.pipeline import MAX_BROKEN, Pipeline, prefetch_to_device
 from mmjax.data.sampling import FilterConfig, SamplingConfig
 from mmjax.data.workers import worker_count
 from mmjax.datasets import Dataset, make_dataset, shared_config
@@ -46,6 +46,7 @@ CHANGEABLE_ON_RESUME = (
     "checkpoint",
     "data.workers",
     "data.prefetch",
+    "data.max_broken",
     "train.steps",
     "train.max_skipped",
     "train.rollback",
@@ -75,6 +76,7 @@ class DataConfig:
       workers: data loading processes; 0 loads in a thread of the main process. -1 takes as many as the host's cores
         and half of its free memory allow, and 0 if the devices are CPUs.
       prefetch: batches to load ahead.
+      max_broken: fraction of a split's records that may be unreadable. They are masked and counted in `result.json`.
     """
 
     name: str
@@ -86,6 +88,7 @@ class DataConfig:
     packing: PackingConfig = PackingConfig()
     workers: Annotated[int, AtLeast(-1)] = 0
     prefetch: Count = 4
+    max_broken: Annotated[float, Within(0.0, 1.0)] = MAX_BROKEN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -348,6 +351,7 @@ class Experiment:
             packing=self.packing,
             workers=self._workers,
             prefetch=data.prefetch,
+            max_broken=data.max_broken,
         )
 
     @property

@@ -24,7 +24,7 @@ FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX"),
     *("PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP"),
 )
-"""Names in Pillow of the image formats that are read. Others are not images (EPS would start a program), or are rare."""
+"""Image formats that are read, by their names in Pillow. Others are not images (EPS starts a program), or are rare."""
 
 MAX_PIXELS = 100_000_000
 """Maximum number of pixels of an image, or a quarter of it at more than 8 bits: a file of some kilobytes may declare

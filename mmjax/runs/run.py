@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import math
 import pathlib
 import sys
@@ -22,7 +23,7 @@ from mmjax.errors import RunError, UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
 from mmjax.experiment import CHANGEABLE_ON_RESUME, DataConfig, Experiment, schedule_changes
 from mmjax.files import user_path, write_atomically, write_json
-from mmjax.processes import Watchdog, agree_or_raise
+from mmjax.processes import Watchdog, agree_or_raise, exchange
 from mmjax.reporting.overview import count_by_component, count_elements, print_key_values, print_metrics, print_subsets
 from mmjax.runs.lock import locked
 from mmjax.runs.storage import report_storage_errors
@@ -142,6 +143,7 @@ def _train(
                 step=evaluated_step,
             ),
             **provenance(),
+            "broken_records": _broken_records(experiment),
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "seconds": {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)},
         }
@@ -433,7 +435,19 @@ def _write_parameters(workdir: pathlib.Path, state: TrainState, writes: bool) ->
         write_atomically(workdir / "parameters.txt", overview + "\n")
 
 
+def _broken_records(experiment: Experiment) -> dict[str, int]:
+    """Returns {split: number of unreadable records}, over all processes, of the splits read since this start."""
+    mine = {split: sorted(records) for split, records in experiment.pipeline.broken.items()}
+    found: dict[str, set[int]] = {}
+    for message in exchange("the count of unreadable records", json.dumps(mine)):
+        for split, records in json.loads(message).items():
+            found.setdefault(split, set()).update(records)
+    return {split: len(records) for split, records in found.items()}
+
+
 def _print_outputs(console: Console, workdir: pathlib.Path, result: dict[str, Any]) -> None:
+    counts = [f"{count:,} in {split}" for split, count in result["broken_records"].items() if count]
+    broken = {"unreadable records": f"{', '.join(counts)}, masked"} if counts else {}
     print_key_values(
         console,
         "output files",
@@ -442,6 +456,7 @@ def _print_outputs(console: Console, workdir: pathlib.Path, result: dict[str, An
             "curves": f"{workdir / 'metrics.jsonl'}, or `tensorboard --logdir {workdir}`",
             "checkpoints": str(workdir / "checkpoints"),
             "parameters": str(workdir / "parameters.txt"),
+            **broken,
             "time": f"{result['seconds']['train']} s of training, {result['seconds']['all']} s in total",
         },
     )
