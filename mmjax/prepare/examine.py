@@ -62,7 +62,7 @@ def examine_chunk(job: Job, chunk: int) -> None:
         measured: dict[str, Any] = {}
         for column in job.layout.columns:
             try:
-                values, found = _examine_value(job, row, column)
+                values, found = examine_value(job, row, column)
             except Unreadable as error:
                 values, found = {"unreadable": " ".join(printable(str(error)).split())[:300]}, {}
             measured[column.name] = values
@@ -78,7 +78,7 @@ def examine_chunk(job: Job, chunk: int) -> None:
     write_arrays(path, arrays)
 
 
-def _examine_value(job: Job, row: Row, column: Column) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+def examine_value(job: Job, row: Row, column: Column) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Returns the measurements of a value, None if the row lacks it, and its parts for the chunk file.
 
     Raises:
