@@ -463,9 +463,13 @@ def plain(raw: Any) -> dict[str, Any]:
     try:
         raw = raw.to_dict() if hasattr(raw, "to_dict") else raw
         # Sorted, like config.json and ConfigDict, because random draws and fusion depend on the order of the encoders.
-        return json.loads(json.dumps(raw, sort_keys=True))
-    except TypeError as error:
+        values = json.loads(json.dumps(raw, sort_keys=True))
+    # Circular values raise ValueError.
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError("config", str(error), "use numbers, strings, lists and dicts only") from error
+    if not isinstance(values, dict):
+        raise UserError("config", f"{values!r:.60} is not a dict", "give a dict of sections")
+    return values
 
 
 def _modalities(config: DataConfig, dataset: Dataset, model: ModelConfig) -> dict[str, Any]:

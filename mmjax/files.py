@@ -20,8 +20,11 @@ def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the path with a leading `~` or `~user` expanded; shells leave the `~` of `--flag=~/x` to the program.
 
     Raises:
-      UserError: if the user's home folder is unknown.
+      UserError: if the path is empty or contains a null byte, or the user's home folder is unknown.
     """
+    if not os.fspath(text) or "\0" in os.fspath(text):
+        problem = "contains a null byte" if os.fspath(text) else "is an empty path"
+        raise UserError(repr(text), problem, "give the path of a file or folder")
     path = pathlib.Path(os.path.expanduser(text))
     home = path.parts[0] if path.parts else ""
     if home.startswith("~") and not os.path.exists(home):
@@ -64,6 +67,21 @@ def read_bounded(file: IO[bytes], size: int | None = None) -> bytes:
     if len(data) > MAX_BYTES:
         raise OSError(f"larger than {MAX_BYTES / 2**30:g} GiB")
     return data
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      OSError: if it cannot be read, or is not a regular file.
+      ValueError: if it is not JSON in UTF-8, or is nested too deeply.
+    """
+    with open_regular(path) as file:
+        data = read_bounded(file)
+    try:
+        return json.loads(data.decode())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def cache_folder(configured: str = "") -> pathlib.Path:

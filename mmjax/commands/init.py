@@ -14,7 +14,7 @@ import re
 from absl import flags as absl_flags
 
 from mmjax.errors import UserError, nearest
-from mmjax.files import write_atomically
+from mmjax.files import user_path, write_atomically
 from mmjax.recipe import shipped_recipes
 
 ARGUMENTS = "[RECIPE]"
@@ -37,7 +37,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     (name,) = arguments if len(arguments) == 1 else (" ".join(arguments),)
     if name not in recipes:
         raise UserError(f"mmjax init {name}", f"unknown recipe {name!r}", nearest(name, recipes))
-    folder = pathlib.Path(flags.output).expanduser()
+    folder = user_path(flags.output)
     copies = {folder / recipes[each].name: recipes[each].read_text() for each in _with_bases(name, recipes)}
     for path, text in copies.items():
         if path.exists() and path.read_text() != text:

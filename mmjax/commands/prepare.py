@@ -34,6 +34,7 @@ from mmjax.commands.config_flag import define_config
 from mmjax.errors import UserError, nearest
 from mmjax.files import to_json, user_path
 
+_MAX_WORKERS = 1000
 _LIST_FLAGS = {"columns": dict, "splits": dict, "target": list, "keep": list, "drop": list}
 _TEXT_FLAGS = ("format", "key", "split", "group", "stratify")
 
@@ -111,10 +112,9 @@ def _prepare_source(flags: absl_flags.FlagValues) -> None:
     """Prepares raw data and prints the report."""
     if not flags.output:
         raise UserError("--output", "is missing", "give a folder for the prepared data")
-    if flags.workers < 0:
-        raise UserError(
-            "--workers", f"{flags.workers} is out of range", "give a number of processes, or 0 for all cores"
-        )
+    if not 0 <= flags.workers <= _MAX_WORKERS:
+        remedy = f"give a number of processes up to {_MAX_WORKERS}, or 0 for all cores"
+        raise UserError("--workers", f"{flags.workers} is out of range", remedy)
     from mmjax.prepare.preparation import prepare
     from mmjax.prepare.runners import make_runner
 

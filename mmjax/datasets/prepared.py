@@ -15,7 +15,7 @@ from mmjax.config import FilePath
 from mmjax.data.dataset import Dataset, Record, check_split
 from mmjax.datasets.records import Records
 from mmjax.errors import MissingData, UserError
-from mmjax.files import user_path
+from mmjax.files import read_json, user_path
 from mmjax.modalities import MODALITIES
 from mmjax.prepare.splits import sort_splits
 from mmjax.tokens import TargetSpec
@@ -121,7 +121,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     """
     path, remedy = folder / "manifest.json", "run mmjax prepare --source=PATH --output=FOLDER"
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
     except FileNotFoundError:
         partial = folder.with_name(folder.name + ".partial").exists()
         problem = "is only partially prepared" if partial else "is not a prepared dataset"

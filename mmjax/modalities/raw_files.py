@@ -51,6 +51,8 @@ def read_bytes(argument: str, where: str, remedy: str) -> bytes:
     try:
         with open_regular(user_path(argument)) as file:
             return read_bounded(file)
+    except UserError as error:
+        raise UserError(where, f"{argument!r} {error.problem}", remedy) from None
     except FileNotFoundError:
         raise UserError(where, f"file {argument!r} does not exist", remedy) from None
     except (OSError, ValueError) as error:

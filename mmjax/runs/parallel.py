@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import ctypes
 import dataclasses
-import json
 import multiprocessing
 import os
 import pathlib
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mmjax.errors import UserError
+from mmjax.files import read_json
 from mmjax.runs.run import train
 
 _PR_SET_PDEATHSIG = 1
@@ -41,7 +41,7 @@ class PlannedRun:
         """
         path = self.workdir / "result.json"
         try:
-            return json.loads(path.read_text()) if path.is_file() else None
+            return read_json(path) if path.is_file() else None
         except ValueError as error:
             raise UserError(str(path), f"is not JSON: {error}", "remove it to resume the run") from error
 

@@ -10,7 +10,6 @@ without runs, such as a set of recorded plans, has a script check.py instead of 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pathlib
@@ -26,7 +25,7 @@ from mmjax.config import build
 from mmjax.data.dataset import check_split
 from mmjax.errors import UserError, nearest
 from mmjax.experiment import CHANGEABLE_ON_RESUME, Experiment, plain, resolve_paths
-from mmjax.files import write_atomically, write_json
+from mmjax.files import read_json, write_atomically, write_json
 from mmjax.recipe import check_key, load_recipe
 from mmjax.reporting.records import (
     BEGIN_MARK,
@@ -163,7 +162,7 @@ def _read_results(folder: pathlib.Path) -> dict[str, Any]:
 
 def _load(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except ValueError as error:
         raise UserError(str(path), f"is not JSON: {error}", "correct it") from error
 

@@ -16,12 +16,13 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from mmjax.config import build
 from mmjax.data.dataset import Dataset, check_split
 from mmjax.datasets import Prepared, make_dataset
 from mmjax.datasets.recorded import OtherData, RecordedDataset, describe
 from mmjax.errors import RunError, UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
-from mmjax.experiment import CHANGEABLE_ON_RESUME, DataConfig, Experiment, schedule_changes
+from mmjax.experiment import CHANGEABLE_ON_RESUME, DataConfig, Experiment, ExperimentConfig, schedule_changes
 from mmjax.files import user_path, write_atomically, write_json
 from mmjax.processes import Watchdog, agree_or_raise, exchange
 from mmjax.reporting.overview import count_by_component, count_elements, print_key_values, print_metrics, print_subsets
@@ -178,7 +179,8 @@ def restore(
         raise missing
     if dataset is None:
         dataset = RecordedDataset(read_record(workdir))
-    experiment = Experiment(raw, None if mesh else _fitting_devices(raw), mesh or MeshConfig(), dataset)
+    config = build(ExperimentConfig, raw, "")
+    experiment = Experiment(raw, None if mesh else _fitting_devices(config), mesh or MeshConfig(), dataset)
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint, read_only=True)
     best = experiment.config.evaluate.use == "best"
     if best and checkpoints.steps and checkpoints.best() is None:
@@ -293,16 +295,22 @@ def evaluate_splits(
     return result
 
 
-def _fitting_devices(raw: Mapping[str, Any]) -> list[jax.Device]:
+def _fitting_devices(config: ExperimentConfig) -> list[jax.Device]:
     """Returns the largest number of devices that divides the batch sizes; training may have used another number."""
     devices = jax.devices()
     if jax.process_count() > 1:
         return devices
-    train, evaluation = raw["train"], raw.get("evaluate", {})
-    microbatches = max(train.get("accumulate", 1), (train.get("estimator") or {}).get("microbatches", 1))
-    slots = (raw["data"].get("packing") or {}).get("slots", 1)
-    rows = math.gcd(train["batch_size"] // microbatches, evaluation.get("batch_size") or train["batch_size"]) // slots
+    train = config.train
+    microbatches = max(train.accumulate, _positive(train.estimator, "microbatches"))
+    evaluated = config.evaluate.batch_size or train.batch_size
+    rows = math.gcd(train.batch_size // microbatches, evaluated) // _positive(config.data.get("packing"), "slots")
     return devices[: max(count for count in range(1, len(devices) + 1) if rows % count == 0)]
+
+
+def _positive(section: Any, key: str) -> int:
+    """Returns a positive number in a section that is not checked yet, 1 by default."""
+    value = section.get(key, 1) if isinstance(section, Mapping) else 1
+    return value if isinstance(value, int) and value > 0 else 1
 
 
 def _check_steps(workdir: pathlib.Path, experiment: Experiment) -> None:

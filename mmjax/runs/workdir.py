@@ -8,7 +8,6 @@ moved, and opened without its data.
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 import pathlib
 import platform
@@ -21,7 +20,7 @@ from typing import Any
 from mmjax import __version__
 from mmjax.datasets import recorded
 from mmjax.errors import UserError
-from mmjax.files import write_json
+from mmjax.files import read_json, write_json
 from mmjax.modalities import Modality
 from mmjax.runs import lock
 
@@ -176,7 +175,12 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     raw = _load(path)
     if not isinstance(raw, dict) or not all(isinstance(raw.get(key), dict) for key in ("data", "model", "train")):
         raise UserError("--workdir", f"{path} is not the config of an mmjax run", "give the workdir of `mmjax train`")
-    for name, section in raw["data"].get("inputs", {}).items():
+    inputs, encoders = raw["data"].get("inputs", {}), raw["model"].get("encoders")
+    if not (
+        isinstance(inputs, dict) and isinstance(encoders, dict) and all(isinstance(s, dict) for s in inputs.values())
+    ):
+        raise UserError("--workdir", f"{path} is damaged", "restore it from a copy, or give another workdir")
+    for name, section in inputs.items():
         for key, value in section.items():
             copy = _copy(workdir, name, pathlib.Path(str(value)).name)
             if isinstance(value, str) and value and copy.is_file():
@@ -186,7 +190,10 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
 
 def _load(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
+    except OSError as error:
+        problem = f"{path} cannot be read: {error.strerror}"
+        raise UserError("--workdir", problem, "restore it, or give another workdir") from error
     except ValueError as error:
         raise UserError("--workdir", f"{path} is not JSON: {error}", "restore it, or give another workdir") from error
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmjax.config import FilePath, Rate
 from mmjax.errors import UserError
+from mmjax.files import user_path
 
 
 class Synonyms:
@@ -67,7 +68,7 @@ def read_synonyms(uri: str) -> dict[str, tuple[str, ...]]:
     Raises:
       UserError: if the files are missing or invalid.
     """
-    path = pathlib.Path(uri).expanduser()
+    path = user_path(uri)
     files = sorted(path.glob("data.*")) if path.is_dir() else []
     try:
         if files:

@@ -52,7 +52,10 @@ class Manifest(Source):
         try:
             for index, values in enumerate(read(self.uri)):
                 yield Row(f"{index:08}", values)
-        except (ValueError, csv.Error, OSError) as error:
+        except UserError:
+            raise
+        # Besides ValueError, csv.Error and OSError, libraries of stores raise errors of their own.
+        except Exception as error:
             problem = f"{self.uri!r} cannot be read: {error}"
             raise UserError("--source", problem, "give a CSV, TSV, JSONL or Parquet file in UTF-8") from None
 

@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import pathlib
 import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -87,7 +86,10 @@ def _examples(uri: str, prefix: str, work: pathlib.Path) -> Iterator[Row]:
             _check_end(file, archive)
         if stem is not None:
             yield Row(prefix + stem.lstrip("/"), values)
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except UserError:
+        raise
+    # On damaged files, tarfile also raises ValueError, OverflowError and RecursionError.
+    except Exception as error:
         problem = f"{uri!r} is not a readable tar file: {error}"
         raise UserError("--source", problem, "repack it, or leave it out") from None
 
