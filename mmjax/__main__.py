@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import re
 import sys
@@ -72,6 +73,9 @@ def _run(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(f"mmjax {__version__}")
         return 0
+    # Names of files may be undecodable, and the locale may be ASCII.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     name, *argv = argv
     if name.startswith("-"):
         raise UserError(f"mmjax {name}", "flags come after the command", "write mmjax COMMAND --flags")
@@ -84,7 +88,8 @@ def _run(argv: list[str]) -> int:
     before_dashes = argv[: argv.index("--")] if "--" in argv else argv
     show_help = bool({"-h", "-help", "--help"} & set(before_dashes))
     if hasattr(command, "define_dynamic_flags"):
-        command.define_dynamic_flags(flags, argv, show_help)
+        with _file_errors():
+            command.define_dynamic_flags(flags, argv, show_help)
     if show_help:
         print(_help(name, command, flags))
         return 0
@@ -94,7 +99,20 @@ def _run(argv: list[str]) -> int:
         raise UserError(where, f"unexpected {arguments[0]!r}", "flags are written --name=value")
     # Grain's worker processes read absl's global flags, which mmjax does not parse.
     absl_flags.FLAGS.mark_as_parsed()
-    return command.run(flags, arguments) or 0
+    with _file_errors():
+        return command.run(flags, arguments) or 0
+
+
+@contextlib.contextmanager
+def _file_errors() -> Iterator[None]:
+    """Converts an error of a file that no other code handles to a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        remedy = "check the path, its permissions and the free space"
+        raise UserError(repr(error.filename), error.strerror or type(error).__name__, remedy) from error
 
 
 def _parse(name: str, flags: absl_flags.FlagValues, argv: list[str]) -> list[str]:

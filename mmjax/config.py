@@ -16,6 +16,7 @@ A recipe, `configs/NAME.py`, returns an `ml_collections.ConfigDict` of plain val
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import functools
@@ -85,6 +86,19 @@ class FilePath:
     def absolute(self, value: Any) -> Any:
         """Returns the absolute path of `value` with `~` expanded; `value` itself if it is not a path."""
         return str(user_path(value).absolute()) if isinstance(value, str) and value not in self.names else value
+
+
+def parse_literal(text: str) -> Any:
+    """Parses a Python literal.
+
+    Raises:
+      ValueError: if the text is not a literal, or is nested too deeply.
+    """
+    try:
+        return ast.literal_eval(text)
+    # Python's parser raises all of these, depending on the text.
+    except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
+        raise ValueError(f"{text[:60]!r} is not a literal") from None
 
 
 def path_keys(cls: type) -> dict[str, FilePath]:
@@ -257,6 +271,11 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     if origin in (dict, Mapping) or annotation in (dict, Mapping):
         if not hasattr(value, "items"):
             reject()
+        for key in value:
+            if not isinstance(key, str):
+                raise UserError(
+                    where, f"the key {key!r} is {_with_article(type(key).__name__)}", "give strings as keys"
+                )
         item_type = args[1] if args else Any
         return {key: _convert(item, item_type, f"{where}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(annotation):

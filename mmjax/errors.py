@@ -41,7 +41,7 @@ class UserError(Exception):
         super().__init__(" ".join(f"{where}: {problem}; {remedy}".split()))
 
     def __reduce__(self):
-        # The default passes the joined message as the only argument.
+        # Worker processes raise it too. The default passes the joined message as the only argument.
         return type(self), (self.where, self.problem, self.remedy)
 
 

@@ -17,7 +17,7 @@ from flax import nnx
 from mmjax.config import AtLeast, Count, Formerly, Rate, Within, build, choose, convert_value_errors
 from mmjax.data.dataset import check_split
 from mmjax.data.packing import Packing, PackingConfig
-from mmjax.data.pipeline import Pipeline, prefetch_to_device
+from mmjax.data.pipeline import MAX_BROKEN, Pipeline, prefetch_to_device
 from mmjax.data.sampling import FilterConfig, SamplingConfig
 from mmjax.data.workers import worker_count
 from mmjax.datasets import Dataset, make_dataset, shared_config
@@ -48,6 +48,7 @@ CHANGEABLE_ON_RESUME = (
     "watchdog",
     "data.workers",
     "data.prefetch",
+    "data.max_broken",
     "train.steps",
     "train.max_skipped",
     "train.rollback",
@@ -77,6 +78,7 @@ class DataConfig:
       workers: data loading processes; 0 loads in a thread of the main process. -1 takes as many as the host's cores
         and half of its free memory allow, and 0 if the devices are CPUs.
       prefetch: batches to load ahead.
+      max_broken: fraction of a split's records that may be unreadable. They are masked and counted in `result.json`.
     """
 
     name: str
@@ -88,6 +90,7 @@ class DataConfig:
     packing: PackingConfig = PackingConfig()
     workers: Annotated[int, AtLeast(-1)] = 0
     prefetch: Count = 4
+    max_broken: Annotated[float, Within(0.0, 1.0)] = MAX_BROKEN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -352,6 +355,7 @@ class Experiment:
             packing=self.packing,
             workers=self._workers,
             prefetch=data.prefetch,
+            max_broken=data.max_broken,
         )
 
     @property
@@ -472,9 +476,13 @@ def plain(raw: Any) -> dict[str, Any]:
     try:
         raw = raw.to_dict() if hasattr(raw, "to_dict") else raw
         # Sorted, like config.json and ConfigDict, because random draws and fusion depend on the order of the encoders.
-        return json.loads(json.dumps(raw, sort_keys=True))
-    except TypeError as error:
+        values = json.loads(json.dumps(raw, sort_keys=True))
+    # Circular values raise ValueError.
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError("config", str(error), "use numbers, strings, lists and dicts only") from error
+    if not isinstance(values, dict):
+        raise UserError("config", f"{values!r:.60} is not a dict", "give a dict of sections")
+    return values
 
 
 def _modalities(config: DataConfig, dataset: Dataset, model: ModelConfig) -> dict[str, Any]:

@@ -299,7 +299,7 @@ class TestRecipe:
         config.data.modality_dropout = {}
         experiment = Experiment(config)
         batch = experiment.pipeline.batch_at("train", 16, 0)
-        assert experiment.pipeline.num_broken == 0
+        assert experiment.pipeline.broken == {"train": set()}
         assert all(np.asarray(each.mask).any() for each in batch.inputs.values())
 
     def test_without_files_the_command_ends_with_2_and_one_line(self, tmp_path):

@@ -398,12 +398,11 @@ def test_augmentation_and_modality_dropout_of_one_row_differ_between_steps():
 def test_a_label_outside_the_classes_names_its_record(target):
     _, errors = function(target)(0)
     assert errors[0].startswith("target 'y' of record 7 is ")
-    pipeline = types.SimpleNamespace(_num_records=0, num_broken=0)
-    batch = types.SimpleNamespace(ids=np.arange(4))
+    pipeline = types.SimpleNamespace(broken={})
     with pytest.raises(
         UserError, match=r"^data: target 'y' of record 7 is .*; correct it, or make the target missing$"
     ):
-        Pipeline._count_errors(pipeline, batch, errors)
+        Pipeline._count_errors(pipeline, "train", errors)
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,7 @@ def test_a_row_holds_what_the_plan_says_and_each_example_has_one_slot_in_all_inp
     dataset = pipe.dataset
     for step in range(12):
         batch = pipe.batch_at("train", 32, step)
-        assert batch.size == 32 and batch.rows == 8 and pipe.num_broken == 0
+        assert batch.size == 32 and batch.rows == 8 and pipe.broken == {"train": set()}
         for slot in np.flatnonzero(batch.ids >= 0):
             number = int(batch.ids[slot]) % 61
             seen.append(int(batch.ids[slot]))
@@ -320,7 +320,7 @@ def test_a_mixture_is_packed_by_the_measures_that_all_datasets_have():
     pipe = Pipeline(mixture, modalities, seed=3, packing=packing, sampling=sampling)
     ids = np.concatenate([pipe.batch_at("train", 32, step).ids for step in range(20)])
     of_two = (ids[ids >= 0] % 68 >= 61).mean()
-    assert pipe.num_broken == 0 and 0.7 < of_two < 0.8
+    assert pipe.broken == {"train": set()} and 0.7 < of_two < 0.8
     of["two"]["known"] = False
     mixture = make_dataset({"name": "mixture", "datasets": datasets}, PartConfig)[1]
     with pytest.raises(UserError, match="data.packing: the index of split 'train' has no column 'picture/height'"):

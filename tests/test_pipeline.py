@@ -116,8 +116,9 @@ class TestTraining:
             "import test_pipeline as t\n"
             "if __name__ == '__main__':\n"
             "    for workers in (0, 2):\n"
-            "        pipe = t.pipeline(t.Toy(broken=(7,)), modality_dropout=t.ABSENT, workers=workers)\n"
-            "        print([t.fingerprint(batch) for batch in t.take(pipe, 6, start=3)], pipe.num_broken)\n"
+            "        toy, options = t.Toy(broken=(7,)), {'workers': workers, 'max_broken': 0.1}\n"
+            "        pipe = t.pipeline(toy, modality_dropout=t.ABSENT, **options)\n"
+            "        print([t.fingerprint(batch) for batch in t.take(pipe, 6, start=3)], pipe.broken)\n"
         )
         folder = __file__.rpartition("/")[0]
         result = subprocess.run(
@@ -125,7 +126,7 @@ class TestTraining:
         )
         assert result.returncode == 0, result.stderr
         without, with_two = result.stdout.splitlines()
-        assert without == with_two and without.endswith(" 1")
+        assert without == with_two and without.endswith(" {'train': {7}}")
 
     def test_ids_name_the_record_and_differ_where_a_batch_exceeds_the_split(self):
         batch = pipeline().batch_at("train", 100, 2)
@@ -188,10 +189,10 @@ class TestEvaluation:
 
 class TestTrouble:
     def test_a_broken_record_is_absent_and_counted(self):
-        pipe = pipeline(Toy(broken=(5, 6)))
+        pipe = pipeline(Toy(broken=(5, 6)), max_broken=0.1)
         batch = pipe.batch_at("train", 37, 0)
         gone = np.isin(batch.ids, [5, 6])
-        assert pipe.num_broken == 2 and gone.sum() == 2
+        assert pipe.broken == {"train": {5, 6}} and gone.sum() == 2
         assert not any(x.present[gone].any() for x in batch.inputs.values())
         assert not any(target.weight[gone].any() for target in batch.targets.values())
         assert batch.inputs["picture"].present[~gone].all()
@@ -203,10 +204,10 @@ class TestTrouble:
                 bad = {"picture": np.zeros((2, 2, 9), np.uint8), "sound": (np.array([np.inf]), 100)}
                 return dataclasses.replace(record, inputs={**record.inputs, **bad}) if index == 3 else record
 
-        pipe = pipeline(Odd())
+        pipe = pipeline(Odd(), max_broken=0.1)
         batch = pipe.batch_at("train", 37, 0)
         slot = int(np.flatnonzero(batch.ids == 3)[0])
-        assert pipe.num_broken == 2
+        assert pipe.broken == {"train": {3}}
         assert [bool(batch.inputs[name].present[slot]) for name in ("picture", "sound", "words")] == [
             False,
             False,
@@ -214,9 +215,23 @@ class TestTrouble:
         ]
         assert np.isfinite(batch.inputs["sound"].values).all()
 
-    def test_data_that_is_mostly_broken_ends_the_run(self):
-        with pytest.raises(RuntimeError, match="disk on fire"):
-            take(pipeline(Toy(broken=tuple(range(30)))), 30)
+    def test_more_broken_records_than_the_limit_in_any_split_are_an_error(self):
+        broken = Toy(size=200, broken=(5, 60, 61))
+        at_limit, above = pipeline(broken, max_broken=0.015), pipeline(broken)
+        for _ in range(2):  # in a second epoch, the same records count once
+            with at_limit.evaluation_batches("test", 50) as batches:
+                assert len(list(batches)) == 4
+        take(at_limit, 60)
+        assert at_limit.broken == {"train": {5, 60, 61}, "test": {5, 60, 61}}
+        reason = "3 of 200 records of 'test' are unreadable.*data.max_broken = 0.01"
+        with above.evaluation_batches("test", 50) as batches, pytest.raises(UserError, match=reason):
+            list(batches)
+        with pytest.raises(UserError, match="'train' are unreadable.*disk on fire"):
+            take(above, 60)
+
+    def test_a_broken_record_does_not_hide_the_targets_of_others(self):
+        assert pipeline(Toy(broken=tuple(range(36)))).has_target("train", "label")
+        assert not pipeline(Toy(broken=tuple(range(37)))).has_target("train", "label")
 
     def test_an_empty_split_is_a_user_error(self):
         with pytest.raises(UserError, match="no examples"):

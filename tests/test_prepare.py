@@ -144,7 +144,7 @@ def test_the_pipeline_makes_batches_of_a_prepared_folder(prepared):
     pipeline = Pipeline(dataset, modalities, seed=0)
     batch = next(iter(pipeline.evaluation_batches("train", 32)))
     count = len(dataset.source("train"))
-    assert pipeline.num_broken == 0 and (batch.ids >= 0).sum() == count
+    assert pipeline.broken == {"train": set()} and (batch.ids >= 0).sum() == count
     lacking = [number for number in range(count) if dataset.source("train")[number].inputs["sound"] is None]
     assert np.flatnonzero(~batch.inputs["sound"].present[:count]).tolist() == lacking
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
+from mmjax.config import parse_literal
 from mmjax.errors import UserError
 from mmjax.recipe import check_key, load_recipe
 
@@ -73,13 +74,11 @@ class _LiteralParser(absl_flags.ArgumentParser):
         self.value_type = value_type
 
     def parse(self, argument: Any) -> Any:
-        import ast
-
         if not isinstance(argument, str) or self.value_type is str and argument != "None":
             return argument
         try:
-            value = ast.literal_eval({"true": "True", "false": "False"}.get(argument, argument))
-        except (SyntaxError, ValueError):
+            value = parse_literal({"true": "True", "false": "False"}.get(argument, argument))
+        except ValueError:
             value = argument
         if value is None or self.value_type is type(None):
             return value

@@ -40,7 +40,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         absl_flags.DEFINE_string, absl_flags.DEFINE_integer, absl_flags.DEFINE_bool, absl_flags.DEFINE_float,
     )  # fmt: skip
     string("topology", None, "devices to plan for, like v5e:16x16, v5p:8x8x4 or h100:4x8", flag_values=flags)
-    integer("num_slices", 1, "number of slices, connected by the data center network", lower_bound=1, flag_values=flags)
+    help_text = "number of slices, connected by the data center network"
+    integer("num_slices", 1, help_text, lower_bound=1, upper_bound=4096, flag_values=flags)
     integer("batch_per_chip", None, "examples per chip, instead of train.batch_size", lower_bound=1, flag_values=flags)
     floating("examples", None, "training examples, for the total time and cost", lower_bound=1, flag_values=flags)
     floating("price", None, "price of a chip-hour, in any currency", lower_bound=0, flag_values=flags)
@@ -59,6 +60,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Prints the plan and, on request, the result of the search."""
+    for name in ("examples", "price", "remedy_minutes", "search_minutes"):
+        if flags[name].value is not None and not math.isfinite(flags[name].value):
+            raise UserError(f"--{name}", f"{flags[name].value} is not finite", "give a finite number")
     if flags.price is not None and flags.examples is None:
         raise UserError("--price", "has no effect without --examples", "give --examples=1e9, for example")
     if flags.topology is not None:

@@ -33,6 +33,7 @@ from mmjax.commands.config_flag import define_config
 from mmjax.errors import UserError, nearest
 from mmjax.files import to_json, user_path
 
+_MAX_WORKERS = 1000
 _LIST_FLAGS = {"columns": dict, "splits": dict, "target": list, "keep": list, "drop": list}
 _TEXT_FLAGS = ("format", "key", "split", "group", "stratify")
 
@@ -65,6 +66,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         absl_flags.DEFINE_string(name, None, help_texts[name], flag_values=flags)
     help_text = "vocabulary size of a tokenizer trained on each text input, such as 8000"
     absl_flags.DEFINE_integer("train_tokenizer", None, help_text, flag_values=flags)
+    help_text = "read files outside the folder of the manifest"
+    absl_flags.DEFINE_bool("allow_outside", False, help_text, flag_values=flags)
     absl_flags.DEFINE_integer("folds", None, "number of cross-validation folds", flag_values=flags)
     absl_flags.DEFINE_integer("seed", None, "random seed (default: 0)", flag_values=flags)
     help_text = "KEY=VALUE of any other option, such as checks.image.blank=3; repeatable"
@@ -108,10 +111,9 @@ def _prepare_source(flags: absl_flags.FlagValues) -> None:
     """Prepares raw data and prints the report."""
     if not flags.output:
         raise UserError("--output", "is missing", "give a folder for the prepared data")
-    if flags.workers < 0:
-        raise UserError(
-            "--workers", f"{flags.workers} is out of range", "give a number of processes, or 0 for all cores"
-        )
+    if not 0 <= flags.workers <= _MAX_WORKERS:
+        remedy = f"give a number of processes up to {_MAX_WORKERS}, or 0 for all cores"
+        raise UserError("--workers", f"{flags.workers} is out of range", remedy)
     from mmjax.prepare.preparation import prepare
     from mmjax.prepare.runners import make_runner
 
@@ -154,6 +156,8 @@ def _parse_options(flags: absl_flags.FlagValues) -> Any:
     for name, kind in _LIST_FLAGS.items():
         if (text := flags[name].value) is not None:
             values[name] = _parse_pairs(name, text) if kind is dict else [item for item in text.split(",") if item]
+    if flags.allow_outside:
+        values["allow_outside"] = True
     for name in (*_TEXT_FLAGS, "folds", "seed", "train_tokenizer"):
         if flags[name].value is not None:
             values[name] = flags[name].value

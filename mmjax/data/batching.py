@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,19 @@ MAX_STEP = 2**31 - 1
 # Philox keys of modality dropout and augmentation, so that their draws differ from others with the same seed.
 _DROPOUT_KEY = 0x6D6F64616C697479
 _AUGMENT_KEY = 0x6175676D656E7421
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadError:
+    """A record that cannot be read, in whole or in one input.
+
+    Attributes:
+      record: index of the record in its split.
+      message: name of the record or input, and the reason.
+    """
+
+    record: int
+    message: str
 
 
 class InvalidTarget(str):
@@ -81,18 +95,15 @@ class BatchFunction:
         self._seed, self._modality_dropout, self._augment = seed, modality_dropout, augment
         self._buffers = BufferPool()
 
-    def __call__(self, step: int) -> tuple[Batch, tuple[str, ...]]:
-        """Returns (batch, messages).
-
-        There is one message for each unreadable record or input, and an `InvalidTarget` for each invalid target.
-        """
+    def __call__(self, step: int) -> tuple[Batch, tuple[ReadError | InvalidTarget, ...]]:
+        """Returns (batch, errors): one for each unreadable record or input, and for each invalid target."""
         size, count = len(self._source), len(self._positions)
         rows = self._make_rows(count, self._buffers)
         targets = {
             name: Target(np.zeros((count, *spec.shape), spec.dtype), np.zeros(count, np.float32))
             for name, spec in self._targets.items()
         }
-        errors: list[str] = []
+        errors: list[ReadError | InvalidTarget] = []
         rngs = _BatchRNG(self._seed, int(step))
         ids = self.ids(step)
         valid = np.flatnonzero(ids >= 0).tolist()
@@ -103,7 +114,7 @@ class BatchFunction:
                 try:
                     rows.put(name, i, index, self._apply_augmentations(name, raw, position, rngs))
                 except Exception as error:
-                    errors.append(f"{name} of record {index}: {type(error).__name__}: {error}")
+                    errors.append(ReadError(index, f"{name} of record {index}: {type(error).__name__}: {error}"))
             for name, value in record.targets.items():
                 if value is None or name not in targets:
                     continue
@@ -122,12 +133,12 @@ class BatchFunction:
         ids = indices.astype(np.int64) + size * (np.asarray(epochs, np.int64) % (MAX_STEP // size))
         return np.where(indices >= 0, ids, -1).astype(np.int32)
 
-    def _read(self, index: int, errors: list[str]) -> Record:
+    def _read(self, index: int, errors: list[ReadError | InvalidTarget]) -> Record:
         try:
             return self._source[index]
         # Readers of damaged files raise arbitrary exceptions; one bad file must not end a long run.
         except Exception as error:
-            errors.append(f"record {index}: {type(error).__name__}: {error}")
+            errors.append(ReadError(index, f"record {index}: {type(error).__name__}: {error}"))
             return Record({}, {})
 
     def _select_inputs(self, record: Record, position: int, rngs: _BatchRNG) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from mmjax.data.batching import MAX_STEP, BatchFunction, InvalidTarget
+from mmjax.data.batching import MAX_STEP, BatchFunction, InvalidTarget, ReadError
 from mmjax.data.buffer_pool import BufferPool
 from mmjax.data.dataset import Dataset, Source, check_split
 from mmjax.data.packed_sampler import PackedSampler
@@ -31,8 +31,9 @@ from mmjax.modalities import Modality
 from mmjax.modalities.augmentation import Augmentation
 from mmjax.tokens import Batch
 
-# Minimum number of records before errors in more than half of them stop the run.
-_MIN_RECORDS_TO_JUDGE = 100
+MAX_BROKEN = 0.01
+"""Default of the fraction of a split's records that may be unreadable."""
+
 _MAX_LOGGED_ERRORS = 10
 
 
@@ -52,9 +53,11 @@ class Pipeline:
       packing: packs several examples into each row; None uses one row per example.
       workers: number of processes that make training batches; 0 uses a thread of this process.
       prefetch: number of batches to make ahead.
+      max_broken: fraction of a split's records that may be unreadable.
 
     Attributes:
-      num_broken: number of unreadable records and inputs in the batches yielded so far; these inputs are masked.
+      broken: {split: indices of its unreadable records in the batches yielded so far}. A record with one unreadable
+        input is among them. Unreadable inputs are masked.
 
     Raises:
       UserError: if `modalities` or `modality_dropout` names an unknown input.
@@ -73,6 +76,7 @@ class Pipeline:
         packing: Packing | None = None,
         workers: int = 0,
         prefetch: int = 4,
+        max_broken: float = MAX_BROKEN,
     ):
         for name in modalities:
             if name not in dataset.inputs:
@@ -87,8 +91,8 @@ class Pipeline:
         self.modality_dropout, self.augment = dict(modality_dropout or {}), dict(augment or {})
         self.workers, self.prefetch = workers, prefetch
         self.sampling, self.filters, self.packing = sampling, dict(filters or {}), packing
-        self.num_broken = 0
-        self._num_records = 0
+        self.max_broken = max_broken
+        self.broken: dict[str, set[int]] = {}
         self._sources: dict[str, Source] = {}
         self._lengths_cache: dict[str, dict[str, np.ndarray]] = {}
 
@@ -103,7 +107,12 @@ class Pipeline:
         source = self._source(split)
         # In random order, because records without the target may be adjacent.
         order = np.random.default_rng(0).permutation(len(source))
-        return any(source[int(index)].targets.get(target) is not None for index in order)
+        for index in order:
+            # The evaluation counts unreadable records.
+            with contextlib.suppress(Exception):
+                if source[int(index)].targets.get(target) is not None:
+                    return True
+        return False
 
     def train_batches(
         self, split: str, batch_size: int, start_step: int = 0, rows: Sequence[int] | np.ndarray | None = None
@@ -122,12 +131,12 @@ class Pipeline:
           are therefore unique within a batch, even if the batch is larger than the split.
         """
         batch_function = self._train_function(split, batch_size, rows)
-        return self._iterate(batch_function, start_step, MAX_STEP, self.workers)
+        return self._iterate(split, batch_function, start_step, MAX_STEP, self.workers)
 
     def batch_at(self, split: str, batch_size: int, step: int, rows: Sequence[int] | np.ndarray | None = None) -> Batch:
         """Returns the batch that `train_batches` yields for data step `step`, computed synchronously."""
         batch, errors = self._train_function(split, batch_size, rows)(step)
-        self._count_errors(batch, errors)
+        self._count_errors(split, errors)
         return batch
 
     def ids_at(self, split: str, batch_size: int, step: int) -> np.ndarray:
@@ -147,7 +156,7 @@ class Pipeline:
         size = len(self._source(split))
         if not self.packing:
             sampler, steps = SequentialSampler(size, batch_size), -(-size // batch_size)
-            return self._iterate(self._function(split, sampler, batch_size, rows, {}, {}), 0, steps, workers)
+            return self._iterate(split, self._function(split, sampler, batch_size, rows, {}, {}), 0, steps, workers)
         window = self.packing.config.window
         packed = self.packing.sampler(
             SequentialSampler(size, window),
@@ -156,7 +165,7 @@ class Pipeline:
             self.seed,
             windows=-(-size // window),
         )
-        return self._iterate(self._function(split, packed, batch_size, rows, {}, {}), 0, packed.steps, workers)
+        return self._iterate(split, self._function(split, packed, batch_size, rows, {}, {}), 0, packed.steps, workers)
 
     def examples_per_step(self, split: str, batch_size: int) -> float:
         """Returns the number of examples of a training batch; the mean if packed."""
@@ -217,8 +226,10 @@ class Pipeline:
             source, names, make_rows, targets, sampler, rows, slots, self.seed, modality_dropout, augment
         )
 
-    def _iterate(self, batch_function: BatchFunction, start: int, stop: int, workers: int) -> BatchIterator:
+    def _iterate(self, split: str, batch_function: BatchFunction, start: int, stop: int, workers: int) -> BatchIterator:
         import grain
+
+        count_errors = functools.partial(self._count_errors, split)
 
         # Each element is a whole batch, so its content cannot depend on the assignment of elements to workers.
         batches = grain.MapDataset.range(start, stop).map(batch_function)
@@ -232,30 +243,33 @@ class Pipeline:
         else:
             # One thread: most of the work holds the GIL, and two threads took 1.4 times as long as one.
             iterable = batches.to_iter_dataset(_read_options(min(1, self.prefetch), self.prefetch))
-        return BatchIterator(iter(iterable), self._count_errors, workers)
+        return BatchIterator(iter(iterable), count_errors, workers)
 
-    def _count_errors(self, batch: Batch, errors: Sequence[str]) -> None:
-        """Logs and counts unreadable inputs.
+    def _count_errors(self, split: str, errors: Sequence[ReadError | InvalidTarget]) -> None:
+        """Logs unreadable records and adds them to `broken`.
 
         Raises:
-          UserError: if a target does not fit its spec.
-          RuntimeError: if unreadable inputs outnumber half of the records.
+          UserError: if a target does not fit its spec, or more than `max_broken` of the records are unreadable.
         """
-        self._num_records += int((batch.ids >= 0).sum())
+        broken = self.broken.setdefault(split, set())
         for error in errors:
             if isinstance(error, InvalidTarget):
                 raise UserError("data", error, "correct it, or make the target missing")
-            if self.num_broken < _MAX_LOGGED_ERRORS:
-                logging.warning("Unreadable input, treated as absent: %s", error)
-            self.num_broken += 1
-        if errors and self._num_records >= _MIN_RECORDS_TO_JUDGE and self.num_broken * 2 > self._num_records:
-            raise RuntimeError(f"{self.num_broken} read errors in {self._num_records} records; the last: {errors[-1]}")
+            if len(broken) < _MAX_LOGGED_ERRORS and error.record not in broken:
+                logging.warning("Unreadable input, treated as absent: %s", error.message)
+            broken.add(error.record)
+            if len(broken) > self.max_broken * len(self._source(split)):
+                unreadable = f"{len(broken):,} of {len(self._source(split)):,} records of {split!r} are unreadable"
+                problem = f"{unreadable}, more than the fraction data.max_broken = {self.max_broken:g}; {error.message}"
+                raise UserError("data", problem, "prepare the data again, restore it from a copy, or raise the limit")
 
 
 class BatchIterator:
     """Iterator over batches. Owns threads or processes until it is closed."""
 
-    def __init__(self, iterator: Any, count_errors: Callable[[Batch, Sequence[str]], None], workers: int = 0):
+    def __init__(
+        self, iterator: Any, count_errors: Callable[[Sequence[ReadError | InvalidTarget]], None], workers: int = 0
+    ):
         self._iterator, self._count_errors = iterator, count_errors
         self._resources = contextlib.ExitStack()
         self._monitor: WorkerMonitor | None = None
@@ -277,7 +291,7 @@ class BatchIterator:
             if self._monitor is None or "terminated unexpectedly" not in str(error):
                 raise
             raise self._monitor.error(str(error).partition("exit code ")[2].partition(".")[0]) from error
-        self._count_errors(batch, errors)
+        self._count_errors(errors)
         return batch
 
     def close(self) -> None:

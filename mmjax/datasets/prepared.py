@@ -15,12 +15,15 @@ from mmjax.config import FilePath
 from mmjax.data.dataset import Dataset, Record, check_split
 from mmjax.datasets.records import Records
 from mmjax.errors import MissingData, UserError
-from mmjax.files import user_path
+from mmjax.files import read_json, user_path
+from mmjax.modalities import MODALITIES
 from mmjax.prepare.splits import sort_splits
 from mmjax.tokens import TargetSpec
 
 VERSION = 1
 """Format version of `manifest.json`."""
+
+_RESTORE = "restore it from a copy, or prepare the data again"
 
 
 class Prepared(Dataset):
@@ -81,6 +84,12 @@ class Prepared(Dataset):
 
     def source(self, split: str) -> PreparedSource:
         check_split(split, self.splits)
+        for shard in self.manifest["shards"][split]:
+            path = self._folder / shard["file"]
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard["bytes"]:
+                found = "does not exist" if size is None else f"has {size:,} bytes instead of {shard['bytes']:,}"
+                raise UserError("data.path", f"shard {str(path)!r} of {split!r} {found}", _RESTORE)
         return PreparedSource(self._folder, split, self.inputs, tuple(self.targets))
 
     def columns(self, split: str) -> Mapping[str, np.ndarray]:
@@ -95,8 +104,14 @@ class Prepared(Dataset):
             import pyarrow.parquet
         except ImportError:
             raise UserError("data", "reading an index requires pyarrow", "pip install 'mmjax[data]'") from None
-        table = pyarrow.parquet.read_table(self._folder / "index" / f"{split}.parquet")
-        return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+        path = self._folder / "index" / f"{split}.parquet"
+        try:
+            table = pyarrow.parquet.read_table(path)
+            return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+        # pyarrow raises errors of many types on damaged files.
+        except Exception as error:
+            problem = f"{str(path)!r} cannot be read ({type(error).__name__}: {error})"
+            raise UserError("data.path", problem, _RESTORE) from None
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
@@ -107,7 +122,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     """
     path, remedy = folder / "manifest.json", "run mmjax prepare --source=PATH --output=FOLDER"
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
     except FileNotFoundError:
         partial = folder.with_name(folder.name + ".partial").exists()
         problem = "is only partially prepared" if partial else "is not a prepared dataset"
@@ -116,7 +131,38 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         raise UserError("data.path", f"{str(path)!r} cannot be read: {error}", remedy) from None
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         raise UserError("data.path", f"{str(path)!r} does not have format version {VERSION}", "prepare the data again")
+    if problem := _find_problem(manifest):
+        raise UserError("data.path", f"{str(path)!r} is damaged: {problem}", _RESTORE)
     return manifest
+
+
+def _find_problem(manifest: Mapping[str, Any]) -> str:
+    """Returns what is wrong with the structure of a manifest, "" if nothing."""
+    for name, kind in {"inputs": dict, "targets": dict, "splits": dict, "shards": dict, "checksum": str}.items():
+        if not isinstance(manifest.get(name), kind):
+            return f"{name!r} is not a {kind.__name__}"
+    if not isinstance(manifest.get("facts", {}), dict) or not all(
+        isinstance(options, dict) for options in manifest.get("facts", {}).values()
+    ):
+        return "'facts' is not a dict of dicts"
+    for name, target in manifest["targets"].items():
+        if not isinstance(target, dict) or target.get("kind") not in ("label", "labels", "number"):
+            return f"the target {name!r} has no kind"
+        classes = target.get("classes")
+        if (target["kind"] != "number") != (isinstance(classes, list) and all(isinstance(c, str) for c in classes)):
+            return f"the target {name!r} has no class names"
+        if not all(isinstance(target.get(key, 0.0), (int, float)) for key in ("mean", "deviation")):
+            return f"the target {name!r} has statistics that are not numbers"
+    if unknown := [kind for kind in manifest["inputs"].values() if kind not in MODALITIES]:
+        return f"unknown kind of input {unknown[0]!r}"
+    for split in manifest["splits"]:
+        shards = manifest["shards"].get(split)
+        if not isinstance(shards, list) or not all(
+            isinstance(shard, dict) and isinstance(shard.get("file"), str) and isinstance(shard.get("bytes"), int)
+            for shard in shards
+        ):
+            return f"the split {split!r} has no list of shards"
+    return ""
 
 
 def read_statistics(folder: pathlib.Path) -> dict[str, Any]:

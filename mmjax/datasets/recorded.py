@@ -14,12 +14,25 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.config import build
 from mmjax.data.dataset import Dataset, Record, Source
 from mmjax.errors import UserError, nearest
-from mmjax.files import write_atomically
+from mmjax.files import read_json, write_atomically
 from mmjax.tokens import TargetSpec
 
 _MAX_NAMES = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Content:
+    """Contents of `dataset.json`; see `describe`."""
+
+    checksum: str | None
+    inputs: dict[str, str]
+    options: dict[str, dict[str, Any]]
+    splits: dict[str, tuple[str, ...]]
+    targets: dict[str, TargetSpec]
+    reduced: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 class RecordedDataset:
@@ -27,15 +40,23 @@ class RecordedDataset:
 
     Args:
       content: contents of `dataset.json`; see `describe`.
+
+    Raises:
+      UserError: if a key is missing or unknown, or a value has the wrong type.
     """
 
     def __init__(self, content: Mapping[str, Any]):
-        self.inputs: Mapping[str, str] = content["inputs"]
-        self.targets: Mapping[str, TargetSpec] = {name: _spec(values) for name, values in content["targets"].items()}
-        self.dataset_options: Mapping[str, Mapping[str, Any]] = content["options"]
-        self.reductions: Mapping[str, Mapping[str, Any]] = content.get("reduced", {})
-        self.checksum: str | None = content["checksum"]
-        self._splits: Mapping[str, list[str]] = content["splits"]
+        parsed = build(_Content, content, "preprocessing/dataset.json")
+        self.inputs: Mapping[str, str] = parsed.inputs
+        self.targets: Mapping[str, TargetSpec] = parsed.targets
+        for name, spec in parsed.targets.items():
+            if min(spec.shape, default=0) < 0 or not _is_numeric(spec.dtype):
+                problem = f"{spec.dtype} {list(spec.shape)} is not the type of a target"
+                raise UserError(f"preprocessing/dataset.json targets.{name}", problem, "restore the file")
+        self.dataset_options: Mapping[str, Mapping[str, Any]] = parsed.options
+        self.reductions: Mapping[str, Mapping[str, Any]] = parsed.reduced
+        self.checksum: str | None = parsed.checksum
+        self._splits = parsed.splits
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -59,15 +80,15 @@ class RecordedDataset:
         return {}
 
 
+def _is_numeric(dtype: str) -> bool:
+    try:
+        return np.dtype(dtype).kind in "biuf"
+    except TypeError:
+        return False
+
+
 def _no_examples() -> UserError:
     return UserError("data", "the record of a run's data has no examples", "open the dataset")
-
-
-def _spec(values: Mapping[str, Any]) -> TargetSpec:
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-    }
-    return TargetSpec(**fields)
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
@@ -97,12 +118,14 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
     """
     remedy = "restore it from a copy of the workdir, or train in a new workdir"
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         RecordedDataset(content)
     except FileNotFoundError:
         raise UserError("--workdir", f"{path}, the record of the run's data, does not exist", remedy) from None
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError("--workdir", f"{path} is damaged ({type(error).__name__}: {error})", remedy) from None
+    except UserError as error:
+        raise UserError("--workdir", f"{path} is damaged ({error.where}: {error.problem})", remedy) from None
     return content
 
 

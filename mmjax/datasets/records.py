@@ -12,6 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.errors import UserError
+
+_REMEDY = "restore it from a copy, or prepare the data again"
+
 FieldReader = Callable[[Any], Any]
 """Maps {field name: tf.train.Feature} to the value of one feature."""
 
@@ -27,6 +31,7 @@ class Records:
       split: split name.
 
     Raises:
+      UserError: if the description of the dataset is damaged, or a shard is missing.
       TypeError: if the dataset has an unsupported feature.
     """
 
@@ -36,8 +41,18 @@ class Records:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
         from tensorflow_datasets.proto import tf_example_pb2
 
-        builder = tfds.builder_from_directory(str(folder))
-        self._stored = ArrayRecordDataSource(builder.info.splits[split].file_instructions)
+        try:
+            builder = tfds.builder_from_directory(str(folder))
+            instructions = builder.info.splits[split].file_instructions
+        # TFDS raises errors of many types on damaged files.
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            problem = f"the description of the dataset in {str(folder)!r} is damaged ({type(error).__name__}: {reason})"
+            raise UserError("data", problem, _REMEDY) from None
+        for instruction in instructions:
+            if not pathlib.Path(instruction.filename).is_file():
+                raise UserError("data", f"shard {str(instruction.filename)!r} of {split!r} does not exist", _REMEDY)
+        self._stored = ArrayRecordDataSource(instructions)
         self._parse = tf_example_pb2.Example.FromString
         self._read = _field_reader(tfds, builder.info.features, "")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -66,7 +67,23 @@ def read_raw(
     if not arguments:
         raise UserError("mmjax predict", "no input is given", f"give {known}")
     readers: dict[str, Any] = {**modalities, **reductions}
-    return {name: readers[name].read(argument, f"--{name}") for name, argument in arguments.items()}
+    raws = {}
+    for name, argument in arguments.items():
+        with _invalid_input(name, argument):
+            raws[name] = readers[name].read(argument, f"--{name}")
+    return raws
+
+
+@contextlib.contextmanager
+def _invalid_input(name: str, argument: str) -> Iterator[None]:
+    """Converts any exception to a UserError: damaged files make decoders raise errors of any type."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"--{name}", f"{argument!r}: {reason}", "give another") from error
 
 
 def process_inputs(
@@ -95,10 +112,8 @@ def process_inputs(
     buffers = BufferPool()
     rows = packing.packed_rows(None, 1, buffers, slots=1) if packing else PaddedRows(modalities, 1, buffers)
     for name, raw in raws.items():
-        try:
+        with _invalid_input(name, arguments[name]):
             rows.put(name, 0, 0, reductions[name].apply(raw) if name in reductions else raw)
-        except ValueError as error:
-            raise UserError(f"--{name}", f"{arguments[name]!r}: {error}", "give another") from error
     return jax.tree.map(lambda leaf: leaf[0], rows.inputs)
 
 
@@ -123,10 +138,11 @@ def input_warnings(
         kind = KINDS[kinds[name]]() if kinds[name] in KINDS else None
         # Faults are not checked for tables, whose cells are already parsed.
         faults: dict[str, str] = {}
-        if name in reductions:
-            faults = reductions[name].faults(raw)
-        elif kind is not None and not kind.multi_column:
-            faults = kind.faults(kind.measure(kind.decode(raw)))
+        with _invalid_input(name, f"--{name}"):
+            if name in reductions:
+                faults = reductions[name].faults(raw)
+            elif kind is not None and not kind.multi_column:
+                faults = kind.faults(kind.measure(kind.decode(raw)))
         warnings += [f"--{name}: {fault}, {why}; the prediction may be arbitrary" for fault, why in faults.items()]
         warnings += [f"--{name}: {why}" for why in getattr(modalities[name], "warnings", lambda raw: [])(raw)]
     return warnings

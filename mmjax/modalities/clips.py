@@ -14,7 +14,7 @@ import PIL.ImageOps
 import PIL.ImageSequence
 
 from mmjax.errors import UserError
-from mmjax.modalities.image import to_uint8
+from mmjax.modalities.image import check_pixels, open_image, to_uint8
 from mmjax.modalities.raw_files import NPY, read_npy
 
 MAX_FRAMES = 128
@@ -23,6 +23,13 @@ MAX_FRAMES = 128
 MAX_SIDE = 320
 """Maximum height and width in pixels; larger frames are downscaled."""
 
+MAX_VIDEO_PIXELS = 2**25
+"""Maximum number of pixels of a video frame, 8K; a decoder keeps several frames."""
+
+# Maximum number of pixels to decode: a small file may declare endless frames. Long clips have this many per byte.
+_FREE_PIXELS, _PIXELS_PER_BYTE = 2**31, 10_000
+# Containers of video files. Others, such as playlists, may refer to other files and to URLs.
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,h264,hevc,m4v,flv,asf,ogg,ivf"
 _ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF")
 
 
@@ -92,9 +99,9 @@ def read_clip(data: bytes, name: str) -> Clip:
     if data.startswith(b"GIF8") and not data.rstrip(b"\0").endswith(b";"):
         raise ValueError("truncated: the GIF has no trailer byte ';'")
     try:
-        with PIL.Image.open(io.BytesIO(data)) as opened:
+        with open_image(data) as opened:
             if opened.format in _ANIMATIONS:
-                return _read_animation(opened)
+                return _read_animation(opened, _max_pixels(data))
     except PIL.UnidentifiedImageError:
         pass  # Not an image: try to read it as a video.
     # Decoders raise many exception types on a damaged file, including SyntaxError and struct.error.
@@ -163,17 +170,33 @@ def as_stored(clip: Clip) -> Clip:
 
 def _read_image(name: str, data: bytes) -> np.ndarray:
     try:
-        with PIL.Image.open(io.BytesIO(data)) as opened:
+        with open_image(data) as opened:
             return to_uint8(PIL.ImageOps.exif_transpose(opened))
     except Exception as error:
         raise ValueError(f"the frame {name!r} cannot be read: {error}") from None
 
 
-def _read_animation(opened: PIL.Image.Image) -> Clip:
+def _max_pixels(data: bytes) -> int:
+    """Maximum number of pixels to decode from a file."""
+    return max(_FREE_PIXELS, _PIXELS_PER_BYTE * len(data))
+
+
+def _count_pixels(total: int, limit: int, width: int, height: int) -> int:
+    """Adds the pixels of a frame to `total`. Raises ValueError if the sum exceeds `limit`."""
+    total += width * height
+    if total > limit:
+        raise ValueError(f"too large: the frames of a file of this size have more than {limit:,} pixels")
+    return total
+
+
+def _read_animation(opened: PIL.Image.Image, max_pixels: int) -> Clip:
     durations_ms: list[float] = []
 
     def frames() -> Iterator[Callable[[], np.ndarray]]:
+        pixels = 0
         for frame in PIL.ImageSequence.Iterator(opened):
+            check_pixels(frame)
+            pixels = _count_pixels(pixels, max_pixels, *frame.size)
             frame.load()
             durations_ms.append(float(frame.info.get("duration", 0) or 0))
             yield functools.partial(to_uint8, frame)
@@ -193,16 +216,19 @@ def _read_video(data: bytes, name: str) -> Clip:
 
     def frames(stream: Any) -> Iterator[Callable[[], np.ndarray]]:
         nonlocal decoded, end
+        pixels, limit = 0, _max_pixels(data)
         for frame in stream.container.decode(stream):
+            pixels = _count_pixels(pixels, limit, frame.width, frame.height)
             decoded, end = decoded + 1, max(end, frame.time or 0.0)
             yield functools.partial(_rotate_upright, frame)
 
     try:
         container: Any
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), container_options={"format_whitelist": _CONTAINERS}) as container:
             if not container.streams.video:
                 raise ValueError("the file has no video stream")
             stream: Any = container.streams.video[0]
+            stream.codec_context.options = {"max_pixels": str(MAX_VIDEO_PIXELS)}
             rate = float(stream.average_rate or 0)
             duration = float(stream.duration * stream.time_base) if stream.duration else 0.0
             if not duration and not container.streams.audio and container.duration:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -12,9 +15,19 @@ import PIL.ImageOps
 
 from mmjax.config import AtLeast, Count
 from mmjax.errors import UserError
-from mmjax.files import user_path
 from mmjax.modalities.filters import resize
+from mmjax.modalities.raw_files import read_bytes
 from mmjax.tokens import InputSpec
+
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX"),
+    *("PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP"),
+)
+"""Image formats that are read, by their names in Pillow. Others are not images (EPS starts a program), or are rare."""
+
+MAX_PIXELS = 100_000_000
+"""Maximum number of pixels of an image, or a quarter of it at more than 8 bits: a file of some kilobytes may declare
+more pixels than fit into memory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +166,7 @@ class Image:
         return rows.astype(np.int64), columns.astype(np.int64)
 
     def read(self, argument: str, where: str) -> np.ndarray:
-        """Reads an image file: PNG, JPEG, WebP or any other format that Pillow reads.
+        """Reads an image file: PNG, JPEG, WebP or another format in `FORMATS`.
 
         Args:
           argument: path of the file.
@@ -165,16 +178,13 @@ class Image:
         Raises:
           UserError: if the file is missing, unreadable, truncated, too large, or not an image.
         """
+        data = read_bytes(argument, where, "give the path of an image")
         try:
-            with PIL.Image.open(user_path(argument)) as opened:
+            with open_image(data) as opened:
                 image = PIL.ImageOps.exif_transpose(opened)
                 image.load()
-        except FileNotFoundError:
-            raise UserError(where, f"file {argument!r} does not exist", "give the path of an image") from None
         except PIL.UnidentifiedImageError:
             raise UserError(where, f"{argument!r} is not an image", "give a PNG, JPEG or WebP file") from None
-        except PIL.Image.DecompressionBombError as error:
-            raise UserError(where, f"{argument!r} is too large: {error}", "give a smaller image") from None
         # Decoders raise many exception types on a damaged file, including SyntaxError and struct.error.
         except Exception as error:
             remedy = "give a complete PNG, JPEG or WebP file"
@@ -270,6 +280,30 @@ def border_colour(pixels: np.ndarray) -> int | tuple[int, ...]:
 
 def _mean(colour: int | tuple[int, ...]) -> float:
     return sum(colour) / len(colour) if isinstance(colour, tuple) else colour
+
+
+@contextlib.contextmanager
+def open_image(data: bytes) -> Iterator[PIL.Image.Image]:
+    """Opens an image file, without decoding its pixels.
+
+    Raises:
+      PIL.UnidentifiedImageError: if it has no format in `FORMATS`.
+      ValueError: if it has more than `MAX_PIXELS` pixels.
+      Exception: of many types, if it is damaged.
+    """
+    with warnings.catch_warnings():
+        # Pillow warns of large images and of damaged metadata.
+        warnings.simplefilter("ignore")
+        with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            check_pixels(opened)
+            yield opened
+
+
+def check_pixels(image: PIL.Image.Image) -> None:
+    """Raises ValueError if an image has more than `MAX_PIXELS` pixels, or a quarter of it at more than 8 bits."""
+    limit = MAX_PIXELS // 4 if is_deep(image) else MAX_PIXELS
+    if image.width * image.height > limit:
+        raise ValueError(f"too large: {image.width} x {image.height} pixels are more than {limit:,}")
 
 
 def is_deep(image: PIL.Image.Image) -> bool:

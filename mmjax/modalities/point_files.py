@@ -7,11 +7,16 @@ import re
 
 import numpy as np
 
-from mmjax.modalities.raw_files import NPY, read_npy, to_float64
+from mmjax.modalities.raw_files import NPY, check_size, read_npy, to_float64
 
 MAX_COLUMNS = 256
 """Maximum number of columns; an array with more is not a list of points."""
 
+MAX_POINTS = 2**22
+"""Maximum number of points of a cloud."""
+
+# Maximum size of a PCD header in bytes.
+_MAX_HEADER = 2**16
 SUFFIXES = (".pcd", ".bin", ".npy")
 _XYZ = ("x", "y", "z")
 _COLOURS = ("rgb", "rgba")
@@ -53,6 +58,9 @@ def as_points(raw: np.ndarray) -> np.ndarray:
         raise ValueError(f"points must be numeric [n, 3 + features], not {values.dtype} {list(values.shape)}")
     if not len(values):
         raise ValueError("the point cloud is empty")
+    if len(values) > MAX_POINTS:
+        raise ValueError(f"{len(values):,} points are more than {MAX_POINTS:,}; subsample the cloud")
+    check_size(values)
     return to_float64(values)
 
 
@@ -94,7 +102,7 @@ def _read_pcd(data: bytes) -> np.ndarray:
 def _parse_header(data: bytes) -> tuple[dict[str, list[str]], int]:
     """Returns ({keyword: values}, byte offset of the point data)."""
     header: dict[str, list[str]] = {}
-    for match in re.finditer(rb"([^\n]*)\n", data):
+    for match in re.finditer(rb"([^\n]*)\n", data[:_MAX_HEADER]):
         tokens = match[1].decode("ascii", "replace").split()
         if not tokens or tokens[0].startswith("#"):
             continue
@@ -123,7 +131,7 @@ def _parse_binary(
 def _parse_ascii(
     data: bytes, points: int, formats: list[str], counts: list[int], packed: list[bool]
 ) -> list[np.ndarray]:
-    tokens = data.split()
+    tokens = data.split(maxsplit=min(points, MAX_POINTS) * sum(counts))
     if len(tokens) != points * sum(counts):
         raise ValueError(f"the PCD file has {len(tokens):,} numbers instead of {points:,} x {sum(counts)}")
     try:

@@ -8,10 +8,13 @@ import math
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.files import user_path
+from mmjax.files import open_regular, read_bounded, user_path
 
 NPY = b"\x93NUMPY"
 """Magic bytes of the NPY format."""
+
+MAX_VALUES = 2**25
+"""Maximum number of values of a series or of a point cloud, which are held as float64."""
 
 
 def to_float64(values: np.ndarray) -> np.ndarray:
@@ -21,7 +24,16 @@ def to_float64(values: np.ndarray) -> np.ndarray:
     of 128 s in Unix time. The range is that of float32, so that squares and sums stay finite.
     """
     values = values.astype(np.float64)
-    return np.where(np.abs(values) > np.finfo(np.float32).max, np.copysign(np.inf, values), values)
+    limit = np.finfo(np.float32).max
+    values[values > limit] = np.inf
+    values[values < -limit] = -np.inf
+    return values
+
+
+def check_size(values: np.ndarray) -> None:
+    """Raises ValueError if an array has more than `MAX_VALUES` values."""
+    if values.size > MAX_VALUES:
+        raise ValueError(f"{values.size:,} values are more than {MAX_VALUES:,}; cut the data into parts")
 
 
 def fits_float32(values: np.ndarray) -> bool:
@@ -37,11 +49,16 @@ def read_bytes(argument: str, where: str, remedy: str) -> bytes:
       UserError: if it cannot be read; `where` and `remedy` are parts of the message.
     """
     try:
-        return user_path(argument).read_bytes()
+        with open_regular(user_path(argument)) as file:
+            return read_bounded(file)
+    except UserError as error:
+        raise UserError(where, f"{argument!r} {error.problem}", remedy) from None
     except FileNotFoundError:
         raise UserError(where, f"file {argument!r} does not exist", remedy) from None
     except (OSError, ValueError) as error:
-        raise UserError(where, f"{argument!r} cannot be read: {error}", remedy) from None
+        raise UserError(
+            where, f"{argument!r} cannot be read: {getattr(error, 'strerror', '') or error}", remedy
+        ) from None
 
 
 def read_npy(data: bytes) -> np.ndarray:

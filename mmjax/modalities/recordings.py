@@ -19,6 +19,9 @@ MAX_RATE = 1_000_000
 MAX_CHANNELS = 256
 """Maximum number of channels; a header with more is damaged."""
 
+MAX_VALUES = 2**27
+"""Maximum number of samples x channels, 2.3 hours at 16 kHz: some bytes of a compressed file may expand to hours."""
+
 _BLOCK = 2**20
 # Format tags of WAV files.
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
@@ -68,7 +71,10 @@ def mono(samples: np.ndarray) -> np.ndarray:
         raise ValueError("the audio has no samples")
     if samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS:
         raise ValueError(f"the audio has {samples.shape[1]} channels, more than {MAX_CHANNELS}")
-    values = samples.astype(np.float32) / (32768 if samples.dtype == np.int16 else 1)
+    _check_length(samples.size)
+    values = samples.astype(np.float32)
+    if samples.dtype == np.int16:
+        values /= 32768
     if values.ndim == 2:
         values = values.mean(axis=1)
     if samples.dtype.kind == "f" and not np.isfinite(values).all():
@@ -80,7 +86,16 @@ def to_int16(samples: np.ndarray) -> np.ndarray:
     """Rounds float samples to int16. A recording beyond full scale is scaled down as a whole."""
     if samples.dtype == np.int16:
         return samples
-    return np.rint(samples / max(1.0, float(np.abs(samples).max())) * 32767).astype(np.int16)
+    return _quantise(samples, float(np.abs(samples).max()))
+
+
+def _quantise(samples: np.ndarray, peak: float) -> np.ndarray:
+    return np.rint(samples / max(1.0, peak) * 32767).astype(np.int16)
+
+
+def _check_length(count: int) -> None:
+    if count > MAX_VALUES:
+        raise ValueError(f"longer than {MAX_VALUES:,} samples x channels; cut the recording into parts")
 
 
 def _read_wav(data: bytes) -> tuple[np.ndarray | None, int]:
@@ -102,12 +117,12 @@ def _read_wav(data: bytes) -> tuple[np.ndarray | None, int]:
                 size = available
             if size > available:
                 raise ValueError(f"cut short: {available:,} of {size:,} bytes of samples")
-            return _decode_wav(form, data[position : position + size])
+            return _decode_wav(form, memoryview(data)[position : position + size])
         position += size + size % 2
     raise ValueError("the WAV file has no samples")
 
 
-def _decode_wav(form: bytes, body: bytes) -> tuple[np.ndarray | None, int]:
+def _decode_wav(form: bytes, body: memoryview) -> tuple[np.ndarray | None, int]:
     """Decodes the chunk `data` of a WAV file according to its chunk `fmt `."""
     if len(form) < 16:
         raise ValueError("the WAV file does not name its format")
@@ -120,6 +135,7 @@ def _decode_wav(form: bytes, body: bytes) -> tuple[np.ndarray | None, int]:
     if width not in ((1, 2, 3, 4) if encoding == _PCM else (4, 8)):
         raise ValueError(f"the WAV header declares {channels} channels in {step} bytes")
     body = body[: len(body) // step * step]
+    _check_length(len(body) // width)
     samples: np.ndarray
     if encoding == _FLOAT:
         with np.errstate(over="ignore"):
@@ -132,7 +148,7 @@ def _decode_wav(form: bytes, body: bytes) -> tuple[np.ndarray | None, int]:
         # Left-justify 24 bits in 32.
         wide = np.zeros((len(body) // width, 4), np.uint8)
         wide[:, 4 - width :] = np.frombuffer(body, np.uint8).reshape(-1, width)
-        samples = (wide.view("<i4")[:, 0] / 2.0**31).astype(np.float32)
+        samples = wide.view("<i4")[:, 0].astype(np.float32) / np.float32(2**31)
     return (samples if channels == 1 else samples.reshape(-1, channels)), rate
 
 
@@ -149,10 +165,12 @@ def _read_with_soundfile(data: bytes, name: str) -> Waveform:
             # Read block by block, because the header may declare more samples than fit into memory.
             blocks = [opened.read(_BLOCK, dtype="int16" if narrow else "float32")]
             while len(blocks[-1]):
+                _check_length(sum(block.size for block in blocks))
                 blocks.append(opened.read(_BLOCK, dtype="int16" if narrow else "float32"))
+            if not narrow and opened.subtype not in _WIDE and all(np.isfinite(block).all() for block in blocks):
+                peak = max(float(np.abs(block).max(initial=0)) for block in blocks)
+                blocks = [_quantise(block, peak) for block in blocks]
             samples = np.concatenate(blocks)
-            if not narrow and opened.subtype not in _WIDE and samples.size and np.isfinite(samples).all():
-                samples = to_int16(samples)
     # soundfile raises its own errors, RuntimeError, and MemoryError for absurd sizes in the header.
     except Exception as error:
         raise ValueError(re.sub(r"Error opening <.*?>: ", "", str(error))) from None

@@ -9,13 +9,16 @@ import numpy as np
 
 from mmjax.config import Count
 from mmjax.errors import UserError
-from mmjax.modalities.raw_files import NPY, read_bytes, read_npy, to_float64
+from mmjax.modalities.raw_files import NPY, check_size, read_bytes, read_npy, to_float64
 from mmjax.modalities.standardise import StandardiseConfig
 from mmjax.modalities.table import is_missing, is_number
 from mmjax.tokens import InputSpec
 
 MAX_CHANNELS = 256
 """Maximum number of channels; a series with more is probably transposed, [channels, n]."""
+
+MAX_CSV_BYTES = 2**25
+"""Maximum size of a CSV file of a series, whose parsing takes about 30 times as much memory."""
 
 _REMEDY = "give the path of an NPY or CSV file with one step per row and one channel per column"
 
@@ -104,6 +107,7 @@ def as_series(raw: np.ndarray) -> np.ndarray:
         raise ValueError("the series has no steps")
     if values.shape[1] > MAX_CHANNELS:
         raise ValueError(f"a series must have at most {MAX_CHANNELS} channels, not shape {list(values.shape)}")
+    check_size(values)
     return to_float64(values)
 
 
@@ -124,6 +128,8 @@ def read_series(data: bytes) -> np.ndarray:
     """
     if data.startswith(NPY):
         return as_series(read_npy(data))
+    if len(data) > MAX_CSV_BYTES:
+        raise ValueError(f"{len(data):,} bytes of CSV are more than {MAX_CSV_BYTES:,}; save it as NPY")
     try:
         lines = data.decode("utf-8-sig").rstrip("\r\n").splitlines()
     except UnicodeDecodeError:

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax.modalities.names import canonical_name
-from mmjax.prepare.job import CHUNK, Job
+from mmjax.modalities.names import canonical_name, printable
+from mmjax.prepare.columns import Column
+from mmjax.prepare.job import CHUNK, Job, unreadable_if_fails
 from mmjax.prepare.kinds import Kind, Unreadable
+from mmjax.prepare.sources import Row
 
 # {array of a chunk file: name of the array with its row offsets}.
 _OFFSETS = {"hashes": "which", "features": "featured"}
@@ -60,16 +62,14 @@ def examine_chunk(job: Job, chunk: int) -> None:
         measured: dict[str, Any] = {}
         for column in job.layout.columns:
             try:
-                kind, original = job.kinds[column.name], job.read(row, column)
-                reduced = None if original is None else kind.reduced(original)
-                measured[column.name] = None if reduced is None else kind.measure(reduced)
-                if reduced is not original:
-                    measured[column.name] |= kind.measure_whole(original)
+                values, found = examine_value(job, row, column)
             except Unreadable as error:
-                measured[column.name] = {"unreadable": " ".join(str(error).split())[:300]}
-                continue
-            if reduced is not None and not column.target:
-                _add_parts(parts, column.name, offset, kind, reduced)
+                values, found = {"unreadable": " ".join(printable(str(error)).split())[:300]}, {}
+            measured[column.name] = values
+            for part, value in found.items():
+                parts[f"{column.name}/{part}"].append(value)
+                if part in _OFFSETS:
+                    parts[f"{column.name}/{_OFFSETS[part]}"].append(offset)
         split, group = (None if (value := row.values.get(name)) is None else canonical_name(value)
                         for name in (job.layout.split, job.layout.group))  # fmt: skip
         rows.append(ExaminedRow(row.key, measured, split, group))
@@ -78,18 +78,33 @@ def examine_chunk(job: Job, chunk: int) -> None:
     write_arrays(path, arrays)
 
 
-def _add_parts(parts: dict[str, list[Any]], name: str, offset: int, kind: Kind, raw: Any) -> None:
+def examine_value(job: Job, row: Row, column: Column) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Returns the measurements of a value, None if the row lacks it, and its parts for the chunk file.
+
+    Raises:
+      Unreadable: if the value cannot be decoded or measured.
+    """
+    original = job.read(row, column)
+    if original is None:
+        return None, {}
+    # Values that decode may still be degenerate in ways that a measure does not expect. One bad file is one finding.
+    with unreadable_if_fails():
+        kind = job.kinds[column.name]
+        reduced = kind.reduced(original)
+        measured = dict(kind.measure(reduced))
+        if reduced is not original:
+            measured |= kind.measure_whole(original)
+        return measured, {} if column.target else _signature_and_features(kind, reduced)
+
+
+def _signature_and_features(kind: Kind, raw: Any) -> dict[str, Any]:
+    parts: dict[str, Any] = {}
     signature = kind.signature(raw)
     hashes = None if signature is None else kind.hashes(signature)
     if signature is not None and hashes is not None:
-        parts[f"{name}/which"].append(offset)
-        parts[f"{name}/hashes"].append(hashes)
-        parts[f"{name}/sketches"].append(signature)
-        parts[f"{name}/ends"].append(len(signature))
+        parts |= {"hashes": hashes, "sketches": signature, "ends": len(signature)}
     features = kind.features(raw)
-    if features is not None:
-        parts[f"{name}/featured"].append(offset)
-        parts[f"{name}/features"].append(features.astype(np.float16))
+    return parts if features is None else parts | {"features": features.astype(np.float16)}
 
 
 def _to_array(name: str, values: list[Any]) -> np.ndarray:

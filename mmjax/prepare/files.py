@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from mmjax.errors import UserError
+from mmjax.files import open_regular, read_bounded
 
 # Package that fsspec needs for each protocol.
 _EXTRAS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}
@@ -27,23 +28,30 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.normpath(os.path.join(folder, name))
 
 
+def is_inside(uri: str, folder: str) -> bool:
+    """Returns True if a file is below a folder, after following symbolic links and `..`."""
+    if is_remote(folder):
+        return uri.startswith(folder.rstrip("/") + "/") and ".." not in uri.split("/")
+    return not is_remote(uri) and pathlib.Path(os.path.realpath(uri)).is_relative_to(os.path.realpath(folder))
+
+
 def parent(uri: str) -> str:
     """Returns the folder of a file."""
     return uri.rpartition("/")[0] if is_remote(uri) else os.path.dirname(os.path.abspath(uri))
 
 
 def read(uri: str, offset: int = 0, size: int | None = None) -> bytes:
-    """Reads a file, or `size` bytes from `offset`. Raises OSError."""
+    """Reads a file, or `size` bytes from `offset`. Raises OSError, also if these are more than 1 GiB."""
     with open_file(uri) as file:
         if offset:
             file.seek(offset)
-        return file.read() if size is None else file.read(size)
+        return read_bounded(file, size)
 
 
 def open_file(uri: str) -> IO[bytes]:
-    """Opens a file for reading. Raises OSError."""
+    """Opens a file for reading. Raises OSError, also for pipes and devices, which may block or never end."""
     if not is_remote(uri):
-        return open(uri, "rb")
+        return open_regular(uri)
     return _system(uri).open(uri, "rb")
 
 
@@ -73,8 +81,13 @@ def walk(folder: str) -> Iterator[tuple[str, int]]:
             sizes = {name[len(root) :].lstrip("/"): int(entry.get("size") or 0) for name, entry in entries.items()}
         else:
             sizes = {}
+            # {folder: real paths of it and of the folders that lead to it}. A link to one of these would never end.
+            chains = {folder: {os.path.realpath(folder)}}
             for parent_path, folders, names in os.walk(folder, followlinks=True):
-                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                chain = chains.pop(parent_path)
+                paths = {name: os.path.join(parent_path, name) for name in sorted(folders) if not name.startswith(".")}
+                folders[:] = [name for name, path in paths.items() if os.path.realpath(path) not in chain]
+                chains |= {paths[name]: chain | {os.path.realpath(paths[name])} for name in folders}
                 for name in names:
                     path = pathlib.Path(parent_path, name)
                     with contextlib.suppress(OSError):

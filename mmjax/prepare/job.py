@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ CHUNK = 64
 """Rows per chunk. A killed process loses at most one chunk of work."""
 
 # Increase when the content of chunk files changes, so that old work is not reused.
-_VERSION = 8
+_VERSION = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Job:
           Unreadable: if the value cannot be decoded.
         """
         raw = self.read(row, column)
-        return None if raw is None else self.kinds[column.name].reduced(raw)
+        with unreadable_if_fails():
+            return None if raw is None else self.kinds[column.name].reduced(raw)
 
     def read(self, row: Row, column: Column) -> Any:
         """Returns the decoded value without reducing it, or None if the row lacks it.
@@ -108,21 +111,42 @@ class Job:
         values = {name: row.values.get(name) for name in column.sources}
         if all(value is None for value in values.values()):
             return None
-        try:
-            if kind.multi_column:
+        if kind.multi_column:
+            with unreadable_if_fails():
                 return kind.decode(values)
-            value = values[column.sources[0]]
-            if column.separator and isinstance(value, str):
-                value = [name for name in value.split(column.separator) if name.strip()]
-            value = self.source.load(value, kind)
+        value = values[column.sources[0]]
+        if column.separator and isinstance(value, str):
+            value = [name for name in value.split(column.separator) if name.strip()]
+        value = self._load(row, value, kind)
+        with unreadable_if_fails():
             return None if value is None else kind.decode(value)
+
+    def _load(self, row: Row, value: Any, kind: Kind) -> Any:
+        try:
+            return self.source.load(value, kind)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
             raise Unreadable(error.strerror or "no such file") from None
-        except OSError as error:
-            # A local path may be invalid. Network errors may be temporary, so they do not make a value unreadable.
-            if isinstance(values[column.sources[0]], str) and not files.is_remote(self.config.source):
-                raise Unreadable(str(error)) from None
+        except (UserError, Unreadable):
             raise
+        # Store libraries raise errors of many types.
+        except Exception as error:
+            reason = getattr(error, "strerror", "") or f"{type(error).__name__}: {error}"
+            if not files.is_remote(self.config.source):
+                raise Unreadable(reason) from None
+            # Network errors may be temporary, so they do not make a value unreadable.
+            problem = f"{row.key!r} cannot be read: {reason}"
+            raise UserError("--source", problem, "run the same command again to continue") from None
+
+
+@contextlib.contextmanager
+def unreadable_if_fails() -> Iterator[None]:
+    """Converts any exception but UserError to Unreadable: damaged files make decoders raise errors of any type."""
+    try:
+        yield
+    except (Unreadable, UserError):
+        raise
+    except Exception as error:
+        raise Unreadable(f"{type(error).__name__}: {error}") from None
 
 
 def list_rows(source: Source, config: PrepareConfig, layout: Layout, work: pathlib.Path) -> tuple[int, str]:
@@ -163,7 +187,8 @@ def examine_fingerprint(listing: str, layout: Layout, config: PrepareConfig) -> 
       config: options.
     """
     columns = [dataclasses.asdict(column) for column in layout.columns]
-    text = json.dumps([_VERSION, config.source, config.format, listing, columns, config.reduce], sort_keys=True)
+    options = [config.source, config.format, config.allow_outside, config.reduce]
+    text = json.dumps([_VERSION, listing, columns, options], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from mmjax.config import AtLeast, NonNegative, build
+from mmjax.config import AtLeast, NonNegative, Within, build, parse_literal
 from mmjax.errors import UserError, nearest
 from mmjax.prepare.kinds import KINDS, Kind
 
@@ -19,6 +19,7 @@ class PrepareConfig:
     Attributes:
       source: folder, manifest or tar file, as a path or a URI; or tfds:NAME.
       format: key of `mmjax.prepare.sources.SOURCES`; "" infers it.
+      allow_outside: lets a manifest refer to files outside its folder.
       columns: {name: "COLUMN" or "COLUMN:KIND"}, inputs and targets; {} infers them. "COLUMN+COLUMN:table" joins
         several columns into one input, "*:table" joins all columns that no other entry names. "COLUMN:labels;" splits
         the cells of a multi-label target at semicolons.
@@ -42,6 +43,7 @@ class PrepareConfig:
 
     source: str
     format: str = ""
+    allow_outside: bool = False
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     target: tuple[str, ...] = ()
     key: str = ""
@@ -51,10 +53,10 @@ class PrepareConfig:
     )
     group: str = ""
     stratify: str = ""
-    folds: NonNegative = 0
+    folds: Annotated[int, Within(0, 1000)] = 0
     seed: NonNegative = 0
     shard_megabytes: Annotated[float, AtLeast(0.001)] = 64.0
-    train_tokenizer: NonNegative = 0
+    train_tokenizer: Annotated[int, Within(0, 2**24)] = 0
     checks: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     reduce: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     keep: tuple[str, ...] = ()
@@ -95,16 +97,14 @@ def parse_assignments(assignments: Iterable[str], where: str) -> dict[str, Any]:
     Raises:
       UserError: if an assignment has no "=", or sets both a key and its sub-keys.
     """
-    import ast
-
     result: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name:
             raise UserError(f"{where} {assignment}", "is not KEY=VALUE", f"for example {where} folds=5")
         try:
-            value = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
+            value = parse_literal(text)
+        except ValueError:
             value = text
         section = result
         *outer, last = name.split(".")

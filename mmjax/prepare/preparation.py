@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.files import write_atomically, write_json
+from mmjax.files import read_json, write_atomically, write_json
 from mmjax.prepare import card, examine, report, shards, statistics, tokenizer
 from mmjax.prepare.columns import KEYS, Column, Layout, infer_layout
 from mmjax.prepare.decide import Decisions, decide, effective_drops
@@ -99,7 +99,7 @@ def prepare(
     effective_drops(config)
     output = output.absolute()
     partial = output.with_name(output.name + ".partial")
-    source = open_source(config.source, config.format)
+    source = open_source(config.source, config.format, config.allow_outside)
 
     def run_tasks(title: str, function: Callable[..., None], calls: Sequence[tuple]) -> None:
         with progress(title, len(calls)) as advance:
@@ -172,9 +172,10 @@ def _locked(partial: pathlib.Path) -> Iterator[None]:
                 if not (partial / "work").exists():
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        problem = f"cannot write {str(partial)!r}: {error.strerror}"
-        raise UserError("--output", problem, "give a folder with write permission") from None
+    except OSError as error:
+        # Sources report their own errors.
+        problem = f"cannot write {str(partial)!r}: {error.strerror or error}"
+        raise UserError("--output", problem, "give another folder, or free some space") from None
 
 
 def _reuse_work(partial: pathlib.Path, fingerprint: str) -> pathlib.Path:
@@ -192,12 +193,12 @@ def _reuse_work(partial: pathlib.Path, fingerprint: str) -> pathlib.Path:
 def _load_finished(output: pathlib.Path, fingerprint: str, partial: pathlib.Path) -> PreparationResult:
     """Loads a finished dataset. Raises UserError if it is not a dataset or has another fingerprint."""
     try:
-        manifest = json.loads((output / "manifest.json").read_text())
-        report_content = json.loads((output / "report.json").read_text())
+        manifest = read_json(output / "manifest.json")
+        report_content = read_json(output / "report.json")
     except (OSError, ValueError):
         problem = f"{str(output)!r} exists but is not a prepared dataset"
         raise UserError("--output", problem, "give a folder that does not exist") from None
-    if manifest.get("identity") != fingerprint:
+    if not isinstance(manifest, dict) or manifest.get("identity") != fingerprint:
         problem = f"{str(output)!r} was prepared from another source or with other options"
         raise UserError("--output", problem, "give another folder, or remove this one") from None
     shutil.rmtree(partial, ignore_errors=True)

@@ -121,7 +121,7 @@ class Profile:
 
     def _are_classes(self) -> bool:
         """Returns True if integers look like classes rather than amounts."""
-        count, values = len(self._distinct), {int(float(text)) for text in self._distinct}
+        count, values = len(self._distinct), {float(text) for text in self._distinct}
         gapless = min(values) in (0, 1) and max(values) - min(values) + 1 == len(values)
         coded = any(re.fullmatch(r"[-+]?0\d+", text) for text in self._distinct)
         return count <= _FEW_INTEGERS or gapless or coded or self._texts >= _MANY_ROWS * count

@@ -37,17 +37,21 @@ def agree_or_raise(what: str, seconds: int = AGREE_SECONDS) -> Iterator[None]:
         yield
     except UserError as error:
         failure = error
-    if jax.process_count() > 1:
-        messages = _exchange(what, str(failure or ""), seconds)
-        for process, message in enumerate(messages):
-            if message and failure is None:
-                failure = UserError(f"process {process}", message, "all processes need the same command and files")
+    for process, message in enumerate(exchange(what, str(failure or ""), seconds)):
+        if message and failure is None:
+            failure = UserError(f"process {process}", message, "all processes need the same command and files")
     if failure is not None:
         raise failure
 
 
-def _exchange(what: str, message: str, seconds: int) -> list[str]:
-    """Returns every process's message, by process index. Uses the coordinator's key-value store, no device."""
+def exchange(what: str, message: str, seconds: int = AGREE_SECONDS) -> list[str]:
+    """Returns every process's message, by process index. Uses the coordinator's key-value store, no device.
+
+    Raises:
+      RuntimeError: if a process does not send its message within `seconds`.
+    """
+    if jax.process_count() == 1:
+        return [message]
     from jax._src import distributed
 
     client: Any = distributed.global_state.client

@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import importlib.util
 import os
+import re
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ _VARIABLES = {
     "--process_count": "MMJAX_PROCESS_COUNT",
     "--process_id": "MMJAX_PROCESS_ID",
 }
+_MAX_PROCESSES = 2**20
 _METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
 
 
@@ -122,12 +124,24 @@ def _check(given: dict[str, str | int | None]) -> None:
             others = ", ".join(name for name, other in given.items() if other is not None)
             raise UserError(flag, f"is required with {others}", f"give it, or set {_VARIABLES[flag]}")
     count, index, address = given["--process_count"], given["--process_id"], given["--coordinator"]
-    if not isinstance(count, int) or count < 1:
-        raise UserError("--process_count", f"{count} is not valid", "give at least 1")
+    if not isinstance(count, int) or not 1 <= count <= _MAX_PROCESSES:
+        raise UserError("--process_count", f"{count} is not valid", f"give 1 to {_MAX_PROCESSES}")
     if isinstance(index, int) and not 0 <= index < count:
         raise UserError("--process_id", f"{index} is out of range for {count} processes", f"give 0 to {count - 1}")
-    if isinstance(address, str) and not (":" in address and address.rpartition(":")[2].isdigit()):
+    if isinstance(address, str) and not _is_address(address):
         raise UserError("--coordinator", f"{address!r} is not an address", "give HOST:PORT of process 0")
+
+
+def _is_address(text: str) -> bool:
+    """Returns True for HOST:PORT with a host name or IP address and a port of 1 to 65535."""
+    host, _, port = text.rpartition(":")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+        return False
+    try:
+        # As in name resolution, which fails on empty and very long labels.
+        return bool(host) and "\0" not in host and bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def _has_multi_process_launcher() -> bool:

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from mmjax.data.worker_processes import parent_imports
 from mmjax.errors import Restart
-from mmjax.files import read_json
+from mmjax.files import load_json
 from mmjax.runs.run import train
 
 _PR_SET_PDEATHSIG = 1
@@ -41,7 +41,7 @@ class PlannedRun:
           UserError: if result.json is not JSON.
         """
         path = self.workdir / "result.json"
-        return read_json(path, "remove it to resume the run") if path.is_file() else None
+        return load_json(path, "remove it to resume the run") if path.is_file() else None
 
 
 def train_all(runs: Mapping[RunKey, PlannedRun], jobs: int, console: Console) -> dict[RunKey, dict[str, Any]]:

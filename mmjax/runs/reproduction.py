@@ -25,7 +25,7 @@ from mmjax.config import build
 from mmjax.data.dataset import check_split
 from mmjax.errors import UserError, nearest
 from mmjax.experiment import CHANGEABLE_ON_RESUME, Experiment, plain, resolve_paths
-from mmjax.files import read_json, write_atomically, write_json
+from mmjax.files import load_json, write_atomically, write_json
 from mmjax.recipe import check_key, load_recipe
 from mmjax.reporting.records import (
     BEGIN_MARK,
@@ -150,14 +150,14 @@ def _read_config(folder: pathlib.Path) -> ReproductionConfig:
     if not path.is_file():
         known = [str(other.parent) for other in folder.parent.glob("*/experiment.json")]
         raise UserError(str(folder), "contains no experiment.json", nearest(str(folder), known))
-    return build(ReproductionConfig, read_json(path, "correct it"), str(path))
+    return build(ReproductionConfig, load_json(path, "correct it"), str(path))
 
 
 def _read_results(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / "results.json"
     if not path.is_file():
         raise UserError(str(path), "does not exist: no result is recorded yet", "run with --record first")
-    return read_json(path, "correct it")
+    return load_json(path, "correct it")
 
 
 def _select(flag: str, given: Sequence[Any] | None, known: Iterable[Any], folder: pathlib.Path, record: bool) -> list:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import math
 import pathlib
 import sys
@@ -14,17 +15,18 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from mmjax.config import build
 from mmjax.data.dataset import Dataset, check_split
 from mmjax.datasets import Prepared, make_dataset
 from mmjax.datasets.recorded import OtherData, RecordedDataset, describe
 from mmjax.errors import RunError, UserError, nearest
 from mmjax.evaluation import EvaluationHook, subset_name
 from mmjax.evaluation.evaluator import EvaluationStopped
-from mmjax.experiment import CHANGEABLE_ON_RESUME, DataConfig, Experiment, schedule_changes
+from mmjax.experiment import CHANGEABLE_ON_RESUME, DataConfig, Experiment, ExperimentConfig, schedule_changes
 from mmjax.files import user_path, write_atomically, write_json
 from mmjax.host.interruption import Interruption, handle_signals
 from mmjax.host.streams import replace_unencodable
-from mmjax.processes import Watchdog, agree_or_raise, watchdog
+from mmjax.processes import Watchdog, agree_or_raise, exchange, watchdog
 from mmjax.reporting.overview import (
     count_by_component,
     count_elements,
@@ -179,6 +181,7 @@ def _train(
                 step=evaluated_step,
             ),
             **provenance(),
+            "broken_records": _broken_records(experiment),
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "seconds": {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)},
         }
@@ -216,7 +219,8 @@ def restore(
         raise missing
     if dataset is None:
         dataset = RecordedDataset(read_record(workdir))
-    experiment = Experiment(raw, None if mesh else _fitting_devices(raw), mesh or MeshConfig(), dataset)
+    config = build(ExperimentConfig, raw, "")
+    experiment = Experiment(raw, None if mesh else _fitting_devices(config), mesh or MeshConfig(), dataset)
     checkpoints = Checkpoints(workdir, experiment.config.checkpoint, read_only=True)
     best = experiment.config.evaluate.checkpoint == "best"
     if best and checkpoints.steps:
@@ -334,18 +338,22 @@ def evaluate_splits(
     return result
 
 
-def _fitting_devices(raw: Mapping[str, Any]) -> list[jax.Device]:
+def _fitting_devices(config: ExperimentConfig) -> list[jax.Device]:
     """Returns the largest number of devices that divides the batch sizes; training may have used another number."""
     devices = jax.devices()
     if jax.process_count() > 1:
         return devices
-    train, evaluation = raw["train"], raw.get("evaluate", {})
-    microbatches = max(train.get("accumulate", 1), (train.get("estimator") or {}).get("microbatches", 1))
-    slots = (raw["data"].get("packing") or {}).get("slots", 1)
-    batch_size, evaluated = train["batch_size"], evaluation.get("batch_size") or train["batch_size"]
-    # A recipe may write 1e3, which is a float.
-    rows = math.gcd(int(batch_size // microbatches), int(evaluated)) // int(slots)
+    train = config.train
+    microbatches = max(train.accumulate, _positive(train.estimator, "microbatches"))
+    evaluated = config.evaluate.batch_size or train.batch_size
+    rows = math.gcd(train.batch_size // microbatches, evaluated) // _positive(config.data.get("packing"), "slots")
     return devices[: max(count for count in range(1, len(devices) + 1) if rows % count == 0)]
+
+
+def _positive(section: Any, key: str) -> int:
+    """Returns a positive number in a section that is not checked yet, 1 by default."""
+    value = section.get(key, 1) if isinstance(section, Mapping) else 1
+    return value if isinstance(value, int) and value > 0 else 1
 
 
 def _check_steps(workdir: pathlib.Path, experiment: Experiment) -> None:
@@ -488,7 +496,19 @@ def _write_parameters(workdir: pathlib.Path, state: TrainState, writes: bool) ->
         write_atomically(workdir / "parameters.txt", overview + "\n")
 
 
+def _broken_records(experiment: Experiment) -> dict[str, int]:
+    """Returns {split: number of unreadable records}, over all processes, of the splits read since this start."""
+    mine = {split: sorted(records) for split, records in experiment.pipeline.broken.items()}
+    found: dict[str, set[int]] = {}
+    for message in exchange("the count of unreadable records", json.dumps(mine)):
+        for split, records in json.loads(message).items():
+            found.setdefault(split, set()).update(records)
+    return {split: len(records) for split, records in found.items()}
+
+
 def _print_outputs(console: Console, workdir: pathlib.Path, result: dict[str, Any]) -> None:
+    counts = [f"{count:,} in {split}" for split, count in result["broken_records"].items() if count]
+    broken = {"unreadable records": f"{', '.join(counts)}, masked"} if counts else {}
     print_key_values(
         console,
         "output files",
@@ -497,6 +517,7 @@ def _print_outputs(console: Console, workdir: pathlib.Path, result: dict[str, An
             "curves": f"{workdir / 'metrics.jsonl'}, or `tensorboard --logdir {workdir}`",
             "checkpoints": str(workdir / "checkpoints"),
             "parameters": str(workdir / "parameters.txt"),
+            **broken,
             "time": f"{result['seconds']['train']} s of training, {result['seconds']['all']} s in total",
         },
     )

@@ -21,7 +21,7 @@ from typing import Any
 from mmjax.datasets import recorded
 from mmjax.errors import UserError
 from mmjax.experiment import DataConfig
-from mmjax.files import read_json, write_json
+from mmjax.files import load_json, write_json
 from mmjax.host.software import git_commit, package_versions
 from mmjax.modalities import Modality
 from mmjax.runs import lock
@@ -70,7 +70,7 @@ def check_same_config(workdir: pathlib.Path, raw: Mapping[str, Any], changeable:
         if workdir.exists() and not all(_precedes_config(child) for child in workdir.iterdir()):
             raise UserError("--workdir", f"{workdir} is not empty and contains no run", "give an empty or a new folder")
         return
-    changes = differences(read_json(path, _REMEDY, "--workdir"), raw)
+    changes = differences(load_json(path, _REMEDY, "--workdir"), raw)
     wrong = [change for change in changes if not _may_differ(workdir, changeable, *change)]
     if wrong:
         # Another dataset changes other keys as well, so name it first, although its location alone may change.
@@ -196,10 +196,15 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / "config.json"
     if not os.path.isfile(path):
         raise UserError("--workdir", f"{workdir} contains no run", "give the workdir of `mmjax train`")
-    raw = read_json(path, _REMEDY, "--workdir")
+    raw = load_json(path, _REMEDY, "--workdir")
     if not isinstance(raw, dict) or not all(isinstance(raw.get(key), dict) for key in ("data", "model", "train")):
         raise UserError("--workdir", f"{path} is not the config of an mmjax run", "give the workdir of `mmjax train`")
-    for name, section in raw["data"].get("inputs", {}).items():
+    inputs, encoders = raw["data"].get("inputs", {}), raw["model"].get("encoders")
+    if not (
+        isinstance(inputs, dict) and isinstance(encoders, dict) and all(isinstance(s, dict) for s in inputs.values())
+    ):
+        raise UserError("--workdir", f"{path} is damaged", "restore it from a copy, or give another workdir")
+    for name, section in inputs.items():
         for key, value in section.items():
             copy = _copy(workdir, name, pathlib.Path(str(value)).name)
             if isinstance(value, str) and value and copy.is_file():

@@ -1,7 +1,8 @@
 """Dataset checks of `mmjax prepare`. A new check is one function in a file here, and one line in `CHECKS`.
 
 Checks run in the order of the table; each sees only the rows that earlier checks have not dropped. Faults of single
-values are defined by the column kinds in `mmjax.prepare.kinds`; rows with such faults are dropped.
+values are defined by the column kinds in `mmjax.prepare.kinds`. A fault drops the row, unless it is one of the kind's
+`value_faults`: these discard only the value, and a row without any input is then dropped as "absent".
 """
 
 from __future__ import annotations

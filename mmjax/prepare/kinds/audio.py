@@ -96,15 +96,17 @@ class AudioKind(Kind):
         samples, rate = raw
         values = mono(samples)
         exact = samples.dtype == np.int16 or self.reduce != type(self.reduce)()
-        rms = float(np.sqrt(np.square(values, dtype=np.float64).mean()))
+        middle = float(np.median(values))
+        # In blocks, since float64 of a long recording would take most of the memory.
+        energy = sum(float(np.square(part, dtype=np.float64).sum()) for part in np.split(values, _blocks(len(values))))
         return {
             "seconds": len(values) / rate,
             "rate": rate,
             "channels": 1 if samples.ndim == 1 else samples.shape[1],
             "mean": float(values.mean()),
             "std": float(values.std()),
-            "peak_decibels": _decibels(float(np.abs(values - np.median(values)).max())),
-            "level_decibels": _decibels(rms),
+            "peak_decibels": _decibels(max(float(values.max()) - middle, middle - float(values.min()))),
+            "level_decibels": _decibels((energy / len(values)) ** 0.5),
             "clipped": _clipped(samples),
             "int16": int(exact),
             "bytes": (2 if exact else 4) * samples.size,
@@ -194,6 +196,11 @@ def _compared(raw: Waveform) -> np.ndarray:
     return resample(mono(samples[: _MAX_SECONDS * rate]), rate, _RATE)
 
 
+def _blocks(length: int) -> range:
+    """Boundaries between blocks of 2**20 elements."""
+    return range(2**20, length, 2**20)
+
+
 def _storage_dtype(summary: Mapping[str, Any]) -> Any:
     """Returns int16 if the measure "int16" is 1 in all rows, else float32."""
     return np.int16 if summary.get("int16", {"smallest": 1})["smallest"] else np.float32
@@ -215,18 +222,19 @@ def _clipped(samples: np.ndarray) -> float:
         values = mono(channel)
         tolerance = float(np.abs(values).max()) * 1e-3
         clipped = 0
-        for side in (values, -values):
-            limit = side.max()
-            at_limit = side >= limit - tolerance
-            below = side[~at_limit]
-            if not tolerance or not len(below):
-                continue
-            step = max(tolerance, limit - tolerance - float(below.max()))
-            padded = np.concatenate([[False], at_limit, [False]])
-            edges = np.flatnonzero(padded[1:] != padded[:-1])
-            lengths = edges[1::2] - edges[::2]
-            if at_limit.sum() > np.count_nonzero(below >= limit - tolerance - 4 * step):
-                clipped += int(lengths[lengths >= 2].sum())
+        for _ in range(2):
+            limit = values.max()
+            at_limit = values >= limit - tolerance
+            if tolerance and not at_limit.all():
+                below = float(values.max(where=~at_limit, initial=-np.inf))
+                step = max(tolerance, limit - tolerance - below)
+                padded = np.concatenate([[False], at_limit, [False]])
+                edges = np.flatnonzero(padded[1:] != padded[:-1])
+                lengths = edges[1::2] - edges[::2]
+                if at_limit.sum() > np.count_nonzero((values >= limit - tolerance - 4 * step) & ~at_limit):
+                    clipped += int(lengths[lengths >= 2].sum())
+            # The minimum is the maximum of the negated samples.
+            np.negative(values, out=values)
         worst = max(worst, clipped / len(values))
     return worst
 

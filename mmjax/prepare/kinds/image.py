@@ -1,4 +1,4 @@
-"""Images: PNG, JPEG, WebP and the other formats that Pillow reads."""
+"""Images: PNG, JPEG, WebP and the other formats in `mmjax.modalities.image.FORMATS`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from mmjax.config import AtLeast, Count, Formerly, Within
-from mmjax.modalities.image import deep_grey, grey_to_uint8, is_deep, to_uint8
+from mmjax.modalities.image import deep_grey, grey_to_uint8, is_deep, open_image, to_uint8
 from mmjax.prepare import picture_signature, pictures
 from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable, data_uri
 
@@ -88,7 +88,7 @@ class ImageKind(Kind):
         if not isinstance(data, bytes):
             raise Unreadable(f"{value!r} is not an image file")
         try:
-            with PIL.Image.open(io.BytesIO(data)) as opened:
+            with open_image(data) as opened:
                 file_format, mode, upright = opened.format, opened.mode, opened.getexif().get(0x0112, 1) == 1
                 frames = getattr(opened, "n_frames", 1)
                 image = PIL.ImageOps.exif_transpose(opened)
@@ -123,15 +123,22 @@ class ImageKind(Kind):
         pixels = raw.pixels
         if pixels.dtype != np.uint8:
             return _measure_deep(pixels)
-        grey = _grey(pixels)
-        low, high = np.quantile(grey, (0.0005, 0.9995))
-        colour = pixels.reshape(*pixels.shape[:2], -1) / 255.0
+        grey, colour = np.zeros(766, np.int64), np.zeros(256, np.int64)
+        # Row by row, since floats of all pixels would take eight times the memory of the image.
+        step = max(1, 2**20 // pixels[0].size)
+        for start in range(0, len(pixels), step):
+            part = pixels[start : start + step]
+            grey += np.bincount(_rgb(part).sum(axis=2, dtype=np.int64).reshape(-1), minlength=766)
+            colour += np.bincount(part.reshape(-1), minlength=256)
+        low, high = _quantiles(grey, (0.0005, 0.9995)) / 3
+        mean = float(colour @ np.arange(256)) / colour.sum()
+        variance = float(colour @ np.square(np.arange(256) - mean)) / colour.sum()
         return {
             "height": pixels.shape[0],
             "width": pixels.shape[1],
-            "channels": colour.shape[2],
-            "mean": float(colour.mean()),
-            "std": float(colour.std()),
+            "channels": 1 if pixels.ndim == 2 else pixels.shape[2],
+            "mean": mean / 255,
+            "std": variance**0.5 / 255,
             "range": float(high - low),
             "bytes": len(raw.file) if raw.file else pixels.size,
         }
@@ -294,8 +301,11 @@ def gradients(grey: np.ndarray, cells: int = 7, bins: int = 8) -> np.ndarray:
     return blocks.reshape(-1).astype(np.float32)
 
 
-def _grey(pixels: np.ndarray) -> np.ndarray:
-    return _rgb(pixels).mean(axis=2)
+def _quantiles(counts: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
+    """Quantiles of whole numbers from 0, given the count of each, interpolated as by `np.quantile`."""
+    positions = np.asarray(fractions) * (counts.sum() - 1)
+    values = [np.searchsorted(counts.cumsum(), rank, "right") for rank in (np.floor(positions), np.ceil(positions))]
+    return values[0] + (values[1] - values[0]) * (positions - np.floor(positions))
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:

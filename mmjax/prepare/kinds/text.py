@@ -15,6 +15,7 @@ import numpy as np
 
 from mmjax.config import Formerly, NonNegative, Within
 from mmjax.errors import nearest
+from mmjax.modalities.names import printable
 from mmjax.prepare import languages, templates
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 
@@ -24,6 +25,8 @@ _PERMUTATIONS = 128
 # Maximum characters used for near duplicates and features, and for the boilerplate and language checks.
 _MAX_COMPARED = 20_000
 _MAX_CHECKED = 2_000
+# Maximum size of a text in bytes.
+_MAX_BYTES = 2**24
 # Buckets of the hashed character n-grams in `features`.
 _FEATURES = 1024
 
@@ -114,6 +117,8 @@ class TextKind(Kind):
 
     def decode(self, value: Any) -> str:
         value = value.data if isinstance(value, File) else value
+        if isinstance(value, (bytes, str)) and len(value) > _MAX_BYTES:
+            raise Unreadable(f"{len(value):,} characters or bytes are more than {_MAX_BYTES:,}")
         if isinstance(value, bytes):
             try:
                 return value.decode("utf-8-sig")
@@ -121,6 +126,8 @@ class TextKind(Kind):
                 raise Unreadable(f"not UTF-8: {error}") from None
         if not isinstance(value, str):
             return str(value)
+        if printable(value) != value:
+            raise Unreadable("not valid Unicode: it has lone surrogates")
         return value
 
     def measure(self, raw: str) -> dict[str, float | int | str]:

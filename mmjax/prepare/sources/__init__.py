@@ -20,8 +20,10 @@ SOURCES: dict[str, type[Source]] = {
 }
 
 
-def open_source(uri: str, kind: str = "") -> Source:
+def open_source(uri: str, kind: str = "", allow_outside: bool = False) -> Source:
     """Opens `uri` as the source `kind`, or as the first in `SOURCES` that accepts it if `kind` is "".
+
+    A manifest may refer to files outside its folder only if `allow_outside`.
 
     Raises:
       UserError: if `kind` is unknown, or no source accepts `uri`.
@@ -30,6 +32,8 @@ def open_source(uri: str, kind: str = "") -> Source:
         raise UserError("--format", f"unknown format {kind!r}", nearest(kind, SOURCES))
     for name, cls in SOURCES.items():
         if name == kind or not kind and cls.accepts(uri):
-            return cls(uri)
+            source = cls(uri)
+            source.allow_outside = allow_outside
+            return source
     remedy = "give a folder, a manifest (CSV, TSV, JSONL, Parquet), a tar file, or tfds:NAME"
     raise UserError("--source", f"{uri!r} does not exist or has an unknown format", remedy)

@@ -27,6 +27,9 @@ class Row:
 class Source(Protocol):
     """Raw data source. Must be picklable: worker processes call `load`."""
 
+    allow_outside: bool = False
+    """True if a manifest may refer to files outside its folder."""
+
     def __init__(self, uri: str): ...
 
     @staticmethod

@@ -7,11 +7,16 @@ import dataclasses
 import io
 import itertools
 import re
+from collections.abc import Iterator
+from typing import TextIO
 
 from mmjax.modalities.table import is_missing
 from mmjax.prepare import files
 
 _DELIMITERS = ",;\t|"
+MAX_LINE = 2**24
+"""Maximum number of characters of a line of a manifest."""
+
 # Maximum number of lines to examine.
 _MAX_LINES = 1000
 # Fraction of lines that must have the header's field count; a few lines may be malformed.
@@ -20,6 +25,14 @@ _DECIMAL = re.compile(r"[-+]?(\d+|\d{1,3}(\.\d{3})+),\d+")
 _INTEGER = re.compile(r"[-+]?\d+")
 # Ambiguous: "1,234" may be 1234 or 1.234.
 _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+")
+
+
+def read_lines(text: TextIO) -> Iterator[str]:
+    """Yields the lines of a text file. Raises ValueError if one is longer than `MAX_LINE`."""
+    while line := text.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise ValueError(f"a line has more than {MAX_LINE:,} characters")
+        yield line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +64,11 @@ def detect_dialect(uri: str) -> Dialect:
       ValueError: if it is not UTF-8.
     """
     with files.open_file(uri) as raw:
-        lines = list(itertools.islice(io.TextIOWrapper(raw, "utf-8-sig", newline=""), _MAX_LINES))
+        lines = []
+        for line in itertools.islice(read_lines(io.TextIOWrapper(raw, "utf-8-sig", newline="")), _MAX_LINES):
+            lines.append(line)
+            if sum(map(len, lines)) > MAX_LINE:
+                break
     # Excel declares the delimiter in a first line, such as "sep=;".
     if lines and (declared := re.fullmatch(r"sep=(.)\s*", lines[0])):
         return Dialect(declared[1], 1, _decimal_commas([row for row in _rows(lines[1:], declared[1]) if row]))

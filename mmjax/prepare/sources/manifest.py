@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
+import datetime
+import decimal
 import io
 import json
 import pathlib
@@ -13,15 +14,18 @@ from typing import Any
 from mmjax.errors import UserError
 from mmjax.modalities.table import is_missing
 from mmjax.prepare import files
-from mmjax.prepare.kinds import Kind
+from mmjax.prepare.kinds import Kind, Unreadable
 from mmjax.prepare.sources.base import Row, Source, load_file, load_folder
-from mmjax.prepare.sources.csv_dialect import detect_dialect
+from mmjax.prepare.sources.csv_dialect import MAX_LINE, detect_dialect, read_lines
 
+# A Parquet file of a few kilobytes may declare any number of equal rows.
+_FREE_ROWS, _ROWS_PER_BYTE = 1_000_000, 64
+_BATCH_BYTES = 2**26
 _NAMES = ("manifest", "metadata", "data")
 # Column name of the empty field after a trailing delimiter.
 _UNNAMED = "\0"
 # Python's default limit is 131,072 characters per field; texts may be longer.
-csv.field_size_limit(2**31 - 1)
+csv.field_size_limit(MAX_LINE)
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -44,7 +48,10 @@ class Manifest(Source):
         try:
             for index, values in enumerate(read(self.uri)):
                 yield Row(f"{index:08}", values)
-        except (ValueError, csv.Error, OSError) as error:
+        except UserError:
+            raise
+        # Besides ValueError, csv.Error and OSError, libraries of stores raise errors of their own.
+        except Exception as error:
             problem = f"{self.uri!r} cannot be read: {error}"
             raise UserError("--source", problem, "give a CSV, TSV, JSONL or Parquet file in UTF-8") from None
 
@@ -53,13 +60,33 @@ class Manifest(Source):
             return value
         if is_missing(name):
             return None
+        if "\0" in name:
+            raise Unreadable("the file name contains a null byte")
         # Accept Windows path separators.
         uri = files.join(self.folder, name if "/" in name else name.replace("\\", "/"))
-        if kind.inline and not kind.paths and not files.exists(uri):
-            return value
-        if kind.takes_folders and files.is_folder(uri):
-            return load_folder(uri)
-        return load_file({"file": uri, "name": name})
+        if problem := self._refusal(uri):
+            if kind.inline and not kind.paths:
+                return value
+            raise Unreadable(problem)
+        try:
+            if kind.inline and not kind.paths and not files.exists(uri):
+                return value
+            if kind.takes_folders and files.is_folder(uri):
+                return load_folder(uri)
+            return load_file({"file": uri, "name": name})
+        except UserError as error:
+            # A store whose package is missing, or that cannot be read.
+            if uri.partition("://")[0] == self.uri.partition("://")[0]:
+                raise
+            raise Unreadable(error.problem) from None
+
+    def _refusal(self, uri: str) -> str:
+        """Returns why a file must not be read, "" if it may."""
+        if files.is_remote(uri) and not files.is_remote(self.uri):
+            return "a URL in a local manifest; download the file, or give a remote --source"
+        if not self.allow_outside and not files.is_inside(uri, self.folder):
+            return "outside the folder of the manifest; --allow_outside reads such files"
+        return ""
 
 
 def _find_manifest(folder: str) -> str:
@@ -75,7 +102,7 @@ def _csv(uri: str) -> Iterator[dict[str, Any]]:
         text = io.TextIOWrapper(raw, "utf-8-sig", newline="")
         for _ in range(dialect.skipped):
             next(text)
-        reader = csv.reader(text, delimiter=dialect.delimiter, strict=True)
+        reader = csv.reader(read_lines(text), delimiter=dialect.delimiter, strict=True)
         names = _names(next(filter(None, reader), []))
         for values in filter(None, reader):
             line = f"line {reader.line_num + dialect.skipped}"
@@ -108,12 +135,12 @@ def _names(header: list[str]) -> list[str]:
 
 def _json_lines(uri: str) -> Iterator[dict[str, Any]]:
     with files.open_file(uri) as raw:
-        for line_number, line in enumerate(codecs.getreader("utf-8-sig")(raw), 1):
+        for line_number, line in enumerate(read_lines(io.TextIOWrapper(raw, "utf-8-sig")), 1):
             if not line.strip():
                 continue
             try:
                 values = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"line {line_number}: {error}") from None
             if not isinstance(values, dict):
                 raise ValueError(f"line {line_number} is not a JSON object")
@@ -126,9 +153,34 @@ def _parquet(uri: str) -> Iterator[dict[str, Any]]:
 
     try:
         with files.open_file(uri) as raw:
-            for batch in pyarrow.parquet.ParquetFile(raw).iter_batches(batch_size=1024):
+            file = pyarrow.parquet.ParquetFile(raw)
+            num_rows, size = file.metadata.num_rows, raw.seek(0, io.SEEK_END)
+            if num_rows > max(_FREE_ROWS, _ROWS_PER_BYTE * size):
+                raise ValueError(f"{num_rows:,} rows in {size:,} bytes")
+            for batch in file.iter_batches(batch_size=_batch_rows(file.metadata)):
                 for values in batch.to_pylist():
-                    json.dumps(values)  # raises TypeError for values that are not JSON-serialisable
-                    yield values
-    except (pyarrow.ArrowException, TypeError) as error:
-        raise ValueError(str(error)) from None
+                    yield {name: _json_value(value) for name, value in values.items()}
+    except (GeneratorExit, UserError, ValueError):
+        raise
+    # pyarrow raises errors of many types on damaged files.
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _batch_rows(metadata: Any) -> int:
+    """Returns the number of rows to hold at a time, from the unpacked size that the file declares."""
+    unpacked = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+    return max(1, min(1024, int(_BATCH_BYTES * metadata.num_rows / max(1, unpacked))))
+
+
+def _json_value(value: Any) -> Any:
+    """Converts times to ISO text and decimals to text. Other values without a JSON form become {"unlisted": type}."""
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    try:
+        json.dumps(value)
+    except TypeError:
+        return {"unlisted": type(value).__name__}
+    return value

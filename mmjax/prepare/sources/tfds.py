@@ -53,6 +53,16 @@ class Tfds(Source):
         features = dict(self._builder.info.features)
         return {name: kind for name, feature in features.items() if (kind := names.get(type(feature).__name__))}
 
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        kinds = self.kinds
+        features = dict(self._builder.info.features)
+        return {
+            name: f"a TFDS feature {type(feature).__name__}, not a single value"
+            for name, feature in features.items()
+            if name not in kinds
+        }
+
     def rows(self, work: pathlib.Path) -> Iterator[Row]:
         kinds = self.kinds
         for split, info in self._builder.info.splits.items():

@@ -9,9 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import pathlib
-import shutil
 import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -21,6 +19,8 @@ from mmjax.prepare.kinds import Kind
 from mmjax.prepare.sources.base import Row, Source, load_file
 from mmjax.prepare.sources.folder import kind_of_suffix
 
+# A gzip file above this size, in bytes, must not unpack to more than this many times its own.
+_FREE_BYTES, _MAX_RATIO = 2**28, 100
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
@@ -86,7 +86,10 @@ def _examples(uri: str, prefix: str, work: pathlib.Path) -> Iterator[Row]:
             _check_end(file, archive)
         if stem is not None:
             yield Row(prefix + stem.lstrip("/"), values)
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except UserError:
+        raise
+    # On damaged files, tarfile also raises ValueError, OverflowError and RecursionError.
+    except Exception as error:
         problem = f"{uri!r} is not a readable tar file: {error}"
         raise UserError("--source", problem, "repack it, or leave it out") from None
 
@@ -97,9 +100,12 @@ def _check_member(uri: str, member: tarfile.TarInfo) -> None:
     if ".." in parts or member.name.startswith(("/", "\\")) or parts and parts[0].endswith(":"):
         problem = f"{uri!r} has a member {member.name!r} outside the folder"
         raise UserError("--source", problem, "do not trust this file; repack it with relative names without ..")
-    if not member.isfile():
+    if member.size < 0 or member.offset_data < 0:
+        raise tarfile.ReadError(f"the member {member.name!r} has a negative size")
+    # The data of a sparse member does not lie at one place of the archive.
+    if not member.isfile() or member.sparse is not None:
         problem = f"{uri!r} has a member {member.name!r} that is not a regular file"
-        raise UserError("--source", problem, "repack it without links and devices")
+        raise UserError("--source", problem, "repack it without links, devices and sparse files")
 
 
 def _check_end(file: IO[bytes], archive: tarfile.TarFile) -> None:
@@ -124,6 +130,9 @@ def _uncompressed(uri: str, work: pathlib.Path) -> str:
         copy.parent.mkdir(parents=True, exist_ok=True)
         partial = copy.with_suffix(".partial")
         with files.open_file(uri) as packed, gzip.open(packed) as source, partial.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
+            while block := source.read(1 << 20):
+                target.write(block)
+                if target.tell() > max(_FREE_BYTES, _MAX_RATIO * packed.tell()):
+                    raise tarfile.ReadError(f"it unpacks to more than {_MAX_RATIO} times its size")
         partial.replace(copy)
     return str(copy)
