@@ -353,7 +353,7 @@ def _fitting_devices(config: ExperimentConfig) -> list[jax.Device]:
 def _positive(section: Any, key: str) -> int:
     """Returns a positive number in a section that is not checked yet, 1 by default."""
     value = section.get(key, 1) if isinstance(section, Mapping) else 1
-    return value if isinstance(value, int) and value > 0 else 1
+    return int(value) if isinstance(value, (int, float)) and value >= 1 else 1
 
 
 def _check_steps(workdir: pathlib.Path, experiment: Experiment) -> None:
