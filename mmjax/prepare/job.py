@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import json
 import pathlib
 from typing import Any
@@ -23,7 +24,7 @@ CHUNK = 64
 """Rows per chunk. A killed process loses at most one chunk of work."""
 
 # Increase when the content of chunk files changes, so that old work is not reused.
-_VERSION = 8
+_VERSION = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,9 @@ def examine_fingerprint(listing: str, layout: Layout, config: PrepareConfig) -> 
       config: options.
     """
     columns = [dataclasses.asdict(column) for column in layout.columns]
-    text = json.dumps([_VERSION, config.source, config.format, listing, columns, config.reduce], sort_keys=True)
+    # Another version of this library may hash texts differently.
+    versions = [_VERSION, importlib.metadata.version("rensa")]
+    text = json.dumps([versions, config.source, config.format, listing, columns, config.reduce], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
