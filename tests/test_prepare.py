@@ -482,7 +482,7 @@ def test_texts_that_say_nothing_are_found(text, fault):
 def test_languages_are_told_apart_and_names_are_left_alone():
     texts = {
         "de": "das ist ein Bild von einem Hund und einer Katze", "fr": "c'est une image avec un chien dans la rue",
-        "es": "una foto de un perro en la playa", "ru": "на фотографии собака и кошка сидят на улице",
+        "es": "una foto de un perro en la playa", "ru": "это очень большая собака, которая играет во дворе",
         "ja": "犬が浜辺を走る", "zh": "狗在海滩上跑", "el": "ένας σκύλος στην παραλία", "ko": "해변에서 달리는 개",
         "hu": "egy kutya fut a tengerparton a naplementében", "hr": "pas trči po plaži prema moru i skače u valove",
         "he": "כלב רץ על החוף ליד הים", "am": "አንድ ውሻ በባህር ዳርቻ ላይ ይሮጣል",
