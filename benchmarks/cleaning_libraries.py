@@ -158,9 +158,9 @@ def texts(stamps: pathlib.Path, count: int = 20_000, copied: int = 2_000) -> Non
             f"search {searching:.2f} s"
         )
 
-    # 4,000 equal rows make a bucket with 8 million pairs.
+    # 1,000 equal rows make a bucket with half a million pairs.
     equal = kind.hashes(signatures[0])
-    repeated = [signatures[0]] * 4_000
+    repeated = [signatures[0]] * 1_000
     hashes, hashing = timed(lambda: np.stack([kind.hashes(signature) for signature in signatures]))
     pairs, searching = timed(lambda: kind.candidates(hashes))
     report("mmjax (rensa, own bands)", hashing, pairs, searching)

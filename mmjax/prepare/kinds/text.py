@@ -159,7 +159,11 @@ class TextKind(Kind):
         return np.asarray(minhash.digest(), np.uint32)
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
-        """Pairs that collide in one of 32 bands of 4 hashes (LSH): 99.98 % of pairs at similarity 0.7, 23 % at 0.3."""
+        """Pairs that collide in one of 32 bands of 4 hashes (LSH): 99.98 % of pairs at similarity 0.7, 23 % at 0.3.
+
+        Own code instead of `rensa.RMinHashLSH`, which has the same recall and speed on different texts, but proposes
+        all pairs of equal texts: a million among 1,000 rows, instead of 1,997.
+        """
         candidates = [np.zeros((0, 2), np.int64)]
         for band in np.split(hashes, _PERMUTATIONS // 4, axis=1):
             _, group = np.unique(band, axis=0, return_inverse=True)
