@@ -1,10 +1,14 @@
 """Measures recall and precision of the checks of `mmjax prepare` on folders with planted faults.
 
     python benchmarks/cleaning.py --data=DIR [--seeds=0,1,2] [--folder=DIR] [--alignment=RUN] [--json=FILE]
+    python benchmarks/cleaning.py --only=photographs,drawings,texts
+    python benchmarks/cleaning.py --libraries
 
 DIR contains MNIST's idx files and recordings of spoken digits, as for `configs/avmnist.py`; it defaults to MMJAX_DATA.
-The photographs are tiles of scikit-learn's two sample images. All thresholds have their defaults; only the allowed
-language is set.
+Photographs, drawings and texts need no data: the photographs are tiles of scikit-learn's two sample images. All
+thresholds have their defaults; only the allowed language is set.
+
+--libraries compares the methods with those of other libraries instead, see `cleaning_libraries.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ import tarfile
 import tempfile
 from collections.abc import Iterable
 
+import cleaning_libraries
+import drawn
 import numpy as np
 import PIL.Image
 
@@ -91,9 +97,9 @@ def cropped(pixels: np.ndarray, rng: np.random.Generator, smallest: float = 0.85
     return pixels[top : top + height, left : left + width]
 
 
-def altered_picture(pixels: np.ndarray, rng: np.random.Generator) -> tuple[bytes, str]:
+def altered_picture(pixels: np.ndarray, rng: np.random.Generator, crops: bool = True) -> tuple[bytes, str]:
     """Re-encodes, resizes or crops an image at random. Returns the file content and its suffix."""
-    way = rng.integers(5)
+    way = int(rng.integers(5)) if crops else int(rng.choice([0, 1, 4]))
     if way == 0:
         return picture(pixels, "JPEG", quality=int(rng.integers(40, 90))), "jpg"
     if way == 1:
@@ -224,21 +230,10 @@ def example(folder, key, image: bytes, audio: bytes, caption: str, digit: int) -
 
 
 def photographs(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator) -> Plant:
-    """Writes tiles of two photographs with splits: duplicates within train, and copies of test tiles in train.
-
-    Tiles with low contrast, such as sky, are skipped, because they would be blank or duplicates.
-    """
-    import sklearn.datasets
-
+    """Writes tiles of two photographs with splits: duplicates within train, and copies of test tiles in train."""
     (folder / "files").mkdir(parents=True)
     rows: list[dict[str, object]] = []
-    tiles, plant = {}, Plant()
-    for name, pixels in zip(("china", "flower"), sklearn.datasets.load_sample_images().images, strict=True):
-        for top in range(0, pixels.shape[0] - TILE + 1, TILE):
-            for left in range(0, pixels.shape[1] - TILE + 1, TILE):
-                tile = pixels[top : top + TILE, left : left + TILE]
-                if np.ptp(np.quantile(tile.mean(axis=2), (0.01, 0.99))) > 16:
-                    tiles[f"{name}_{top}_{left}"] = tile
+    tiles, plant = photograph_tiles(), Plant()
 
     def add(key: str, content: bytes, suffix: str, split: str) -> None:
         path = f"files/{key}.{suffix}"
@@ -253,6 +248,44 @@ def photographs(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generat
             key = f"{original}_copy"
             add(key, *altered_picture(tiles[original], rng), "train")
             plant.copies.setdefault(finding, {})[key] = str(original)
+    write_rows(folder, [rows[at] for at in rng.permutation(len(rows))])
+    return plant
+
+
+def photograph_tiles() -> dict[str, np.ndarray]:
+    """Cuts two photographs into tiles uint8 [TILE, TILE, 3].
+
+    Tiles with low contrast, such as sky, are skipped, because they would be blank or duplicates.
+    """
+    import sklearn.datasets
+
+    tiles = {}
+    for name, pixels in zip(("china", "flower"), sklearn.datasets.load_sample_images().images, strict=True):
+        for top in range(0, pixels.shape[0] - TILE + 1, TILE):
+            for left in range(0, pixels.shape[1] - TILE + 1, TILE):
+                tile = pixels[top : top + TILE, left : left + TILE]
+                if np.ptp(np.quantile(tile.mean(axis=2), (0.01, 0.99))) > 16:
+                    tiles[f"{name}_{top}_{left}"] = tile
+    return tiles
+
+
+def drawings(folder: pathlib.Path, data: pathlib.Path, rng: np.random.Generator, count: int = 400) -> Plant:
+    """Writes drawings on flat backgrounds: duplicates that were re-encoded or resized.
+
+    Crops are not planted: a cropped drawing has its shapes in other places, like a different drawing.
+    """
+    (folder / "files").mkdir(parents=True)
+    rows, plant = [], Plant()
+    pictures = list(drawn.drawings(count, int(rng.integers(2**31))))
+    copied = sorted(rng.permutation(count)[: count // 10].tolist())
+    for at, pixels in enumerate(pictures):
+        (folder / f"files/{at}.png").write_bytes(png(pixels))
+        rows.append({"key": str(at), "drawing": f"files/{at}.png", "kind": at % 5})
+    for at in copied:
+        content, suffix = altered_picture(pictures[at], rng, crops=False)
+        (folder / f"files/copy{at}.{suffix}").write_bytes(content)
+        rows.append({"key": f"copy{at}", "drawing": f"files/copy{at}.{suffix}", "kind": at % 5})
+        plant.copies.setdefault("duplicate", {})[f"copy{at}"] = str(at)
     write_rows(folder, [rows[at] for at in rng.permutation(len(rows))])
     return plant
 
@@ -389,6 +422,7 @@ FOLDERS = {
     "digits": digits,
     "pictures": pictures,
     "photographs": photographs,
+    "drawings": drawings,
     "recordings": recordings,
     "texts": texts,
 }
@@ -399,10 +433,16 @@ def main() -> None:
     parser.add_argument("--data", default="", help="folder with MNIST and spoken digits; defaults to MMJAX_DATA")
     parser.add_argument("--seeds", default="0", help="comma-separated random seeds, such as 0,1,2")
     parser.add_argument("--folder", default="", help="folder for the generated data; a temporary folder by default")
-    parser.add_argument("--only", default="", help=f"one of {', '.join(FOLDERS)}")
+    parser.add_argument("--only", default="", help=f"comma-separated, of {', '.join(FOLDERS)}")
+    parser.add_argument("--libraries", action="store_true", help="compare with other libraries")
+    parser.add_argument("--stamps", default="/usr/share/tuxpaint/stamps", help="folder of tuxpaint-stamps-default")
     parser.add_argument("--alignment", default="", help="contrastive run whose model judges pairs of `digits`")
     parser.add_argument("--json", default="", help="file for the scores")
     options = parser.parse_args()
+    only = [name for name in options.only.split(",") if name]
+    if options.libraries:
+        cleaning_libraries.compare(only, pathlib.Path(options.stamps))
+        return
     data = raw_folder(options.data)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     with tempfile.TemporaryDirectory() as scratch:
@@ -411,7 +451,7 @@ def main() -> None:
         row = "{:12} {:12} {:>7} {:>6} {:>13} {:>13}"
         print(row.format("folder", "finding", "planted", "found", "recall", "precision"))
         for name, make in FOLDERS.items():
-            if options.only in ("", name):
+            if not only or name in only:
                 found: dict[str, list] = {}
                 for seed in seeds:
                     seed_folder = base / f"{seed}"
@@ -426,7 +466,7 @@ def main() -> None:
                     recall, precision, num_planted, num_found = zip(*of_seeds, strict=True)
                     counts = [f"{np.mean(count):.0f}" for count in (num_planted, num_found)]
                     print(row.format(name, finding, *counts, spread(recall), spread(precision)), flush=True)
-        if not options.only:
+        if not only:
             print("a tar with ../ in a name:", refuse_tar(base / "tar"))
         if options.json:
             pathlib.Path(options.json).write_text(json.dumps(scores, indent=2) + "\n")

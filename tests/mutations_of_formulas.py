@@ -228,6 +228,27 @@ FORMULAS = [
         "            pass\n",
         data("splits_have"),
     ),
+    Mutation(
+        "grey quantiles see one channel",
+        "prepare/pixels.py",
+        "block[..., 0].astype(np.intp) + block[..., 1] + block[..., 2]",
+        "3 * block[..., 0].astype(np.intp)",
+        ("tests/test_pixels.py", "-k", "statistics"),
+    ),
+    Mutation(
+        "the standard deviation of pixels is their root mean square",
+        "prepare/pixels.py",
+        "np.square(levels - mean)",
+        "np.square(levels)",
+        ("tests/test_pixels.py", "-k", "statistics"),
+    ),
+    Mutation(
+        "a language is unwanted even if a wanted one is as likely",
+        "prepare/languages.py",
+        "probability < _MIN_RATIO * wanted_probability",
+        "probability < 0 * wanted_probability",
+        ("tests/test_prepare.py", "-k", "languages_are_told"),
+    ),
     # Modalities.
     Mutation(
         "noise is given in decibels of amplitude",

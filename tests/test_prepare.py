@@ -482,14 +482,26 @@ def test_texts_without_content_are_found(text, fault):
 def test_languages_are_detected_and_names_are_ignored():
     texts = {
         "de": "das ist ein Bild von einem Hund und einer Katze", "fr": "c'est une image avec un chien dans la rue",
-        "es": "una foto de un perro en la playa", "ru": "собака и кошка на улице",
+        "es": "una foto de un perro en la playa", "ru": "это очень большая собака, которая играет во дворе",
         "ja": "犬が浜辺を走る", "zh": "狗在海滩上跑", "el": "ένας σκύλος στην παραλία", "ko": "해변에서 달리는 개",
+        "hu": "egy kutya fut a tengerparton a naplementében", "hr": "pas trči po plaži prema moru i skače u valove",
+        "he": "כלב רץ על החוף ליד הים", "am": "አንድ ውሻ በባህር ዳርቻ ላይ ይሮጣል",
+        "sw": "mbwa anakimbia ufukweni kando ya bahari",
     }  # fmt: skip
     detect = languages.detect_unwanted_language
     assert {code: detect(text, ("en",)) for code, text in texts.items()} == {code: code for code in texts}
+    assert detect(texts["de"].upper(), ("en",)) == "de"
     assert all(detect(text, (code,)) is None for code, text in texts.items())
-    for name in ("Paris", "Rio de Janeiro", "New York City", "IMG 4", "a dog and a cat on the beach"):
-        assert detect(name, ("en",)) is None
+    assert all(detect(text, ("en", code)) is None for code, text in texts.items())
+    names = ("Paris", "Rio de Janeiro", "New York City", "Ludwig van Beethoven", "Gabriel García Márquez", "IMG 4",
+             "42", "?", "", "a dog and a cat on the beach")  # fmt: skip
+    assert [name for name in names if detect(name, ("en",))] == []
+
+
+def test_an_unknown_language_is_refused():
+    assert {"de", "en", "hu", "zh"} <= set(languages.supported()) and "zxx" not in languages.supported()
+    with pytest.raises(ValueError, match="unknown language 'german'"):
+        KINDS["text"].Config(language=("german",))
 
 
 # Near duplicates.

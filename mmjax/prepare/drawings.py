@@ -30,7 +30,7 @@ def is_drawing(grey: np.ndarray) -> bool:
     Args:
       grey: uint8 [H, W].
     """
-    counts = np.bincount(grey.reshape(-1), minlength=256)
+    counts = np.asarray(PIL.Image.fromarray(grey).histogram())
     common = int(counts.argmax())
     if counts[max(0, common - _LEVELS) : common + _LEVELS + 1].sum() >= _FLAT * grey.size:
         return True

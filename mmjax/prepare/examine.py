@@ -48,7 +48,7 @@ def examine_chunk(job: Job, chunk: int) -> None:
 
     Arrays in the file, where `NAME` is an input column:
       rows: list of `ExaminedRow` as JSON.
-      NAME/which, NAME/hashes: row offsets within the chunk [n], and hashes uint64 [n, ...].
+      NAME/which, NAME/hashes: row offsets within the chunk [n], and hashes uint64 or uint32 [n, ...].
       NAME/sketches, NAME/ends: concatenated signature bytes of these rows, and the end offset of each [n].
       NAME/featured, NAME/features: row offsets within the chunk [m], and features float16 [m, ...].
     """

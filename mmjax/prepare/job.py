@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import json
 import pathlib
 from collections.abc import Iterator
@@ -187,8 +188,10 @@ def examine_fingerprint(listing: str, layout: Layout, config: PrepareConfig) -> 
       config: options.
     """
     columns = [dataclasses.asdict(column) for column in layout.columns]
+    # Another version of this library may hash texts differently.
+    versions = [_VERSION, importlib.metadata.version("rensa")]
     options = [config.source, config.format, config.allow_outside, config.reduce]
-    text = json.dumps([_VERSION, listing, columns, options], sort_keys=True)
+    text = json.dumps([versions, listing, columns, options], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import zlib
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 import PIL.Image
 
 from mmjax.prepare import drawings, pictures
+from mmjax.prepare.pixels import digest
 
 _SIDE = pictures.SIDE
 # Images with a shorter side below this many pixels are not compared with crops of each other.
@@ -67,11 +67,11 @@ def make(pixels: np.ndarray, rgb: np.ndarray, small: np.ndarray, low: float, hig
       small: `PictureSignature.thumbnail`.
       low, high: range of the values.
     """
-    digest = hashlib.blake2b(f"{pixels.dtype} {pixels.shape}".encode() + pixels.tobytes(), digest_size=16).digest()
     grey = np.asarray(PIL.Image.fromarray(rgb).convert("L"))
     drawn = min(grey.shape) >= _TINY and drawings.is_drawing(grey)
     detail = drawings.detail(grey) if drawn else np.zeros((0, 0), np.uint8)
-    return PictureSignature(min(65535, *pixels.shape[:2]), small.dtype != np.uint8, digest, low, high, small, detail)
+    side, deep = min(65535, *pixels.shape[:2]), small.dtype != np.uint8
+    return PictureSignature(side, deep, digest(pixels), low, high, small, detail)
 
 
 def hashes(packed: bytes) -> np.ndarray:

@@ -1,5 +1,10 @@
 """Near-duplicate search for images: perceptual hashes propose pairs, which are then compared by pixels.
 
+Own code instead of imagehash, measured by `python benchmarks/cleaning.py --libraries --only=images` on re-encoded,
+resized and cropped copies: the proposals contain all copies, the comparison is never wrong, and it finds 81 % of the
+photographs and 58 % of the drawings. `imagehash.phash` within a distance of 4 finds 56 % and 85 %, but 5 % of the pairs
+of drawings are different drawings; within 8, 60 %.
+
 Each bit of a 64-bit hash tells if one of the lowest 8 x 8 frequencies exceeds their median (pHash: Zauner,
 Implementation and Benchmarking of Perceptual Image Hash Functions, 2010). The hash is robust to scaling and
 re-encoding, but not to cropping. Hashes of crops of each image (views) are therefore stored too; the hash of a slightly

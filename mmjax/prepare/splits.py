@@ -1,4 +1,9 @@
-"""Deterministic, grouped and stratified assignment of rows to splits or folds."""
+"""Deterministic, grouped and stratified assignment of rows to splits or folds.
+
+Own code instead of scikit-learn, measured by `python benchmarks/cleaning.py --libraries --only=splits`: with 20,000
+rows in 2,000 groups, the share of a class in a split is off by at most 1.1 percentage points, and by 49 with ten folds
+of `StratifiedGroupKFold` (18 with `GroupShuffleSplit`), in 0.06 s instead of 0.82 s of CPU time.
+"""
 
 from __future__ import annotations
 

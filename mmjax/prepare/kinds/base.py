@@ -154,7 +154,7 @@ class Kind:
         return None
 
     def hashes(self, signature: bytes) -> np.ndarray | None:
-        """Hashes uint64 [n] for `candidates`, with the same n for all values."""
+        """Hashes uint64 or uint32 [n] for `candidates`, with the same n for all values."""
         return None
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from mmjax.config import AtLeast, Count, Formerly, Within
 from mmjax.modalities.image import deep_grey, grey_to_uint8, is_deep, open_image, to_uint8
 from mmjax.prepare import picture_signature, pictures
 from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable, data_uri
+from mmjax.prepare.pixels import grey_quantiles, mean_and_std, to_rgb
 
 _SIDE = pictures.SIDE
 _THUMBNAIL = 160
@@ -123,22 +124,14 @@ class ImageKind(Kind):
         pixels = raw.pixels
         if pixels.dtype != np.uint8:
             return _measure_deep(pixels)
-        grey, colour = np.zeros(766, np.int64), np.zeros(256, np.int64)
-        # Row by row, since floats of all pixels would take eight times the memory of the image.
-        step = max(1, 2**20 // pixels[0].size)
-        for start in range(0, len(pixels), step):
-            part = pixels[start : start + step]
-            grey += np.bincount(_rgb(part).sum(axis=2, dtype=np.int64).reshape(-1), minlength=766)
-            colour += np.bincount(part.reshape(-1), minlength=256)
-        low, high = _quantiles(grey, (0.0005, 0.9995)) / 3
-        mean = float(colour @ np.arange(256)) / colour.sum()
-        variance = float(colour @ np.square(np.arange(256) - mean)) / colour.sum()
+        low, high = grey_quantiles(pixels, (0.0005, 0.9995))
+        mean, std = mean_and_std(pixels)
         return {
             "height": pixels.shape[0],
             "width": pixels.shape[1],
             "channels": 1 if pixels.ndim == 2 else pixels.shape[2],
-            "mean": mean / 255,
-            "std": variance**0.5 / 255,
+            "mean": mean,
+            "std": std,
             "range": float(high - low),
             "bytes": len(raw.file) if raw.file else pixels.size,
         }
@@ -156,12 +149,12 @@ class ImageKind(Kind):
 
     def signature(self, raw: Picture) -> bytes:
         if raw.pixels.dtype == np.uint8:
-            rgb = _rgb(raw.pixels)
-            small: np.ndarray = np.frombuffer(thumbnail(raw.pixels), np.uint8).reshape(_SIDE, _SIDE, 3)
+            rgb = to_rgb(raw.pixels)
+            small: np.ndarray = np.frombuffer(thumbnail(rgb), np.uint8).reshape(_SIDE, _SIDE, 3)
             return picture_signature.make(raw.pixels, rgb, small, 0.0, 255.0).pack()
         small = _resized(raw.pixels, (_SIDE, _SIDE), PIL.Image.Resampling.BICUBIC).astype(np.float32)[..., None]
         low, high = float(np.nanmin(raw.pixels)), float(np.nanmax(raw.pixels))
-        rgb = _rgb(self.rendered(raw, {}).pixels)
+        rgb = to_rgb(self.rendered(raw, {}).pixels)
         return picture_signature.make(raw.pixels, rgb, small, low, high).pack()
 
     def hashes(self, signature: bytes) -> np.ndarray:
@@ -176,7 +169,7 @@ class ImageKind(Kind):
     def features(self, raw: Picture) -> np.ndarray:
         size = 28
         pixels = self.rendered(raw, {}).pixels
-        image = PIL.Image.fromarray(_rgb(pixels)).resize((size, size), PIL.Image.Resampling.BICUBIC)
+        image = PIL.Image.fromarray(to_rgb(pixels)).resize((size, size), PIL.Image.Resampling.BICUBIC)
         values = np.asarray(image, np.float32) / 255
         shapes, colours = gradients(values.mean(axis=2)), values.reshape(4, 7, 4, 7, 3).mean(axis=(1, 3))
         # Chroma only: luminance is already in the gradients.
@@ -221,7 +214,7 @@ class ImageKind(Kind):
         if stored.startswith(_JPEG):
             with contextlib.suppress(Exception):
                 return _decoded(stored)
-        with PIL.Image.open(io.BytesIO(stored)) as image:
+        with _no_size_warning(), PIL.Image.open(io.BytesIO(stored)) as image:
             return np.asarray(image)
 
     def show(self, raw: Picture) -> str:
@@ -268,7 +261,7 @@ def _resized(pixels: np.ndarray, size: tuple[int, int], resampling: PIL.Image.Re
 
 def thumbnail(pixels: np.ndarray) -> bytes:
     """Bytes of the image resized to uint8 [SIDE, SIDE, 3]."""
-    image = PIL.Image.fromarray(_rgb(pixels))
+    image = PIL.Image.fromarray(to_rgb(pixels))
     # Small images are compared at sub-pixel crops, so upsample them with interpolation, never by nearest neighbour.
     return np.asarray(image.resize((_SIDE, _SIDE), PIL.Image.Resampling.BICUBIC)).tobytes()
 
@@ -299,23 +292,6 @@ def gradients(grey: np.ndarray, cells: int = 7, bins: int = 8) -> np.ndarray:
         norm = np.sqrt(np.square(blocks).sum(axis=1, keepdims=True) + 1e-2)
         blocks = np.minimum(blocks / norm, limit)
     return blocks.reshape(-1).astype(np.float32)
-
-
-def _quantiles(counts: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
-    """Quantiles of whole numbers from 0, given the count of each, interpolated as by `np.quantile`."""
-    positions = np.asarray(fractions) * (counts.sum() - 1)
-    values = [np.searchsorted(counts.cumsum(), rank, "right") for rank in (np.floor(positions), np.ceil(positions))]
-    return values[0] + (values[1] - values[0]) * (positions - np.floor(positions))
-
-
-def _rgb(pixels: np.ndarray) -> np.ndarray:
-    """Converts to RGB uint8 [H, W, 3], compositing transparency over white."""
-    if pixels.ndim == 2:
-        return np.repeat(pixels[..., None], 3, axis=2)
-    if pixels.shape[2] in (2, 4):
-        alpha = pixels[..., -1:].astype(np.float32) / 255
-        pixels = np.rint(pixels[..., :-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-    return np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if pixels.shape[2] == 1 else pixels
 
 
 def _channels(summary: Mapping[str, Any]) -> int:

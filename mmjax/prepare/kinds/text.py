@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import html
 import re
 import unicodedata
@@ -19,9 +18,10 @@ from mmjax.modalities.names import printable
 from mmjax.prepare import languages, templates
 from mmjax.prepare.kinds.base import File, Kind, Unreadable
 
-# MinHash: characters per shingle, and number of hash functions.
+# MinHash: characters per shingle, number of hash functions, and their seed.
 _SHINGLE = 5
 _PERMUTATIONS = 128
+_SEED = 1
 # Maximum characters used for near duplicates and features, and for the boilerplate and language checks.
 _MAX_COMPARED = 20_000
 _MAX_CHECKED = 2_000
@@ -83,7 +83,7 @@ class TextKind(Kind):
         Attributes:
           shortest, longest: minimum and maximum length in characters, without leading and trailing white space; 0 means
             no limit.
-          language: allowed languages as ISO 639-1 codes, such as ["en", "de"]; texts detected as another language are
+          language: allowed languages as ISO 639 codes, such as ["en", "de"]; texts detected as another language are
             faulty. [] allows all.
           boilerplate: regular expressions, by default `mmjax.prepare.kinds.text.BOILERPLATE`; a text that fully matches
             one of them is faulty. Case is ignored.
@@ -100,8 +100,8 @@ class TextKind(Kind):
 
         def __post_init__(self):
             for code in self.language:
-                if code not in languages.LANGUAGES:
-                    raise ValueError(f"unknown language {code!r}; {nearest(code, languages.LANGUAGES)}")
+                if code not in languages.supported():
+                    raise ValueError(f"unknown language {code!r}; {nearest(code, languages.supported())}")
             for pattern in self.boilerplate:
                 try:
                     re.compile(pattern)
@@ -158,14 +158,19 @@ class TextKind(Kind):
         return _normalize(raw)[:_MAX_COMPARED].encode() or None
 
     def hashes(self, signature: bytes) -> np.ndarray:
-        """MinHash signature uint64 [128] (Broder, On the Resemblance and Containment of Documents, 1997)."""
-        shingles = np.asarray([zlib.crc32(shingle.encode()) for shingle in _shingles(signature)], np.uint64)
-        multipliers, offsets = _permutations()
-        # Multiply-add modulo 2^64 by overflow; only the upper 32 bits are well mixed.
-        return ((multipliers[:, None] * shingles + offsets[:, None]) >> np.uint64(32)).min(axis=1)
+        """MinHash signature uint32 [128] (Broder, On the Resemblance and Containment of Documents, 1997)."""
+        import rensa
+
+        minhash = rensa.RMinHash(_PERMUTATIONS, _SEED)
+        minhash.update(list(_shingles(signature)))
+        return np.asarray(minhash.digest(), np.uint32)
 
     def candidates(self, hashes: np.ndarray) -> np.ndarray:
-        """Pairs that collide in one of 32 bands of 4 hashes (LSH): 99.98 % of pairs at similarity 0.7, 23 % at 0.3."""
+        """Pairs that collide in one of 32 bands of 4 hashes (LSH): 99.98 % of pairs at similarity 0.7, 23 % at 0.3.
+
+        Own code instead of `rensa.RMinHashLSH`, which has the same recall and speed on different texts, but proposes
+        all pairs of equal texts: a million among 1,000 rows, instead of 1,997.
+        """
         candidates = [np.zeros((0, 2), np.int64)]
         for band in np.split(hashes, _PERMUTATIONS // 4, axis=1):
             _, group = np.unique(band, axis=0, return_inverse=True)
@@ -221,10 +226,3 @@ def _normalize(text: str) -> str:
 def _shingles(signature: bytes) -> set[str]:
     text = signature.decode()
     return {text[start : start + _SHINGLE] for start in range(max(1, len(text) - _SHINGLE + 1))}
-
-
-@functools.cache
-def _permutations() -> tuple[np.ndarray, np.ndarray]:
-    """Odd multipliers and offsets uint64 [permutations] of the hash functions."""
-    bits = np.random.Philox(key=[1, 2]).random_raw(2 * _PERMUTATIONS)
-    return bits[:_PERMUTATIONS] | np.uint64(1), bits[_PERMUTATIONS:]
