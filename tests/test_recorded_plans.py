@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from mmjax.planning import plan
+
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "03_plans"
 
 
@@ -54,19 +56,30 @@ def test_the_page_has_the_tables_of_the_record(modules):
 
 @pytest.mark.parametrize("name", ["README.md", "docs/plan.md"])
 def test_the_printed_plan_in_the_pages_is_the_recorded_one(modules, name):
-    plan = json.loads(modules["plans"].RECORD.read_text())["siglip_l16 on v5e-256"]
+    found = json.loads(modules["plans"].RECORD.read_text())["siglip_l16 on v5e-256"]
     words = " ".join((FOLDER.parents[1] / name).read_text().split())
-    low, high = plan["step_seconds_range"]
-    hours = 1e9 / plan["examples_per_second"] / 3600
+    low, high = found["step_seconds_range"]
+    hours = 1e9 / found["examples_per_second"] / 3600
     for line in (
-        f"compute {1e3 * plan['compute_seconds']:.2f} ms: {plan['cycles']:,} cycles",
-        f"kernels {1e3 * plan['kernel_seconds']:.2f} ms: static cycles of the compiler",
-        f"of which {1e3 * plan['exposed_seconds']:.2f} ms exposed",
-        f"step {1e3 * plan['step_seconds']:.2f} ms; expected when measured: {1e3 * low:.2f} ms to {1e3 * high:.2f} ms",
-        f"utilisation {plan['utilisation']:.1%} of the bfloat16 peak",
+        f"compute {1e3 * found['compute_seconds']:.2f} ms: {found['cycles']:,} cycles",
+        f"kernels {1e3 * found['kernel_seconds']:.2f} ms: static cycles of the compiler",
+        f"of which {1e3 * found['exposed_seconds']:.2f} ms exposed",
+        f"step {1e3 * found['step_seconds']:.2f} ms; expected when measured: {1e3 * low:.2f} ms to {1e3 * high:.2f} ms",
+        f"utilisation {found['utilisation']:.1%} of the bfloat16 peak",
         f"time {hours:,.1f} hours, {hours * 256:,.0f} chip-hours",
     ):
         assert line in words, line
+
+
+def test_the_stated_range_of_published_runs_is_that_of_the_record(modules):
+    record = json.loads(modules["plans"].RECORD.read_text())
+    ratios = [record[name]["utilisation"] / found for name, (_, _, found, _) in modules["plans"].PUBLISHED.items()]
+    stated = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    assert f"Three published runs took {stated} times" in " ".join(
+        (FOLDER.parents[1] / "docs/plan.md").read_text().split()
+    )
+    assert f"Published runs: {stated} " in pathlib.Path(plan.__file__).read_text()
+    assert min(ratios) >= plan.LOW_RATIO and max(ratios) <= plan.HIGH_RATIO
 
 
 def test_the_summary_in_the_readme_has_the_recorded_utilisations(modules):

@@ -24,7 +24,7 @@ from mmjax.planning.schedule import CollectiveTotals, KernelTotals, StepTiming, 
 from mmjax.planning.topology import GENERATIONS
 
 LOW_RATIO = 0.95
-"""Lower bound of measured / simulated step time. Published runs: 0.98 to 1.06 (`experiments/03_plans`)."""
+"""Lower bound of measured / simulated step time. Published runs: 0.97 to 1.05 (`experiments/03_plans`)."""
 HIGH_RATIO = 1.3
 """Upper bound of measured / simulated step time: an allowance for slower links and clocks and runtime overhead."""
 
