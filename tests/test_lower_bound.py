@@ -174,6 +174,20 @@ def test_after_a_failed_compilation_the_bound_rules_changes_out(activations, fir
     assert search.find_fitting(plain(small_recipe(2**18)), plan, 8, planner, print).overrides == first == tried[0]
 
 
+@pytest.mark.parametrize(("accumulate", "divisor"), [(1, 1), (2, 2)])
+def test_a_recipe_with_microbatches_keeps_copies_of_its_batch(accumulate, divisor):
+    """3 GiB of state, 1 GiB of its gradients, 1.9 GiB of inputs: seven copies fit 14.4 GiB with half the batch."""
+    recipe = small_recipe(2**18)
+    recipe.train.accumulate = accumulate
+    plan = too_large(activations=2, inputs=1.9)
+
+    def planner(overrides, seconds):
+        return dataclasses.replace(plan, fits=True)
+
+    found = search.find_fitting(plain(recipe), plan, 8, planner, print).overrides
+    assert found is not None and 2**18 // found.get("train.batch_size", 2**18) == divisor
+
+
 @pytest.mark.parametrize(("activations", "compiles"), [(18, True), (21, False)])
 def test_a_step_is_compiled_up_to_a_quarter_above_the_memory(recipe_file, capsys, monkeypatch, activations, compiles):
     """15.75 GiB of a v5e; the compiler, here one that fails, may recompute activations."""

@@ -217,7 +217,7 @@ def find_fitting(
     """
     deadline = time.monotonic() + seconds
     capacity = plan.capacity_bytes or 0
-    changes, estimate = list(_changes(raw, plan, shards)), _Estimate(plan, bool(remat_overrides(raw, "full", True)))
+    changes, estimate = list(_changes(raw, plan, shards)), _Estimate(raw, plan)
     trials: list[Trial] = []
     for change in changes:
         left = deadline - time.monotonic()
@@ -291,20 +291,21 @@ class _Estimate:
     """Estimates the memory of changes from the recipe's plan, and follows that of compiled changes.
 
     Args:
+      raw: plain values of the recipe.
       plan: the recipe's plan, which does not fit, with the `bound` of full rematerialisation.
-      keeps_more: True if the recipe keeps more than full rematerialisation does.
 
     Attributes:
       margin: estimates above this share of the capacity are expected not to fit.
     """
 
-    def __init__(self, plan: Plan, keeps_more: bool):
+    def __init__(self, raw: Mapping[str, Any], plan: Plan):
         assert plan.bound is not None
+        self.accumulated = raw["train"].get("accumulate", 1)
         self.batch = plan.bound.batch
         # A compiled step needs about twice the lower bound of its activations.
         self.full = 2.0 * plan.bound.activations
         # Without rematerialisation, a layer keeps at least six arrays, with full rematerialisation one.
-        self.own = (6.0 if keeps_more else 2.0) * plan.bound.activations
+        self.own = (6.0 if remat_overrides(raw, "full", only_more=True) else 2.0) * plan.bound.activations
         if plan.compiled:
             # The recipe's own peak is better evidence.
             self.own = float(plan.peak_bytes - plan.bound.parameters - plan.bound.optimizer - self.batch)
@@ -317,7 +318,7 @@ class _Estimate:
         activations = self.full if change.kept is None else change.kept * self.own
         # Microbatches add up their gradients in float32. They regroup the batch: libtpu 0.0.42 keeps up to six copies
         # of it.
-        gradients, copies = (change.state / 3, 7) if change.accumulate > 1 else (0.0, 1)
+        gradients, copies = (change.state / 3, 7) if change.accumulate * self.accumulated > 1 else (0.0, 1)
         arrays = (copies * self.batch + activations / change.accumulate) / change.divisor
         return change.state + gradients + self.scale * arrays
 
