@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
+import threading
 from contextlib import nullcontext
 
 import jax
@@ -129,7 +133,7 @@ def test_a_kernel_that_ends_the_compiler_is_unknown_and_the_next_is_compiled(mon
     assert list(compile_in_child("v5e:2x2", ["broken", "product"])) == [None, CompiledCycles(7, 5)]
 
 
-def fake_run(requests):
+def fake_run(requests, stop):
     for request in requests:
         if request["backend_config"] == "no kernel":
             return
@@ -163,7 +167,7 @@ def test_a_kernel_is_compiled_once_for_each_device_and_compiler(tmp_path):
     kernel, broken = product_kernel(), product_kernel(name="broken")
     compiled, said = [], []
 
-    def compile(topology, kernels):
+    def compile(topology, kernels, stop):
         for kernel in kernels:
             compiled.append((topology, kernel.name))
             yield None if kernel.name == "broken" else CompiledCycles(70, 50)
@@ -181,11 +185,48 @@ def test_a_kernel_is_compiled_once_for_each_device_and_compiler(tmp_path):
     assert KernelCycles("1.1", tmp_path / "cycles.json", compile).find("TPU v5 lite", kernel) is None
 
 
+def test_kernels_compile_alongside_the_step_and_are_waited_for(tmp_path):
+    stepping = threading.Event()
+
+    def compile(topology, kernels, stop):
+        assert stepping.wait(60)
+        yield CompiledCycles(70, 50)
+
+    table, kernel = KernelCycles("1.0", tmp_path / "cycles.json", compile), product_kernel()
+    with table.compile_alongside("TPU v5 lite", "v5e:2x2", [kernel], lambda message: None):
+        stepping.set()
+    assert table.find("TPU v5 lite", kernel) == CompiledCycles(70, 50)
+
+
+def test_kernels_of_a_step_that_fails_to_compile_are_abandoned(tmp_path, monkeypatch):
+    """The child that compiles them would take a minute, beside the search for a change that fits."""
+    started, children = threading.Event(), []
+    popen = subprocess.Popen
+
+    def start(command, **options):
+        children.append(popen([sys.executable, "-c", "import time; time.sleep(60)"], **options))
+        started.set()
+        return children[0]
+
+    monkeypatch.setattr(kernel_cycles.subprocess, "Popen", start)
+    monkeypatch.setattr(kernel_cycles, "_request", lambda kernel: {})
+    table, kernels = KernelCycles("1.0", tmp_path / "cycles.json"), [product_kernel(), product_kernel(name="other")]
+    with (
+        pytest.raises(MemoryError),
+        table.compile_alongside("TPU v5 lite", "v5e:2x2", kernels, lambda message: None),
+    ):
+        assert started.wait(60)
+        raise MemoryError
+    assert [child.wait() for child in children] == [-signal.SIGKILL]
+    # Not a failure of the kernels: a later plan compiles them.
+    assert all(table.find("TPU v5 lite", kernel) is None for kernel in kernels)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"1.0": {}}'])
 def test_a_damaged_table_is_no_table(tmp_path, text):
     path = tmp_path / "cycles.json"
     path.write_text(text)
-    table = KernelCycles("1.0", path, lambda topology, kernels: [CompiledCycles(3, 2)])
+    table = KernelCycles("1.0", path, lambda topology, kernels, stop: [CompiledCycles(3, 2)])
     table.compile_missing("TPU v5 lite", "v5e:2x2", [product_kernel()], lambda message: None)
     assert table.find("TPU v5 lite", product_kernel()) == CompiledCycles(3, 2)
 

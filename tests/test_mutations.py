@@ -278,6 +278,13 @@ LISTED = [
         "residual_bytes(experiment) // experiment.mesh.size",
         ("tests/test_lower_bound.py", "-k", "keeps_its_input"),
     ),
+    Mutation(
+        "the search for a change that fits expects nothing of microbatches",
+        "planning/search.py",
+        "activations / change.accumulate) / change.divisor",
+        "activations) / change.divisor",
+        ("tests/test_lower_bound.py", "-k", "first_compiled_change"),
+    ),
     # Collectives.
     Mutation(
         "partial sums of a group are not reduced",

@@ -16,6 +16,7 @@ from mmjax.__main__ import main
 from mmjax.commands import plan as command
 from mmjax.experiment import Experiment, plain
 from mmjax.planning import search
+from mmjax.planning.lower_bound import LowerBound
 from mmjax.planning.plan import cost, make_plan, needed_bytes
 from mmjax.recipe import load_recipe
 from mmjax.sharding import place_batch
@@ -237,19 +238,26 @@ def test_a_ranking_is_one_line_a_plan_however_narrow_the_terminal_and_ends_with_
 @pytest.mark.parametrize(
     ("needs", "answer"),
     [
-        # GiB of activations with no, partial and full rematerialisation, and the first change that fits 16 GiB.
-        ((30, 12, 10), {"model.encoders.text.rematerialise": "dots_except_mlp"}),
-        ((40, 25, 10), {"model.encoders.text.rematerialise": "full"}),
-        ((400, 200, 50), {"model.encoders.text.rematerialise": "full", "train.accumulate": 4}),
-        ((90_000, 90_000, 90_000), None),
+        # GiB of activations with no, partial and full rematerialisation; the first change that fits 16 GiB; and the
+        # number of compiled changes.
+        ((30, 12, 10), {"model.encoders.text.rematerialise": "dots_except_mlp"}, 1),
+        ((40, 25, 10), {"model.encoders.text.rematerialise": "full"}, 2),
+        ((400, 200, 50), {"model.encoders.text.rematerialise": "full", "train.accumulate": 4}, 1),
+        ((90_000, 90_000, 90_000), None, 0),
     ],
 )
-def test_the_first_change_that_fits_is_the_one_that_costs_least(needs, answer):
+def test_the_first_change_that_fits_is_the_one_that_costs_least(needs, answer, compiled):
     import dataclasses
 
     gibibyte = 2**30
     base, _ = make_plan("small", "this machine", Experiment(small_recipe(1024, data=8)))
-    base = dataclasses.replace(base, fits=False, peak_bytes=needs[0] * gibibyte, capacity_bytes=16 * gibibyte)
+    base = dataclasses.replace(
+        base,
+        fits=False,
+        peak_bytes=needs[0] * gibibyte,
+        capacity_bytes=16 * gibibyte,
+        bound=LowerBound(0, 0, 0, needs[2] * gibibyte // 2),
+    )
     tried = []
 
     def attempt(overrides, seconds):
@@ -261,7 +269,8 @@ def test_the_first_change_that_fits_is_the_one_that_costs_least(needs, answer):
         return dataclasses.replace(base, fits=need <= 16, peak_bytes=int(need * gibibyte))
 
     found = search.find_fitting(plain(small_recipe(1024)), base, 8, attempt, lambda what: None)
-    assert (found and found.overrides) == answer and len(tried) < 12
+    assert found.overrides == answer and (found.plan is not None) == (answer is not None)
+    assert [trial.overrides for trial in found.trials] == tried and len(tried) == compiled
 
 
 def test_overrides_change_a_copy():

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from mmjax.planning import plan
+
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "03_plans"
 
 
@@ -16,7 +18,7 @@ FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "03_plans"
 def modules():
     sys.path.insert(0, str(FOLDER))
     try:
-        yield {name: importlib.import_module(name) for name in ("check", "plans")}
+        yield {name: importlib.import_module(name) for name in ("check", "plans", "growth")}
     finally:
         sys.path.remove(str(FOLDER))
 
@@ -48,5 +50,40 @@ def test_the_page_has_the_tables_of_the_record(modules):
     record = json.loads(modules["plans"].RECORD.read_text())
     page = (FOLDER / "README.md").read_text()
     plans = modules["plans"]
-    for table in (plans.recipes_table(record), plans.published_table(record), plans.beside_table(record)):
-        assert table in page
+    for table in (plans.recipes_table, plans.published_table, plans.beside_table, modules["growth"].growth_table):
+        assert table(record) in page
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/plan.md"])
+def test_the_printed_plan_in_the_pages_is_the_recorded_one(modules, name):
+    found = json.loads(modules["plans"].RECORD.read_text())["siglip_l16 on v5e-256"]
+    words = " ".join((FOLDER.parents[1] / name).read_text().split())
+    low, high = found["step_seconds_range"]
+    hours = 1e9 / found["examples_per_second"] / 3600
+    for line in (
+        f"compute {1e3 * found['compute_seconds']:.2f} ms: {found['cycles']:,} cycles",
+        f"kernels {1e3 * found['kernel_seconds']:.2f} ms: static cycles of the compiler",
+        f"of which {1e3 * found['exposed_seconds']:.2f} ms exposed",
+        f"step {1e3 * found['step_seconds']:.2f} ms; expected when measured: {1e3 * low:.2f} ms to {1e3 * high:.2f} ms",
+        f"utilisation {found['utilisation']:.1%} of the bfloat16 peak",
+        f"time {hours:,.1f} hours, {hours * 256:,.0f} chip-hours",
+    ):
+        assert line in words, line
+
+
+def test_the_stated_range_of_published_runs_is_that_of_the_record(modules):
+    record = json.loads(modules["plans"].RECORD.read_text())
+    ratios = [record[name]["utilisation"] / found for name, (_, _, found, _) in modules["plans"].PUBLISHED.items()]
+    stated = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    assert f"Three published runs took {stated} times" in " ".join(
+        (FOLDER.parents[1] / "docs/plan.md").read_text().split()
+    )
+    assert f"Published runs: {stated} " in pathlib.Path(plan.__file__).read_text()
+    assert min(ratios) >= plan.LOW_RATIO and max(ratios) <= plan.HIGH_RATIO
+
+
+def test_the_summary_in_the_readme_has_the_recorded_utilisations(modules):
+    record = json.loads(modules["plans"].RECORD.read_text())
+    ours, theirs = (record[f"{who}siglip_l16 on v5e-256"]["utilisation"] for who in ("", "big_vision "))
+    page = (FOLDER.parents[1] / "README.md").read_text()
+    assert f"SigLIP L/16 at {ours:.2f} of peak, big_vision at {theirs:.2f}" in page

@@ -164,7 +164,7 @@ def main(arguments: list[str]) -> int:
             plan, _ = make_plan(name, topology, step)
             if plan.fits:
                 break
-        found = kept(name, {**json.loads(json.dumps(plan.as_dict())), "all computed again": scan})
+        found = kept(name, {**json.loads(json.dumps(plan.as_dict())), "full_rematerialisation": scan})
         print(name, {key: found.get(key) for key in ("fits", "peak_bytes", "step_seconds", "utilisation")}, flush=True)
     return 0
 

@@ -32,19 +32,26 @@ def main(arguments: list[str]) -> None:
         if name not in read_record() or "--again" in arguments:
             found = kept(name, plan([*RECIPE, *flags]))
             print(name, {key: found.get(key) for key in ("peak_bytes", "step_seconds", "error")}, flush=True)
-    found = {chips: read_record()[f"siglip_l16 on v5p-{chips}"] for chips in PODS}
-    columns = {chips: figures(row) for chips, row in found.items()}
-    header = list(next(iter(columns.values())))
-    rows = [f"| chips | {' | '.join(header)} | step relative to {min(PODS)} chips |", "|---" * (len(header) + 2) + "|"]
-    first = columns[min(PODS)][STEP]
-    for chips, row in columns.items():
-        values = " | ".join(f"{value:,.2f}" for value in row.values())
-        rows.append(f"| {chips:,} | {values} | {row[STEP] / first:.2f} |")
-    write_table("growth", "\n".join(rows))
-    plot(FOLDER / "growth.png", columns)
+    write_table("growth", growth_table(read_record()))
+    plot(FOLDER / "growth.png", columns(read_record()))
 
 
 STEP = "predicted step, ms"
+
+
+def columns(record: dict) -> dict[int, dict[str, float]]:
+    """Returns {chips: figures} of the recorded plans."""
+    return {chips: figures(record[f"siglip_l16 on v5p-{chips}"]) for chips in PODS}
+
+
+def growth_table(record: dict) -> str:
+    found = columns(record)
+    header = list(next(iter(found.values())))
+    rows = [f"| chips | {' | '.join(header)} | step relative to {min(PODS)} chips |", "|---" * (len(header) + 2) + "|"]
+    for chips, row in found.items():
+        values = " | ".join(f"{value:,.2f}" for value in row.values())
+        rows.append(f"| {chips:,} | {values} | {row[STEP] / found[min(PODS)][STEP]:.2f} |")
+    return "\n".join(rows)
 
 
 def figures(found: dict) -> dict[str, float]:

@@ -151,8 +151,8 @@ def main(arguments: list[str]) -> None:
 
 
 def mark(found: dict) -> str:
-    """Marks a plan that `recost.py` priced again: "r", and "k" if some of its kernels are at their roofline."""
-    priced = found.get("priced_again")
+    """Marks a plan that `recost.py` repriced: "r", and "k" if some of its kernels are at their roofline."""
+    priced = found.get("repriced")
     return "" if priced is None else " r" if priced == "all" else " r k"
 
 
@@ -203,7 +203,7 @@ def beside_table(record: dict) -> str:
             continue
         theirs = both["big_vision"]
         for who, found in both.items():
-            who += ", full rematerialisation" if found.get("all computed again") else ""
+            who += ", full rematerialisation" if found.get("full_rematerialisation") else ""
             ends = f"{found['peak_bytes'] / 2**30:.1f} GiB"
             if found["step_seconds"] is None:
                 rows.append(f"| {recipe} on {place} | {examples} | {who} | {ends}: does not fit | | | | |")

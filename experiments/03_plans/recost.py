@@ -1,4 +1,4 @@
-"""Prices recorded plans anew with today's costs of kernels and links, without compiling their steps.
+"""Reprices recorded plans with the current costs of kernels and links, without compiling their steps.
 
     python experiments/03_plans/recost.py
 
@@ -74,7 +74,7 @@ def recost(found: dict, calls: dict[str, dict[str, int]]) -> dict:
         "step_seconds_range": [LOW_RATIO * step, HIGH_RATIO * step],
         "utilisation": found["model_flops"] / found["peak_flops"] / step,
         "examples_per_second": found["examples_per_second"] * found["step_seconds"] / step,
-        "priced_again": "all" if known else "kernels at roofline",
+        "repriced": "all" if known else "kernels at roofline",
     }
 
 

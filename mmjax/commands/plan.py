@@ -8,8 +8,9 @@
 
 Compiles the train step of `mmjax train` ahead of time, on any machine and without data, with the TPU compiler of the
 extra `tpu` (for H100 and H200, the GPU compiler of the extra `cuda`). Without --topology it plans for this machine's
-devices. If the step does not fit in memory, the plan reports the missing bytes (from shapes, without compiling, if they
-suffice) and searches for a setting that fits, for --remedy_minutes.
+devices. If the step does not fit in memory, the plan reports the missing bytes, first by the shapes and then by the
+compiler's error (not compiled if the shapes exceed the memory by far), and searches for a setting that fits, for
+--remedy_minutes.
 
 --json prints one object with at least `fits`, `peak_bytes`, `capacity_bytes`, `model_flops`, `cycles`, `step_seconds`,
 `utilisation`, `examples_per_second`, `collectives` (each with kind, axis, bytes, hidden) and `chips`. Values are per
@@ -18,6 +19,7 @@ device unless named otherwise. See docs/plan.md.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -30,7 +32,10 @@ from mmjax.errors import UserError
 from mmjax.files import to_json
 
 if TYPE_CHECKING:
-    from mmjax.planning.plan import Plan
+    from mmjax.planning.lower_bound import LowerBound
+
+COMPILED_UP_TO = 1.25
+"""Lower bound of the memory over the capacity, above which a step is not compiled."""
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -54,6 +59,12 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         flag_values=flags,
     )
     floating("search_minutes", 20.0, "time limit for starting new compilations", lower_bound=0, flag_values=flags)
+    boolean(
+        "compile_kernels",
+        True,
+        "compile Pallas kernels that are not in the table; if false, they count at their roofline",
+        flag_values=flags,
+    )
     boolean("json", False, "print one JSON object instead of tables", flag_values=flags)
     string("hlo", None, "file to write the compiled program (HLO text) to", flag_values=flags)
 
@@ -75,7 +86,7 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
 
     from mmjax.experiment import Experiment, plain
     from mmjax.planning import report, search
-    from mmjax.planning.plan import cost, make_plan
+    from mmjax.planning.plan import capacity_bytes, cost, make_plan, plan_from_bound
 
     name, devices = _devices(flags)
     console = Console(quiet=flags.json, highlight=False)
@@ -86,10 +97,15 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         console.print(message, style="dim", markup=False, soft_wrap=True)
 
     experiment = Experiment(raw, devices)
-    plan, text = _plan_within_capacity(recipe, name, experiment, raw, devices, log), None
-    if plan is None:
+    bound = _bound_above_capacity(experiment, raw, devices, log)
+    if bound is not None and bound.total > COMPILED_UP_TO * (capacity_bytes(devices[0]) or math.inf):
+        log("not compiled: the step cannot fit by its shapes, even with full rematerialisation")
+        plan, text = plan_from_bound(recipe, name, experiment, bound), None
+    else:
         log(f"compiling the step of {recipe} for {len(devices):,} devices; this takes a minute or two")
-        plan, text = make_plan(recipe, name, experiment, log=log)
+        plan, text = make_plan(recipe, name, experiment, log=log, compile_kernels=flags.compile_kernels)
+        if not plan.fits:
+            plan = dataclasses.replace(plan, bound=bound or _full_bound(experiment, raw, devices))
     if flags.hlo and text is None:
         log(f"{flags.hlo} is not written: the program does not fit in memory")
     elif flags.hlo:
@@ -105,15 +121,16 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         from mmjax.sharding import batch_shards
 
         log(f"looking for a change that fits, for at most {flags.remedy_minutes:g} minutes (--remedy_minutes)")
-        child = search.child_planner(recipe, name, raw, flags.topology, flags.num_slices)
+        child = search.child_planner(recipe, name, raw, flags.topology, flags.num_slices, log)
         timed = child if flags.topology else lambda overrides, seconds: attempt(overrides)
         shards = batch_shards(experiment.mesh)
         remedy = search.find_fitting(raw, plan, shards, timed, log, 60 * flags.remedy_minutes)
         report.print_remedy(console, remedy, flags.remedy_minutes)
         result["remedy"] = None
-        if remedy is not None:
+        if remedy.overrides is not None:
             compiled = remedy.plan.as_dict() if remedy.plan else {}
             result["remedy"] = {"overrides": remedy.overrides, "compiled": remedy.plan is not None, **compiled}
+        result["trials"] = [dataclasses.asdict(trial) for trial in remedy.trials]
     if flags.search:
         ranking = search.search(raw, plan, attempt, 60 * flags.search_minutes, log)
         report.print_ranking(console, ranking)
@@ -122,27 +139,36 @@ def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
         print(to_json(result))
 
 
-def _plan_within_capacity(
-    recipe: str, topology: str, experiment: Any, raw: dict[str, Any], devices: list[Any], log: Callable[[str], None]
-) -> Plan | None:
-    """Returns the plan of a step that cannot fit by its shapes, or None if the compiler has to decide.
+def _bound_above_capacity(
+    experiment: Any, raw: dict[str, Any], devices: list[Any], log: Callable[[str], None]
+) -> LowerBound | None:
+    """Returns the lower bound of a step's memory with full rematerialisation if its own bound exceeds the capacity.
 
-    XLA may compute activations again, so the lower bound is that of full rematerialisation, with a margin.
+    XLA may compute activations again, so the compiler decides up to `COMPILED_UP_TO` times the capacity.
     """
+    from mmjax.planning.lower_bound import memory_lower_bound
+    from mmjax.planning.plan import capacity_bytes
+    from mmjax.planning.report import format_bytes
+
+    capacity = capacity_bytes(experiment.mesh.devices.flat[0])
+    own = memory_lower_bound(experiment)
+    if capacity is None or own.total <= capacity:
+        return None
+    log(
+        f"by its shapes, the step keeps at least {format_bytes(own.total)} of {format_bytes(capacity)} per device, "
+        f"{format_bytes(own.total - capacity)} too much unless the compiler recomputes activations"
+    )
+    return _full_bound(experiment, raw, devices)
+
+
+def _full_bound(experiment: Any, raw: dict[str, Any], devices: list[Any]) -> LowerBound:
+    """Returns the lower bound of a step's memory with full rematerialisation."""
     from mmjax.experiment import Experiment
     from mmjax.planning.lower_bound import memory_lower_bound
-    from mmjax.planning.plan import capacity_bytes, plan_from_bound
     from mmjax.planning.search import override, remat_overrides
 
-    limit = 1.25 * (capacity_bytes(experiment.mesh.devices.flat[0]) or math.inf)
-    if memory_lower_bound(experiment).total <= limit:
-        return None
-    recomputed = Experiment(override(raw, remat_overrides(raw, "full", only_more=True)), devices)
-    bound = memory_lower_bound(recomputed)
-    if bound.total <= limit:
-        return None
-    log("not compiled: the step cannot fit by its shapes, even with full rematerialisation")
-    return plan_from_bound(recipe, topology, experiment, bound)
+    changes = remat_overrides(raw, "full", only_more=True)
+    return memory_lower_bound(Experiment(override(raw, changes), devices) if changes else experiment)
 
 
 def _devices(flags: absl_flags.FlagValues) -> tuple[str, list[Any]]:

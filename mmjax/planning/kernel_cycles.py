@@ -29,8 +29,8 @@ COMMITTED = pathlib.Path(__file__).with_name("kernel_cycles.json")
 KERNEL_SECONDS = 300.0
 """Time limit for compiling one kernel, after which its cycles are unknown."""
 
-Compile = Callable[[str, Sequence[Kernel]], Iterable[CompiledCycles | None]]
-"""Compiles kernels for a topology; None for a kernel that the compiler failed on."""
+Compile = Callable[[str, Sequence[Kernel], threading.Event], Iterable[CompiledCycles | None]]
+"""Compiles kernels for a topology until the event is set; None for a kernel that the compiler failed on."""
 
 
 class KernelCycles:
@@ -58,15 +58,44 @@ class KernelCycles:
                 return CompiledCycles(*found)
         return None
 
-    def compile_missing(
+    @contextlib.contextmanager
+    def compile_alongside(
         self, device_kind: str, topology: str, kernels: Iterable[Kernel], log: Callable[[str], None]
+    ) -> Iterator[None]:
+        """Compiles the missing kernels while the body of the `with` statement runs.
+
+        Waits for them at the end of the body, or abandons them if the body raises.
+        """
+        stop = threading.Event()
+        thread = threading.Thread(target=self.compile_missing, args=(device_kind, topology, kernels, log, stop))
+        thread.start()
+        try:
+            yield
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            thread.join()
+
+    def compile_missing(
+        self,
+        device_kind: str,
+        topology: str,
+        kernels: Iterable[Kernel],
+        log: Callable[[str], None],
+        stop: threading.Event | None = None,
     ) -> None:
-        """Compiles the kernels that are not in the table. Those that fail are not retried by this object."""
+        """Compiles the kernels that are not in the table, until `stop` is set.
+
+        Those that fail are not retried by this object.
+        """
+        stop = stop or threading.Event()
         missing = [kernel for kernel in kernels if self.find(device_kind, kernel) is None]
         if not missing:
             return
         log(f"compiling {len(missing)} Pallas kernel{'s' * (len(missing) > 1)} alone, for the compiler's cycles")
-        for kernel, compiled in zip(missing, self._compile(topology, missing), strict=True):
+        # After `stop`, the results end before the kernels do.
+        for kernel, compiled in zip(missing, self._compile(topology, missing, stop), strict=False):
             if compiled is None:
                 self._failed.add((device_kind, kernel.key))
             else:
@@ -89,13 +118,21 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     return table if isinstance(table, dict) else {}
 
 
-def compile_in_child(topology: str, kernels: Sequence[Kernel]) -> Iterator[CompiledCycles | None]:
-    """Compiles kernels in a child process; a kernel that crashes the child does not affect the others."""
+def compile_in_child(
+    topology: str, kernels: Sequence[Kernel], stop: threading.Event | None = None
+) -> Iterator[CompiledCycles | None]:
+    """Compiles kernels in a child process; a kernel that crashes the child does not affect the others.
+
+    Ends early, without further results, once `stop` is set.
+    """
+    stop = stop or threading.Event()
     requests = [{"topology": topology, **_request(kernel)} for kernel in kernels]
     while requests:
-        for compiled in _run(requests):
+        for compiled in _run(requests, stop):
             requests = requests[1:]
             yield compiled
+        if stop.is_set():
+            return
         if requests:
             # The child ended at this kernel.
             requests = requests[1:]
@@ -127,8 +164,8 @@ def _unescape(code: str) -> str:
     return code if code == "\\" else chr(int(code, 16))
 
 
-def _run(requests: Sequence[dict[str, Any]]) -> Iterator[CompiledCycles]:
-    """Yields the results up to the first kernel that crashes the child or exceeds the time limit."""
+def _run(requests: Sequence[dict[str, Any]], stop: threading.Event) -> Iterator[CompiledCycles]:
+    """Yields the results up to the first kernel that crashes the child or exceeds the time limit, or until `stop`."""
     with tempfile.TemporaryFile("w+") as questions:
         questions.writelines(json.dumps(request) + "\n" for request in requests)
         questions.seek(0)
@@ -137,6 +174,7 @@ def _run(requests: Sequence[dict[str, Any]]) -> Iterator[CompiledCycles]:
             stdin=questions, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=child_environment(), text=True,
         )  # fmt: skip
     with child:
+        threading.Thread(target=_kill_on, args=(stop, child), daemon=True).start()
         try:
             for _ in requests:
                 timer = threading.Timer(KERNEL_SECONDS, child.kill)
@@ -147,4 +185,11 @@ def _run(requests: Sequence[dict[str, Any]]) -> Iterator[CompiledCycles]:
                     return
                 yield CompiledCycles(**json.loads(line))
         finally:
+            child.kill()
+
+
+def _kill_on(stop: threading.Event, child: subprocess.Popen[str]) -> None:
+    """Kills the child once `stop` is set. Returns soon after the child ends."""
+    while child.poll() is None:
+        if stop.wait(0.5):
             child.kill()

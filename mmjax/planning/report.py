@@ -145,7 +145,7 @@ def kernel_line(kernel: KernelSummary) -> str:
     """Formats a kernel as one line: runs, time of one call and its source, name and operand types."""
     roofline = f"roofline {format_us(kernel.roofline_seconds)}"
     if kernel.source == "roofline":
-        source = "roofline, a lower bound: the compiler gives no static estimate"
+        source = "roofline, a lower bound: no static estimate"
     elif kernel.source == "bandwidth":
         source = f"bytes / bandwidth, static {format_us(kernel.static_seconds or 0)}"
     else:
@@ -186,21 +186,34 @@ def print_collectives(console: Console, plan: Plan) -> None:
     console.print(table)
 
 
-def print_remedy(console: Console, remedy: Remedy | None, minutes: float) -> None:
+def print_remedy(console: Console, remedy: Remedy, minutes: float) -> None:
     """Prints the overrides that make a step fit in memory, with their peak memory and step time."""
+    compiled = sum(trial.peak_bytes is not None for trial in remedy.trials)
+    if compiled:
+        tried = f"{compiled} change{'s' * (compiled != 1)} compiled, none fits"
+    else:
+        ruled_out = not remedy.trials and not remedy.timed_out
+        tried = "none is expected to fit by its shapes" if ruled_out else "no change was compiled"
     console.print()
-    if remedy is None:
-        console.print("No tested change of mesh, rematerialisation, microbatches or batch size fits.", style="bold")
+    if remedy.overrides is None:
+        within = "" if not remedy.timed_out else f" within {minutes:g} minutes (--remedy_minutes)"
+        message = (
+            f"No change of mesh, rematerialisation, microbatches or batch size was found that fits{within}: {tried}."
+        )
+        console.print(message, style="bold", highlight=False, soft_wrap=True)
         return
     if remedy.plan is None:
-        message = f"No change was compiled within {minutes:g} minutes. Expected to fit by its shapes, but not compiled:"
+        message = (
+            f"Within {minutes:g} minutes (--remedy_minutes), {tried}. Expected to fit by its shapes, but not compiled:"
+        )
     else:
         message = "The step fits (compiled) with:"
-    console.print(message, style="bold", highlight=False)
+    console.print(message, style="bold", highlight=False, soft_wrap=True)
     console.print(f"  {as_flags(remedy.overrides)}", markup=False, highlight=False, soft_wrap=True)
     if remedy.plan is not None:
         plan = remedy.plan
-        step = "" if plan.step_seconds is None else f"; {format_ms(plan.step_seconds)} per step"
+        at_least = "at least " if any(kernel.source == "roofline" for kernel in plan.kernels) else ""
+        step = "" if plan.step_seconds is None else f"; {at_least}{format_ms(plan.step_seconds)} per step"
         capacity = format_bytes(plan.capacity_bytes or 0)
         console.print(f"  peak {format_bytes(plan.peak_bytes)} of {capacity}{step}", highlight=False)
 

@@ -81,15 +81,23 @@ def make_planner(
 
 
 def child_planner(
-    recipe: str, topology: str, raw: Mapping[str, Any], topology_name: str, num_slices: int
+    recipe: str,
+    topology: str,
+    raw: Mapping[str, Any],
+    topology_name: str,
+    num_slices: int,
+    log: Callable[[str], None],
 ) -> TimedPlanner:
     """Returns a planner that runs `mmjax plan` in a child process, which ends at the time limit.
+
+    Does not compile kernels: they do not change the memory, and only the table's kernels have static cycles.
 
     Args:
       recipe: recipe name, for the record.
       topology: topology name, for the record.
       raw: plain values of the recipe.
       topology_name, num_slices: the flags `--topology` and `--num_slices`.
+      log: prints the errors of the child.
     """
 
     def planner(overrides: Overrides, seconds: float) -> Plan | None:
@@ -101,12 +109,13 @@ def child_planner(
                 f"def get_config():\n    return ConfigDict(json.loads({values!r}))\n"
             )
             words = [f"--config={path}", f"--topology={topology_name}", f"--num_slices={num_slices}", "--json"]
-            words.append("--remedy_minutes=0")
+            words += ["--remedy_minutes=0", "--compile_kernels=False"]
             try:
                 done = run_child("mmjax", "plan", *words, timeout=seconds)
             except subprocess.TimeoutExpired:
                 return None
         if done.returncode:
+            log(f"not compiled: {(done.stderr.strip().splitlines() or ['the compiler was killed'])[-1]}")
             return None
         return dataclasses.replace(
             plan_from_dict(json.loads(done.stdout.splitlines()[-1])), recipe=recipe, topology=topology
@@ -153,16 +162,33 @@ def _parts(raw: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], Mapping
 
 
 @dataclasses.dataclass(frozen=True)
-class Remedy:
-    """Overrides that make a step fit.
+class Trial:
+    """A change that `find_fitting` tried.
 
     Attributes:
       overrides: the change.
-      plan: its plan; None if it should fit by its shapes, but the time ended before it was compiled.
+      peak_bytes: memory that the compiled step needs; None if it was not compiled.
     """
 
     overrides: Overrides
+    peak_bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Remedy:
+    """Result of `find_fitting`.
+
+    Attributes:
+      overrides: a change that makes the step fit; None if none was found.
+      plan: plan with the change; None if the time ended before it was compiled, but it should fit by its shapes.
+      trials: changes that were tried, in order.
+      timed_out: True if the time ended before all changes were tried.
+    """
+
+    overrides: Overrides | None
     plan: Plan | None
+    trials: tuple[Trial, ...] = ()
+    timed_out: bool = False
 
 
 def find_fitting(
@@ -172,86 +198,134 @@ def find_fitting(
     planner: TimedPlanner,
     log: Callable[[str], None],
     seconds: float = math.inf,
-) -> Remedy | None:
-    """Compiles overrides in order of their cost in time until the step fits in memory.
+) -> Remedy:
+    """Compiles changes of a recipe, in order of their cost in time, until the step fits in memory.
 
-    Order: larger fsdp, more rematerialisation, microbatches, smaller batch. Skips candidates that cannot fit by the
-    memory of those before them, or, if the recipe was not compiled, by its lower bound.
+    Order: larger fsdp, more rematerialisation, microbatches, smaller batch. Skips changes that are not expected to fit
+    by the recipe's lower bound and the memory of the changes before them.
 
     Args:
       raw: plain values of the recipe.
-      plan: the recipe's plan, which does not fit.
+      plan: the recipe's plan, which does not fit, with the `bound` of full rematerialisation.
       shards: number of batch shards of the mesh.
       planner: plans the recipe with overrides, within a number of seconds.
       log: prints progress messages.
       seconds: time limit.
 
     Returns:
-      The first change that fits; None if there is none.
+      The first change that fits. If the time ends before, the first untested one that should fit by its shapes.
     """
     deadline = time.monotonic() + seconds
     capacity = plan.capacity_bytes or 0
-    fsdp, state = plan.mesh.get("fsdp", 1), _state_bytes(plan)
-    batch = plan.bound.batch if plan.bound else 0
-    # A compiled step needs about twice the activations' lower bound; its own peak is better evidence.
-    activations = 2 * plan.bound.activations if plan.bound and not plan.compiled else plan.peak_bytes - state - batch
-    margin = 1.2 if plan.compiled else 0.9
-    scale = 1.0
-    base: Overrides = {}
-    last: Overrides | None = None
-
-    def expected(accumulate: int = 1, divisor: int = 1, kept: float = 1.0) -> float:
-        # Microbatches add up their gradients in float32. They regroup the batch: libtpu 0.0.42 keeps up to six
-        # copies of it.
-        gradients, arrays = (state / 3, 7) if accumulate > 1 else (0, 1)
-        return state + gradients + scale * (arrays * batch + kept * activations / accumulate) / divisor
-
-    def try_fit(overrides: Overrides) -> Remedy | None:
-        nonlocal scale, last
-        last, left = overrides, deadline - time.monotonic()
+    changes, estimate = list(_changes(raw, plan, shards)), _Estimate(raw, plan)
+    trials: list[Trial] = []
+    for change in changes:
+        left = deadline - time.monotonic()
         if left <= 0:
-            return None
+            break
+        if estimate.bytes(change) > estimate.margin * capacity:
+            continue
         limit = "" if left == math.inf else f"; {left / 60:.1f} minutes left"
-        log(f"does not fit; compiling with {as_flags(overrides)}{limit}")
-        candidate = planner(overrides, left)
+        log(f"compiling with {as_flags(change.overrides)}{limit}")
+        candidate = planner(change.overrides, left)
+        trials.append(Trial(change.overrides, candidate.peak_bytes if candidate else None))
         if candidate is None:
-            return None
+            continue
         if candidate.fits:
-            return Remedy(overrides, candidate)
-        log(f"needs {candidate.peak_bytes / 2**30:,.1f} GiB of {capacity / 2**30:,.1f} GiB")
-        # Correct the expectation of later candidates: down from the recipe's peak, up from the lower bound.
-        factor = overrides.get("train.accumulate", accumulated) // accumulated
-        divisor = plan.batch_size // overrides.get("train.batch_size", plan.batch_size)
-        measured = (candidate.peak_bytes - state) / max(1.0, expected(factor, divisor) - state)
-        scale *= min(1.0, measured) if plan.compiled else max(1.0, measured)
-        return None
+            return Remedy(change.overrides, candidate, tuple(trials))
+        log(f"does not fit: needs {candidate.peak_bytes / 2**30:,.1f} GiB of {capacity / 2**30:,.1f} GiB")
+        estimate.correct(change, candidate.peak_bytes)
+    if time.monotonic() < deadline:
+        return Remedy(None, None, tuple(trials))
+    failed = [trial.overrides for trial in trials if trial.peak_bytes is not None]
+    untested = (change for change in changes if change.kept is None and change.overrides not in failed)
+    expected = next((each.overrides for each in untested if estimate.bytes(each) <= 0.9 * capacity), None)
+    return Remedy(expected, None, tuple(trials), timed_out=True)
 
-    accumulated = raw["train"].get("accumulate", 1)
+
+@dataclasses.dataclass(frozen=True)
+class _Change:
+    """A change that `find_fitting` may try, with its effect on the memory.
+
+    Attributes:
+      overrides: the change.
+      state: bytes of parameters and optimiser.
+      kept: estimated share of the recipe's activations that are kept; None with full rematerialisation.
+      accumulate: factor of the number of microbatches.
+      divisor: factor by which the batch is smaller.
+    """
+
+    overrides: Overrides
+    state: float
+    kept: float | None = None
+    accumulate: int = 1
+    divisor: int = 1
+
+
+def _changes(raw: Mapping[str, Any], plan: Plan, shards: int) -> Iterator[_Change]:
+    """Yields the candidates of `find_fitting`, in order of their cost in time."""
+    assert plan.bound is not None
+    fsdp, state = plan.mesh.get("fsdp", 1), float(plan.bound.parameters + plan.bound.optimizer)
+    capacity, base = plan.capacity_bytes or 0, Overrides()
     if state > 0.4 * capacity and fsdp < plan.devices:
         # Parameters and moments dominate the memory, so saving activations would not suffice.
         while fsdp < plan.devices and state > 0.2 * capacity:
-            fsdp, state = fsdp * 2, state // 2
+            fsdp, state = fsdp * 2, state / 2
         base = {"mesh.data": -1, "mesh.fsdp": fsdp}
-        if (expected() <= margin * capacity or plan.compiled) and (fit := try_fit(base)):
-            return fit
-    # `kept` is a lower bound on the share of activations that the policy keeps.
-    for policy, kept in (("dots_except_mlp", 0.4), ("full", 0.0 if plan.compiled else 1.0)):
-        recompute = remat_overrides(raw, policy, only_more=True)
-        if recompute and expected(kept=kept) <= margin * capacity and (fit := try_fit(base | recompute)):
-            return fit
+        yield _Change(base, state, kept=1.0)
+    for policy, kept in (("dots_except_mlp", 0.4), ("full", None)):
+        if recompute := remat_overrides(raw, policy, only_more=True):
+            yield _Change(base | recompute, state, kept)
     base = base | remat_overrides(raw, "full", only_more=True)
-    shard_size = plan.batch_size // shards
+    accumulated, shard_size = raw["train"].get("accumulate", 1), plan.batch_size // shards
     for divisor in _powers_of_two(shard_size):
         for factor in _powers_of_two(shard_size // accumulated // divisor):
-            if factor * divisor == 1 or expected(factor, divisor) > margin * capacity:
+            if factor * divisor == 1:
                 continue
             change: Overrides = {"train.batch_size": plan.batch_size // divisor} if divisor > 1 else {}
             change |= {"train.accumulate": factor * accumulated} if factor > 1 else {}
-            if fit := try_fit(base | change):
-                return fit
-            if time.monotonic() >= deadline:
-                return Remedy(base | change, None)
-    return None if last is None or time.monotonic() < deadline else Remedy(last, None)
+            yield _Change(base | change, state, None, factor, divisor)
+
+
+class _Estimate:
+    """Estimates the memory of changes from the recipe's plan, and follows that of compiled changes.
+
+    Args:
+      raw: plain values of the recipe.
+      plan: the recipe's plan, which does not fit, with the `bound` of full rematerialisation.
+
+    Attributes:
+      margin: estimates above this share of the capacity are expected not to fit.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], plan: Plan):
+        assert plan.bound is not None
+        self.accumulated = raw["train"].get("accumulate", 1)
+        self.batch = plan.bound.batch
+        # A compiled step needs about twice the lower bound of its activations.
+        self.full = 2.0 * plan.bound.activations
+        # Without rematerialisation, a layer keeps at least six arrays, with full rematerialisation one.
+        self.own = (6.0 if remat_overrides(raw, "full", only_more=True) else 2.0) * plan.bound.activations
+        if plan.compiled:
+            # The recipe's own peak is better evidence.
+            self.own = float(plan.peak_bytes - plan.bound.parameters - plan.bound.optimizer - self.batch)
+            self.full = min(self.full, self.own)
+        self.margin = 1.2 if plan.compiled else 0.9
+        self.scale = 1.0
+
+    def bytes(self, change: _Change) -> float:
+        """Returns the estimated peak memory."""
+        activations = self.full if change.kept is None else change.kept * self.own
+        # Microbatches add up their gradients in float32. They regroup the batch: libtpu 0.0.42 keeps up to six copies
+        # of it.
+        gradients, copies = (change.state / 3, 7) if change.accumulate * self.accumulated > 1 else (0.0, 1)
+        arrays = (copies * self.batch + activations / change.accumulate) / change.divisor
+        return change.state + gradients + self.scale * arrays
+
+    def correct(self, change: _Change, peak_bytes: int) -> None:
+        """Scales the estimates of later changes to the memory of a compiled one."""
+        if change.kept is None:
+            self.scale *= (peak_bytes - change.state) / max(1.0, self.bytes(change) - change.state)
 
 
 def _powers_of_two(limit: int) -> list[int]:
