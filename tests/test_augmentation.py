@@ -104,6 +104,15 @@ def test_speed_moves_the_pitch_by_its_factor():
     assert abs(loudest * RATE / len(samples) - 1.2 * 440) < 1
 
 
+@pytest.mark.parametrize("end", [0.0, 0.3, 1.0])
+def test_speed_interpolates_between_neighbouring_samples(end):
+    samples = np.random.default_rng(0).normal(size=200).astype(np.float32)
+    found, rate = Speed(Speed.Config(change=0.2))((samples, RATE), Fixed(end))
+    expected = np.interp(np.arange(0, 199, 0.8 + 0.4 * end), np.arange(200), samples)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert rate == RATE
+
+
 def test_an_equaliser_makes_each_tone_louder_by_the_gain_at_its_frequency():
     equalise = Equalise(Equalise.Config(std=12.0, points=3))  # -12 dB at 0 Hz, 12 dB at the highest frequency
     middle = 700 * (np.sqrt(1 + RATE / 2 / 700) - 1)  # halfway on the mel scale

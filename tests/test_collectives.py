@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from jax import P
 
 from mmjax.planning import topology_devices
 from mmjax.planning.chips import CHIPS
-from mmjax.planning.collectives import crossed_axes, group_topology, replica_groups
+from mmjax.planning.collectives import _cross_slice, crossed_axes, group_topology, replica_groups
 from mmjax.planning.hlo import Instruction, Module
 from mmjax.planning.schedule import simulate_step
 from mmjax.sharding import MeshConfig, make_mesh
@@ -124,6 +126,21 @@ def test_gathers_of_the_next_layers_parameters_hide_behind_the_product_of_this_o
     assert timing.step_seconds == pytest.approx(
         timing.compute_seconds + timing.kernel_seconds + timing.exposed_seconds + timing.prefetch_seconds, rel=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("transfer", "kind", "crossings"),
+    [("ALL_REDUCE", "all-reduce", 2), ("REDUCE_SCATTER", "reduce-scatter", 1), ("ONE_TO_ONE", "collective-permute", 1)],
+)
+def test_a_ring_over_slices_sends_all_but_one_part_once_or_for_a_sum_twice(transfer, kind, crossings):
+    devices = np.array([[types.SimpleNamespace(slice_index=index)] * 2 for index in range(4)])
+    mesh = types.SimpleNamespace(devices=devices, axis_names=("slice", "data"))
+    received = types.SimpleNamespace(
+        attributes=f'_xla_megascale_transfer_type="{transfer}"', arrays=[types.SimpleNamespace(bytes=800)], op_name="x"
+    )
+    (found,) = _cross_slice(received, mesh, CHIP)
+    assert (found.kind, found.axes, found.bytes) == (kind, ("slice",), 800)
+    assert found.seconds == pytest.approx(crossings * 3 / 4 * 800 / CHIP.network_bandwidth)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.optimize
 from flax import nnx
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
@@ -123,6 +124,27 @@ def test_the_softmax_temperature_is_bounded_and_can_decrease_again():
     assert [float(slope(0.5, sign)) for sign in (-1.0, 1.0)] == [-1.0, 1.0]
     with pytest.raises(ValueError, match="temperature 150 is above max_temperature 100; lower it"):
         Contrastive.Config(pair=("p", "q"), temperature=150.0)
+
+
+# Losses by chance.
+
+
+def test_losses_by_chance_are_those_of_the_best_constant():
+    size = 12
+    # One positive pair and 11 negative ones for each example.
+    loss = scipy.optimize.minimize_scalar(lambda logit: np.log1p(np.exp(-logit)) + (size - 1) * np.log1p(np.exp(logit)))
+    assert contrastive(loss="sigmoid").chance_loss(size) == pytest.approx(loss.fun, rel=1e-6)
+    assert contrastive(loss="sigmoid").chance_loss(1) == 0.0
+    assert contrastive().chance_loss(size) == pytest.approx(np.log(size))
+    assert classification().chance_loss(size) == pytest.approx(np.log(6))
+
+
+def test_predictions_are_the_five_most_probable_classes():
+    logits = np.log([0.05, 0.3, 0.1, 0.35, 0.15, 0.05])
+    (found,) = classification().predictions(jnp.asarray(logits[None], jnp.float32))
+    assert (found["answer"], found["probability"]) == ("d", pytest.approx(0.35, rel=1e-5))
+    assert [each["answer"] for each in found["top"]] == ["d", "b", "e", "c", "a"]
+    assert [each["probability"] for each in found["top"]] == pytest.approx([0.35, 0.3, 0.15, 0.1, 0.05], rel=1e-5)
 
 
 # Dropout and stochastic depth.
@@ -268,6 +290,18 @@ def adversarial(specs, reads=None, coupled=(), tasks=("a",), **options):
     if reads:
         object.__setattr__(plain, "reads", reads)
     return cls(cls.Config(**options))(plain)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_adversarial_loss_counts_by_its_share(share):
+    objective = adversarial({"x": InputSpec((3,), "float32", 0)}, share=share)
+    object.__setattr__(objective, "model", objective.inner.model)
+    (batch,) = split_of(4, 4, {"a": np.ones(4)}, np.ones((4, 3), np.float32))
+    clean, attacked = jnp.full(4, 2.0), jnp.full(4, 10.0)
+    sums = objective.weight_sums({}, batch)
+    loss, states = objective.loss({}, {"a": (clean, attacked)}, batch, sums)
+    assert float(loss) == pytest.approx((1 - share) * 2.0 + share * 10.0)
+    assert finalise(jax.device_get(states))["a/loss"] == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(

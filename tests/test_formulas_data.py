@@ -147,6 +147,18 @@ def test_filters_keep_what_satisfies_all_conditions():
     assert sorted(sampler(0, np.arange(90))[0]) == list(range(10, 100))[:90]
 
 
+def test_bounds_of_a_filter_are_inclusive_and_missing_values_fail_them():
+    values = np.array([1.0, 2.0, 3.0, 4.0, np.nan])
+    for options, kept in (
+        ({"at_least": 2.0, "at_most": 3.0}, [0, 1, 1, 0, 0]),
+        ({"at_least": 3.0}, [0, 0, 1, 1, 0]),
+        ({"at_most": 3.0}, [1, 1, 1, 0, 0]),
+        ({"one_of": (1.0, 4.0)}, [1, 0, 0, 1, 0]),
+        ({"none_of": (1.0, 4.0)}, [0, 1, 1, 0, 1]),
+    ):
+        assert FilterConfig(**options).keep_mask(values).tolist() == list(map(bool, kept)), options
+
+
 def test_statistics_are_those_of_numpy_without_missing_values():
     values = np.array([4.0, np.nan, 1.0, 7.0, 1.0])
     found = describe(values)

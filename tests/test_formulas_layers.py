@@ -15,8 +15,9 @@ from mmjax.layers.linear import Linear
 from mmjax.layers.randomness import drop_path, dropout
 from mmjax.sharding import MeshConfig, make_mesh
 from mmjax.sharding.rules import spec_for
-from mmjax.tokens import Tokens
 from mmjax.training.optim.moments import in_bfloat16, stochastic_round
+from tests import layer_truth
+from tests.layer_truth import apply, attention, feed_forward, norm, randomised, tokens_of
 
 
 def randomness(examples: int, seed: int = 3, step: int = 5) -> Randomness:
@@ -156,72 +157,36 @@ def test_a_linear_layer_keeps_the_variance():
 WIDTH, HEADS, HIDDEN = 8, 2, 12
 
 
-def moved(module: nnx.Module) -> nnx.Module:
-    """Adds noise to each parameter: biases of 0 and scales of 1 would hide a missing term."""
-    graph, state = nnx.split(module)
-    draws = np.random.default_rng(4)
-    return nnx.merge(graph, jax.tree.map(lambda x: x + 0.3 * draws.normal(size=x.shape).astype(np.float32), state))
-
-
-def linear(layer: Linear, x: np.ndarray) -> np.ndarray:
-    bias = 0 if layer.bias is None else np.asarray(layer.bias[...], np.float64)
-    return x @ np.asarray(layer.kernel[...], np.float64) + bias
-
-
-def norm(layer, x: np.ndarray) -> np.ndarray:
-    scaled = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    return scaled * np.asarray(layer.scale[...], np.float64) + np.asarray(layer.bias[...], np.float64)
-
-
-def attention(layer, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    parts = [linear(layer.query, queries), linear(layer.key, keys), linear(layer.value, keys)]
-    q, k, v = (x.reshape(*x.shape[:-1], HEADS, WIDTH // HEADS) for x in parts)
-    weights = np.exp(np.einsum("qhd,khd->hqk", q, k) / (WIDTH // HEADS) ** 0.5)
-    weights /= weights.sum(-1, keepdims=True)
-    return linear(layer.out, np.einsum("hqk,khd->qhd", weights, v).reshape(len(queries), WIDTH))
-
-
-def feed_forward(layer, x: np.ndarray) -> np.ndarray:
-    h = linear(layer.up, x)
-    # The tanh approximation of GELU (Hendrycks and Gimpel, 2016).
-    return linear(layer.down, 0.5 * h * (1 + np.tanh((2 / np.pi) ** 0.5 * (h + 0.044715 * h**3))))
+def rngs() -> nnx.Rngs:
+    return nnx.Rngs(params=jax.random.key(0))
 
 
 X = np.random.default_rng(0).normal(size=(5, WIDTH))
 
 
-def tokens_of(x: np.ndarray) -> Tokens:
-    return Tokens.make(jnp.asarray(x[None], jnp.float32), jnp.ones((1, len(x)), bool))
-
-
 def test_a_block_is_its_formula_in_float64():
-    block = moved(Block(WIDTH, HEADS, HIDDEN, rngs=nnx.Rngs(params=0)))
-    normed = norm(block.attention_norm, X)
-    middle = X + attention(block.attention, normed, normed)
-    expected = middle + feed_forward(block.mlp, norm(block.mlp_norm, middle))
-    with jax.default_matmul_precision("highest"):
-        found = block(tokens_of(X), None).values[0]
-    np.testing.assert_allclose(found, expected, atol=2e-4)
+    block = randomised(lambda: Block(WIDTH, HEADS, HIDDEN, rngs=rngs()))
+    found = apply(block, tokens_of(X), None).values[0]
+    np.testing.assert_allclose(found, layer_truth.block(block, X), atol=2e-4)
 
 
 def test_attention_pooling_is_its_formula_in_float64():
-    pool = moved(AttentionPooling(WIDTH, HEADS, HIDDEN, rngs=nnx.Rngs(params=0)))
+    pool = randomised(lambda: AttentionPooling(WIDTH, HEADS, HIDDEN, rngs=rngs()))
     pooled = attention(pool.attention, np.asarray(pool.query[...], np.float64), X)
     expected = pooled + feed_forward(pool.mlp, norm(pool.norm, pooled))
-    with jax.default_matmul_precision("highest"):
-        found = pool(tokens_of(X))
+    found = apply(pool, tokens_of(X))
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
 def test_dropout_of_a_block_acts_on_both_branches_apart():
-    block = moved(Block(WIDTH, HEADS, HIDDEN, dropout=0.5, rngs=nnx.Rngs(params=0)))
+    block = randomised(lambda: Block(WIDTH, HEADS, HIDDEN, dropout=0.5, rngs=rngs()))
     rng = randomness(1)
     normed = norm(block.attention_norm, X)
     masks = [2.0 * np.asarray(rng.fold_in(name).keep_mask(0.5, X.shape))[0] for name in ("attention", "mlp")]
     assert abs(correlation(*masks)) < 0.5
     middle = X + masks[0] * attention(block.attention, normed, normed)
     expected = middle + masks[1] * feed_forward(block.mlp, norm(block.mlp_norm, middle))
-    np.testing.assert_allclose(block(tokens_of(X), rng).values[0], expected, atol=1e-3)
+    np.testing.assert_allclose(apply(block, tokens_of(X), rng).values[0], expected, atol=1e-3)
 
 
 def test_dimensions_are_split_where_the_mesh_axes_divide_them():

@@ -225,3 +225,15 @@ def test_parameters_are_gathered_a_layer_at_a_time():
         kernel = (WIDTH, 4 * WIDTH)
         assert any(tuple(size for size in shape if size > 1) == kernel for shape in gathered), gathered
         assert all(np.prod(shape) <= np.prod(kernel) for shape in gathered), "more than one layer is gathered at once"
+
+
+def test_a_large_parameter_whose_own_dimension_is_odd_is_split_along_its_largest():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+
+    class Odd(nnx.Module):
+        def __init__(self):
+            self.large = parameter(jnp.zeros((128, 512, 4, 31)), "none", "none", "none", "embed")
+            self.small = parameter(jnp.zeros((8, 31)), "none", "embed")
+
+    specs = {name: tuple(each.spec) for name, each in parameter_shardings(mesh, nnx.state(Odd())).items()}
+    assert specs == {"large": (None, "fsdp", None, None), "small": (None, None)}

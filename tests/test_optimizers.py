@@ -276,6 +276,15 @@ def test_adaptive_clipping_limits_the_norm_of_each_output_channel(shape):
     np.testing.assert_allclose(updates["kernel"], -expected, rtol=1e-5)
 
 
+def test_weights_of_0_are_clipped_as_if_their_norm_were_a_thousandth():
+    section = {"name": "sgd", "clip": None, "transforms": [{"kind": "adaptive_clip", "clipping": 0.1}]}
+    optimizer, tree = make_optimizer(section, optax.constant_schedule(1.0)), {"kernel": jnp.zeros((3, 2))}
+    gradient = jnp.asarray([[3.0, 0.0], [0.0, 0.0], [4.0, 5e-5]])
+    updates, _ = optimizer.update({"kernel": gradient}, optimizer.init(tree), tree)
+    expected = np.array([[0.6e-4, 0.0], [0.0, 0.0], [0.8e-4, 5e-5]])
+    np.testing.assert_allclose(updates["kernel"], -expected, rtol=1e-5)
+
+
 def roles():
     """A parameter of each role, [depth, ...] below `layers`; every matrix is called `kernel`."""
     ones = lambda *shape: jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.float32)  # noqa: E731

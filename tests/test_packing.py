@@ -136,6 +136,15 @@ def test_first_fit_matches_a_sequential_loop(plan):
     assert found[1].max() <= 2 * expected.max() + 1
 
 
+def test_rows_of_a_window_are_in_random_order():
+    lengths = np.stack([np.arange(40), np.zeros(40, int)], axis=1)
+    sampler = packed((lengths, np.array([40, 1]), 1, 40, 40, 7), SequentialSampler(40, 40), windows=1)
+    order, _ = sampler(0, np.arange(40))
+    assert sorted(order) == list(range(40))
+    # First fit decreasing alone would begin with the longest.
+    assert abs(np.corrcoef(order, np.arange(40))[0, 1]) < 0.5
+
+
 def test_rows_of_photographs_are_full():
     draws = np.random.default_rng(0)
     image = Image(Image.Config(patch=16, patches=128))

@@ -10,9 +10,11 @@ import types
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from mmjax.tasks.metrics import finalise
 from mmjax.tokens import Input
+from mmjax.training.hooks import log
 from mmjax.training.hooks.early_stopping import EarlyStopping
 from mmjax.training.loop import Loop
 from mmjax.training.metrics_log import MetricsLog, read_rows
@@ -92,16 +94,16 @@ def test_a_run_that_had_stopped_early_makes_no_further_step_when_it_is_started_a
 
 
 def test_rows_after_the_restored_step_are_cut_off_and_a_torn_one_too(tmp_path):
-    log = MetricsLog(tmp_path, 0)
+    metrics = MetricsLog(tmp_path, 0)
     for number in (5, 10, 15):
-        log.write(number, "train", {"loss": number / 10})
-    log.write(10, "validation", {"loss": float("nan")})
-    log.close()
+        metrics.write(number, "train", {"loss": number / 10})
+    metrics.write(10, "validation", {"loss": float("nan")})
+    metrics.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "spl')
-    log = MetricsLog(tmp_path, 10)
-    log.write(15, "train", {"loss": 7.0})
-    log.close()
+    metrics = MetricsLog(tmp_path, 10)
+    metrics.write(15, "train", {"loss": 7.0})
+    metrics.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["split"]) for row in rows] == [
         (5, "train"), (10, "train"), (10, "validation"), (15, "train"),
@@ -114,3 +116,26 @@ def test_a_file_whose_last_row_is_torn_at_a_kept_step_loses_that_row_only(tmp_pa
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "split": "train"}\n{"step": 8, "split": "train", "lo')
     MetricsLog(tmp_path, 8).close()
     assert read_rows(tmp_path) == [{"step": 5, "split": "train"}]
+
+
+def test_a_row_has_the_rate_of_its_last_update_and_the_speed_since_the_row_before(case, step, monkeypatch):
+    state, now = case.trainer.init(case.parameters, numbered(case, 0)), [100.0]
+    monkeypatch.setattr(log, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    hook = log.LogHook(log.LogConfig(every=3), None, Console(quiet=True), lambda count: 10.0 + count, batch_size=6)
+    loop = types.SimpleNamespace(step=0, steps=9, done=False, state=state, latest_metrics={})
+    hook.start(loop)
+    for number in range(6):
+        # The update of step 1 is skipped.
+        batch = numbered(case, number)
+        loop.state = step(loop.state, broken(batch) if number == 1 else batch)
+        loop.step, now[0] = number + 1, now[0] + 0.5
+        hook.after_step(loop)
+        if number < 2:
+            assert not loop.latest_metrics
+        if number in (2, 5):
+            row = loop.latest_metrics["train"]
+            assert row["optimizer/learning_rate"] == 10.0 + number - 1
+            assert row["perf/step_seconds"] == pytest.approx(0.5)
+            assert row["perf/examples_per_second"] == pytest.approx(12.0)
+            assert row["optimizer/skipped"] == pytest.approx(1 / 3 if number == 2 else 0)
+    hook.finish(loop)
