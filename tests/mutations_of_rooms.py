@@ -237,8 +237,8 @@ ROOMS = [
     Mutation(
         "clean and adversarial loss are swapped",
         "training/loss_transforms/adversarial.py",
-        "(1 - self.config.share) * clean + self.config.share * adversarial",
-        "self.config.share * clean + (1 - self.config.share) * adversarial",
+        "(1 - self.config.fraction) * clean + self.config.fraction * adversarial",
+        "self.config.fraction * clean + (1 - self.config.fraction) * adversarial",
         tests("formulas", "by_its_share"),
     ),
     Mutation(
