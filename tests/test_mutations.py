@@ -159,6 +159,14 @@ LISTED = [
         RECORDINGS,
     ),
     Mutation(
+        "twice as many records as the limit may be unreadable",
+        "data/pipeline.py",
+        "if len(broken) > self.max_broken * len(self._source(split)):",
+        "if len(broken) > 2 * self.max_broken * len(self._source(split)):",
+        ("tests/test_pipeline.py", "-k", "more_broken_records"),
+        slow=False,
+    ),
+    Mutation(
         "raw numbers are rounded to float32 before they are centred",
         "modalities/raw_files.py",
         "    values = values.astype(np.float64)\n",
@@ -733,8 +741,8 @@ LISTED = [
     Mutation(
         "a resumed run begins with the first batch",
         "data/pipeline.py",
-        "return self._iterate(batch_function, start_step, MAX_STEP, self.workers)",
-        "return self._iterate(batch_function, 0, MAX_STEP, self.workers)",
+        "return self._iterate(split, batch_function, start_step, MAX_STEP, self.workers)",
+        "return self._iterate(split, batch_function, 0, MAX_STEP, self.workers)",
         ("tests/test_pipeline.py",),
     ),
     Mutation(
