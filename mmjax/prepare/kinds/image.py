@@ -15,7 +15,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from mmjax.config import AtLeast, Count, Formerly, Within
-from mmjax.modalities.image import deep_grey, grey_to_uint8, is_deep, open_image, to_uint8
+from mmjax.modalities.image import blend_onto_white, deep_grey, grey_to_uint8, is_deep, open_image, to_uint8
 from mmjax.prepare import picture_signature, pictures
 from mmjax.prepare.kinds.base import File, Kind, Numbers, Unreadable
 
@@ -315,8 +315,7 @@ def _rgb(pixels: np.ndarray) -> np.ndarray:
     if pixels.ndim == 2:
         return np.repeat(pixels[..., None], 3, axis=2)
     if pixels.shape[2] in (2, 4):
-        alpha = pixels[..., -1:].astype(np.float32) / 255
-        pixels = np.rint(pixels[..., :-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+        pixels = blend_onto_white(pixels)
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if pixels.shape[2] == 1 else pixels
 
 
