@@ -164,6 +164,14 @@ LISTED = [
         RECORDINGS,
     ),
     Mutation(
+        "twice as many records as the limit may be unreadable",
+        "data/pipeline.py",
+        "if len(broken) > self.max_broken * len(self._source(split)):",
+        "if len(broken) > 2 * self.max_broken * len(self._source(split)):",
+        ("tests/test_pipeline.py", "-k", "more_broken_records"),
+        slow=False,
+    ),
+    Mutation(
         "raw numbers are rounded to float32 before they are centred",
         "modalities/raw_files.py",
         "    values = values.astype(np.float64)\n",
