@@ -745,8 +745,8 @@ LISTED = [
     Mutation(
         "a resumed run starts with the first batch",
         "data/pipeline.py",
-        "return self._iterate(batch_function, start_step, MAX_STEP, self.workers)",
-        "return self._iterate(batch_function, 0, MAX_STEP, self.workers)",
+        "return self._iterate(split, batch_function, start_step, MAX_STEP, self.workers)",
+        "return self._iterate(split, batch_function, 0, MAX_STEP, self.workers)",
         ("tests/test_pipeline.py",),
     ),
     Mutation(
