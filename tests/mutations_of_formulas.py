@@ -247,7 +247,7 @@ FORMULAS = [
         "prepare/languages.py",
         "probability < _MIN_RATIO * wanted_probability",
         "probability < 0 * wanted_probability",
-        ("tests/test_prepare.py", "-k", "languages_are_told"),
+        ("tests/test_prepare.py", "-k", "languages_are_detected"),
     ),
     # Modalities.
     Mutation(

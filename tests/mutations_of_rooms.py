@@ -138,7 +138,7 @@ ROOMS = [
         "data/samplers.py",
         "np.full(len(groups), 0.5)",
         "np.full(len(groups), 0.0)",
-        tests("order", "shares_are"),
+        tests("order", "proportions_are"),
     ),
     Mutation(
         "examples are packed by their smallest share",
@@ -210,7 +210,7 @@ ROOMS = [
         "prepare/leave_one_out.py",
         "(targets[train_mask] - mean)) / (1 - leverage)",
         "(targets[train_mask] - mean))",
-        tests("label_errors", "as_if_it"),
+        tests("label_errors", "leave_one_out"),
     ),
     # Training.
     Mutation(
@@ -239,7 +239,7 @@ ROOMS = [
         "training/loss_transforms/adversarial.py",
         "(1 - self.config.fraction) * clean + self.config.fraction * adversarial",
         "self.config.fraction * clean + (1 - self.config.fraction) * adversarial",
-        tests("formulas", "by_its_share"),
+        tests("formulas", "its_fraction"),
     ),
     Mutation(
         "a run waits one evaluation too long",

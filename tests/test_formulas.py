@@ -292,15 +292,15 @@ def adversarial(specs, reads=None, coupled=(), tasks=("a",), **options):
     return cls(cls.Config(**options))(plain)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_the_adversarial_loss_counts_by_its_share(share):
-    objective = adversarial({"x": InputSpec((3,), "float32", 0)}, share=share)
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 1.0])
+def test_the_adversarial_loss_has_its_fraction_of_the_loss(fraction):
+    objective = adversarial({"x": InputSpec((3,), "float32", 0)}, fraction=fraction)
     object.__setattr__(objective, "model", objective.inner.model)
     (batch,) = split_of(4, 4, {"a": np.ones(4)}, np.ones((4, 3), np.float32))
     clean, attacked = jnp.full(4, 2.0), jnp.full(4, 10.0)
     sums = objective.weight_sums({}, batch)
     loss, states = objective.loss({}, {"a": (clean, attacked)}, batch, sums)
-    assert float(loss) == pytest.approx((1 - share) * 2.0 + share * 10.0)
+    assert float(loss) == pytest.approx((1 - fraction) * 2.0 + fraction * 10.0)
     assert finalise(jax.device_get(states))["a/loss"] == pytest.approx(2.0)
 
 

@@ -133,7 +133,7 @@ def test_a_patch_of_points_is_a_two_stage_pointnet_around_its_centre():
         inner = linear(encoder.second, gelu(linear(encoder.first, patch)))
         both = np.concatenate([np.broadcast_to(inner.max(0), inner.shape), inner], axis=1)
         pooled = linear(encoder.fourth, gelu(linear(encoder.third, both))).max(0)
-        expected = pooled + linear(encoder.place_out, gelu(linear(encoder.place_in, xyz[centre])))
+        expected = pooled + linear(encoder.position_out, gelu(linear(encoder.position_in, xyz[centre])))
         np.testing.assert_allclose(found.values[0, token], expected, atol=1e-3)
         np.testing.assert_allclose(found.positions[0, token], xyz[centre], atol=1e-6)
     assert found.mask.tolist() == [[True, True]]

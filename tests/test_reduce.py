@@ -195,12 +195,12 @@ def test_a_mixture_and_its_record_keep_the_reduction_of_the_first_dataset_with_a
     def make_dataset(section, shared, where):
         return shared(name="x", rename=section.get("rename", {})), section["part"]
 
-    of = {
+    datasets = {
         "plain": {"part": Part(["near"], None)},
         "small": {"part": Part(["near", "far"], 8000), "rename": {"far": "voice"}},
         "smaller": {"part": Part(["voice"], 4000)},
     }
-    mixture = Mixture(Mixture.Config(of=of), make_dataset)
+    mixture = Mixture(Mixture.Config(datasets=datasets), make_dataset)
     expected = {"voice": {"options": {"rate": 8000}, "summary": {}}}
     assert mixture.reductions == expected and RecordedDataset(describe(mixture)).reductions == expected
     changed = describe(mixture) | {"reduced": {}}

@@ -214,7 +214,7 @@ class ImageKind(Kind):
         if stored.startswith(_JPEG):
             with contextlib.suppress(Exception):
                 return _decoded(stored)
-        with _no_size_warning(), PIL.Image.open(io.BytesIO(stored)) as image:
+        with open_image(stored) as image:
             return np.asarray(image)
 
     def show(self, raw: Picture) -> str:
