@@ -13,6 +13,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from mmjax.host.simulated_devices import set_thread_count
+from tests.digit_files import write_images, write_recordings
 
 # Compiling takes most of the time of the tests. The first halves it, and the second, which newer versions do not know,
 # halves it twice again; neither changes anything that is tested.
@@ -77,6 +78,18 @@ def compiled(tmp_path_factory, worker_id):
         compilation_cache.reset_cache()
         if values is settings:
             yield
+
+
+@pytest.fixture
+def digits_folder(monkeypatch, place, digits_cache) -> pathlib.Path:
+    """The folder `place` of a module as the current one, with small raw digits for the datasets that need them."""
+    if not (place / "raw").exists():
+        write_images(place / "raw", 12)
+        write_recordings(place / "raw" / "recordings", ["george", "jackson", "lucas", "yweweler"])
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("MMJAX_CACHE", str(digits_cache))
+    monkeypatch.setenv("MMJAX_DATA", str(place / "raw"))
+    return place
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""Every recipe of configs/, with each of its documented arguments, trains two steps in its small form."""
+"""Every recipe of configs/, with each of its documented arguments, trains two steps in its small form.
+
+Recipes with the argument of an experiment do so in tests/test_reproduce_quick.py.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,17 @@ from mmjax.experiment import Experiment, plain
 from mmjax.recipe import load_recipe
 from mmjax.runs.run import train
 from mmjax.runs.shrink import BATCH_SIZE, STEPS, shrink
-from tests.digit_files import write_images, write_recordings
 from tests.test_digits import speech_is_installed
+from tests.test_reproduce_quick import quick_cells
 
 ROOT = pathlib.Path(__file__).parents[1]
 ARGUMENTS = {
     "avmnist": [
-        "", ":matched", ":arithmetic,speaker=jackson", ":matched,inputs=audio", ":matched,speaker=lucas,inputs=image",
+        ":arithmetic", ":matched", ":arithmetic,speaker=jackson", ":matched,inputs=audio", ":matched,inputs=image",
+        ":matched,speaker=lucas,inputs=image",
     ],
     "clip_b32": [""],
-    "digits": ["", ":matched"],
+    "digits": [":arithmetic", ":matched"],
     "mixture": ["", ":prepared/table"],
     "prepared": [":prepared/mine", ":prepared/mine,target=kind"],
     "siglip_b16": [""],
@@ -33,7 +37,8 @@ ARGUMENTS = {
     "siglip_so400m": [""],
     "trimodal_l": [""],
 }  # fmt: skip
-RECIPES = [name + argument for name, arguments in ARGUMENTS.items() for argument in arguments]
+REPRODUCED = {cell.config.removeprefix("configs/").replace(".py", "") for cell in quick_cells()}
+RECIPES = {name + argument for name, arguments in ARGUMENTS.items() for argument in arguments}
 SYNTHETIC = ["clip_b32", "siglip_b16", "siglip_l16", "siglip_so400m", "trimodal_l"]
 
 
@@ -43,11 +48,9 @@ def path_of(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, digits_cache, compiled) -> pathlib.Path:
-    """A folder with raw digits and two prepared data sets."""
+def place(tmp_path_factory, compiled) -> pathlib.Path:
+    """A folder with two prepared data sets."""
     folder = tmp_path_factory.mktemp("place")
-    write_images(folder / "raw", 12)
-    write_recordings(folder / "raw" / "recordings", ["george", "jackson", "lucas", "yweweler"])
     draws = np.random.default_rng(0)
     lines = ["image,caption,kind,size,height,width"]
     for row in range(60):
@@ -67,16 +70,9 @@ def place(tmp_path_factory, digits_cache, compiled) -> pathlib.Path:
     return folder
 
 
-@pytest.fixture
-def here(monkeypatch, place, digits_cache):
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("MMJAX_CACHE", str(digits_cache))
-    monkeypatch.setenv("MMJAX_DATA", str(place / "raw"))
-
-
 @speech_is_installed
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_trains(here, tmp_path, name):
+@pytest.mark.parametrize("name", sorted(RECIPES - REPRODUCED))
+def test_every_recipe_trains(digits_folder, tmp_path, name):
     recipe = plain(load_recipe(path_of(name)))
     small = shrink(recipe)
     # `mmjax reproduce --quick` evaluates; see test_reproduce_quick.py.
@@ -89,6 +85,12 @@ def test_every_recipe_trains(here, tmp_path, name):
     losses = [row[f"{task}/loss"] for row in rows for task in recipe["tasks"] if f"{task}/loss" in row]
     assert len(losses) >= len(recipe["tasks"]) and all(map(math.isfinite, losses))
     assert [child.name for child in (tmp_path / "run" / "checkpoints").iterdir()] == [str(STEPS)]
+
+
+@pytest.mark.parametrize("name", ["avmnist", "digits"])
+def test_the_default_is_the_arithmetic_that_an_experiment_reproduces(name):
+    assert f"{name}:arithmetic" in RECIPES & REPRODUCED
+    assert plain(load_recipe(path_of(name))) == plain(load_recipe(path_of(f"{name}:arithmetic")))
 
 
 def test_every_recipe_is_in_the_list():
