@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -259,6 +258,8 @@ def at_step(monkeypatch, step: int, action) -> None:
 
     def after_step(self, loop):
         if loop.step == step:
+            # Saves are asynchronous; a deletion beside one that still writes has no certain result.
+            self.checkpoints.wait()
             action()
         original(self, loop)
 
@@ -266,27 +267,14 @@ def at_step(monkeypatch, step: int, action) -> None:
 
 
 def test_a_deleted_workdir_ends_the_run_in_one_line(capsys, monkeypatch, place, tmp_path):
-    def delete():
-        # The save of step 2 may still create and rename files while this deletes them.
-        while (tmp_path / "run").exists():
-            shutil.rmtree(tmp_path / "run", ignore_errors=True)
-
-    at_step(monkeypatch, 3, delete)
+    at_step(monkeypatch, 3, lambda: shutil.rmtree(tmp_path / "run"))
     recipe = load_recipe(f"{place / 'recipe.py'}:{place / 'prepared' / 'mood'}")
     with pytest.raises(SystemExit, match=r"mmjax: stopped: .*run was deleted while the run was training$"):
         train(recipe, tmp_path / "run")
 
 
 def test_deleted_checkpoints_cost_only_themselves(monkeypatch, caplog, place, tmp_path):
-    folder = tmp_path / "run" / "checkpoints"
-
-    def delete():
-        # Saves are asynchronous; one that is still being written is another fault.
-        while not (folder / "2").is_dir():
-            time.sleep(0.05)
-        shutil.rmtree(folder)
-
-    at_step(monkeypatch, 3, delete)
+    at_step(monkeypatch, 3, lambda: shutil.rmtree(tmp_path / "run" / "checkpoints"))
     train(load_recipe(f"{place / 'recipe.py'}:{place / 'prepared' / 'mood'}"), tmp_path / "run")
     assert "checkpoints was deleted" in caplog.text
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
