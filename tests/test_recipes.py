@@ -30,7 +30,7 @@ ARGUMENTS = {
     ],
     "clip_b32": [""],
     "digits": [":arithmetic", ":matched"],
-    "mixture": ["", ":prepared/table"],
+    "mixture": ["", ":prepared/tumours"],
     "prepared": [":prepared/mine", ":prepared/mine,target=kind"],
     "siglip_b16": [""],
     "siglip_l16": [""],
@@ -49,24 +49,19 @@ def path_of(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, compiled) -> pathlib.Path:
-    """A folder with two prepared data sets."""
+    """A folder with a prepared dataset."""
     folder = tmp_path_factory.mktemp("place")
     draws = np.random.default_rng(0)
-    lines = ["image,caption,kind,size,height,width"]
+    lines = ["image,caption,kind,size"]
     for row in range(60):
         name = f"{row}.png"
         PIL.Image.fromarray(draws.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / name)
         words = " ".join("".join(map(chr, draws.integers(97, 123, 6))) for _ in range(3))
-        numbers = ",".join(f"{value:.4f}" for value in draws.normal(size=3))
-        lines.append(f"{name},{words},{'ab'[row % 2]},{numbers}")
+        lines.append(f"{name},{words},{'ab'[row % 2]},{draws.normal():.4f}")
     (folder / "mine.csv").write_text("\n".join(lines) + "\n")
-    columns = {
-        "mine": "image=image:image,caption=caption:text,kind=kind:label,size=size:number",
-        "table": "facts=size+height+width:table,kind=kind:label",
-    }
-    for name, chosen in columns.items():
-        source = f"--source={folder / 'mine.csv'}"
-        assert main(["prepare", source, f"--columns={chosen}", f"--output={folder / 'prepared' / name}"]) == 0
+    columns = "--columns=image=image:image,caption=caption:text,kind=kind:label,size=size:number"
+    words = [f"--source={folder / 'mine.csv'}", f"--output={folder / 'prepared' / 'mine'}"]
+    assert main(["prepare", columns, *words]) == 0
     return folder
 
 
