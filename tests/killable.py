@@ -6,7 +6,8 @@ The variable MMJAX_TEST_KILL says when; everything else is what the command does
     begin:8     SIGKILL as soon as the temporary folder of checkpoint 8 exists
     commit:8    SIGKILL when all of checkpoint 8 is written and gets its final name next
     term:13     SIGTERM after step 13
-    pace:0.05   waits so many seconds after each step, for someone outside who kills
+    hold:23     waits 0.1 s after each step, and after step 23 until it is killed
+    pace:0.01   waits so many seconds after each step, and kills nothing
 
 With MMJAX_TEST_NOTES=FILE the process writes a line "STEP ROW ID" for each example that it trains on.
 """
@@ -24,7 +25,7 @@ import time
 from mmjax.training import checkpoint, loop
 
 WHEN, _, NUMBER = os.environ["MMJAX_TEST_KILL"].partition(":")
-PATIENCE = 60
+PATIENCE = 240
 
 
 def kill(number: int = signal.SIGKILL) -> None:
@@ -43,6 +44,8 @@ def after_each_step() -> None:
             kill()
         if WHEN == "pace":
             time.sleep(float(NUMBER))
+        if WHEN == "hold":
+            time.sleep(PATIENCE if loop.step == int(NUMBER) else 0.1)
 
     checkpoint.CheckpointHook.after_step = after_step
 

@@ -63,11 +63,14 @@ class Runner:
         return process.returncode, output
 
     def run_and_kill_at_row(self, step: int, checkpoint: int) -> tuple[int, str]:
-        """Kills from outside, once metrics.jsonl has a row of `step` or of a later one, and the checkpoint is there."""
+        """Kills from outside, once metrics.jsonl has a row of `step` or of a later one, and the checkpoint is there.
+
+        The run stands still before it deletes this checkpoint or ends.
+        """
         path = self.workdir / "metrics.jsonl"
         # The rows of an earlier process are still there until this one has put its own file in their place.
         old = path.stat().st_ino if path.exists() else None
-        with self.start("pace:0.1") as process:
+        with self.start(f"hold:{min(checkpoint + 15, 27)}") as process:
             end = time.monotonic() + PATIENCE
             while process.poll() is None and time.monotonic() < end:
                 new = path.exists() and path.stat().st_ino != old
