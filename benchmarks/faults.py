@@ -111,7 +111,7 @@ def format_row(row: dict) -> str:
         return f"| {row['key']} | | | | {'; '.join(row['problems'])} | | |\n"
     codes = ", ".join("hangs" if code is None else _code(code) for code in row["codes"])
     processes = str(row["processes"]) + (f", fault in {row['victim']}" if row["processes"] > 1 else "")
-    said = "; ".join([row["last line"], *row["notes"]]).replace("|", "\\|")
+    said = "; ".join(filter(None, [row["last line"], *row["notes"]])).replace("|", "\\|")
     cells = [row["fault"], row["moment"], processes, codes, said, str(row["resumed"]), row["equal"]]
     return f"| {' | '.join(cells)} |\n"
 

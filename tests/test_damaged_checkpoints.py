@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmjax.errors import UserError
+from mmjax.host.quiet import quiet_libraries
 from mmjax.training import checksums
 from mmjax.training.checkpoint import CheckpointConfig, Checkpoints
 
@@ -120,6 +122,23 @@ def test_a_file_in_the_place_of_the_checkpoints_is_refused(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(UserError, match="is not a folder"):
         Checkpoints(tmp_path, CheckpointConfig())
+
+
+def test_the_command_drops_only_the_tracebacks_of_late_callbacks(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    quiet_libraries()
+
+    class Late:
+        def __init__(self, message: str):
+            self.message = message
+
+        def __del__(self):
+            raise RuntimeError(self.message)
+
+    for message in ("Event loop is closed", "another problem"):
+        Late(message)
+    printed = capsys.readouterr().err
+    assert "RuntimeError: another problem" in printed and "Event loop" not in printed
 
 
 def fmix(words: np.ndarray) -> np.ndarray:

@@ -273,11 +273,10 @@ def _two_processes() -> list[Fault]:
         two(name="SIGSTOP, 2 s later SIGCONT", strike=strikes.stop_and_continue(2.0), moment="step:6", victim=1),
         two(
             name="SIGTERM",
-            strike=strikes.ask_to_stop(signal.SIGTERM),
-            moment="step:6",
+            strike=strikes.at_random(strikes.ask_to_stop(signal.SIGTERM), seed=1),
+            moment="random",
             victim=1,
-            codes=(RESTART, RESTART),
-            says=f"with a checkpoint; {RESUME}",
+            codes=((3, 0), (3, 0)),
         ),
         two(
             name="config.json cut",

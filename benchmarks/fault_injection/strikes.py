@@ -109,7 +109,7 @@ def second_run(argv_of: Callable[[pathlib.Path], list[str]]) -> Strike:
     def strike(scene: Scene) -> None:
         second = scene.launcher.start(argv_of(scene.workdir))
         code, said = second.wait(), second.output.strip().splitlines()[-1:]
-        scene.notes.append(f"second run: exit {code}, {' '.join(said)}")
+        scene.notes.append(f"second run: exit {code}, {' '.join(said)}".replace(str(scene.workdir), "WORKDIR"))
         assert code == 2 and said and "is in use" in said[0], second.output
 
     return strike

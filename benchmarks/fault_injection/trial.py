@@ -202,7 +202,7 @@ class Trials:
             "processes": fault.processes,
             "victim": fault.victim,
             "codes": codes,
-            "last line": last_line(outputs[_speaker(fault, codes)]).replace(str(workdir), "WORKDIR"),
+            "last line": _without_paths(last_line(outputs[_speaker(fault, codes)]), workdir),
             "notes": scene.notes,
             "resumed": "" if fault.untouched else resumed,
             "equal": "untouched" if fault.untouched else "yes" if equal else "no",
@@ -264,6 +264,13 @@ def ending(workdir: pathlib.Path) -> dict:
 def _resumed(output: str) -> int:
     found = re.search(r"resumed at step (\d+)", output)
     return int(found[1]) if found else 0
+
+
+def _without_paths(line: str, workdir: pathlib.Path) -> str:
+    """Replaces the path of the workdir; messages may cut it off."""
+    for path in (workdir, *workdir.parents[:-1]):
+        line = line.replace(str(path), "WORKDIR")
+    return line
 
 
 def _contents(workdir: pathlib.Path) -> dict[str, bytes]:
