@@ -29,6 +29,8 @@ from mmjax.host.quiet import quiet_libraries
 from mmjax.host.simulated_devices import set_thread_count
 from mmjax.host.streams import open_standard_streams
 
+_MAX_NAME = 200
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. `arguments` defaults to `sys.argv[1:]`."""
@@ -93,7 +95,8 @@ def _run(argv: list[str]) -> int:
     if show_help:
         print(_help(name, command, flags))
         return 0
-    arguments = _parse(name, flags, argv)
+    with _file_errors():
+        arguments = _parse(name, flags, argv)
     if arguments and not hasattr(command, "ARGUMENTS"):
         where = f"mmjax {name} {arguments[0]}"
         raise UserError(where, f"unexpected {arguments[0]!r}", "flags are written --name=value")
@@ -118,6 +121,10 @@ def _file_errors() -> Iterator[None]:
 def _parse(name: str, flags: absl_flags.FlagValues, argv: list[str]) -> list[str]:
     """Parses `argv`, which excludes the command name, into `flags`. Returns the positional arguments."""
     help_hint = f"`mmjax {name} --help` shows the flags"
+    for word in argv:
+        # Absl compares an unknown name with all flags, recursively over its letters.
+        if word.startswith("-") and len(word.partition("=")[0]) > _MAX_NAME:
+            raise UserError(f"{word[:40]}…", f"the name of a flag has more than {_MAX_NAME} characters", help_hint)
     try:
         with _argv(["mmjax", *argv]):
             return flags(["mmjax", *argv])[1:]
@@ -141,7 +148,7 @@ def _parse(name: str, flags: absl_flags.FlagValues, argv: list[str]) -> list[str
         raise UserError(where, problem, remedy) from error
     except absl_flags.Error as error:
         raise UserError(f"mmjax {name}", str(error), help_hint) from error
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         # config_flags raises these for overrides that it cannot resolve, for example `--config.layers[9]=1`.
         raise UserError(f"mmjax {name}", f"{type(error).__name__}: {error}", help_hint) from error
 

@@ -20,7 +20,7 @@ import ast
 import contextlib
 import dataclasses
 import functools
-import math
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -281,8 +281,8 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     if dataclasses.is_dataclass(annotation):
         return build(annotation, value, where)  # type: ignore[arg-type]
     if annotation is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise UserError(where, f"{value!r} is not finite", "give a finite number")
+        if not abs(value) <= sys.float_info.max:
+            raise UserError(where, f"{value!r:.60} is not finite", "give a finite number")
         return float(value)
     if annotation is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e3 is a float in Python

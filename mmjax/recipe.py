@@ -32,7 +32,7 @@ def load_recipe(path_and_argument: str, flag: str = "--config") -> ConfigDict:
 
     name, *argument = path_and_argument.split(":", 1)
     path, where = _find(name), f"{flag}={path_and_argument}"
-    if not path.is_file():
+    if not os.path.isfile(path):
         siblings = [str(sibling) for sibling in path.parent.glob("*.py") if sibling.name != "__init__.py"]
         known = siblings if "/" in name or name.endswith(".py") else list(shipped_recipes())
         remedy = nearest(name, known) if known else "give the path of a recipe"
@@ -79,7 +79,7 @@ def _find(name: str) -> Path:
     if "/" in name or name.endswith(".py"):
         return user_path(name)
     local = Path("configs", f"{name}.py")
-    return local if local.is_file() else shipped_recipes().get(name, Path(name))
+    return local if os.path.isfile(local) else shipped_recipes().get(name, Path(name))
 
 
 def check_key(config: ConfigDict, key: str, where: str) -> bool:

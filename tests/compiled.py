@@ -3,9 +3,42 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmjax.planning.hlo import Computation, Module
+from mmjax.planning.kernels import Kernel, count_kernel_calls
+
+
+def pallas_product(size: int, parts: int, name: str = "product", code=lambda x: x):
+    """A Pallas kernel for the product of two matrices [size, size], in blocks of rows; `code` is applied to each."""
+    from jax.experimental import pallas
+
+    def kernel(x, w, out):
+        out[...] = code(jnp.dot(x[...], w[...], preferred_element_type=jnp.float32))
+
+    def product(x, w):
+        return pallas.pallas_call(
+            kernel,
+            name=name,
+            out_shape=jax.ShapeDtypeStruct((size, size), "float32"),
+            grid=(parts,),
+            in_specs=[
+                pallas.BlockSpec((size // parts, size), lambda i: (i, 0)),
+                pallas.BlockSpec((size, size), lambda i: (0, 0)),
+            ],
+            out_specs=pallas.BlockSpec((size // parts, size), lambda i: (i, 0)),
+        )(x, w)
+
+    return product
+
+
+def product_kernel(size: int = 512, parts: int = 4, **options) -> Kernel:
+    """The kernel of `pallas_product` as the planner sees it."""
+    shape = jax.ShapeDtypeStruct((size, size), "bfloat16")
+    jaxpr = jax.make_jaxpr(pallas_product(size, parts, **options))(shape, shape).jaxpr
+    (found,) = count_kernel_calls(jaxpr)
+    return found
 
 
 def topology_mesh(name: str, **sizes: int) -> Mesh:

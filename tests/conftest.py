@@ -13,6 +13,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from mmjax.host.simulated_devices import set_thread_count
+from tests.digit_files import write_images, write_recordings
 
 # Compilation dominates the run time of the tests. The first flag halves it, and the second, which newer versions lack,
 # halves it twice more; neither changes a tested property.
@@ -77,6 +78,18 @@ def compiled(tmp_path_factory, worker_id):
         compilation_cache.reset_cache()
         if values is settings:
             yield
+
+
+@pytest.fixture
+def digits_folder(monkeypatch, project, digits_cache) -> pathlib.Path:
+    """The folder `project` of a module as the current one, with small raw digits for the datasets that need them."""
+    if not (project / "raw").exists():
+        write_images(project / "raw", 12)
+        write_recordings(project / "raw" / "recordings", ["george", "jackson", "lucas", "yweweler"])
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("MMJAX_CACHE", str(digits_cache))
+    monkeypatch.setenv("MMJAX_DATA", str(project / "raw"))
+    return project
 
 
 @pytest.fixture(scope="session")

@@ -131,8 +131,10 @@ def work(connection: Any, seed: int, names: list[str], root: pathlib.Path) -> No
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (8 * 2**30, 8 * 2**30))
     connection.send(None)
-    while (case := connection.recv()) is not None:
-        connection.send(try_case(seed, case, names, root))
+    # Ends when the parent process does.
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.send(try_case(seed, connection.recv(), names, root))
 
 
 class Worker:
@@ -147,7 +149,7 @@ class Worker:
         self.folder = pathlib.Path(tempfile.mkdtemp(dir=self.root))
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=work, args=(other, *self.arguments, self.folder), daemon=True)
+        self.process = context.Process(target=work, args=(other, *self.arguments, self.folder))
         self.process.start()
         other.close()
         self.case: int | None = None

@@ -301,11 +301,10 @@ def workdirs(rng: Rng, folder: pathlib.Path) -> str:
     workdir = pathlib.Path(shutil.copytree(_template("run"), folder / "run"))
     path = _damage_one(rng, workdir)
     with contextlib.redirect_stderr(io.StringIO()):
-        if path.name == "metrics.jsonl":
-            read_rows(workdir)
-            MetricsLog(workdir, 1).close()
-            return "accepted"
         try:
+            if path.name == "metrics.jsonl" and path.exists():
+                read_rows(workdir)
+                MetricsLog(workdir, 1).close()
             state = restore(workdir)[1]
         except (UserError, RunError):
             return "refused"
@@ -469,6 +468,7 @@ def _command_line(rng: Rng) -> list[str]:
 def _without_training():
     """Replaces what takes minutes: training, compilation for other devices, and waiting for other processes."""
     import mmjax.planning.plan
+    import mmjax.prepare.runners
     import mmjax.processes.start
     import mmjax.runs.reproduction
     import mmjax.runs.run
@@ -482,6 +482,7 @@ def _without_training():
         (mmjax.runs.reproduction, "_run_check", lambda *arguments: True),
         (mmjax.planning.plan, "make_plan", stop),
         (mmjax.processes.start, "roll_call", stop),
+        (mmjax.prepare.runners, "visible_cores", lambda: 1),
     ]
     originals = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     environment, path = dict(os.environ), list(sys.path)

@@ -9,6 +9,7 @@ The variable MMJAX_TEST_KILL selects the moment; otherwise the command is unchan
     int:13      SIGINT, as by Ctrl-C, after step 13
     evaluate:10 SIGTERM after the first batch of the evaluation of step 10
     hang:input  waits for ever for the fifth batch; also hang:step, hang:evaluation and hang:save
+    hold:23     sleeps 0.1 s after each step, and after step 23 until it is killed
     pace:0.05   sleeps this many seconds after each step, so that another process can kill it
 
 With MMJAX_TEST_NOTES=FILE the process writes a line "STEP ROW ID" for each training example.
@@ -31,7 +32,7 @@ from mmjax.training import checkpoint, loop
 from mmjax.training.hooks import log
 
 WHEN, _, NUMBER = os.environ["MMJAX_TEST_KILL"].partition(":")
-PATIENCE = 60
+PATIENCE = 240
 SIGNALS = {"term": signal.SIGTERM, "int": signal.SIGINT}
 
 
@@ -51,6 +52,8 @@ def after_each_step() -> None:
             kill()
         if WHEN == "pace":
             time.sleep(float(NUMBER))
+        if WHEN == "hold":
+            time.sleep(PATIENCE if loop.step == int(NUMBER) else 0.1)
 
     checkpoint.CheckpointHook.after_step = after_step
 

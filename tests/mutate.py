@@ -145,8 +145,16 @@ def verdict(unchanged: int | None, mutated: int | None) -> str:
     return {0: "survived", 1: "caught", None: "timed out"}[mutated]
 
 
-def judge(mutations: Sequence[Mutation], results: pathlib.Path | None = None) -> dict[str, str]:
-    """Returns `{name: verdict}`, and prints each as it is found. Keeps verdicts in the file `results`, if given."""
+def judge(
+    mutations: Sequence[Mutation], results: pathlib.Path | None = None, check_unchanged: bool = True
+) -> dict[str, str]:
+    """Returns `{name: verdict}`, and prints each as it is found.
+
+    Args:
+      mutations: mutations to try.
+      results: file that keeps the verdicts, or None.
+      check_unchanged: run the tests on the unchanged copy first; else they count as passing there.
+    """
     for name in LIBRARIES:
         importlib.import_module(name)
     lines = results.read_text().splitlines() if results and results.exists() else []
@@ -160,7 +168,8 @@ def judge(mutations: Sequence[Mutation], results: pathlib.Path | None = None) ->
                 continue
             output = ""
             if mutation.tests not in unchanged:
-                unchanged[mutation.tests], output = copy.run(mutation.tests, programs)
+                run = copy.run if check_unchanged else lambda *_: (0, "")
+                unchanged[mutation.tests], output = run(mutation.tests, programs)
             began, status = time.monotonic(), None
             if unchanged[mutation.tests] == 0:
                 with copy.mutated(mutation):
@@ -181,6 +190,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("words", nargs="*", help="parts of names or files")
     parser.add_argument("--results", type=pathlib.Path, help="file of verdicts, one JSON object a line")
     parser.add_argument("--names", type=pathlib.Path, help="file with the exact names to try, one a line")
+    parser.add_argument("--passing", action="store_true", help="skip the tests of the unchanged copy, which pass")
     options = parser.parse_args(arguments)
     sys.path.insert(0, str(ROOT))
     from tests.test_mutations import MUTATIONS
@@ -190,7 +200,7 @@ def main(arguments: list[str]) -> int:
         names = options.names.read_text().splitlines()
         chosen = [mutation for mutation in chosen if mutation.name in names]
     began = time.monotonic()
-    verdicts = judge(chosen, options.results)
+    verdicts = judge(chosen, options.results, not options.passing)
     survivors = [mutation for mutation in chosen if verdicts[mutation.name] != "caught"]
     print(f"\ncaught {len(chosen) - len(survivors)} of {len(chosen)} in {(time.monotonic() - began) / 60:.1f} minutes")
     for mutation in survivors:

@@ -123,7 +123,7 @@ ROOMS = [
         "tasks/losses/pairs.py",
         "negatives >= best[None, :]",
         "negatives > best[None, :]",
-        tests("pairs", "ranks_count"),
+        tests("contrastive", "one_place"),
     ),
     # Batches and sampling.
     Mutation(
@@ -218,7 +218,7 @@ ROOMS = [
         "training/optim/schedules.py",
         "ratio = 0.01 if",
         "ratio = 0.1 if",
-        tests("schedules", "closed_form"),
+        tests("schedules", "exponential_schedule"),
     ),
     Mutation(
         "zero weights are clipped for ever",

@@ -310,7 +310,7 @@ class TestRecipe:
             env={**os.environ, "MMJAX_DATA": str(tmp_path), "MMJAX_CACHE": str(tmp_path / "cache")},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
         )
         assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
         assert "train-images-idx3-ubyte" in done.stderr and not (tmp_path / "run").exists()

@@ -307,11 +307,8 @@ def test_a_workdir_of_another_config_is_refused(capsys, tmp_path, copied_run, ov
 def test_a_number_of_steps_may_be_written_with_an_exponent(copied_run, tmp_path):
     assert main([*copied_run, "--config.train.steps=3e0"]) == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["steps"] == 3
-    recipe = tmp_path / "recipe.py"
-    text = recipe.read_text().replace(
-        "return config", "config.train.update(steps=4e0, batch_size=1.6e1)\n    return config"
-    )
-    recipe.write_text(text)
+    recipe, train = tmp_path / "recipe.py", "{'steps': 4e0, 'batch_size': 1.6e1, 'accumulate': 1e0, 'hooks': []}"
+    recipe.write_text(recipe.read_text().replace("return config", f"config.train = {train}; return config"))
     assert main(copied_run) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 4
     assert main(["evaluate", copied_run[-1], "--json"]) == 0

@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -65,23 +66,27 @@ def test_timing_excludes_the_first_step(modules, run):
 
 
 def test_a_slow_pipeline_shows_as_waiting_and_a_quick_one_does_not(modules, run, monkeypatch):
-    def slow(batch):
-        while True:
-            time.sleep(0.02)
-            yield batch
+    now, step = [0.0], run.step
 
-    def quick(batch):
+    def batches(seconds):
         while True:
-            yield batch
+            now[0] += seconds
+            yield run.batch
 
-    found = {}
-    for batches in (slow, quick):
-        monkeypatch.setattr(run, "batches", batches(run.batch))
-        found[batches] = modules["measurements"].steps_and_waiting(run, 12, in_a_round=6)
-    assert found[slow]["input_ms"] > 19 and found[slow]["real_over_same"] > 1.2 * found[quick]["real_over_same"]
-    assert found[quick]["input_share"] < 0.1 < found[slow]["input_share"]
-    assert found[slow]["step_ms"] <= found[slow]["step_ms_p90"]
-    assert found[slow]["examples_per_second"] == pytest.approx(4 / (found[slow]["step_ms"] / 1e3))
+    def step_of_10_ms(state, batch):
+        now[0] += 0.01
+        return step(state, batch)
+
+    monkeypatch.setattr(modules["measurements"], "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(run, "step", step_of_10_ms)
+    for wait in (0.02, 0.0):
+        monkeypatch.setattr(run, "batches", batches(wait))
+        found = modules["measurements"].steps_and_waiting(run, 12, in_a_round=6)
+        expected = {
+            "step_ms": 10, "step_ms_p90": 10, "examples_per_second": 4 / 0.01, "input_ms": 1e3 * wait,
+            "input_share": wait / (0.01 + wait), "real_over_same": (0.01 + wait) / 0.01,
+        }  # fmt: skip
+        assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
 def test_utilisation_is_the_models_flops_over_the_time_and_the_peak(modules, experiment, monkeypatch):
@@ -100,7 +105,7 @@ def test_compiling_is_noticed_and_only_inside_the_block(modules):
     with modules["measurements"].compile_seconds() as seconds:
         jax.block_until_ready(jax.jit(lambda x: x * 3 + np.float32(time.time() % 1))(np.ones(7)))
     before = dict(seconds)
-    assert all(value > 0 for value in before.values()) and sum(before.values()) < 30
+    assert all(value > 0 for value in before.values())
     jax.block_until_ready(jax.jit(lambda x: x * 5 + np.float32(time.time() % 1))(np.ones(7)))
     assert seconds == before
 

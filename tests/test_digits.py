@@ -102,7 +102,7 @@ class TestCache:
 
     def test_concurrent_processes_prepare_once_and_read_the_same(self, tmp_path):
         processes = [run(self.WRITE, tmp_path / "data", tmp_path / "log", 1.0) for _ in range(3)]
-        results = {process.communicate(timeout=60)[0] for process in processes}
+        results = {process.communicate(timeout=240)[0] for process in processes}
         assert len(results) == 1 and results.pop().startswith("whole sum")
         assert (tmp_path / "log").read_text() == "w"
 
@@ -115,7 +115,7 @@ class TestCache:
         process.wait()
         assert not (tmp_path / "data").exists()
         again = run(self.WRITE, tmp_path / "data", tmp_path / "log", 0)
-        assert again.communicate(timeout=60)[0].startswith("whole sum")
+        assert again.communicate(timeout=240)[0].startswith("whole sum")
         assert not list(tmp_path.glob("*.partial"))
 
     def test_a_folder_that_cannot_be_made_is_a_user_error(self, tmp_path):
@@ -134,7 +134,7 @@ class TestCache:
 def test_the_table_of_datasets_imports_quickly():
     slow = ("grain", "tensorflow_datasets", "sklearn")
     code = f"import sys, mmjax.datasets; print([m for m in {slow} if m in sys.modules])"
-    assert run(code).communicate(timeout=60)[0].strip() == "[]"
+    assert run(code).communicate(timeout=240)[0].strip() == "[]"
     assert DATASETS["digits"] is Digits
 
 
@@ -330,7 +330,7 @@ class TestDigits:
             "print(digits.checksum, len(digits.source('train')))"
         )
         processes = [run(code, tmp_path) for _ in range(2)]
-        results = [process.communicate(timeout=120)[0].split() for process in processes]
+        results = [process.communicate(timeout=240)[0].split() for process in processes]
         assert results == [[datasets["matched"].checksum, "4000"]] * 2
         folder = tmp_path / "digits" / "matched"
         assert sorted(path.name for path in folder.iterdir()) == ["1.0.0", "1.0.0.lock"]

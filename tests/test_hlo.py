@@ -15,7 +15,7 @@ from mmjax.planning.kernels import CompiledCycles, count_kernel_calls
 from mmjax.planning.memory import live_at_peak, read_memory
 from mmjax.planning.roofline import instruction_flops
 from mmjax.planning.schedule import simulate_step
-from tests.compiled import compile_on, execution_counts, topology_mesh
+from tests.compiled import compile_on, execution_counts, pallas_product, topology_mesh
 
 WIDTH = 512
 
@@ -150,26 +150,8 @@ def test_memory_is_that_of_the_compiler():
     ],
 )
 def test_a_kernel_takes_its_static_cycles_or_the_time_of_its_bytes(compiled, source):
-    from jax.experimental import pallas
-
     size, parts = 1024, 4
-
-    def kernel(x, w, out):
-        out[...] = jnp.dot(x[...], w[...], preferred_element_type=jnp.float32)
-
-    def product(x, w):
-        return pallas.pallas_call(
-            kernel,
-            name="product",
-            out_shape=jax.ShapeDtypeStruct((size, size), "float32"),
-            grid=(parts,),
-            in_specs=[
-                pallas.BlockSpec((size // parts, size), lambda i: (i, 0)),
-                pallas.BlockSpec((size, size), lambda i: (0, 0)),
-            ],
-            out_specs=pallas.BlockSpec((size // parts, size), lambda i: (i, 0)),
-        )(x, w)
-
+    product = pallas_product(size, parts)
     mesh, chip = topology_mesh("v5e:1x1", data=1), CHIPS["TPU v5 lite"]
     argument = ((size, size), "bfloat16", ())
     _, module = compile_on(mesh, product, argument, argument)

@@ -24,6 +24,7 @@ from mmjax.planning.kernels import CompiledCycles, Kernel, KernelCost, count_ker
 from mmjax.planning.plan import KernelSummary
 from mmjax.planning.report import kernel_line
 from mmjax.sharding import MeshConfig, make_mesh
+from tests.compiled import product_kernel
 
 
 def attention_kernels(tokens: int, batch: int = 32, heads: int = 16, depth: int = 64) -> list[Kernel]:
@@ -89,30 +90,6 @@ def test_bundles_count_as_often_as_their_loops_run(trips, bundles):
 
 def test_a_listing_without_loops_has_no_count():
     assert executed_bundles("   0x1   :  { %2 = vsyncpa [#allocation3], 0 }\n", (4,)) == 0
-
-
-def product_kernel(size: int = 512, parts: int = 4, name: str = "product", code=lambda x: x) -> Kernel:
-    from jax.experimental import pallas
-
-    def kernel(x, w, out):
-        out[...] = code(jnp.dot(x[...], w[...], preferred_element_type=jnp.float32))
-
-    def product(x, w):
-        return pallas.pallas_call(
-            kernel,
-            name=name,
-            out_shape=jax.ShapeDtypeStruct((size, size), "float32"),
-            grid=(parts,),
-            in_specs=[
-                pallas.BlockSpec((size // parts, size), lambda i: (i, 0)),
-                pallas.BlockSpec((size, size), lambda i: (0, 0)),
-            ],
-            out_specs=pallas.BlockSpec((size // parts, size), lambda i: (i, 0)),
-        )(x, w)
-
-    shape = jax.ShapeDtypeStruct((size, size), "bfloat16")
-    (found,) = count_kernel_calls(jax.make_jaxpr(product)(shape, shape).jaxpr)
-    return found
 
 
 def test_a_product_compiled_in_a_child_takes_no_less_than_the_matrix_units_need():

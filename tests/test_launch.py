@@ -108,7 +108,7 @@ def test_the_slurm_script_saves_and_requeues_at_the_time_limit(tmp_path):
     started = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     assert started.stdout.readline() == "started\n"
     started.send_signal(signal.SIGUSR1)
-    assert started.communicate(timeout=60)[0].splitlines() == REQUEUED
+    assert started.communicate(timeout=240)[0].splitlines() == REQUEUED
     assert started.returncode == 0
 
 
@@ -116,7 +116,7 @@ def test_the_slurm_script_requeues_at_a_time_limit_during_the_start_of_srun(tmp_
     # srun signals its parent, the script, before the script knows srun's pid.
     early = 'kill -USR1 $PPID\n trap "echo saved; exit 0" TERM; echo $$ > task; while true; do sleep 0.02; done'
     words, environment = slurm(tmp_path, srun=early, scancel=SCANCEL, scontrol='echo scontrol "$@"')
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.stdout.splitlines() == REQUEUED and done.returncode == 0, done.stderr
 
 

@@ -96,6 +96,16 @@ def test_batches_depend_on_the_step_alone(sizes, data, batch_size, seed, step):
         np.testing.assert_array_equal(joined, all_rows)
 
 
+def test_quotas_of_thirds_are_rounded_to_the_nearest_and_positions_follow_them():
+    groups = {"a": np.arange(3), "b": np.arange(3, 9)}
+    sampler = MixtureSampler(groups, {"a": [(0, 1.0)], "b": [(0, 2.0)]}, 4, 0)
+    assert [tuple(sampler.quotas(step).values()) for step in range(6)] == [(1, 3), (2, 2), (1, 3)] * 2
+    epochs = [sampler(step, np.arange(4)) for step in range(3)]
+    records, numbers = (np.concatenate(each) for each in zip(*epochs, strict=True))
+    # Of four positions in "a", the last begins epoch 1; of eight in "b", the last two do.
+    assert sorted(numbers[records < 3]) == [0, 0, 0, 1] and sorted(numbers[records >= 3]) == [0] * 6 + [1] * 2
+
+
 def test_groups_are_mixed_within_a_batch():
     order, found = sampled(), []
     for step in range(20):

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -292,6 +291,8 @@ def at_step(monkeypatch, step: int, action) -> None:
 
     def after_step(self, loop):
         if loop.step == step:
+            # Saves are asynchronous; a deletion beside one that still writes has no certain result.
+            self.checkpoints.wait()
             action()
         original(self, loop)
 

@@ -236,7 +236,7 @@ def test_a_ranking_is_one_line_a_plan_however_narrow_the_terminal_and_ends_with_
 
 
 @pytest.mark.parametrize(
-    ("needs", "answer"),
+    ("needs", "answer", "compiled"),
     [
         # GiB of activations with no, partial and full rematerialisation; the first change that fits 16 GiB; and the
         # number of compiled changes.

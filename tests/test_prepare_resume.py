@@ -43,8 +43,28 @@ def source(tmp_path_factory) -> pathlib.Path:
     return folder / "data.csv"
 
 
-def start(source: pathlib.Path, output: pathlib.Path, workers: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "mmjax", "prepare", f"--source={source}", f"--output={output}"]
+KILLED_AFTER_TWO_SHARDS = """
+import os, signal, sys
+from mmjax.__main__ import main
+from mmjax.prepare import shards
+
+replace, left = os.replace, 2
+
+def replace_and_count(source, target):
+    global left
+    replace(source, target)
+    left -= str(target).endswith(".json") and target.parent.name == "shards"
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+shards.os.replace = replace_and_count
+sys.exit(main())
+"""
+
+
+def start(source: pathlib.Path, output: pathlib.Path, workers: int, code: str = "") -> subprocess.Popen:
+    program = ["-c", code] if code else ["-m", "mmjax"]
+    command = [sys.executable, *program, "prepare", f"--source={source}", f"--output={output}"]
     # Small shards, so that there are many to interrupt.
     command += [f"--workers={workers}", "--set", "shard_megabytes=0.2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -98,16 +118,11 @@ def test_a_preparation_killed_at_a_random_moment_resumes_to_the_same_bytes(sourc
 
 def test_finished_shards_are_not_written_again(source, undisturbed, tmp_path):
     output = tmp_path / "data"
-    process = start(source, output, 1)
+    assert start(source, output, 1, KILLED_AFTER_TWO_SHARDS).wait() == -signal.SIGKILL
     shards = tmp_path / "data.partial" / "work" / "shards"
-    while process.poll() is None and len(list(shards.glob("*.json")) if shards.exists() else []) < 2:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    before = {path.name: path.stat().st_ino for path in shards.glob("*.json")}
     examined = list((tmp_path / "data.partial" / "work" / "examined").iterdir())
-    assert before and len(examined) == -(-(ROWS + 7) // 64)
     marks = {path: path.with_suffix("").stat().st_ino for path in shards.glob("*.json")}
+    assert len(marks) == 2 and len(examined) == -(-(ROWS + 7) // 64)
     assert start(source, output, 1).wait() == 0
     for path, inode in marks.items():
         assert (output / path.with_suffix("").name).stat().st_ino == inode

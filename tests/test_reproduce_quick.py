@@ -15,7 +15,6 @@ from mmjax.__main__ import main
 from mmjax.config import build
 from mmjax.runs.reproduction import find_experiments, is_checked_by_script
 from mmjax.runs.reproduction_config import ReproductionConfig
-from tests.digit_files import write_images, write_recordings
 from tests.test_digits import speech_is_installed
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -25,40 +24,41 @@ SOME = {"choice": ["everything", "half the channels"]}
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, digits_cache, compiled) -> pathlib.Path:
-    """Folder with raw digits and the table of experiment 04."""
+def project(tmp_path_factory, compiled) -> pathlib.Path:
+    """Folder with the table of experiment 04."""
     folder = tmp_path_factory.mktemp("project")
-    write_images(folder / "raw", 12)
-    write_recordings(folder / "raw" / "recordings", ["george", "jackson", "lucas", "yweweler"])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     script = ROOT / "experiments" / "04_mixture" / "tumours.py"
     subprocess.run([sys.executable, script], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
     return folder
 
 
-@pytest.fixture
-def in_project(monkeypatch, project, digits_cache):
-    monkeypatch.chdir(project)
-    monkeypatch.setenv("MMJAX_CACHE", str(digits_cache))
-    monkeypatch.setenv("MMJAX_DATA", str(project / "raw"))
+def read_config(folder: pathlib.Path) -> ReproductionConfig:
+    return build(ReproductionConfig, json.loads((folder / "experiment.json").read_text()), "")
 
 
-def cases():
-    for folder in EXPERIMENTS:
-        if not is_checked_by_script(folder):
-            name = str(folder.relative_to(ROOT / "experiments"))
-            yield pytest.param(folder, SOME.get(folder.name, []), id=name)
-            if folder.name in SOME:
-                yield pytest.param(folder, [], id=f"all of {name}", marks=pytest.mark.slow)
+TRAINED = [folder for folder in EXPERIMENTS if not is_checked_by_script(folder)]
+
+
+def quick_cells() -> list:
+    """The arms of all experiments that run by default."""
+    return [cell for folder in TRAINED if folder.name not in SOME for cell in read_config(folder).cells]
+
+
+def cases() -> list:
+    names = {folder: str(folder.relative_to(ROOT / "experiments")) for folder in TRAINED}
+    some = [pytest.param(folder, SOME.get(folder.name, []), id=name) for folder, name in names.items()]
+    slow = [folder for folder in TRAINED if folder.name in SOME]
+    return some + [pytest.param(each, [], id=f"all of {names[each]}", marks=pytest.mark.slow) for each in slow]
 
 
 @speech_is_installed
 @pytest.mark.parametrize(("folder", "arms"), cases())
-def test_all_parts_of_every_experiment_run(in_project, capsys, tmp_path, folder, arms):
+def test_all_parts_of_every_experiment_run(digits_folder, capsys, tmp_path, folder, arms):
     flags = [f"--workdir={tmp_path}", *(f"--arms={arm}" for arm in arms)]
     code = main(["reproduce", str(folder), "--quick", *flags])
     out = capsys.readouterr().out
-    config = build(ReproductionConfig, json.loads((folder / "experiment.json").read_text()), "")
+    config = read_config(folder)
     count = len(arms or config.arms or [""])
     assert f"all {count} parts run; the record has the same entries" in out and code == 0, out
     trained = [json.loads(path.read_text()) for path in tmp_path.rglob("config.json")]
@@ -67,7 +67,7 @@ def test_all_parts_of_every_experiment_run(in_project, capsys, tmp_path, folder,
 
 
 @speech_is_installed
-def test_a_record_with_other_entries_is_reported(in_project, capsys, tmp_path):
+def test_a_record_with_other_entries_is_reported(digits_folder, capsys, tmp_path):
     folder = tmp_path / "experiments" / "01_digits"
     shutil.copytree(ROOT / "experiments" / "01_digits", folder)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")

@@ -67,12 +67,15 @@ class Runner:
         return process.returncode, output
 
     def run_and_kill_at_row(self, step: int, checkpoint: int) -> tuple[int, str]:
-        """Kills from outside, once metrics.jsonl has a row of `step` or later, and the checkpoint exists."""
+        """Kills from outside, once metrics.jsonl has a row of `step` or later, and the checkpoint exists.
+
+        The run stops before it deletes this checkpoint or ends.
+        """
         path = self.workdir / "metrics.jsonl"
         # Rows of an earlier process remain until this one replaces the file.
         old = path.stat().st_ino if path.exists() else None
         began = time.monotonic()
-        with self.start("pace:0.1") as process:
+        with self.start(f"hold:{min(checkpoint + 15, 27)}") as process:
             end = time.monotonic() + PATIENCE
             while process.poll() is None and time.monotonic() < end:
                 new = path.exists() and path.stat().st_ino != old

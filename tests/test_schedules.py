@@ -139,3 +139,8 @@ def test_schedules_that_a_longer_run_stretches_are_named_with_their_values():
 )
 def test_schedules_that_stay_are_not_named(old, new):
     assert schedule_changes(old, new, 20) == []
+
+
+def test_an_exponential_schedule_by_default_ends_at_a_hundredth_of_its_peak():
+    schedule = make_schedule({"kind": "exponential", "peak": 2.0}, "schedule", 100)
+    assert [float(schedule(step)) for step in (0, 50, 100, 300)] == pytest.approx([2.0, 0.2, 0.02, 0.02], rel=1e-5)

@@ -72,7 +72,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 def run(flags: absl_flags.FlagValues, arguments: list[str]) -> None:
     """Prints the plan and, on request, the result of the search."""
     for name in ("examples", "price", "remedy_minutes", "search_minutes"):
-        value = flags[name].value
+        value: Any = flags[name].value
         if value is not None and not math.isfinite(value):
             raise UserError(f"--{name}", f"{value} is not finite", "give a finite number")
     if flags.price is not None and flags.examples is None:

@@ -25,7 +25,7 @@ FORMATS = (
 )
 """Image formats that are read, by their names in Pillow. Others are not images (EPS starts a program), or are rare."""
 
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 80_000_000
 """Maximum number of pixels of an image, or a quarter of it at more than 8 bits: a file of some kilobytes may declare
 more pixels than fit into memory."""
 
@@ -213,8 +213,7 @@ class Image:
         if raw.ndim == 2:
             raw = raw[..., None]
         if raw.shape[2] in (2, 4):
-            colour, alpha = raw[..., :-1].astype(np.float32), raw[..., -1:].astype(np.float32) / 255
-            raw = np.rint(colour * alpha + 255 * (1 - alpha)).astype(np.uint8)
+            raw = blend_onto_white(raw)
         if raw.shape[2] == 1:
             raw = raw[..., 0]
         if self.config.background == "dark" and _mean(border_colour(raw)) > 127:
@@ -304,6 +303,18 @@ def check_pixels(image: PIL.Image.Image) -> None:
     limit = MAX_PIXELS // 4 if is_deep(image) else MAX_PIXELS
     if image.width * image.height > limit:
         raise ValueError(f"too large: {image.width} x {image.height} pixels are more than {limit:,}")
+
+
+def blend_onto_white(pixels: np.ndarray) -> np.ndarray:
+    """Blends uint8 [H, W, colours + alpha] onto white, to [H, W, colours]."""
+    blended = np.empty((*pixels.shape[:2], pixels.shape[2] - 1), np.uint8)
+    # In blocks of rows, since floats of all pixels take many times the memory of a large image.
+    step = max(1, 2**20 // pixels[0].size)
+    for start in range(0, len(pixels), step):
+        part = pixels[start : start + step].astype(np.float32)
+        alpha = part[..., -1:] / 255
+        blended[start : start + step] = np.rint(part[..., :-1] * alpha + 255 * (1 - alpha))
+    return blended
 
 
 def is_deep(image: PIL.Image.Image) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
@@ -123,7 +124,7 @@ def _load_tokenizer(name: str) -> tuple[Callable[[str], list[int]], int]:
     path = user_path(name)
     if path.suffix not in (".json", ".model"):
         raise ValueError(f"unknown tokenizer {name!r}; give 'bytes' or the path of a .json or .model file")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"tokenizer file {name!r} does not exist; give the path of a .json or .model file")
     return _load_hugging_face(path) if path.suffix == ".json" else _load_sentencepiece(path)
 

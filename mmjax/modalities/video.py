@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Annotated
 
 import numpy as np
@@ -66,7 +67,7 @@ class Video:
         """
         try:
             folder = user_path(argument)
-            if folder.is_dir():
+            if os.path.isdir(folder):
                 paths = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
                 files = ((path.name, read_bytes(str(path), where, _REMEDY)) for path in paths)
                 return as_stored(clip_from_images(files))

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mmjax.modalities.image import blend_onto_white
+
 _BLOCK = 1 << 18
 """Pixels per block."""
 
@@ -20,11 +22,7 @@ def to_rgb(pixels: np.ndarray) -> np.ndarray:
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     if channels in (1, 3):
         return np.broadcast_to(pixels.reshape(*pixels.shape[:2], channels), (*pixels.shape[:2], 3))
-    rgb = np.empty((*pixels.shape[:2], 3), np.uint8)
-    for block, target in zip(_blocks(pixels), _blocks(rgb), strict=True):
-        alpha = block[..., -1:].astype(np.float32) / 255
-        target[:] = np.rint(block[..., :-1] * alpha + 255 * (1 - alpha))
-    return rgb
+    return to_rgb(blend_onto_white(pixels))
 
 
 def mean_and_std(pixels: np.ndarray) -> tuple[float, float]:

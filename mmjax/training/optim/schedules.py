@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -150,7 +151,7 @@ def make_schedule(section: Any, where: str, steps: int) -> Schedule:
         does not return finite numbers.
     """
     if isinstance(section, (int, float)) and not isinstance(section, bool):
-        if not 0 <= section < math.inf:
+        if not 0 <= section <= sys.float_info.max:
             raise UserError(where, f"{section!r} is out of range", "give a finite number of at least 0")
         return optax.constant_schedule(float(section))
     if not hasattr(section, "items"):
