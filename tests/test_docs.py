@@ -124,6 +124,8 @@ def prepared(tmp_path_factory) -> pathlib.Path:
         "inputs": {"picture": "image", "caption": "text"},
         "targets": {"digit": {"kind": "label", "classes": ["0", "1"]}},
         "splits": {"train": {"examples": 9}, "test": {"examples": 9}},
+        "shards": {"train": [], "test": []},
+        "checksum": "",
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "statistics.json").write_text(json.dumps({"train": {"columns": columns}}))

@@ -330,7 +330,7 @@ def test_a_mixture_is_packed_by_the_measures_that_all_datasets_have():
     ids = np.concatenate([pipe.batch_at("train", 32, step).ids for step in range(20)])
     of_two = (ids[ids >= 0] % 68 >= 61).mean()
     assert pipe.broken == {"train": set()} and 0.7 < of_two < 0.8
-    of["two"]["known"] = False
+    datasets["two"]["known"] = False
     mixture = make_dataset({"name": "mixture", "datasets": datasets}, PartConfig)[1]
     with pytest.raises(UserError, match="data.packing: the index of split 'train' has no column 'picture/height'"):
         packing.planned_lengths(mixture, "train", len(mixture.source("train")))
