@@ -175,7 +175,7 @@ class TestMixture:
         "of, said",
         [
             ({}, "data: datasets is empty; name at least one dataset"),
-            ({"a/b": {"name": "words"}}, "data: of has a dataset named 'a/b'; use a non-empty name without a slash"),
+            ({"a/b": {"name": "words"}}, "data: a dataset is named 'a/b'; use a non-empty name without a slash"),
             ({"a": {"name": "wrods"}}, "data.datasets.a.name: unknown dataset 'wrods'; did you mean 'words'?"),
             ({"a": {"name": "words", "sizes": 3}}, "data.datasets.a.sizes: unknown key 'sizes'; did you mean 'size'?"),
             (
