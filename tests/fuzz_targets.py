@@ -481,7 +481,7 @@ def _without_training():
         (mmjax.runs.reproduction, "train_all", stop),
         (mmjax.runs.reproduction, "_run_check", lambda *arguments: True),
         (mmjax.planning.plan, "make_plan", stop),
-        (mmjax.processes.start, "roll_call", stop),
+        (mmjax.processes.start, "connected", stop),
         (mmjax.prepare.runners, "visible_cores", lambda: 1),
     ]
     originals = [(module, name, getattr(module, name)) for module, name, _ in replaced]

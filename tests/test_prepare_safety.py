@@ -292,16 +292,16 @@ def test_recordings_above_the_limit_are_refused(tmp_path, monkeypatch, form, sub
     monkeypatch.setattr("mmjax.modalities.recordings.MAX_VALUES", 5000)
     monkeypatch.setattr("mmjax.modalities.recordings._BLOCK", 1000)
     subtype = "VORBIS" if form == "OGG" else subtype
-    for frames, good in ((2500, True), (2501, False), (10_000_000, False)):
+    # Ten million samples of FLAC take some kilobytes. The Vorbis encoder of libsndfile crashes on as many at once.
+    sizes = [2500, 2501, *([10_000_000] if form == "FLAC" else [])]
+    for frames in sizes:
         buffer = io.BytesIO()
         soundfile.write(buffer, np.zeros((frames, 2), np.int16), 8000, format=form, subtype=subtype)
-        if good:
+        if frames == 2500:
             assert KINDS["audio"]().decode(File("x", buffer.getvalue()))[0].size == 5000
         else:
             refuses("audio", "x", buffer.getvalue(), "longer than 5,000 samples x channels", tmp_path)
-        if form != "FLAC":
-            continue
-        assert len(buffer.getvalue()) < 200_000  # ten million samples in some kilobytes
+        assert form != "FLAC" or len(buffer.getvalue()) < 200_000
 
 
 @pytest.mark.parametrize("rate", [0, 1_000_001, 4_294_967_168])
