@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -27,6 +28,10 @@ if not os.environ.get("JAX_PLATFORMS", "").startswith(("cuda", "gpu")):
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK_FLAGS}"
     )
 set_thread_count(os.environ)
+
+# A shell ignores SIGINT in commands that it starts in the background, and programs started by the tests would, too.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class ByPart(LoadFileScheduling):
