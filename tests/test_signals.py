@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -46,6 +47,10 @@ def start(program: str, *words: object) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
+    # A process that misses its signal would be waited for without end.
+    timer = threading.Timer(4 * PATIENCE, process.kill)
+    timer.daemon = True
+    timer.start()
     assert process.stdout.readline() == "ready\n", process.stderr.read()
     return process
 

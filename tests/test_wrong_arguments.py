@@ -55,7 +55,7 @@ def folder(tmp_path, monkeypatch) -> pathlib.Path:
         (("prepare", "--config=a\0b.py"), "contains a null byte"),
         (("plan", "--config=recipe.py", "--examples=nan"), "--examples: nan is not finite"),
         (("plan", "--config=recipe.py", "--topology=v5e:2x2", "--num_slices=1000000000"), "range [1, 4096]"),
-        (("plan", "--config=recipe.py", f"--batch_per_chip={DIGITS}"), "train.batch_size: 999"),
+        (("plan", "--config=recipe.py", f"--batch_per_chip={DIGITS}"), "train.batch_size: 7999"),
         (("plan", "--config=recipe.py", "--" + "[" * 3000), "the name of a flag has more than 200 characters"),
         (("evaluate", "--workdir=/proc/x"), "contains no run"),
         (("evaluate", f"--workdir={LONG}"), "contains no run"),
