@@ -55,7 +55,7 @@ SMALL: dict[str, Any] = {
 """Sizes for fields of these names, where a part has them and they are numbers of the same form."""
 
 TOLERANCE = 1e-5
-"""Of each leaf's largest gradient, in float32 with matmul precision "highest"."""
+"""Tolerance relative to each leaf's largest gradient, in float32 with matmul precision "highest"."""
 
 MESHES = {
     "slice=8": MeshConfig(slice=8, data=1),

@@ -101,7 +101,7 @@ def test_embeddings_that_are_not_finite_find_no_partner():
     task = contrastive(recall_at=(1, 4))
     assert finalise(task.metrics((same, same), batch))["recall@1"] == 1.0
     assert finalise(task.metrics((same.at[1].set(jnp.nan), same), batch))["recall@1"] == 0.75
-    # Of 4 examples, every finite embedding is among the first 4.
+    # Recall at 4 of 4 examples is 1 for every finite embedding.
     assert finalise(task.metrics((same, same[::-1]), batch))["recall@4"] == 1.0
     row = finalise(task.metrics((same * jnp.nan, same * jnp.nan), batch))
     assert row["recall@1"] == row["recall@4"] == 0.0

@@ -105,7 +105,7 @@ def test_nothing_is_suspected_where(case):
 
 @pytest.mark.parametrize("mislabelled", [0, 20])
 def test_no_label_is_suspected_where_classes_overlap(mislabelled):
-    """Where classes overlap, a row inside another class may be correct: half of the reports would be wrong."""
+    """Overlapping classes: a row inside another class may be correct, so half of the reports would be wrong."""
     draws = np.random.default_rng(4)
     truth = np.arange(400) % 4
     features = draws.normal(size=(400, 4)) + 2 * np.eye(4)[truth]

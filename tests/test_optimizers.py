@@ -371,7 +371,7 @@ def test_gradients_are_clipped_to_a_global_norm():
 
 
 def test_the_moving_average_is_its_closed_form_after_1000_steps():
-    """With gradient 1 and SGD, parameters fall by the rate each step; the EMA decay grows from 0.1 to its cap."""
+    """Gradient 1 with SGD: parameters fall by the rate each step; the EMA decay grows from 0.1 to its cap."""
     cap, rate, steps = 0.98, 0.01, 1000
 
     class Objective:

@@ -102,7 +102,7 @@ def test_quotas_of_thirds_are_rounded_to_the_nearest_and_positions_follow_them()
     assert [tuple(sampler.quotas(step).values()) for step in range(6)] == [(1, 3), (2, 2), (1, 3)] * 2
     epochs = [sampler(step, np.arange(4)) for step in range(3)]
     records, numbers = (np.concatenate(each) for each in zip(*epochs, strict=True))
-    # Of four positions in "a", the last begins epoch 1; of eight in "b", the last two do.
+    # Epoch 1 begins with the last of four positions in "a", and with the last two of eight in "b".
     assert sorted(numbers[records < 3]) == [0, 0, 0, 1] and sorted(numbers[records >= 3]) == [0] * 6 + [1] * 2
 
 

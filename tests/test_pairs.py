@@ -22,7 +22,7 @@ MESHES = {
     "slice=2 x fsdp=2 x tensor=2": MeshConfig(slice=2, data=1, fsdp=2, tensor=2),
 }
 TOLERANCE = 2e-6
-"""Of the largest value: float32 sums of 16 numbers."""
+"""Tolerance relative to the largest value, for float32 sums of 16 numbers."""
 
 
 def make_pairs(kind: str):

@@ -209,7 +209,7 @@ def test_a_search_plans_nothing_twice_and_takes_a_larger_batch_that_fits_with_le
     assert overrides["train.batch_size"] == best.batch_size == 32
     assert overrides["model.encoders.text.rematerialise"] == "dots_except_mlp" and best.mesh["data"] == 8
     assert len(set(tried)) == len(tried) == len(ranking) > 5
-    # Where memory suffices, rematerialisation is tried only for a larger batch.
+    # Enough memory: the search tries rematerialisation only for a larger batch.
     assert not any(how in ("dots_except_mlp", "full") and times == 1 for how, times, *_ in tried)
 
 

@@ -21,7 +21,7 @@ from mmjax.evaluation.predictor import Predictor, read_inputs
 from mmjax.runs.run import restore
 
 ENOUGH = 8
-"""Of ten examples; the model's accuracy on each input alone is above 0.95."""
+"""Minimum of correct predictions in ten; the model's accuracy on each input alone is above 0.95."""
 
 
 def write_wav(path: pathlib.Path, samples: np.ndarray, rate: int, bits: int) -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""From raw files to shards: sources, kinds of columns, checks, splits, and messages."""
+"""Preparation of raw files as shards: sources, kinds of columns, checks, splits, and messages."""
 
 from __future__ import annotations
 
