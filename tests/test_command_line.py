@@ -228,7 +228,7 @@ def test_doctor_reports_versions_devices_and_what_is_missing(tmp_path):
     assert set(report["extras"]) == set(declared)
     assert set(report["missing"]) == {extra for extra, installed in report["extras"].items() if not installed}
     table = subprocess.run(command, capture_output=True, text=True, env=environment).stdout
-    assert "python" in table and "data folder" in table and "device" in table
+    assert "python" in table and "data folder" in table and "device" in table and "[/" not in table
     assert all(f"extra {extra}" in table for extra in declared)
 
 

@@ -160,15 +160,14 @@ def _gibibytes(count: int | None) -> str:
 
 def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.markup import escape
 
     from mmjax.reporting.overview import print_key_values
 
     values = {"python": report["python"]}
-    values |= {package: version or "[red]not installed[/red]" for package, version in report["versions"].items()}
+    values |= {package: version or "not installed" for package, version in report["versions"].items()}
     values["git commit"] = report["git_commit"] or "unknown"
     if report["devices_error"]:
-        values["devices"] = f"[red]{report['devices_error']}[/red]"
+        values["devices"] = report["devices_error"]
     for index, device in enumerate(report["devices"]):
         shared = device["memory_bytes"] is None and device["platform"] == "cpu"
         memory = "the host's memory" if shared else _gibibytes(device["memory_bytes"])
@@ -181,7 +180,7 @@ def _print_table(report: dict[str, Any]) -> None:
     values["MMJAX_CACHE"] = data["MMJAX_CACHE"] or "not set; using the default data folder"
     for extra, installed in report["extras"].items():
         lacking = f"not installed: {', '.join(report['missing'].get(extra, []))}"
-        values[f"extra {extra}"] = "[green]installed[/green]" if installed else escape(lacking)
+        values[f"extra {extra}"] = "installed" if installed else lacking
     console = Console(soft_wrap=True, highlight=False)
     print_key_values(console, "mmjax doctor", values)
     for line in report["advice"]:
